@@ -1,0 +1,87 @@
+"""What every benchmark needs: the machine in words, memory as it is used, results as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import faiss
+import torch
+
+import spade_faiss
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine and the libraries."""
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    memory = next((int(line.split()[1]) // 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "avx512": any("avx512f" in line for line in _lines("/proc/cpuinfo") if line.startswith("flags")),
+        "memory_gib": memory,
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "faiss": faiss.__version__,
+        "spade_faiss": spade_faiss.__version__,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def resident_mib() -> float:
+    """Return the resident memory of this process now, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class PeakMemory:
+    """Sample the resident memory while a block runs; `above` is its peak over the start, in MiB."""
+
+    def __enter__(self) -> PeakMemory:
+        self._start = self._peak = resident_mib()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self._peak = max(self._peak, resident_mib())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def above(self) -> float:
+        return self._peak - self._start
+
+    @property
+    def peak(self) -> float:
+        return self._peak
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Print a result, and write it with the machine's description to benchmarks/results/NAME.json."""
+    result = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), **result}
+    text = json.dumps(result, indent=1)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")

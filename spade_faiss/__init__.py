@@ -1,0 +1,64 @@
+"""spade-faiss: SPADE anomaly detection whose cost hardly depends on how many normal images there are.
+
+From an image to its anomaly map: images -> features -> gallery (shards, image_index) -> patch_search -> scoring, put
+together in detector.
+
+Letters for shapes, here and throughout: B images of a batch, N normal images, K neighbours, L levels, (h, w) grid of a
+level, c channels, d dimensions of an image feature, (H, W) pixels of an image. Every distance is squared L2.
+"""
+
+from .detector import Detection, Detector, Neighbours
+from .errors import (
+    CorruptGalleryError,
+    DeviceError,
+    FeatureError,
+    GalleryError,
+    GalleryLockedError,
+    GalleryNotFoundError,
+    ImageError,
+    KeyConflictError,
+    NotEnoughImagesError,
+    OptionError,
+    SpadeError,
+    SpecMismatchError,
+    WeightsError,
+)
+from .features import Extractor, ExtractorSpec, Features, load_extractor
+from .gallery import Gallery, Problem
+from .ingest import IngestReport, Skipped
+from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
+from .patch_search import search_patches
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CorruptGalleryError",
+    "Detection",
+    "Detector",
+    "DeviceError",
+    "Extractor",
+    "ExtractorSpec",
+    "FeatureError",
+    "FeatureOptions",
+    "Features",
+    "Gallery",
+    "GalleryError",
+    "GalleryLockedError",
+    "GalleryNotFoundError",
+    "ImageError",
+    "IndexOptions",
+    "IngestReport",
+    "KeyConflictError",
+    "Neighbours",
+    "NotEnoughImagesError",
+    "OptionError",
+    "Problem",
+    "ScoreOptions",
+    "SearchOptions",
+    "Skipped",
+    "SpadeError",
+    "SpecMismatchError",
+    "WeightsError",
+    "load_extractor",
+    "search_patches",
+]

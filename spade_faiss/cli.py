@@ -1,0 +1,317 @@
+"""The command line: parse, call, print.
+
+Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 it could not be done, 2 wrong usage,
+3 done but some inputs were skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import __version__
+from .errors import ImageError, SpadeError
+from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
+from .gallery import Gallery
+from .images import find_images
+from .ingest import IngestReport, Skipped, estimate
+from .options import DEFAULT_K, MIB, FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
+from .results import ResultFolder, as_json, colour_scale, query_sources, write_skipped
+
+EXIT_SKIPPED = 3
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.4 on
+    name = "PX|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        parts = str(value).lower().split("x")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+            self.fail(f"expected pixels, as 224 or 224x448 (height x width), found {value!r}", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
+_gallery = click.argument("gallery", type=click.Path(path_type=Path))
+_sources = click.argument("sources", type=click.Path(path_type=Path), nargs=-1, required=True)
+_quiet = click.option("--quiet", is_flag=True, help="No progress and no notes on stderr.")
+_json = click.option("--json", "as_lines", is_flag=True, help="Print JSON, for a program to read.")
+_strict = click.option("--strict", is_flag=True, help="Stop at the first image that cannot be taken.")
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+_network = _options(
+    click.option(
+        "--weights", type=click.Path(path_type=Path), help="Weights file (.pth, .safetensors), never the network."
+    ),
+    click.option(
+        "--batch-size", type=int, default=FeatureOptions.batch_size, show_default=True, help="Images in a pass."
+    ),
+    _device,
+)
+_replace = click.option(
+    "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="spade-faiss")
+def cli() -> None:
+    """Find defects by comparing images with normal ones only, however many there are."""
+
+
+@cli.command()
+@_gallery
+@_sources
+@click.option(
+    "--extractor", default=DEFAULT_EXTRACTOR, show_default=True, help="Or wide_resnet50_2, a ResNet, timm:NAME, toy."
+)
+@click.option("--image-size", type=_Size(), help="Images are resized to this.  [default: the extractor's]")
+@click.option("--crop", type=_Size(), help="The centre of the resized image is used.  [default: all of it]")
+@click.option("--levels", help="Pyramid levels, finest first, by commas.  [default: the extractor's]")
+@click.option("--neighbourhood", type=int, default=1, show_default=True, help="Average each level over P x P, odd.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option("--index", default="auto", show_default=True, help="auto, flat, ivf or a FAISS factory string.")
+@click.option("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images]")
+@click.option("--nprobe", type=int, help="IVF: lists visited by a search.  [default: from nlist]")
+@click.option("--train-images", type=int, help="IVF: size of the training sample.  [default: from nlist]")
+@_network
+@_replace
+@_strict
+@_quiet
+def build(gallery: Path, sources: tuple[Path, ...], extractor: str, weights: Path | None, **given: Any) -> None:
+    """Make GALLERY from the normal images in SOURCE..., files and folders.
+
+    Run again, it goes on from where it was stopped.
+    """
+    levels = tuple(part.strip() for part in given["levels"].split(",")) if given["levels"] else None
+    names = ("image_size", "crop", "neighbourhood", "dtype", "batch_size", "device")
+    options = FeatureOptions(levels=levels, **{name: given[name] for name in names})
+    images = find_images(sources)
+    loaded = load_extractor(extractor, weights, options)
+    new = not (gallery / "gallery.json").exists()
+    if new:
+        index = IndexOptions(given["index"], given["nlist"], given["nprobe"], given["train_images"])
+        opened = Gallery.create(gallery, loaded.spec, index)
+    else:
+        opened = Gallery.open(gallery)
+        opened.spec.require(loaded.spec, str(gallery))
+    try:
+        with opened:
+            if not given["quiet"]:
+                need = estimate(images, loaded, gallery)
+                click.echo(f"this will need: {need}", err=True)
+                if need.disk_bytes > need.free_bytes:
+                    click.echo("spade-faiss: note: that is more than is free on that disk", err=True)
+            _add(opened, sources, loaded, given)
+    finally:
+        if new and not len(opened):
+            shutil.rmtree(gallery)  # nothing could be taken: leave nothing behind
+
+
+@cli.command()
+@_gallery
+@_sources
+@_network
+@_replace
+@_strict
+@_quiet
+def add(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **given: Any) -> None:
+    """Add the normal images in SOURCE... to GALLERY."""
+    with Gallery.open(gallery) as opened:
+        _add(opened, sources, _extractor_of(opened, weights, given), given)
+
+
+@cli.command()
+@_gallery
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+def remove(gallery: Path, keys: tuple[str, ...]) -> None:
+    """Remove images from GALLERY by key; `compact` then gives back their space."""
+    with Gallery.open(gallery) as opened:
+        opened.remove(keys)
+        click.echo(f"{len(set(keys))} removed; {len(opened)} images in {gallery}")
+
+
+@cli.command()
+@_gallery
+def compact(gallery: Path) -> None:
+    """Rewrite the shards of GALLERY that hold removed images or are small."""
+    with Gallery.open(gallery) as opened:
+        saved = opened.compact()
+        click.echo(f"{saved / MIB:.1f} MiB saved; {len(opened)} images in {opened.info()['shards']} shards")
+
+
+@cli.command()
+@_gallery
+@_sources
+@click.option("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]")
+@click.option("--kappa", type=int, default=SearchOptions.kappa, show_default=True, help="Nearest patches averaged.")
+@click.option("--k-score", type=int, help="Neighbours averaged into the image score.  [default: -k]")
+@click.option("--nprobe", type=int, help="IVF: lists visited.  [default: as the index was made]")
+@click.option("--engine", default=SearchOptions.engine, show_default=True, help="Patch search: auto or flat.")
+@click.option("--block-mib", type=int, default=256, show_default=True, help="Memory of the flat engine's gallery.")
+@click.option(
+    "--image-score", type=click.Choice(["knn", "map_max"]), default="knn", show_default=True,
+    help="Distance to the nearest images, or the map's maximum.",
+)  # fmt: skip
+@click.option("--sigma", type=float, default=ScoreOptions.sigma, show_default=True, help="Smoothing, px at 224 px.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write results.jsonl, maps/ and overlays/ here.")
+@_network
+@_strict
+@_json
+@_quiet
+def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output: Path | None, **given: Any) -> None:
+    """Look for anomalies in the images in SOURCE..., files and folders."""
+    from .detector import Detector
+
+    options = SearchOptions(
+        k=given["k"], kappa=given["kappa"], k_score=given["k_score"], engine=given["engine"], nprobe=given["nprobe"],
+        block_bytes=given["block_mib"] * MIB, device=given["device"],
+    )  # fmt: skip
+    score = ScoreOptions(image_score=given["image_score"], sigma=given["sigma"])
+    find_images(sources)
+    with Gallery.open(gallery, given["device"]) as opened:
+        detector = Detector(opened, _extractor_of(opened, weights, given), options, score)
+        if given["k"] is None and detector.k < DEFAULT_K and not given["quiet"]:
+            click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
+        skipped: list[Skipped] = []
+        folder = ResultFolder(output, colour_scale(detector)) if output else None
+        if not given["as_lines"]:
+            click.echo(f"{'image score':>12} {'map max':>12}  image")
+        for source, pixels, detection in query_sources(detector, sources, skipped, given["strict"], not given["quiet"]):
+            if folder:
+                folder.write(source, pixels, detection)
+            if given["as_lines"]:
+                click.echo(json.dumps(as_json(source, detection), ensure_ascii=False))
+            else:
+                click.echo(f"{detection.image_score:12.6g} {detection.map_max:12.6g}  {source.key}")
+        if folder:
+            folder.close(skipped)
+        _name_skipped(skipped)
+        _exit(skipped)
+
+
+@cli.command()
+@_gallery
+@_json
+def info(gallery: Path, as_lines: bool) -> None:
+    """Tell what GALLERY holds."""
+    with Gallery.open(gallery) as opened:
+        facts = opened.info()
+    if as_lines:
+        click.echo(json.dumps(facts))
+        return
+    spec = facts["extractor"]
+    size = "own features" if spec["resized"] is None else f"{_by(spec['resized'])} px, crop {_by(spec['crop'])}"
+    levels = ", ".join("x".join(map(str, shape)) for shape in spec["level_shapes"])
+    for name, value in (
+        ("gallery", f"{facts['path']}, generation {facts['generation']}, made by {facts['created_by']}"),
+        ("images", f"{facts['images']} ({facts['removed']} removed and not yet compacted)"),
+        (
+            "on disk",
+            f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards, {facts['bytes_per_image']} bytes an image",
+        ),
+        ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
+        ("levels", f"{levels} {spec['dtype']}; image feature {spec['image_dim']}"),
+        ("weights", f"{spec['weights'] or 'as published'}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
+        ("index", f"{facts['index']['kind']}, {facts['index']['file'] or 'not written yet'}"),
+    ):
+        click.echo(f"{name:10} {value}")
+
+
+@cli.command()
+@_gallery
+@click.option("--repair", is_flag=True, help="Build the image index anew where it is damaged.")
+@_json
+def verify(gallery: Path, repair: bool, as_lines: bool) -> None:
+    """Read all of GALLERY and check it against what was written."""
+    with Gallery.open(gallery) as opened:
+        problems = opened.verify()
+        if repair and any(problem.file.startswith("index/") for problem in problems):
+            opened.rebuild_index()
+            problems = opened.verify()
+            click.echo("image index built anew", err=True)
+        if as_lines:
+            found = [{"file": problem.file, "key": problem.key, "what": problem.what} for problem in problems]
+            click.echo(json.dumps({"images": len(opened), "problems": found}))
+        else:
+            for problem in problems:
+                click.echo(
+                    f"{problem.file}: {problem.what}" if problem.key is None else f"{problem.key}: {problem.what}"
+                )
+            click.echo(f"{len(opened)} images checked, {len(problems)} problems")
+    if problems:
+        sys.exit(1)
+
+
+@cli.command()
+@click.option("--output", type=click.Path(path_type=Path), default=Path("spade-demo"), show_default=True)
+@click.option("--extractor", default=DEFAULT_EXTRACTOR, show_default=True)
+@_quiet
+def demo(output: Path, extractor: str, quiet: bool) -> None:
+    """Build a gallery from the sample images, query the defective ones, write a page of overlays."""
+    from .demo import run_demo
+
+    for line in run_demo(output, extractor, progress=not quiet):
+        click.echo(line)
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _extractor_of(gallery: Gallery, weights: Path | None, given: dict[str, Any]) -> Extractor:
+    return load_extractor(gallery.spec.name, weights, gallery.spec.options(given["batch_size"], given["device"]))
+
+
+def _add(gallery: Gallery, sources: Sequence[Path], extractor: Extractor, given: dict[str, Any]) -> None:
+    report: IngestReport = gallery.add_images(
+        sources, extractor, replace=given["replace"], strict=given["strict"], progress=not given["quiet"]
+    )
+    taken = f"{report.added} added ({report.replaced} replaced), {report.unchanged} unchanged"
+    rate = report.added / max(report.seconds, 1e-9)
+    click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {gallery.path}; {rate:.1f} images/s")
+    write_skipped(gallery.path / "skipped.jsonl", report.skipped)
+    _name_skipped(report.skipped)
+    if not len(gallery):
+        raise ImageError(f"{gallery.path}: expected at least one image that can be read, found none")
+    _exit(report.skipped)
+
+
+def _name_skipped(skipped: Sequence[Skipped]) -> None:
+    for item in skipped:
+        click.echo(f"spade-faiss: skipped: {item.reason}", err=True)
+
+
+def _exit(skipped: Sequence[Skipped]) -> None:
+    if skipped:
+        sys.exit(EXIT_SKIPPED)
+
+
+def main() -> None:
+    """Run the command line; what goes wrong becomes one line on stderr."""
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"spade-faiss: note: {message}", err=True)
+    try:
+        cli.main(prog_name="spade-faiss", standalone_mode=True)
+    except SpadeError as error:
+        click.echo(f"spade-faiss: error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

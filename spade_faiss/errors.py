@@ -1,0 +1,76 @@
+"""What can go wrong, as a tree.
+
+SpadeError
+├── OptionError           (ValueError)         a setting outside its range, or two that contradict each other
+├── ImageError            (ValueError)         one image that cannot be read or is no use
+├── FeatureError          (ValueError)         arrays of the wrong shape or dtype, NaN, infinity
+├── WeightsError          (FileNotFoundError)  a network's weights are missing or do not fit it
+├── DeviceError           (RuntimeError)       a device that was asked for by name and is not there
+├── NotEnoughImagesError  (ValueError)         K is larger than the number of normal images
+└── GalleryError          (OSError)            a gallery that cannot be opened, read or written
+    ├── GalleryNotFoundError  (FileNotFoundError)
+    ├── CorruptGalleryError                    a file that is missing, cut short or changed
+    ├── SpecMismatchError     (ValueError)     features of another extractor or other settings
+    ├── KeyConflictError      (ValueError)     a key that exists with other content
+    └── GalleryLockedError    (BlockingIOError) another process is writing
+
+Each is also the builtin that a caller would catch. A message is one line: what was expected, what was found, where,
+and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SpadeError(Exception):
+    """Base of every error that spade-faiss raises on purpose."""
+
+    def __str__(self) -> str:
+        return " ".join(str(arg) for arg in self.args)
+
+
+class OptionError(SpadeError, ValueError):
+    """A setting outside its range, or two settings that contradict each other."""
+
+
+class ImageError(SpadeError, ValueError):
+    """One image that cannot be read or is no use: the message starts with its path."""
+
+
+class FeatureError(SpadeError, ValueError):
+    """Arrays of the wrong shape or dtype, or with NaN or infinity in them."""
+
+
+class WeightsError(SpadeError, FileNotFoundError):
+    """A network's weights are missing or do not fit it."""
+
+
+class DeviceError(SpadeError, RuntimeError):
+    """A device that was asked for by name and is not there."""
+
+
+class NotEnoughImagesError(SpadeError, ValueError):
+    """More neighbours were asked for than there are normal images."""
+
+
+class GalleryError(SpadeError, OSError):
+    """A gallery that cannot be opened, read or written."""
+
+
+class GalleryNotFoundError(GalleryError, FileNotFoundError):
+    """There is no gallery at that path."""
+
+
+class CorruptGalleryError(GalleryError):
+    """A file of the gallery is missing, cut short, or not what was written."""
+
+
+class SpecMismatchError(GalleryError, ValueError):
+    """Features of another extractor, or made with other settings, than the gallery's."""
+
+
+class KeyConflictError(GalleryError, ValueError):
+    """A key that is in the gallery already, with other content."""
+
+
+class GalleryLockedError(GalleryError, BlockingIOError):
+    """Another process is writing to the gallery."""

@@ -1,0 +1,270 @@
+"""Features: what they are, what made them, and the extractors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FeatureError, OptionError, SpecMismatchError
+from .images import Pixels, View
+from .options import FeatureOptions, StoredDtype
+
+DEFAULT_EXTRACTOR = "efficientnet_lite0"
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n images.
+
+    Attributes:
+        image: (n, d) float32, one image feature a row.
+        levels: pyramid levels, finest first, each (n, c, h, w) float16 or float32.
+    """
+
+    image: Array
+    levels: list[Array]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, rows: slice | list[int]) -> Features:
+        return Features(self.image[rows], [level[rows] for level in self.levels])
+
+
+@dataclass(frozen=True)
+class ExtractorSpec:
+    """What made a gallery's features. Features of another spec cannot be compared, and are refused.
+
+    To store features of your own, give a name, the level shapes and the image dimension, and leave the rest.
+    """
+
+    name: str
+    level_shapes: tuple[tuple[int, int, int], ...]  # (c, h, w), finest first
+    image_dim: int  # d
+    dtype: StoredDtype = "float16"  # of the levels
+    neighbourhood: int = 1
+    level_names: tuple[str, ...] = ()
+    resized: tuple[int, int] | None = None  # (height, width) px; None: features that were not made from images here
+    crop: tuple[int, int] | None = None  # (height, width) px
+    mean: tuple[float, ...] = ()  # of a channel in [0, 1]
+    std: tuple[float, ...] = ()
+    weights_sha256: str = ""  # of the network's state: names, shapes and values
+    weights: str = ""  # where they came from; not compared
+
+    @property
+    def view(self) -> View:
+        """What the network sees of an image.
+
+        Raises:
+            FeatureError: the features were not made from images.
+        """
+        if self.resized is None or self.crop is None:
+            raise FeatureError(f"extractor {self.name!r} takes features, not images: use Gallery.append and search")
+        return View(self.resized, self.crop)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of one image's features on disk."""
+        values = sum(c * h * w for c, h, w in self.level_shapes)
+        return int(values * np.dtype(self.dtype).itemsize + 4 * self.image_dim)
+
+    def options(self, batch_size: int = FeatureOptions.batch_size, device: str = "auto") -> FeatureOptions:
+        """Return the options that make features of this spec."""
+        return FeatureOptions(
+            image_size=self.resized,
+            crop=self.crop,
+            levels=self.level_names or None,
+            neighbourhood=self.neighbourhood,
+            dtype=self.dtype,
+            batch_size=batch_size,
+            device=device,
+        )
+
+    def require(self, other: ExtractorSpec, where: str) -> None:
+        """Check that another spec's features can be compared with this one's.
+
+        Raises:
+            SpecMismatchError: naming each field that differs, with both values.
+        """
+        names = [field.name for field in fields(self) if field.name != "weights"]
+        differing = [name for name in names if getattr(self, name) != getattr(other, name)]
+        if differing:
+            sides = "; ".join(f"{n}: expected {getattr(self, n)}, found {getattr(other, n)}" for n in differing)
+            raise SpecMismatchError(
+                f"{where}: features of another extractor or other settings: {sides}; "
+                "use the gallery's own, or make another gallery"
+            )
+
+    def check(self, features: Features) -> None:
+        """Check features against this spec.
+
+        Raises:
+            FeatureError: a shape differs, or a value is NaN or infinite, naming image, level and both values.
+        """
+        n, level_shapes = len(features.image), [tuple(level.shape) for level in features.levels]
+        expected = [(n, *shape) for shape in self.level_shapes]
+        if level_shapes != expected:
+            raise FeatureError(f"levels: expected shapes {expected}, found {level_shapes}")
+        if features.image.shape != (n, self.image_dim):
+            raise FeatureError(f"image features: expected shape {(n, self.image_dim)}, found {features.image.shape}")
+        for name, array in [("image feature", features.image)] + [
+            (f"level {number}", level) for number, level in enumerate(features.levels)
+        ]:
+            if array.dtype.kind != "f":
+                raise FeatureError(f"{name}: expected float16 or float32, found {array.dtype}")
+            if not all_finite(array):
+                row = int(np.flatnonzero(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0])
+                raise FeatureError(f"{name} of image {row} of {n}: expected finite values, found NaN or infinity")
+
+    def cast(self, features: Features) -> Features:
+        """Check features and return them in the stored dtypes, contiguous.
+
+        Raises:
+            FeatureError: as check(), or a value does not fit float16.
+        """
+        self.check(features)
+        levels = []
+        for number, level in enumerate(features.levels):
+            with np.errstate(over="ignore"):
+                stored = np.ascontiguousarray(level, dtype=self.dtype)
+            if level.dtype != stored.dtype and not np.isfinite(stored).all():
+                raise FeatureError(
+                    f"level {number}: expected values within ±65504, which float16 holds, "
+                    f"found {np.abs(level).max():.6g}; make the gallery with dtype float32"
+                )
+            levels.append(stored)
+        return Features(np.ascontiguousarray(features.image, dtype=np.float32), levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ExtractorSpec:
+        """Read what to_json wrote.
+
+        Raises:
+            TypeError, ValueError: a field is missing, unknown, or of another kind.
+        """
+
+        def freeze(value: Any) -> Any:
+            return tuple(map(freeze, value)) if isinstance(value, list) else value
+
+        spec = cls(**{name: freeze(value) for name, value in values.items()})
+        shapes_ok = all(
+            len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape) for shape in spec.level_shapes
+        )
+        if not spec.level_shapes or not shapes_ok or not isinstance(spec.image_dim, int) or spec.image_dim < 1:
+            raise ValueError(f"level_shapes {spec.level_shapes} and image_dim {spec.image_dim} are no shapes")
+        spec.options()
+        return spec
+
+
+def all_finite(array: Array) -> bool:
+    """Tell whether no value is NaN or infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A sum is finite unless a value is not, or it overflows: only then look at every value.
+        return bool(np.isfinite(array.sum(dtype=np.float32)) or np.isfinite(array).all())
+
+
+class Extractor(Protocol):
+    """Images to features. An extractor is its spec, a batch size and one method."""
+
+    spec: ExtractorSpec
+    batch_size: int
+
+    def extract(self, views: Sequence[Pixels]) -> Features:
+        """Extract features of n images, each (crop height, crop width, 3) uint8: what spec.view made of it."""
+        ...
+
+
+def load_extractor(
+    name: str = DEFAULT_EXTRACTOR, weights: str | Path | None = None, options: FeatureOptions | None = None
+) -> Extractor:
+    """Load an extractor by name.
+
+    Args:
+        name: "efficientnet_lite0" (its weights are installed with the package), "wide_resnet50_2" or another
+            torchvision ResNet, "timm:<model>" for a timm model with intermediate features, or "toy".
+        weights: a .pth or .safetensors file, which never touches the network. None: the library's download and cache.
+        options: image size, crop, levels, neighbourhood, dtype, batch size, device.
+
+    Raises:
+        OptionError: no extractor of that name, or options that do not fit it.
+        WeightsError: no weights to be had, naming the file to bring; or weights that do not fit.
+    """
+    options = options or FeatureOptions()
+    if name == "toy":
+        if weights is not None:
+            raise OptionError(f"extractor toy has no weights, found weights {weights}")
+        return ToyExtractor(options)
+    from .networks import load_network  # torch takes seconds to import, which `info` and `verify` need not wait for
+
+    return load_network(name, None if weights is None else Path(weights), options)
+
+
+class ToyExtractor:
+    """Means of pixels, in NumPy: features that can be worked out by hand.
+
+    Level `stride4` is the mean RGB, in [0, 1], of each 4 x 4 pixels, `stride8` and `stride16` likewise; the image
+    feature is the mean RGB of the four quadrants (top left, top right, bottom left, bottom right): d = 12.
+    """
+
+    LEVELS = ("stride4", "stride8", "stride16")
+
+    def __init__(self, options: FeatureOptions) -> None:
+        resized, crop = options.sizes(default=(32, 32))
+        names = options.levels or self.LEVELS
+        if not set(names) <= set(self.LEVELS) or list(names) != sorted(set(names), key=self.LEVELS.index):
+            raise OptionError(f"levels: expected some of {self.LEVELS}, finest first, found {names}")
+        self._strides = [int(name.removeprefix("stride")) for name in names]
+        unit = max(2, *self._strides)
+        if crop[0] % unit or crop[1] % unit:
+            raise OptionError(f"image size: extractor toy expects multiples of {unit} px, found {crop}")
+        self.batch_size = options.batch_size
+        self.spec = ExtractorSpec(
+            name="toy",
+            level_shapes=tuple((3, crop[0] // stride, crop[1] // stride) for stride in self._strides),
+            image_dim=12,
+            dtype=options.dtype,
+            neighbourhood=options.neighbourhood,
+            level_names=tuple(names),
+            resized=resized,
+            crop=crop,
+        )
+
+    def extract(self, views: Sequence[Pixels]) -> Features:
+        """See Extractor.extract."""
+        batch = np.stack(views).astype(np.float32).transpose(0, 3, 1, 2) / 255  # (n, 3, h, w)
+        height, width = batch.shape[2:]
+        quadrants = _block_means(batch, height // 2, width // 2)
+        levels = [_block_means(batch, stride, stride) for stride in self._strides]
+        levels = average_neighbourhoods(levels, self.spec.neighbourhood)
+        image = quadrants.transpose(0, 2, 3, 1).reshape(len(views), 12)
+        return Features(np.ascontiguousarray(image), [level.astype(self.spec.dtype) for level in levels])
+
+
+def _block_means(batch: Array, height: int, width: int) -> Array:
+    n, c, h, w = batch.shape
+    means: Array = batch.reshape(n, c, h // height, height, w // width, width).mean(axis=(3, 5))
+    return means
+
+
+def average_neighbourhoods(levels: list[Array], p: int) -> list[Array]:
+    """Average each position of (n, c, h, w) levels over the p x p positions around it that are on the map."""
+    if p == 1:
+        return levels
+    import torch
+    from torch.nn import functional as F
+
+    return [
+        F.avg_pool2d(torch.from_numpy(level), p, stride=1, padding=p // 2, count_include_pad=False).numpy()
+        for level in levels
+    ]

@@ -1,0 +1,276 @@
+"""A gallery: a folder with the features of normal images, and the ways to fill, search and read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CorruptGalleryError
+from .features import Array, Extractor, ExtractorSpec, Features
+from .generation import Generation
+from .image_index import Ids, check_kind
+from .ingest import IngestReport, ingest
+from .manifest import Manifest
+from .options import MIB, IndexOptions
+from .writing import Appended, GalleryWriter, ReaderLock, create_folder
+
+SHARD_BYTES = 256 * MIB  # what is lost at most when a build is killed
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that verify found: where, and what."""
+
+    file: str
+    what: str
+    key: str | None = None  # of the image, where it is about one
+
+
+class Gallery:
+    """One generation of a gallery, open for reading; writing makes the next generation and moves on to it.
+
+    Shapes: (n, d) image features; [(n, c, h, w), ...] pyramid levels, finest first. Ids are int64, hold for one
+    generation, and change with compact; keys stay. Threads may share a Gallery for reading.
+    """
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        """Open a gallery; see open."""
+        self.path = path
+        self._device = device
+        self._readers = ReaderLock(path)
+        self._generation = self._read_generation()
+
+    @classmethod
+    def open(cls, path: str | Path, device: str = "auto") -> Gallery:
+        """Open a gallery at its last commit.
+
+        Args:
+            path: its folder.
+            device: of the image index: auto (a GPU where there is one and the index fits), cpu, cuda, cuda:N.
+
+        Raises:
+            GalleryNotFoundError: there is none.
+            CorruptGalleryError: gallery.json is damaged or of another format version.
+        """
+        return cls(Path(path), device)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        spec: ExtractorSpec,
+        index: str | IndexOptions = "auto",
+        shard_bytes: int = SHARD_BYTES,
+    ) -> Gallery:
+        """Make an empty gallery for features of one spec.
+
+        Args:
+            path: a folder that does not exist, or is empty.
+            spec: what makes the features: an extractor's, or one of your own.
+            index: auto, flat, ivf, a FAISS factory string, or IndexOptions.
+            shard_bytes: the size at which a shard is closed and committed.
+
+        Raises:
+            GalleryError: something is there already, or the folder cannot be made.
+            OptionError: FAISS has no such index.
+        """
+        options = IndexOptions(kind=index) if isinstance(index, str) else index
+        check_kind(options, spec.image_dim)
+        from . import __version__
+
+        create_folder(Path(path), Manifest(spec, options, shard_bytes, created_by=f"spade-faiss {__version__}"))
+        return cls(Path(path), options.device)
+
+    def _read_generation(self) -> Generation:
+        return Generation(self.path, Manifest.read(self.path).on(self._device))
+
+    def refresh(self) -> None:
+        """Move on to the last commit. Ids of before hold no longer."""
+        self._generation = self._read_generation()  # the old one closes when the last thread has done with it
+
+    def snapshot(self) -> Generation:
+        """Return the open generation, for several calls that must agree on ids while others write."""
+        return self._generation
+
+    def close(self) -> None:
+        """Close the files."""
+        self._generation.close()
+        self._readers.close()
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """What makes its features."""
+        return self._generation.manifest.spec
+
+    @property
+    def generation(self) -> int:
+        """The number of the commit that is open."""
+        return self._generation.manifest.generation
+
+    def __len__(self) -> int:
+        return len(self._generation)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._generation.id_of
+
+    def keys(self, ids: Sequence[int] | Ids | None = None) -> list[str]:
+        """Return the keys of images, in that order; of all images where no ids are given."""
+        return list(self._generation.id_of) if ids is None else self._generation.keys(ids)
+
+    def ids(self, keys: Sequence[str]) -> list[int]:
+        """Return the ids of keys.
+
+        Raises:
+            KeyError: a key that is not in the gallery.
+        """
+        return [self._generation.id_of[key] for key in keys]
+
+    def search(
+        self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
+    ) -> tuple[Ids, Array]:
+        """Find the k normal images nearest to each query by squared L2 of image features.
+
+        Args:
+            image_features: (m, d) float32.
+            k: how many.
+            without: ids to leave out, such as the query itself.
+            nprobe: IVF lists to visit; None: as the index was made.
+
+        Returns:
+            ids (m, k) int64 and squared distances (m, k) float32, ascending.
+
+        Raises:
+            NotEnoughImagesError: fewer than k images.
+            FeatureError: another shape, NaN or infinity.
+        """
+        return self._generation.search(image_features, k, without, nprobe)
+
+    def read(self, ids: Sequence[int] | Ids) -> list[Array]:
+        """Read the pyramid levels of images: [(len(ids), c, h, w), ...] in the stored dtype, in that order.
+
+        Raises:
+            CorruptGalleryError: a shard is missing, cut short, or not what was written, naming file, key and level.
+        """
+        return self._generation.levels(ids)
+
+    def append(
+        self,
+        keys: Sequence[str],
+        features: Features,
+        digests: Sequence[str] | None = None,
+        replace: bool = False,
+        timeout: float = 0,
+    ) -> Appended:
+        """Append the features of n images as one commit; see GalleryWriter.append."""
+        with self.writer(timeout) as writer:
+            return writer.append(keys, features, digests, replace)
+
+    def add_images(
+        self,
+        sources: str | Path | Sequence[str | Path],
+        extractor: Extractor,
+        *,
+        replace: bool = False,
+        strict: bool = False,
+        progress: bool = False,
+    ) -> IngestReport:
+        """Extract and store the features of every image in files and folders.
+
+        It streams: memory does not grow with the number of images. It resumes: images that are there with the same
+        content are passed over, so that the same call goes on from where it was stopped.
+
+        Args:
+            sources: files and folders; a key is the path relative to its source.
+            extractor: of the gallery's spec.
+            replace: take changed content under a key that is there; otherwise such an image is skipped and reported.
+            strict: stop at the first image that cannot be taken; those before it are kept.
+            progress: a bar on stderr, where that is a terminal.
+
+        Raises:
+            SpecMismatchError: the extractor is another, or has other settings.
+            ImageError: a source without images; with strict, the first image that cannot be read.
+        """
+        self.spec.require(extractor.spec, str(self.path))
+        paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
+        with self.writer() as writer:
+            return ingest(writer, paths, extractor, replace=replace, strict=strict, progress=progress)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove images by key, without rewriting shards; see compact.
+
+        Raises:
+            OptionError: a key that is not in the gallery; then none is removed.
+        """
+        with self.writer() as writer:
+            writer.remove(keys)
+
+    def compact(self) -> int:
+        """Rewrite shards that hold removed images or are small; returns the bytes saved."""
+        with self.writer() as writer:
+            return writer.compact()
+
+    def rebuild_index(self) -> None:
+        """Build the image index from the shards and write it."""
+        with self.writer() as writer:
+            writer.write_index(rebuild=True)
+
+    @contextmanager
+    def writer(self, timeout: float = 0) -> Iterator[GalleryWriter]:
+        """Write in several steps: with gallery.writer() as writer: writer.append(...); see GalleryWriter.
+
+        Args:
+            timeout: seconds to wait for another process that is writing.
+        """
+        try:
+            with GalleryWriter(self.path, timeout) as writer:
+                yield writer
+                writer.finish()
+                self.refresh()
+                # This gallery now reads the new generation; files of older ones go unless others read them.
+                self._readers.close()
+                writer.sweep()
+                self._readers = ReaderLock(self.path)
+        finally:
+            self.refresh()
+
+    def verify(self) -> list[Problem]:
+        """Read everything and check it against what was written; an empty list is a clean gallery."""
+        problems, manifest = [], self._generation.manifest
+        for number, entry in enumerate(manifest.shards):
+            try:
+                found = list(self._generation.shard(number).problems())
+            except CorruptGalleryError as error:
+                problems.append(Problem(entry.file, str(error)))
+            else:
+                problems += [Problem(entry.file, what, key) for key, what in found]
+        if manifest.index is not None:
+            try:
+                self._generation.load_index_file()
+            except CorruptGalleryError as error:
+                problems.append(Problem(manifest.index.file, str(error)))
+        return problems
+
+    def info(self) -> dict[str, Any]:
+        """Return what the gallery holds, as JSON values."""
+        manifest = self._generation.manifest
+        return {
+            "path": str(self.path),
+            "generation": manifest.generation,
+            "images": len(self),
+            "removed": manifest.removed,
+            "shards": len(manifest.shards),
+            "bytes": sum(shard.bytes for shard in manifest.shards) + (manifest.index.bytes if manifest.index else 0),
+            "bytes_per_image": manifest.spec.bytes_per_image,
+            "index": asdict(manifest.index_options) | {"file": manifest.index.file if manifest.index else None},
+            "extractor": manifest.spec.to_json(),
+            "created_by": manifest.created_by,
+        }

@@ -1,0 +1,178 @@
+"""One generation of a gallery, read only: all its shards as one long table, and the index over it.
+
+Ids count the rows of all shards in the manifest's order. A generation never changes, so threads may share it.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CorruptGalleryError, FeatureError, OptionError
+from .features import Array, Features
+from .image_index import Ids, ImageIndex
+from .manifest import Manifest
+from .shards import Shard
+
+OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
+
+
+class Generation:
+    """What a gallery holds at one commit."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._starts = [0, *accumulate(shard.images for shard in manifest.shards)]
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._lock = threading.RLock()
+        self._index: ImageIndex | None = None
+
+    def __len__(self) -> int:
+        return self.manifest.rows - self.manifest.removed
+
+    @cached_property
+    def removed(self) -> Ids:
+        """Ids of removed images, ascending."""
+        rows = [
+            start + row
+            for start, shard in zip(self._starts, self.manifest.shards, strict=False)
+            for row in shard.removed
+        ]
+        return np.array(rows, np.int64)
+
+    @cached_property
+    def id_of(self) -> dict[str, int]:
+        """The id of each key."""
+        removed = set(self.removed.tolist())
+        keys = (key for number in range(len(self.manifest.shards)) for key in self.shard(number).keys)
+        return {key: row for row, key in enumerate(keys) if row not in removed}
+
+    def followed_by(self, manifest: Manifest, removed: set[int], added: Mapping[str, str]) -> Generation:
+        """Return the generation that a commit makes of this one; `added` are the keys of its last shard, in order."""
+        following = Generation(self.folder, manifest)
+        if "id_of" in self.__dict__ and manifest.rows == self.manifest.rows + len(added):
+            # Looking up keys must not cost a pass over all shards at every commit.
+            known = {key: row for key, row in self.id_of.items() if row not in removed} if removed else self.id_of
+            known.update(zip(added, range(self.manifest.rows, manifest.rows), strict=True))
+            following.__dict__["id_of"] = known
+        return following
+
+    def shard(self, number: int) -> Shard:
+        """Open a shard, or return it where it is open."""
+        with self._lock:
+            shard = self._open.get(number)
+            if shard is None:
+                entry = self.manifest.shards[number]
+                shard = Shard(self.folder / entry.file, self.manifest.spec, entry.images, entry.bytes)
+                self._open[number] = shard
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)[1].close()
+            self._open.move_to_end(number)
+            return shard
+
+    def keys(self, ids: Sequence[int] | Ids) -> list[str]:
+        """Return the keys of images."""
+        with self._lock:
+            return [self.shard(number).keys[row] for number, row in map(self._locate, ids)]
+
+    def digests(self, ids: Sequence[int] | Ids) -> list[str]:
+        """Return the content digests of images."""
+        with self._lock:
+            return [self.shard(number).digests[row] for number, row in map(self._locate, ids)]
+
+    def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
+        """Read the pyramid levels of images, in that order: [(len(ids), c, h, w), ...]."""
+        spec = self.manifest.spec
+        out = [np.empty((len(ids), *shape), spec.dtype) for shape in spec.level_shapes]
+        places = [self._locate(row_id) for row_id in ids]
+        with self._lock:
+            for position in sorted(range(len(places)), key=places.__getitem__):  # in the order on disk
+                number, row = places[position]
+                self.shard(number).levels([row], [level[position : position + 1] for level in out])
+        return out
+
+    def features(self, ids: Sequence[int]) -> Features:
+        """Read whole features of images, in that order."""
+        with self._lock:
+            image = [self.shard(number).image_feature(row) for number, row in map(self._locate, ids)]
+            return Features(np.stack(image), self.levels(ids))
+
+    def search(
+        self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
+    ) -> tuple[Ids, Array]:
+        """Find the k nearest images; see Gallery.search."""
+        d = self.manifest.spec.image_dim
+        queries = np.asarray(image_features)
+        if queries.ndim != 2 or queries.shape[1] != d or queries.dtype.kind != "f":
+            raise FeatureError(f"image features: expected (m, {d}) floats, found {queries.shape} {queries.dtype}")
+        if not np.isfinite(queries).all():
+            raise FeatureError("image features: expected finite values, found NaN or infinity")
+        left_out = self.removed if without is None else np.union1d(self.removed, without)
+        return self.index().search(queries, k, left_out, nprobe)
+
+    def image_features(self, start: int = 0) -> Iterator[Array]:
+        """Read the image features of ids from `start` on, removed ones included, a shard at a time."""
+        for number, (first, entry) in enumerate(zip(self._starts, self.manifest.shards, strict=False)):
+            if first + entry.images > start:
+                with self._lock:
+                    block = self.shard(number).image_features()
+                yield block[max(0, start - first) :]
+
+    def _locate(self, row_id: int) -> tuple[int, int]:
+        if not 0 <= row_id < self.manifest.rows:
+            raise OptionError(f"ids: expected 0 to {self.manifest.rows - 1}, found {row_id}")
+        number = bisect_right(self._starts, row_id) - 1
+        return number, int(row_id) - self._starts[number]
+
+    def index(self) -> ImageIndex:
+        """Return the index over every row: from its file as far as that goes, the rest from the shards."""
+        with self._lock:
+            if self._index is None:
+                self._index = self._load_index() or self.build_index()
+            return self._index
+
+    def build_index(self) -> ImageIndex:
+        """Build the index from the shards."""
+        manifest = self.manifest
+        return ImageIndex.build(self.image_features, manifest.rows, manifest.spec.image_dim, manifest.index_options)
+
+    def _load_index(self) -> ImageIndex | None:
+        entry = self.manifest.index
+        if entry is None:
+            return None
+        try:
+            index = self.load_index_file()
+        except CorruptGalleryError as error:
+            warnings.warn(f"image index is rebuilt from the shards: {error}", stacklevel=2)
+            return None
+        for block in self.image_features(start=len(index)):
+            index.add(block)
+        return index
+
+    def load_index_file(self) -> ImageIndex:
+        """Read the file of the index, which may cover fewer rows than there are.
+
+        Raises:
+            CorruptGalleryError: it is missing or does not match.
+        """
+        entry, manifest = self.manifest.index, self.manifest
+        assert entry is not None
+        index = ImageIndex.load(self.folder / entry.file, entry.xxh3, manifest.spec.image_dim, manifest.index_options)
+        if len(index) != entry.images:
+            raise CorruptGalleryError(f"{entry.file}: expected {entry.images} images, found {len(index)}")
+        return index
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()

@@ -1,0 +1,156 @@
+"""gallery.json: the truth about a gallery. What it does not name does not exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import CorruptGalleryError, GalleryNotFoundError
+from .features import ExtractorSpec
+from .options import IndexOptions
+from .storage import write_whole
+
+FILE = "gallery.json"
+FORMAT = "spade-faiss gallery"
+FORMAT_VERSION = 1
+
+# Names are made here and matched whole: nothing in a manifest can point outside its folder.
+SHARD_NAME = re.compile(r"shards/\d{6,9}\.h5")
+INDEX_NAME = re.compile(r"index/image-\d{6,9}\.faiss")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard file. `removed` are rows in it that no longer count, ascending."""
+
+    file: str
+    images: int  # rows, removed ones included
+    bytes: int
+    removed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """The file of the image index, which holds the image features of ids 0 to images - 1."""
+
+    file: str
+    images: int
+    trained: int  # images that there were when it was last built from the shards
+    bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One generation of a gallery. The id of an image is its row, counted through all shards in this order."""
+
+    spec: ExtractorSpec
+    index_options: IndexOptions
+    shard_bytes: int  # a shard is closed when it has grown to this
+    generation: int = 0
+    next_shard: int = 0  # numbers are never used again: a reader of an older generation may still read that name
+    shards: tuple[ShardEntry, ...] = ()
+    index: IndexEntry | None = None
+    created_by: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards, removed ones included: ids are below this."""
+        return sum(shard.images for shard in self.shards)
+
+    @property
+    def removed(self) -> int:
+        """Rows that no longer count."""
+        return sum(len(shard.removed) for shard in self.shards)
+
+    def on(self, device: str) -> Manifest:
+        """Return it with a device for the image index: of this machine, not of the gallery."""
+        return replace(self, index_options=replace(self.index_options, device=device))
+
+    def write(self, folder: Path) -> None:
+        """Commit this generation."""
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "images": self.rows - self.removed,
+            **asdict(self),
+        }
+        values["index_options"].pop("device")  # of the machine, not of the gallery
+        write_whole(folder / FILE, json.dumps(values, indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the last generation that was committed.
+
+        Raises:
+            GalleryNotFoundError: there is no gallery at that path.
+            CorruptGalleryError: gallery.json is damaged, or of a format version that this release does not read.
+        """
+        path = folder / FILE
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise GalleryNotFoundError(
+                f"{folder}: expected a gallery (a folder with {FILE}), found none; make one with `spade-faiss build`"
+            ) from error
+        except OSError as error:
+            raise CorruptGalleryError(f"{path}: cannot be read: {error.strerror or error}") from error
+        try:
+            values = json.loads(content)
+            if not isinstance(values, dict) or values.get("format") != FORMAT:
+                raise ValueError(f"it does not say format {FORMAT!r}")
+            version = values.get("format_version")
+            if version != FORMAT_VERSION:
+                raise CorruptGalleryError(
+                    f"{path}: expected format version {FORMAT_VERSION}, found {version}; "
+                    "open it with the release that made it, or build it again"
+                )
+            return cls._parse(values)
+        except CorruptGalleryError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CorruptGalleryError(f"{path}: damaged or edited: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _parse(cls, values: dict[str, Any]) -> Manifest:
+        shards = tuple(_shard(entry) for entry in values["shards"])
+        index = None if values["index"] is None else IndexEntry(**values["index"])
+        manifest = cls(
+            spec=ExtractorSpec.from_json(values["spec"]),
+            index_options=IndexOptions(**values["index_options"]),
+            shard_bytes=_count(values["shard_bytes"]),
+            generation=_count(values["generation"]),
+            next_shard=_count(values["next_shard"]),
+            shards=shards,
+            index=index,
+            created_by=str(values["created_by"]),
+        )
+        if len({shard.file for shard in shards}) != len(shards):
+            raise ValueError("a shard is named twice")
+        if index is not None and (not INDEX_NAME.fullmatch(index.file) or not 0 <= index.images <= manifest.rows):
+            raise ValueError(f"index {index.file!r} of {index.images} images is not one of this gallery's")
+        if values["images"] != manifest.rows - manifest.removed:
+            raise ValueError(
+                f"images: expected {manifest.rows - manifest.removed} from the shards, found {values['images']}"
+            )
+        return manifest
+
+
+def _shard(values: dict[str, Any]) -> ShardEntry:
+    removed = tuple(_count(row) for row in values.pop("removed"))
+    entry = ShardEntry(**values, removed=removed)
+    if not SHARD_NAME.fullmatch(entry.file):
+        raise ValueError(f"{entry.file!r} is no name of a shard")
+    if list(removed) != sorted(set(removed)) or any(row >= _count(entry.images) for row in removed):
+        raise ValueError(f"{entry.file}: removed rows are not ascending rows below {entry.images}")
+    _count(entry.bytes)
+    return entry
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"expected a number >= 0, found {value!r}")
+    return value

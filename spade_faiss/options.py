@@ -1,0 +1,127 @@
+"""Every setting with its unit, its default and its check."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .errors import OptionError
+
+DEFAULT_K = 50  # the paper's, for MVTec AD
+MIB = 2**20
+
+StoredDtype = Literal["float16", "float32"]
+Engine = Literal["auto", "flat"]
+ImageScore = Literal["knn", "map_max"]
+
+
+def _check(ok: bool, name: str, expected: str, found: object) -> None:
+    if not ok:
+        raise OptionError(f"{name}: expected {expected}, found {found!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(_is_count(side) for side in value)
+
+
+def as_size(value: int | tuple[int, int] | list[int] | None) -> tuple[int, int] | None:
+    """Turn a side in pixels, or a (height, width), into a (height, width)."""
+    if value is None:
+        return None
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """What shapes the features of an image. Fixed when a gallery is made, and read from it ever after."""
+
+    image_size: int | tuple[int, int] | None = None  # px, resized to this (height, width); None: the extractor's own
+    crop: int | tuple[int, int] | None = None  # px, centre of the resized image (the paper: 256, crop 224); None: whole
+    levels: tuple[str, ...] | None = None  # names of the pyramid levels, finest first; None: the extractor's own
+    neighbourhood: int = 1  # odd p: each level averaged over p x p positions, stride 1; 1: none, as in the paper
+    dtype: StoredDtype = "float16"  # of the levels, stored and compared; image features are always float32
+    batch_size: int = 16  # images in one pass through the network
+    device: str = "auto"  # of the network: auto, cpu, cuda, cuda:N
+
+    def __post_init__(self) -> None:
+        # Sizes are (height, width) from here on, whichever way they were given.
+        object.__setattr__(self, "image_size", as_size(self.image_size))
+        object.__setattr__(self, "crop", as_size(self.crop))
+        _check(self.image_size is None or _is_size(self.image_size), "image_size", "pixels >= 1", self.image_size)
+        _check(self.crop is None or _is_size(self.crop), "crop", "pixels >= 1", self.crop)
+        _check(
+            _is_count(self.neighbourhood) and self.neighbourhood % 2 == 1, "neighbourhood", "odd", self.neighbourhood
+        )
+        _check(self.dtype in get_args(StoredDtype), "dtype", "float16 or float32", self.dtype)
+        _check(_is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
+        _check(self.levels is None or len(self.levels) > 0, "levels", "at least one level", self.levels)
+
+    def sizes(self, default: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (resized, input): the (height, width) an image is resized to, and of the crop that the network sees.
+
+        Args:
+            default: the extractor's own input size (height, width).
+
+        Raises:
+            OptionError: the crop is larger than the resized image.
+        """
+        resized, crop = as_size(self.image_size), as_size(self.crop)
+        resized = resized or crop or default
+        crop = crop or resized
+        _check(crop[0] <= resized[0] and crop[1] <= resized[1], "crop", f"at most the image size {resized}", crop)
+        return resized, crop
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """The FAISS index over image features."""
+
+    kind: str = "auto"  # auto, flat, ivf, or any FAISS factory string
+    nlist: int | None = None  # IVF: number of lists; None: from N
+    nprobe: int | None = None  # IVF: lists visited by a search; None: from the number of lists
+    train_images: int | None = None  # IVF: size of the training sample; None: from the number of lists
+    device: str = "auto"  # auto (a GPU where there is one and the index fits), cpu, cuda, cuda:N
+
+    def __post_init__(self) -> None:
+        _check(bool(self.kind), "index", "auto, flat, ivf or a FAISS factory string", self.kind)
+        for name in ("nlist", "nprobe", "train_images"):
+            value = getattr(self, name)
+            _check(value is None or _is_count(value), name, "a number >= 1", value)
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Retrieval and patch search of a query."""
+
+    k: int | None = None  # neighbours whose patches are searched; None: 50, or the gallery's size where that is less
+    kappa: int = 1  # nearest patches averaged into a pixel's score
+    k_score: int | None = None  # neighbours averaged into the image score; None: k
+    engine: Engine = "auto"  # patch search
+    nprobe: int | None = None  # IVF lists visited; None: as the index was made
+    block_bytes: int = 256 * MIB  # the most that the flat engine's temporary gallery may take at a time
+    device: str = "auto"  # of the patch search: auto, cpu, cuda, cuda:N
+
+    def __post_init__(self) -> None:
+        for name in ("k", "k_score", "nprobe"):
+            value = getattr(self, name)
+            _check(value is None or _is_count(value), name, "a number >= 1", value)
+        _check(_is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
+        _check(_is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
+        _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Distances to scores."""
+
+    image_score: ImageScore = "knn"  # knn: mean squared distance to the k_score nearest images; map_max: of the map
+    sigma: float = 4.0  # px of Gaussian smoothing where the network's input shows the image at 224 px; 0: none
+
+    def __post_init__(self) -> None:
+        _check(self.image_score in get_args(ImageScore), "image_score", "knn or map_max", self.image_score)
+        _check(math.isfinite(self.sigma) and self.sigma >= 0, "sigma", "pixels >= 0", self.sigma)

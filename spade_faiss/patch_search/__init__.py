@@ -1,0 +1,111 @@
+"""The kappa nearest patches, among all patches of the K neighbours, for every patch of a query.
+
+A patch is one position of the finest grid: every level upsampled to it bilinearly (align_corners=False), concatenated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..devices import faiss_device
+from ..errors import FeatureError, OptionError
+from ..features import Array, all_finite
+from ..options import SearchOptions
+
+ENGINES = ("flat",)
+
+__all__ = ["ENGINES", "search_patches"]
+
+
+def search_patches(
+    query_levels: Sequence[Any],
+    neighbour_levels: Sequence[Any],
+    kappa: int = 1,
+    engine: str = "auto",
+    device: str | None = None,
+    block_bytes: int = SearchOptions.block_bytes,
+) -> tuple[Any, Any]:
+    """Find the kappa nearest gallery patches of every query patch, by squared L2.
+
+    Args:
+        query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
+        neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
+        kappa: how many nearest patches.
+        engine: "flat", a temporary FAISS index; "auto" chooses.
+        device: auto, cpu, cuda, cuda:N; None: auto.
+        block_bytes: the most that the flat engine's temporary gallery may take at a time; at least one neighbour.
+
+    Returns:
+        sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour, row, column).
+        Ties are in the order of neighbour, row, column. NumPy for NumPy, torch (on the same device) for torch.
+
+    Raises:
+        FeatureError: shapes that do not fit each other, NaN or infinity.
+        OptionError: an unknown engine, or kappa larger than the number of gallery patches.
+    """
+    query, gallery, like = _as_numpy(query_levels, neighbour_levels)
+    _check(query, gallery, kappa)
+    if engine not in ("auto", *ENGINES):
+        raise OptionError(f"engine: expected auto or {' or '.join(ENGINES)}, found {engine!r}")
+    from .flat import search_flat
+
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found, and refused, where it ends up
+        sq_distances, flat_matches = search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
+    grid: tuple[int, int] = query[0].shape[1:]
+    matches = np.stack(np.unravel_index(flat_matches, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
+    found = sq_distances.reshape(*grid, kappa), matches.reshape(*grid, kappa, 3)
+    if like is None:
+        return found
+    import torch
+
+    return tuple(torch.from_numpy(array).to(like) for array in found)  # type: ignore[return-value]
+
+
+def _as_numpy(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array], list[Array], Any]:
+    """Return both pyramids as NumPy arrays, and the torch device that they came from, or None."""
+    arrays = [*query, *gallery]
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        native = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
+        return native[: len(query)], native[len(query) :], None
+    import torch
+
+    if not all(isinstance(array, torch.Tensor) for array in arrays):
+        kinds = sorted({type(array).__name__ for array in arrays})
+        raise FeatureError(f"levels: expected all NumPy arrays or all torch tensors, found {' and '.join(kinds)}")
+    devices = {array.device for array in arrays}
+    if len(devices) > 1:
+        raise FeatureError(f"levels: expected one device, found {' and '.join(sorted(map(str, devices)))}")
+    # NumPy has no bfloat16, which float32 holds exactly.
+    moved = [(array.float() if array.dtype == torch.bfloat16 else array).detach().cpu().numpy() for array in arrays]
+    return moved[: len(query)], moved[len(query) :], devices.pop()
+
+
+def _check(query: list[Array], gallery: list[Array], kappa: int) -> None:
+    if not query or len(query) != len(gallery):
+        raise FeatureError(
+            f"levels: expected as many for the neighbours as for the query, found {len(gallery)} and {len(query)}"
+        )
+    k = len(gallery[0]) if gallery[0].ndim else 0
+    for number, (level, others) in enumerate(zip(query, gallery, strict=True)):
+        if level.ndim != 3 or others.ndim != 4 or others.shape[1:] != level.shape or len(others) != k:
+            raise FeatureError(
+                f"level {number}: expected (c, h, w) for the query and ({k}, c, h, w) for the neighbours, "
+                f"found {level.shape} and {others.shape}"
+            )
+        if 0 in level.shape or k == 0:
+            raise FeatureError(f"level {number}: expected sizes >= 1, found {level.shape} and {others.shape}")
+        if level.shape[1] > query[0].shape[1] or level.shape[2] > query[0].shape[2]:
+            raise FeatureError(
+                f"level {number}: expected the finest level first, found {level.shape} after {query[0].shape}"
+            )
+        for what, array in (("query", level), ("neighbours", others)):
+            if array.dtype.kind != "f":
+                raise FeatureError(f"level {number} of the {what}: expected floats, found {array.dtype}")
+            if not all_finite(array):
+                raise FeatureError(f"level {number} of the {what}: expected finite values, found NaN or infinity")
+    patches = k * query[0].shape[1] * query[0].shape[2]
+    if not isinstance(kappa, (int, np.integer)) or not 1 <= kappa <= patches:
+        raise OptionError(f"kappa: expected 1 to {patches}, the number of gallery patches, found {kappa!r}")

@@ -1,0 +1,219 @@
+"""A shard: the features of many images in one HDF5 file, written once and never changed.
+
+Datasets, for n images: `levels/0` ... (n, c, h, w) float16 or float32 at native resolution, one image a chunk, not
+compressed; `image` (n, d) float32; `keys` and `digests`, strings; `checksums` (n, 1 + L) uint64, of xxh3-64: first over
+key, digest and image feature, then over each level. The newest HDF5 file format is used because it also has checksums
+over its own structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from .errors import CorruptGalleryError
+from .features import Array, ExtractorSpec, Features
+from .storage import TEMPORARY, publish, storage_errors
+
+IMAGE_ROWS_A_CHUNK = 256  # image features are read in long runs
+DAMAGED_HEAD = "key, digest or image feature is not what was written (checksum)"
+
+T = TypeVar("T")
+
+
+def checksums(key: str, digest: str, features: Features, row: int) -> list[int]:
+    """Return the checksums of one image: of (key, digest, image feature), then of each level."""
+    head = xxhash.xxh3_64()
+    for part in (key.encode(), b"\0", digest.encode(), b"\0", features.image[row].data):
+        head.update(part)
+    return [head.intdigest(), *(xxhash.xxh3_64_intdigest(level[row].data) for level in features.levels)]
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; finish() gives it its own."""
+
+    def __init__(self, path: Path, spec: ExtractorSpec) -> None:
+        self.path = path
+        self.keys: list[str] = []
+        self._digests: list[str] = []
+        self._checksums: list[list[int]] = []
+        self._temporary = path.with_name(path.name + TEMPORARY)
+        with storage_errors(f"cannot write {self.path}"):
+            self._file = h5py.File(self._temporary, "w", libver="latest", locking=False)
+            self._image = self._file.create_dataset(
+                "image",
+                (0, spec.image_dim),
+                "f4",
+                maxshape=(None, spec.image_dim),
+                chunks=(IMAGE_ROWS_A_CHUNK, spec.image_dim),
+            )
+            self._levels = [
+                self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
+                for number, s in enumerate(spec.level_shapes)
+            ]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def append(self, keys: Sequence[str], digests: Sequence[str], features: Features) -> None:
+        """Append n images whose features were cast by the spec.
+
+        Raises:
+            GalleryError: the disk is full or refuses; the shard is then to be aborted.
+        """
+        start = len(self.keys)
+        with storage_errors(f"cannot write {self.path}"):
+            for dataset, level in zip(self._levels, features.levels, strict=True):
+                dataset.resize(start + len(keys), axis=0)
+                for row in range(len(keys)):  # straight into the chunk: no selection, no conversion
+                    dataset.id.write_direct_chunk((start + row, 0, 0, 0), level[row])
+            self._image.resize(start + len(keys), axis=0)
+            self._image[start:] = features.image
+        self._checksums += [
+            checksums(key, digest, features, row) for row, (key, digest) in enumerate(zip(keys, digests, strict=True))
+        ]
+        self.keys += keys
+        self._digests += digests
+
+    def finish(self) -> int:
+        """Write what is still in memory, flush to disk, give the file its name; returns its size in bytes."""
+        with storage_errors(f"cannot write {self.path}"):
+            for dataset in (self._image, *self._levels):  # an append that was interrupted may have made them longer
+                dataset.resize(len(self.keys), axis=0)
+            strings = h5py.string_dtype()
+            self._file.create_dataset("keys", data=self.keys, dtype=strings)
+            self._file.create_dataset("digests", data=self._digests, dtype=strings)
+            self._file.create_dataset("checksums", data=np.array(self._checksums, np.uint64))
+            self._file.close()
+            size = self._temporary.stat().st_size
+            publish(self._temporary, self.path)
+        return size
+
+    def abort(self) -> None:
+        """Throw away what was written."""
+        try:
+            self._file.close()
+        except (OSError, RuntimeError):  # a full disk also fails what HDF5 wants to write on closing
+            pass
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+class Shard:
+    """Reads one shard. Every read is verified against the checksums."""
+
+    def __init__(self, path: Path, spec: ExtractorSpec, images: int, size: int) -> None:
+        """Open a shard.
+
+        Raises:
+            CorruptGalleryError: the file is missing, cut short, or does not hold what the manifest says.
+        """
+        self.path = path
+        self._spec = spec
+        try:
+            found = path.stat().st_size
+            if found != size:
+                raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
+            self._file: Any = h5py.File(path, "r", libver="latest", locking=False)
+            self._levels: list[Any] = [self._file[f"levels/{number}"] for number in range(len(spec.level_shapes))]
+            self._image: Any = self._file["image"]
+            self._checksums: NDArray[np.uint64] = self._file["checksums"][:]
+            self.keys: list[str] = self._strings("keys", images)
+            self.digests: list[str] = self._strings("digests", images)
+        except CorruptGalleryError:
+            raise
+        except FileNotFoundError as error:
+            raise CorruptGalleryError(f"{path}: expected a shard of {images} images, found nothing there") from error
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
+        expected = [(images, *shape) for shape in spec.level_shapes]
+        if [level.shape for level in self._levels] != expected or any(
+            level.dtype != spec.dtype for level in self._levels
+        ):
+            shapes = [(level.shape, str(level.dtype)) for level in self._levels]
+            raise CorruptGalleryError(f"{path}: expected levels {expected} {spec.dtype}, found {shapes}")
+        found_rows = [self._image.shape, self._checksums.shape]
+        if found_rows != [(images, spec.image_dim), (images, 1 + len(expected))]:
+            raise CorruptGalleryError(
+                f"{path}: expected {images} images of {spec.image_dim} dimensions, found {found_rows}"
+            )
+
+    def _strings(self, name: str, images: int) -> list[str]:
+        dataset = self._file[name]
+        if dataset.shape != (images,):
+            raise CorruptGalleryError(f"{self.path}: expected {images} {name}, found shape {dataset.shape}")
+        return [value.decode() for value in dataset[:]]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def image_features(self) -> Array:
+        """Read all image features, (n, d) float32.
+
+        Raises:
+            CorruptGalleryError: they cannot be read, or are not what was written.
+        """
+        image: Array = self._read("image features", lambda: self._image[:])
+        for row in self._damaged_heads(image):
+            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_HEAD}")
+        return image
+
+    def image_feature(self, row: int) -> Array:
+        """Read one image feature, (d,) float32; raises as image_features."""
+        image: Array = self._read("image features", lambda: self._image[row : row + 1])
+        if checksums(self.keys[row], self.digests[row], Features(image, []), 0)[0] != self._checksums[row, 0]:
+            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_HEAD}")
+        feature: Array = image[0]
+        return feature
+
+    def levels(self, rows: Sequence[int], out: list[Array]) -> None:
+        """Read the levels of some rows into `out`, one (len(rows), c, h, w) array a level.
+
+        Raises:
+            CorruptGalleryError: they cannot be read, or are not what was written.
+        """
+        for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
+            self._read(f"level {number}", lambda: _read_rows(dataset, rows, target))  # noqa: B023 (called at once)
+            for position, row in enumerate(rows):
+                if xxhash.xxh3_64_intdigest(target[position].data) != self._checksums[row, 1 + number]:
+                    raise CorruptGalleryError(
+                        f"{self.path}: image {self.keys[row]!r}: level {number} is not what was written (checksum)"
+                    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Check every image; yields (key, what is wrong), at most one for each image."""
+        image: Array = self._read("image features", lambda: self._image[:])
+        damaged = dict.fromkeys(self._damaged_heads(image), DAMAGED_HEAD)
+        out = [np.empty((1, *shape), self._spec.dtype) for shape in self._spec.level_shapes]
+        for row, key in enumerate(self.keys):
+            try:
+                self.levels([row], out)
+            except CorruptGalleryError as error:
+                damaged.setdefault(row, str(error))
+            if row in damaged:
+                yield key, damaged[row]
+
+    def _damaged_heads(self, image: Array) -> list[int]:
+        heads = [
+            checksums(key, digest, Features(image, []), row)[0]
+            for row, (key, digest) in enumerate(zip(self.keys, self.digests, strict=True))
+        ]
+        return [int(row) for row in np.flatnonzero(np.array(heads, np.uint64) != self._checksums[:, 0])]
+
+    def _read(self, what: str, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except (OSError, RuntimeError) as error:
+            raise CorruptGalleryError(f"{self.path}: {what} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _read_rows(dataset: Any, rows: Sequence[int], target: Array) -> None:
+    for position, row in enumerate(rows):
+        dataset.read_direct(target, np.s_[row], np.s_[position])

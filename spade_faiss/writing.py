@@ -1,0 +1,347 @@
+"""The one writer of a gallery: shards first, then the manifest that names them.
+
+A commit makes everything appended, replaced and removed so far one new generation. Killed at any instant, the gallery
+is as it was at the last commit; what was written after it is swept away by the next writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+import numpy as np
+import xxhash
+
+from .errors import FeatureError, GalleryError, GalleryLockedError, KeyConflictError, OptionError
+from .features import Features
+from .generation import Generation
+from .manifest import IndexEntry, Manifest, ShardEntry
+from .shards import ShardWriter
+from .storage import TEMPORARY, storage_errors
+
+LOCK = "writer.lock"
+HOLDER = "writer.pid"
+READERS = "readers.lock"
+INDEX_LAG = 0.05  # the file of the index is written anew when this share of the images is not in it
+INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
+MAX_KEY_BYTES = 4096  # a path's length
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What became of appended images, by number."""
+
+    added: int = 0
+    replaced: int = 0  # of those added: they took the place of other content under the same key
+    unchanged: int = 0  # there already, with the same content
+
+
+class GalleryWriter:
+    """A context manager: holds the lock; commits on leaving, unless by an exception other than Ctrl-C.
+
+    Raises:
+        GalleryLockedError: another process is writing, and did not finish within `timeout` seconds.
+    """
+
+    def __init__(self, folder: Path, timeout: float = 0) -> None:
+        self.folder = folder
+        self._lock = filelock.FileLock(folder / LOCK, timeout=timeout, thread_local=False)
+        self._shard: ShardWriter | None = None
+        # The writer's own view of the gallery, one commit after another.
+        self.generation = Generation(folder, Manifest.read(folder))
+        self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
+        self._tombstones: set[int] = set()  # ids to remove with the next commit
+
+    def __enter__(self) -> GalleryWriter:
+        with storage_errors(f"cannot write to {self.folder}"):
+            try:
+                self._lock.acquire()
+            except filelock.Timeout as error:
+                holder = _read_holder(self.folder)
+                raise GalleryLockedError(
+                    f"{self.folder}: another process{holder} is writing to it; wait until it has finished, or stop it"
+                ) from error
+            try:
+                (self.folder / HOLDER).write_text(str(os.getpid()))
+                self.generation = Generation(self.folder, Manifest.read(self.folder))
+                for path in self.folder.rglob("*" + TEMPORARY):  # of a writer that was killed
+                    path.unlink(missing_ok=True)
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+            elif kind is KeyboardInterrupt:
+                self.commit()
+            elif self._shard is not None:
+                self._shard.abort()
+        finally:
+            self.generation.close()
+            self._lock.release()
+
+    def status(self, key: str, digest: str) -> str:
+        """Tell whether content is "new", the "same" as the gallery's under that key, or "differs" from it."""
+        found = self._pending.get(key)
+        if found is None:
+            row_id = self.generation.id_of.get(key)
+            if row_id is None or row_id in self._tombstones:
+                return "new"
+            found = self.generation.digests([row_id])[0]
+        return "same" if found == digest else "differs"
+
+    def append(
+        self, keys: Sequence[str], features: Features, digests: Sequence[str] | None = None, replace: bool = False
+    ) -> Appended:
+        """Append n images: refused whole or taken whole.
+
+        Args:
+            keys: n names, each once.
+            features: of n images, of the gallery's spec; levels are stored in the spec's dtype.
+            digests: n digests of the content that the features are of; None: of the features themselves.
+            replace: put other content under an existing key in its place, rather than refuse it.
+
+        Raises:
+            FeatureError: wrong shapes, NaN or infinity, keys that do not fit.
+            KeyConflictError: a key is there with other content.
+            GalleryError: the disk is full or refuses.
+        """
+        spec = self.generation.manifest.spec
+        features = spec.cast(features)
+        _check_keys(keys, len(features))
+        if digests is None:
+            digests = [_features_digest(features, row) for row in range(len(keys))]
+        states = [self.status(key, digest) for key, digest in zip(keys, digests, strict=True)]
+        if "differs" in states and not replace:
+            key = keys[states.index("differs")]
+            raise KeyConflictError(
+                f"{self.folder}: key {key!r} is there with other content; replace it (--replace), or use another key"
+            )
+        taken = [row for row, state in enumerate(states) if state != "same"]
+        if any(keys[row] in self._pending for row in taken):
+            self.commit()  # what takes their place can only remove rows that have an id
+        step = max(1, self.generation.manifest.shard_bytes // spec.bytes_per_image)  # images that fill a shard
+        for start in range(0, len(taken), step):
+            self._write(taken[start : start + step], keys, digests, features)
+        return Appended(len(taken), states.count("differs"), states.count("same"))
+
+    def _write(self, rows: list[int], keys: Sequence[str], digests: Sequence[str], features: Features) -> None:
+        manifest = self.generation.manifest
+        if self._shard is None:
+            self._shard = ShardWriter(self.folder / f"shards/{manifest.next_shard:06d}.h5", manifest.spec)
+        self._shard.append([keys[row] for row in rows], [digests[row] for row in rows], features[rows])
+        self._pending.update((keys[row], digests[row]) for row in rows)
+        # In the same commit as the row that takes its place.
+        self._tombstones |= {self.generation.id_of[keys[row]] for row in rows if keys[row] in self.generation.id_of}
+        if len(self._shard) * manifest.spec.bytes_per_image >= manifest.shard_bytes:
+            self.commit()
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove images by key; their rows stay in the shards until compact.
+
+        Raises:
+            OptionError: a key that is not in the gallery; then none is removed.
+        """
+        if self._pending:
+            self.commit()
+        for key in keys:
+            if key not in self.generation.id_of:
+                raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
+        self._tombstones |= {self.generation.id_of[key] for key in keys}
+
+    def commit(self) -> None:
+        """Make what was appended and removed since the last commit a new generation."""
+        if self._shard is None and not self._tombstones:
+            return
+        manifest = self.generation.manifest
+        shards = list(_with_tombstones(manifest.shards, self._tombstones))
+        next_shard = manifest.next_shard
+        if self._shard is not None:
+            name = f"shards/{next_shard:06d}.h5"
+            shards.append(ShardEntry(name, len(self._shard), self._shard.finish()))
+            self._shard = None
+            next_shard += 1
+        self._publish(replace(manifest, shards=tuple(shards), next_shard=next_shard))
+
+    def compact(self) -> int:
+        """Rewrite the shards that hold removed images or are small, without the removed images.
+
+        Returns:
+            bytes saved, once no reader needs the old files any more.
+        """
+        self.commit()
+        old = self.generation
+        keep: list[int] = []
+        rewrite: list[int] = []
+        for number, entry in enumerate(old.manifest.shards):
+            small = entry.bytes < old.manifest.shard_bytes // 2
+            (rewrite if entry.removed or small else keep).append(number)
+        if not any(old.manifest.shards[number].removed for number in rewrite) and len(rewrite) < 2:
+            return 0
+        entries, next_shard = [old.manifest.shards[number] for number in keep], old.manifest.next_shard
+        for number in rewrite:
+            entry = old.manifest.shards[number]
+            gone = set(entry.removed)
+            shard = old.shard(number)
+            image = shard.image_features()
+            for row in range(entry.images):
+                if row in gone:
+                    continue
+                if self._shard is None:
+                    self._shard = ShardWriter(self.folder / f"shards/{next_shard:06d}.h5", old.manifest.spec)
+                levels = [np.empty((1, *shape), old.manifest.spec.dtype) for shape in old.manifest.spec.level_shapes]
+                shard.levels([row], levels)
+                self._shard.append([shard.keys[row]], [shard.digests[row]], Features(image[row : row + 1], levels))
+                if len(self._shard) * old.manifest.spec.bytes_per_image >= old.manifest.shard_bytes:
+                    entries.append(self._finish(next_shard))
+                    next_shard += 1
+        if self._shard is not None:
+            entries.append(self._finish(next_shard))
+            next_shard += 1
+        before = sum(shard.bytes for shard in old.manifest.shards)
+        # Ids are counted anew, so the old index is of no use to the new generation.
+        self._publish(replace(old.manifest, shards=tuple(entries), next_shard=next_shard, index=None))
+        return before - sum(shard.bytes for shard in entries)
+
+    def _finish(self, number: int) -> ShardEntry:
+        assert self._shard is not None
+        entry = ShardEntry(f"shards/{number:06d}.h5", len(self._shard), self._shard.finish())
+        self._shard = None
+        return entry
+
+    def finish(self) -> None:
+        """Commit, and write the file of the index anew when it has fallen behind; readers fill in the rest."""
+        self.commit()
+        manifest = self.generation.manifest
+        covered = manifest.index.images if manifest.index else 0
+        if manifest.rows - covered > INDEX_LAG * manifest.rows:
+            self.write_index()
+
+    def write_index(self, rebuild: bool = False) -> None:
+        """Commit an index over every row of this generation: grown from the last one, or built from the shards."""
+        manifest = self.generation.manifest
+        trained = manifest.index.trained if manifest.index else 0
+        if rebuild or manifest.rows >= INDEX_GROWTH * trained:
+            index, trained = self.generation.build_index(), manifest.rows
+        else:
+            index = self.generation.index()
+        name = f"index/image-{manifest.generation + 1:06d}.faiss"
+        checksum = index.save(self.folder / name)
+        entry = IndexEntry(name, len(index), trained, (self.folder / name).stat().st_size, checksum)
+        self._publish(replace(manifest, index=entry))
+
+    def _publish(self, manifest: Manifest) -> None:
+        manifest = replace(manifest, generation=manifest.generation + 1)
+        with storage_errors(f"cannot write {self.folder}"):
+            manifest.write(self.folder)
+        self.generation.close()
+        self.generation = self.generation.followed_by(manifest, self._tombstones, self._pending)
+        self._pending, self._tombstones = {}, set()
+
+    def sweep(self) -> None:
+        """Delete shards and indexes that the last commit does not name, unless a reader may be using them."""
+        manifest = self.generation.manifest
+        named = {self.folder / shard.file for shard in manifest.shards}
+        if manifest.index:
+            named.add(self.folder / manifest.index.file)
+        found = [path for pattern in ("shards/*.h5", "index/*.faiss") for path in self.folder.glob(pattern)]
+        with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
+            for path in set(found) - named:
+                path.unlink(missing_ok=True)
+
+
+class ReaderLock:
+    """Shared by every open gallery, so that files of an older generation are deleted only when nobody reads them.
+
+    The system drops it when a process ends, however it ends.
+    """
+
+    def __init__(self, folder: Path, exclusive: bool = False) -> None:
+        """Take the lock.
+
+        Raises:
+            BlockingIOError: exclusive, and somebody reads.
+        """
+        self._descriptor: int | None = None
+        try:
+            import fcntl
+
+            self._descriptor = os.open(folder / READERS, os.O_RDONLY)
+            fcntl.flock(self._descriptor, (fcntl.LOCK_EX | fcntl.LOCK_NB) if exclusive else fcntl.LOCK_SH)
+        except (ImportError, OSError):  # somebody reads; or there is no such lock here, as on Windows
+            self.close()
+            if exclusive:
+                raise BlockingIOError from None
+
+    def __enter__(self) -> ReaderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    __del__ = close  # a gallery that nobody closed is no reader any more
+
+
+def create_folder(folder: Path, manifest: Manifest) -> None:
+    """Make the folder of an empty gallery.
+
+    Raises:
+        GalleryError: something is there already, or the folder cannot be made.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
+    with storage_errors(f"cannot make the gallery {folder}"):
+        for part in ("shards", "index"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / READERS).touch()
+        manifest.write(folder)
+
+
+def _with_tombstones(shards: Sequence[ShardEntry], ids: set[int]) -> list[ShardEntry]:
+    marked, start = [], 0
+    for shard in shards:
+        rows = {row_id - start for row_id in ids if start <= row_id < start + shard.images}
+        marked.append(replace(shard, removed=tuple(sorted({*shard.removed, *rows}))) if rows else shard)
+        start += shard.images
+    return marked
+
+
+def _check_keys(keys: Sequence[str], n: int) -> None:
+    if len(keys) != n:
+        raise FeatureError(f"keys: expected {n}, one for each image, found {len(keys)}")
+    if len(set(keys)) != n:
+        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        raise FeatureError(f"keys: expected each once, found {twice!r} twice")
+    for key in keys:
+        if not isinstance(key, str) or not key or "\0" in key or len(key.encode(errors="replace")) > MAX_KEY_BYTES:
+            raise FeatureError(f"keys: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {key!r:.80}")
+
+
+def _features_digest(features: Features, row: int) -> str:
+    digest = xxhash.xxh3_128()
+    for array in (features.image, *features.levels):
+        digest.update(array[row].data)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def _read_holder(folder: Path) -> str:
+    try:
+        return f" (process {int((folder / HOLDER).read_text())})"
+    except (OSError, ValueError):
+        return ""

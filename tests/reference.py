@@ -1,0 +1,145 @@
+"""The oracle: SPADE in plain NumPy float64, straight from the formulas; every fast path must equal it.
+
+Slow and obvious on purpose. It imports nothing of the engine's, so that a mistake there cannot hide here. Shapes are
+those of the package: (h, w) grid, c channels, K neighbours, (H, W) image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SIGMA_SIDE = 224  # px; sigma is stated for an image that the network sees at this size
+TRUNCATE = 4.0  # standard deviations at which the Gaussian is cut off
+
+
+def _interpolate(values: Floats, coordinates: Floats) -> Floats:
+    """Linear interpolation along the first axis at fractional indices, the ends held beyond the ends."""
+    last = len(values) - 1
+    rows = []
+    for coordinate in np.clip(coordinates, 0, last):
+        below = int(np.floor(coordinate))
+        above = min(below + 1, last)
+        share = coordinate - below
+        rows.append((1 - share) * values[below] + share * values[above])
+    return np.array(rows).reshape(len(coordinates), *values.shape[1:])
+
+
+def _centres(old: int, new: int) -> Floats:
+    """Where the centres of `new` cells lie among the indices of `old` cells that span the same length."""
+    return (np.arange(new) + 0.5) * old / new - 0.5
+
+
+def resize_map(grid: Array, size: tuple[int, int]) -> Floats:
+    """(h, w) -> (H, W), bilinear, align_corners=False, not antialiased."""
+    values = np.asarray(grid, np.float64)
+    values = _interpolate(values, _centres(values.shape[0], size[0]))
+    return _interpolate(values.T, _centres(values.shape[1], size[1])).T
+
+
+def upsample(level: Array, size: tuple[int, int]) -> Floats:
+    """(c, h, w) -> (c, H, W), as torch.nn.functional.interpolate(mode="bilinear", align_corners=False) defines it."""
+    return np.array([resize_map(channel, size) for channel in level])
+
+
+def patch_features(levels: Sequence[Array]) -> Floats:
+    """[(c, h, w), ...], finest first -> (h, w, C): every level on the finest grid, concatenated."""
+    size = levels[0].shape[1:]
+    return np.concatenate([upsample(level, size) for level in levels]).transpose(1, 2, 0)
+
+
+def search_patches(query_levels: Sequence[Array], neighbour_levels: Sequence[Array], kappa: int) -> tuple[Floats, Ints]:
+    """Find the kappa patches nearest to each of the query's among all positions of all K neighbours.
+
+    Args:
+        query_levels: [(c, h, w), ...], finest first.
+        neighbour_levels: [(K, c, h, w), ...], likewise.
+        kappa: how many.
+
+    Returns:
+        (h, w, kappa) squared L2 distances, ascending, and (h, w, kappa, 3) matches (neighbour, row, column). Equal
+        distances are in the order of neighbour, row, column.
+    """
+    query = patch_features(query_levels)
+    height, width, channels = query.shape
+    neighbours = len(neighbour_levels[0])
+    images = [patch_features([level[n] for level in neighbour_levels]) for n in range(neighbours)]
+    gallery = np.array(images).reshape(-1, channels)
+    sq_distances = np.empty((height, width, kappa))
+    matches = np.empty((height, width, kappa, 3), np.int64)
+    for row in range(height):
+        for column in range(width):
+            to_all = ((gallery - query[row, column]) ** 2).sum(axis=1)
+            nearest = np.argsort(to_all, kind="stable")[:kappa]  # stable: ties keep the order of the gallery
+            sq_distances[row, column] = to_all[nearest]
+            matches[row, column] = np.stack(np.unravel_index(nearest, (neighbours, height, width)), axis=1)
+    return sq_distances, matches
+
+
+def retrieve(query: Array, gallery: Array, k: int) -> tuple[Ints, Floats]:
+    """(d,), (N, d) -> the ids (k,) of the nearest and their squared L2 distances, ascending; ties by id."""
+    sq_distances = ((np.asarray(gallery, np.float64) - np.asarray(query, np.float64)) ** 2).sum(axis=1)
+    ids = np.argsort(sq_distances, kind="stable")[:k]
+    return ids, sq_distances[ids]
+
+
+def image_score(sq_distances: Array, k_score: int) -> float:
+    """(K,) ascending -> the mean of the first k_score."""
+    return float(np.mean(np.asarray(sq_distances, np.float64)[:k_score]))
+
+
+def _smooth_rows(values: Floats, sigma: float) -> Floats:
+    """Gaussian along the first axis, half-sample symmetric at the ends: (d c b a | a b c d | d c b a), and so on."""
+    if sigma == 0:
+        return values
+    radius = int(TRUNCATE * sigma + 0.5)
+    offsets = range(-radius, radius + 1)
+    weights = np.exp([-0.5 * (offset / sigma) ** 2 for offset in offsets])
+    weights /= weights.sum()
+    size = len(values)
+    smoothed = np.zeros_like(values)
+    for row in range(size):
+        for offset, weight in zip(offsets, weights, strict=True):
+            source = (row + offset) % (2 * size)
+            smoothed[row] += weight * values[source if source < size else 2 * size - 1 - source]
+    return smoothed
+
+
+def gaussian(grid: Array, sigma_y: float, sigma_x: float) -> Floats:
+    """(H, W) -> (H, W), with the weights, truncation and edges of scipy.ndimage.gaussian_filter's defaults."""
+    return _smooth_rows(_smooth_rows(np.asarray(grid, np.float64), sigma_y).T, sigma_x).T
+
+
+def anomaly_map(
+    sq_distances: Array, image_size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int], sigma: float
+) -> Floats:
+    """(h, w, kappa) squared distances -> the (H, W) map of the image, smoothed, 0 where the network did not look.
+
+    Args:
+        sq_distances: of each patch on the grid to its kappa nearest.
+        image_size: (H, W).
+        resized: (height, width) that the image was squashed to.
+        crop: (height, width) of the centre of that, which is what the network saw and the grid spans.
+        sigma: of the Gaussian, in pixels of an image that the network sees at 224 px.
+    """
+    values = np.asarray(sq_distances, np.float64).mean(axis=2)
+    inside, sigmas = [], []
+    for side, squashed, seen in zip(image_size, resized, crop, strict=True):
+        start = (squashed - seen) // 2
+        centres = (np.arange(side) + 0.5) * squashed / side - start  # of the original pixels, in pixels of the crop
+        looked_at = (centres >= 0) & (centres < seen)
+        inside.append(np.flatnonzero(looked_at))
+        values = _interpolate(
+            values, centres[looked_at] * len(values) / seen - 0.5
+        ).T  # twice transposed: rows, columns
+        sigmas.append(sigma * (side * seen / squashed) / SIGMA_SIDE)
+    result = np.zeros(image_size)
+    result[np.ix_(*inside)] = gaussian(values, *sigmas)
+    return result

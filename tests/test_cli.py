@@ -1,0 +1,291 @@
+"""The command line, as a person or a program uses it: output, files, exit status, one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_detector import make_images
+
+import spade_faiss as sf
+
+
+@dataclass
+class Run:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr that says what is wrong."""
+        assert "Traceback" not in self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("spade-faiss: error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+Spade = Callable[..., Run]
+
+
+@pytest.fixture
+def spade(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Spade:
+    """Run the command line in this process, where torch is loaded already."""
+    from spade_faiss import cli
+
+    def run(*args: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["spade-faiss", *map(str, args)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() has its own
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capfd.readouterr()
+        return Run(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def normal(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "normal", 12)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, normal: Path, spade: Spade) -> Path:
+    path = tmp_path / "toy.gallery"
+    assert spade("build", path, normal, "--extractor", "toy").status == 0
+    return path
+
+
+def test_build_says_what_it_needs_and_did(tmp_path: Path, normal: Path, spade: Spade) -> None:
+    run = spade("build", tmp_path / "g", normal, "--extractor", "toy")
+    assert run.status == 0
+    assert "this will need: 12 images" in run.err
+    assert "ms an image" in run.err
+    assert "12 added (0 replaced), 0 unchanged, 0 skipped; 12 images" in run.out
+    again = spade("build", tmp_path / "g", normal, "--extractor", "toy", "--quiet")
+    assert "0 added (0 replaced), 12 unchanged" in again.out
+    assert again.err == ""
+
+
+def test_add_remove_compact_info_verify(tmp_path: Path, gallery: Path, spade: Spade) -> None:
+    more = make_images(tmp_path / "more ünï", 3, seed=1)
+    for number, path in enumerate(sorted(more.iterdir())):
+        path.rename(more / f"new {number}.png")
+    assert "3 added" in spade("add", gallery, more).out
+    assert "2 removed; 13 images" in spade("remove", gallery, "new 1.png", "003.png").out
+    facts = json.loads(spade("info", gallery, "--json").out)
+    assert (facts["images"], facts["removed"], facts["extractor"]["name"]) == (13, 2, "toy")
+    assert "13 (2 removed" in spade("info", gallery).out
+    assert spade("compact", gallery).status == 0
+    assert json.loads(spade("info", gallery, "--json").out)["removed"] == 0
+    assert json.loads(spade("verify", gallery, "--json").out) == {"images": 13, "problems": []}
+    assert "13 images checked, 0 problems" in spade("verify", gallery).out
+
+
+def test_query_writes_results_maps_and_overlays(tmp_path: Path, gallery: Path, spade: Spade) -> None:
+    make_images(tmp_path / "test" / "crack", 2, seed=4, size=(30, 44))
+    make_images(tmp_path / "test" / "good", 1, seed=5, size=(50, 41))
+    out = tmp_path / "out"
+    run = spade("query", gallery, tmp_path / "test", "--output", out, "-k", 3, "--kappa", 2, "--k-score", 5)
+    assert run.status == 0
+    assert "crack/000.png" in run.out
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["crack/000.png", "crack/001.png", "good/000.png"]
+    line = lines[0]
+    assert line["path"] == str(tmp_path / "test" / "crack" / "000.png")
+    assert len(line["neighbours"]) == 3
+    assert line["neighbours"][0]["sq_distance"] <= line["neighbours"][1]["sq_distance"]
+    assert set(line["seconds"]) == {"decode", "extract", "retrieve", "read", "match", "score"}
+    scores = np.load(out / "maps" / "crack" / "000.png.npy")
+    assert scores.shape == (30, 44)
+    assert scores.dtype == np.float32
+    assert scores.max() == pytest.approx(line["map_max"])
+    with Image.open(out / "overlays" / "good" / "000.png.png") as overlay:
+        assert overlay.size == (41, 50)
+    assert not (out / "skipped.jsonl").exists()
+    # The same numbers as from Python.
+    extractor = sf.load_extractor("toy")
+    detector = sf.Detector(sf.Gallery.open(gallery), extractor, sf.SearchOptions(k=3, kappa=2, k_score=5))
+    assert detector.query(line["path"]).image_score == pytest.approx(line["image_score"], rel=1e-6)
+
+
+def test_query_prints_json_lines(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:
+    run = spade("query", gallery, normal / "001.png", "--json", "-k", 1)
+    assert json.loads(run.out)["neighbours"] == [{"key": "001.png", "sq_distance": 0.0}]
+    assert run.err == ""
+    assert "K = 12, all images of the gallery" in spade("query", gallery, normal / "001.png").err
+
+
+def test_skipped_images_are_named_and_exit_with_3(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:
+    mixed = make_images(tmp_path / "mixed", 2, seed=8)
+    (mixed / "empty.png").touch()
+    (mixed / "text.png").write_text("not an image")
+    build = spade("build", tmp_path / "g", mixed, "--extractor", "toy")
+    assert build.status == 3
+    assert "2 added (0 replaced), 0 unchanged, 2 skipped" in build.out
+    for name in ("empty.png", "text.png"):
+        assert f"spade-faiss: skipped: {mixed / name}: " in build.err
+    skipped = [json.loads(line) for line in (tmp_path / "g" / "skipped.jsonl").read_text().splitlines()]
+    assert [Path(line["path"]).name for line in skipped] == ["empty.png", "text.png"]
+
+    query = spade("query", gallery, mixed, "--output", tmp_path / "out")
+    assert query.status == 3
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 2
+
+    strict = spade("build", tmp_path / "strict", mixed, "--extractor", "toy", "--strict")
+    assert strict.status == 1
+    assert str(mixed / "empty.png") in strict.error
+    assert json.loads(spade("info", tmp_path / "strict", "--json").out)["images"] == 2
+    assert spade("query", gallery, mixed, "--strict").status == 1
+
+
+def test_a_build_that_takes_nothing_leaves_nothing(tmp_path: Path, spade: Spade) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "text.png").write_text("not an image")
+    run = spade("build", tmp_path / "g", tmp_path / "bad", "--extractor", "toy")
+    assert run.status == 1
+    assert "expected at least one image that can be read" in run.error
+    assert "text.png" in run.err
+    assert not (tmp_path / "g").exists()
+
+
+def test_an_image_that_changed_is_refused_unless_replace(gallery: Path, normal: Path, spade: Spade) -> None:
+    make_images(normal, 1, seed=77)
+    run = spade("add", gallery, normal)
+    assert run.status == 3
+    assert "'000.png' is in the gallery with other content; --replace" in run.err
+    assert "1 added (1 replaced), 11 unchanged" in spade("add", gallery, normal, "--replace").out
+    assert spade("verify", gallery).status == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["build", "{tmp}/g", "{tmp}/nowhere"], "expected an image or a folder of images, found nothing there"),
+        (["build", "{tmp}/g", "{tmp}/empty"], "expected a folder with images"),
+        (["build", "{tmp}/g", "{normal}", "{copy}"], "two images would have the key '000.png'"),
+        (["build", "{tmp}/g", "{normal}", "--extractor", "bogus"], "efficientnet_lite0, toy, timm:<model> or one of"),
+        (["build", "{tmp}/g", "{normal}", "--extractor", "toy", "--index", "Bogus"], "FAISS factory string"),
+        (["build", "{tmp}/g", "{normal}", "--extractor", "toy", "--neighbourhood", "2"], "expected odd, found 2"),
+        (["build", "{tmp}/g", "{normal}", "--extractor", "toy", "--image-size", "33"], "multiples of 16 px"),
+        (["build", "{tmp}/g", "{normal}", "--extractor", "toy", "--crop", "64", "--image-size", "32"], "crop: expect"),
+        (["build", "{tmp}/g", "{normal}", "--extractor", "resnet18", "--weights", "{tmp}/n.pth"], "nothing there"),
+        (["build", "{gallery}", "{normal}", "--extractor", "toy", "--image-size", "64"], "resized: expected (32, 32)"),
+        (["build", "{tmp}/empty/../normal", "{normal}", "--extractor", "toy"], "to make a gallery in, found something"),
+        (["add", "{tmp}/nowhere", "{normal}"], "expected a gallery (a folder with gallery.json), found none"),
+        (["query", "{tmp}", "{normal}"], "expected a gallery (a folder with gallery.json), found none"),
+        (["query", "{gallery}", "{normal}", "-k", "13"], "12, found 13"),
+        (["query", "{gallery}", "{normal}", "--kappa", "0"], "kappa: expected a number >= 1, found 0"),
+        (["query", "{gallery}", "{normal}", "-k", "1", "--kappa", "65"], "kappa: expected 1 to 64"),
+        (["query", "{gallery}", "{normal}", "--engine", "warp"], "engine"),
+        (["query", "{gallery}", "{normal}", "--device", "tpu"], "expected auto, cpu, cuda or cuda:N, found 'tpu'"),
+        (["query", "{gallery}", "{normal}", "--device", "cuda:99"], "sees"),
+        (["remove", "{gallery}", "nobody.png"], "found 'nobody.png', which is not"),
+        (["info", "{normal}"], "expected a gallery"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_clear_line(
+    tmp_path: Path, normal: Path, gallery: Path, spade: Spade, args: list[str], expected: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    copy = make_images(tmp_path / "copy", 1)
+    places = {"tmp": tmp_path, "normal": normal, "gallery": gallery, "copy": copy}
+    before = sorted(path for path in tmp_path.rglob("*") if not path.name.startswith("writer."))
+    run = spade(*[arg.format(**places) for arg in args])
+    assert run.status == 1
+    assert expected in run.error
+    assert sorted(path for path in tmp_path.rglob("*") if not path.name.startswith("writer.")) == before
+
+
+def test_wrong_usage_exits_with_2(spade: Spade, gallery: Path) -> None:
+    assert spade("build").status == 2
+    assert spade("query", gallery, "x", "--sigma", "wide").status == 2
+    assert spade("build", gallery, "x", "--image-size", "224xx").status == 2
+    assert spade("nonsense").status == 2
+
+
+@pytest.mark.filterwarnings("always:image index is rebuilt")
+def test_damage_is_found_and_the_index_repaired(gallery: Path, normal: Path, spade: Spade) -> None:
+    index = next(gallery.glob("index/*.faiss"))
+    index.write_bytes(index.read_bytes()[:-5])
+    assert spade("verify", gallery).status == 1
+    queried = spade("query", gallery, normal / "001.png", "-k", 1)
+    assert queried.status == 0  # from the shards, and it says so
+    assert "note: image index is rebuilt from the shards" in queried.err
+    assert spade("verify", gallery, "--repair").status == 0
+    assert spade("verify", gallery).status == 0
+
+    shard = next(gallery.glob("shards/*.h5"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    run = spade("verify", gallery)
+    assert run.status == 1
+    assert f"expected {len(content)} bytes, found {len(content) // 2}" in run.out
+    assert "bytes, found" in spade("query", gallery, normal / "001.png").error
+    shard.unlink()
+    assert "found nothing there" in spade("verify", gallery).out
+
+
+def test_another_format_version_is_refused(gallery: Path, spade: Spade) -> None:
+    path = gallery / "gallery.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    assert "expected format version 1, found 99" in spade("info", gallery).error
+
+
+def test_no_permission_to_write(tmp_path: Path, normal: Path, spade: Spade) -> None:
+    (tmp_path / "file").touch()  # a file where a folder is needed stops even the superuser
+    assert "cannot make the gallery" in spade("build", tmp_path / "file" / "g", normal, "--extractor", "toy").error
+    out = spade("build", tmp_path / "g", normal, "--extractor", "toy")
+    assert out.status == 0
+    assert "cannot write" in spade("query", tmp_path / "g", normal, "--output", tmp_path / "file").error
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_without_write_permission(tmp_path: Path, normal: Path, spade: Spade) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    run = spade("build", tmp_path / "locked" / "g", normal, "--extractor", "toy")
+    assert "Permission denied; check who owns it" in run.error
+
+
+def test_an_extreme_header_is_skipped_without_decoding(tmp_path: Path, normal: Path, spade: Spade) -> None:
+    buffer = bytearray((normal / "000.png").read_bytes())
+    buffer[16:24] = (50_000).to_bytes(4, "big") * 2
+    buffer[29:33] = zlib.crc32(buffer[12:29]).to_bytes(4, "big")  # of the header, which says 50 000 x 50 000 now
+    (normal / "bomb.png").write_bytes(bytes(buffer))
+    run = spade("build", tmp_path / "g", normal, "--extractor", "toy")
+    assert run.status == 3
+    assert "bomb.png: expected at most" in run.err
+
+
+def test_a_process_of_its_own(tmp_path: Path, normal: Path) -> None:
+    """What a shell sees: no progress bar where stderr is no terminal, and a reader of stdout that goes away."""
+    command = [sys.executable, "-m", "spade_faiss.cli"]
+    built = subprocess.run(
+        [*command, "build", tmp_path / "g", normal, "--extractor", "toy"], capture_output=True, text=True, check=True
+    )
+    assert "\r" not in built.stderr
+    piped = subprocess.run(
+        f"'{sys.executable}' -m spade_faiss.cli query '{tmp_path / 'g'}' '{normal}' | head -n 1",
+        shell=True, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Traceback" not in piped.stderr
+    assert "image score" in piped.stdout
+
+
+def test_help_is_there_for_every_command(spade: Spade) -> None:
+    listed = spade("--help").out
+    for command in ("demo", "build", "add", "remove", "compact", "query", "info", "verify"):
+        assert command in listed
+        assert "Usage: spade-faiss" in spade(command, "--help").out

@@ -1,0 +1,30 @@
+"""The demo, from the sample images to its page, with the toy extractor; `make demo` runs it with the real one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from spade_faiss.demo import run_demo, sample_folder
+
+
+def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    for _ in range(2):  # again into the same folder: an older demo is replaced
+        lines = list(run_demo(tmp_path, "toy", progress=False))
+    assert lines[0].startswith("40 normal images, toy")
+    tests = sorted(path for path in (sample_folder() / "test").rglob("*") if path.is_file())
+    keys = [path.relative_to(sample_folder() / "test").as_posix() for path in tests]
+    assert [line.split()[0] for line in lines[2 : 2 + len(keys)]] == keys
+    assert re.fullmatch(r"\d of 9 maps of defective images peak on the defect; \d+ s in all", lines[-2])
+
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<section>") == len(keys)
+    assert page.count('src="data:image/jpeg;base64,') == 3 * len(keys)
+    assert "http" not in page
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in results] == keys
+    first = np.load(tmp_path / "maps" / f"{keys[0]}.npy")
+    assert first.max() == np.float32(results[0]["map_max"])

