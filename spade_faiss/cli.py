@@ -302,6 +302,7 @@ def _exit(skipped: Sequence[Skipped]) -> None:
 
 def main() -> None:
     """Run the command line; what goes wrong becomes one line on stderr."""
+    warnings.filterwarnings("ignore", module="PIL")  # what Pillow cannot read gets a line of its own
     warnings.showwarning = lambda message, *_, **__: click.echo(f"spade-faiss: note: {message}", err=True)
     try:
         cli.main(prog_name="spade-faiss", standalone_mode=True)

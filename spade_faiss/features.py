@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import FeatureError, OptionError, SpecMismatchError
 from .images import Pixels, View
-from .options import FeatureOptions, StoredDtype
+from .options import FeatureOptions, StoredDtype, is_count
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
 
@@ -57,6 +57,29 @@ class ExtractorSpec:
     std: tuple[float, ...] = ()
     weights_sha256: str = ""  # of the network's state: names, shapes and values
     weights: str = ""  # where they came from; not compared
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # tuples, so that specs can be compared and hashed
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+        self.options()  # checks dtype, neighbourhood, sizes and level names
+        shapes = self.level_shapes
+        shaped = isinstance(shapes, tuple) and all(
+            isinstance(shape, tuple) and len(shape) == 3 and all(map(is_count, shape)) for shape in shapes
+        )
+        for name, ok, expected in (
+            ("name", isinstance(self.name, str) and self.name, "a name"),
+            ("level_shapes", shaped and shapes, "(c, h, w) of at least one level"),
+            ("image_dim", is_count(self.image_dim), "a number >= 1"),
+            ("level_names", isinstance(self.level_names, tuple), "names of levels"),
+            ("resized and crop", (self.resized is None) == (self.crop is None), "both or none"),
+            ("mean", _is_floats(self.mean), "numbers"),
+            ("std", _is_floats(self.std), "numbers"),
+            ("weights_sha256", isinstance(self.weights_sha256, str), "a digest"),
+            ("weights", isinstance(self.weights, str), "where the weights came from"),
+        ):
+            if not ok:
+                found = [getattr(self, part) for part in name.split(" and ")]
+                raise OptionError(f"extractor spec: {name}: expected {expected}, found {found}")
 
     @property
     def view(self) -> View:
@@ -132,15 +155,8 @@ class ExtractorSpec:
         self.check(features)
         levels = []
         for number, level in enumerate(features.levels):
-            with np.errstate(over="ignore"):
-                stored = np.ascontiguousarray(level, dtype=self.dtype)
-            if level.dtype != stored.dtype and not np.isfinite(stored).all():
-                raise FeatureError(
-                    f"level {number}: expected values within ±65504, which float16 holds, "
-                    f"found {np.abs(level).max():.6g}; make the gallery with dtype float32"
-                )
-            levels.append(stored)
-        return Features(np.ascontiguousarray(features.image, dtype=np.float32), levels)
+            levels.append(_cast(level, self.dtype, f"level {number}"))
+        return Features(_cast(features.image, "float32", "image features"), levels)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
@@ -151,20 +167,31 @@ class ExtractorSpec:
         """Read what to_json wrote.
 
         Raises:
-            TypeError, ValueError: a field is missing, unknown, or of another kind.
+            TypeError: a field is missing or unknown.
+            OptionError: a value is of another kind or outside its range.
         """
+        return cls(**values)
 
-        def freeze(value: Any) -> Any:
-            return tuple(map(freeze, value)) if isinstance(value, list) else value
 
-        spec = cls(**{name: freeze(value) for name, value in values.items()})
-        shapes_ok = all(
-            len(shape) == 3 and all(isinstance(s, int) and s > 0 for s in shape) for shape in spec.level_shapes
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value)
+
+
+def _cast(array: Array, dtype: StoredDtype, what: str) -> Array:
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(array, dtype=dtype)
+    if array.dtype != stored.dtype and not all_finite(stored):
+        limit = float(np.finfo(dtype).max)
+        advice = "make the gallery with dtype float32" if dtype == "float16" else "scale them"
+        raise FeatureError(
+            f"{what}: expected values within ±{limit:.6g}, which {dtype} holds, "
+            f"found {np.abs(array).max():.6g}; {advice}"
         )
-        if not spec.level_shapes or not shapes_ok or not isinstance(spec.image_dim, int) or spec.image_dim < 1:
-            raise ValueError(f"level_shapes {spec.level_shapes} and image_dim {spec.image_dim} are no shapes")
-        spec.options()
-        return spec
+    return stored
 
 
 def all_finite(array: Array) -> bool:

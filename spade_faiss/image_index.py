@@ -26,7 +26,9 @@ IVF_FROM = 100_000  # images from which `auto` takes ivf: below, a flat scan is 
 POINTS_A_LIST = 39  # FAISS's own minimum of training points for a list
 TRAIN_A_LIST = 64  # training points for a list where there are enough
 SEED = 0
+ROUNDING = 4 * 2.0**-24  # of a float32 sum of d products, times sqrt(d); a few times what was ever seen
 GPU_MAX_K = 2048  # of FAISS's GPU indexes
+SPARE = 2  # neighbours fetched beyond k, to see that rounding has kept none out
 OVERFETCH = 64  # neighbours fetched beyond k at first, to stand in for removed ones
 
 
@@ -56,13 +58,16 @@ def check_kind(options: IndexOptions, d: int) -> None:
     Raises:
         OptionError: it cannot.
     """
-    factory = resolve_kind(options, 0)
+    expected = f"index: expected auto, flat, ivf or a FAISS factory string for {d} dimensions, found {options.kind!r}"
     try:
-        faiss.index_factory(d, factory)
+        index = faiss.index_factory(d, resolve_kind(options, 0))
     except RuntimeError as error:
-        raise OptionError(
-            f"index: expected auto, flat, ivf or a FAISS factory string for {d} dimensions, found {options.kind!r}"
-        ) from error
+        raise OptionError(expected) from error
+    if isinstance(index, faiss.IndexIDMap):
+        raise OptionError(f"{expected}; leave IDMap away: ids are those of the gallery anyway")
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf and ivf.nlist < 1:
+        raise OptionError(f"{expected}, of no lists")
 
 
 class ImageIndex:
@@ -128,13 +133,16 @@ class ImageIndex:
         Raises:
             NotEnoughImagesError: there are fewer than k images.
         """
+        if k < 1:
+            raise OptionError(f"k: expected a number >= 1, found {k}")
         without = np.empty(0, np.int64) if without is None else np.unique(without)
+        without = without[(without >= 0) & (without < len(self))]
         available = len(self) - len(without)
         if k > available:
             raise NotEnoughImagesError(f"expected at least K = {k} normal images, found {available}; use a smaller K")
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         ivf = faiss.try_extract_index_ivf(self._index)
-        fetch = min(len(self), k + min(len(without), OVERFETCH))
+        fetch = min(len(self), k + SPARE + min(len(without), OVERFETCH))
         probes = self._nprobe(ivf.nlist, nprobe) if ivf else 0
         while True:
             distances, ids = self._search(queries, fetch, probes)
@@ -148,28 +156,35 @@ class ImageIndex:
                 )
             fetch = min(len(self), 2 * fetch)
             probes = min(ivf.nlist, 2 * probes) if ivf else 0
-        first = np.argsort(~usable, axis=1, kind="stable")[:, :k]
-        return self._exact(queries, np.take_along_axis(ids, first, 1), np.take_along_axis(distances, first, 1))
+        if isinstance(self._index, faiss.IndexFlat):
+            self._settle(queries, ids, distances, np.where(usable, distances, np.inf), k)
+            usable = ~np.isin(ids, without)
+        distances[~usable] = np.inf
+        order = np.lexsort((ids, distances), axis=1)[:, :k]
+        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
 
     def _search(self, queries: Array, fetch: int, nprobe: int) -> tuple[Array, Ids]:
         index = self._placed() if fetch <= GPU_MAX_K else self._index
-        params = None
-        if nprobe:  # with the call, never set on the index: other threads share it
-            params = faiss.SearchParametersIVF(nprobe=nprobe)
-            if isinstance(index, faiss.IndexPreTransform):
-                params = faiss.SearchParametersPreTransform(index_params=params)
+        params = _search_parameters(index, nprobe) if nprobe else None
         with gpu_lock if index is not self._index else contextlib.nullcontext():
             distances, ids = index.search(queries, fetch, params=params)
         return distances, ids
 
-    def _exact(self, queries: Array, ids: Ids, distances: Array) -> tuple[Ids, NDArray[np.float32]]:
-        """Recompute distances that FAISS gets as |q|^2 + |x|^2 - 2 q x, where small ones drown in rounding."""
-        if isinstance(self._index, faiss.IndexFlat):
-            for row, query in enumerate(queries):
-                neighbours = self._index.reconstruct_batch(ids[row])
-                distances[row] = ((neighbours - query) ** 2).sum(axis=1)
-        order = np.lexsort((ids, distances), axis=1)
-        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1).astype(np.float32)
+    def _settle(self, queries: Array, ids: Ids, distances: Array, usable: Array, k: int) -> None:
+        """Put sums of squares, in place, where a flat index computed |q|^2 + |x|^2 - 2 q x, as it does for batches.
+
+        Small distances drown in its rounding. Where that could also have kept an image out of those fetched (copies),
+        the query is searched alone, which FAISS does by sums of squares.
+        """
+        for row, query in enumerate(queries):
+            difference = self._index.reconstruct_batch(ids[row]) - query
+            exact = np.einsum("ij,ij->i", difference, difference)
+            farthest = np.partition(np.where(np.isfinite(usable[row]), exact, np.inf), k - 1)[k - 1]
+            doubt = ROUNDING * np.sqrt(len(query)) * (2 * np.linalg.norm(query) + np.sqrt(farthest)) ** 2
+            if ids.shape[1] < len(self) and distances[row, -1] - doubt <= farthest:
+                distances[row], ids[row] = (found[0] for found in self._index.search(query[None], ids.shape[1]))
+            else:
+                distances[row] = exact
 
     def _nprobe(self, nlist: int, wanted: int | None) -> int:
         return min(nlist, wanted or self._options.nprobe or max(8, nlist // 16))
@@ -209,6 +224,17 @@ class ImageIndex:
         if index.d != d:
             raise CorruptGalleryError(f"{path}: expected an index of {d} dimensions, found {index.d}")
         return cls(index, options)
+
+
+def _search_parameters(index: Any, nprobe: int) -> Any:
+    """Give nprobe with one call, never set on the index, which other threads share; through what wraps the IVF index."""
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _search_parameters(faiss.downcast_index(index.index), nprobe)
+        return faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _search_parameters(faiss.downcast_index(index.base_index), nprobe)
+        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
+    return faiss.SearchParametersIVF(nprobe=nprobe)
 
 
 def _place(index: Any, wanted: str) -> Any:

@@ -101,13 +101,12 @@ def _list_source(source: Path) -> list[Source]:
         return [Source(source, source.name)]
     if not source.is_dir():
         raise ImageError(f"{source}: expected an image or a folder of images, found nothing there")
-    images, seen = [], set()
+    images = []
     for folder, folders, files in os.walk(source, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back to a folder above it
-            folders.clear()
+        above = Path(folder).relative_to(source).parents
+        if os.path.realpath(folder) in {os.path.realpath(source / parent) for parent in above}:
+            folders.clear()  # a link that leads back to a folder above it
             continue
-        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(folder, name)
@@ -188,6 +187,8 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ImageError(f"{name}: expected 8 or 16 bits a channel, found floating point; convert it to 8 or 16 bits")
+    if "transparency" in image.info:  # which Pillow wants to be told about before it is dropped
+        image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
 

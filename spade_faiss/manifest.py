@@ -116,8 +116,8 @@ class Manifest:
 
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> Manifest:
-        shards = tuple(_shard(entry) for entry in values["shards"])
-        index = None if values["index"] is None else IndexEntry(**values["index"])
+        shards = tuple(_shard(entry) for entry in _list(values["shards"]))
+        index = None if values["index"] is None else IndexEntry(**_typed(values["index"], {"file", "xxh3"}))
         manifest = cls(
             spec=ExtractorSpec.from_json(values["spec"]),
             index_options=IndexOptions(**values["index_options"]),
@@ -130,7 +130,7 @@ class Manifest:
         )
         if len({shard.file for shard in shards}) != len(shards):
             raise ValueError("a shard is named twice")
-        if index is not None and (not INDEX_NAME.fullmatch(index.file) or not 0 <= index.images <= manifest.rows):
+        if index is not None and (not INDEX_NAME.fullmatch(index.file) or index.images > manifest.rows):
             raise ValueError(f"index {index.file!r} of {index.images} images is not one of this gallery's")
         if values["images"] != manifest.rows - manifest.removed:
             raise ValueError(
@@ -140,17 +140,32 @@ class Manifest:
 
 
 def _shard(values: dict[str, Any]) -> ShardEntry:
-    removed = tuple(_count(row) for row in values.pop("removed"))
-    entry = ShardEntry(**values, removed=removed)
+    removed = tuple(_count(row) for row in _list(values.pop("removed")))
+    entry = ShardEntry(**_typed(values, {"file"}), removed=removed)
     if not SHARD_NAME.fullmatch(entry.file):
         raise ValueError(f"{entry.file!r} is no name of a shard")
-    if list(removed) != sorted(set(removed)) or any(row >= _count(entry.images) for row in removed):
+    if list(removed) != sorted(set(removed)) or any(row >= entry.images for row in removed):
         raise ValueError(f"{entry.file}: removed rows are not ascending rows below {entry.images}")
-    _count(entry.bytes)
     return entry
 
 
-def _count(value: Any) -> int:
+def _typed(values: dict[str, Any], texts: set[str]) -> dict[str, Any]:
+    """Check that some values are text, and all others counts."""
+    for name, value in values.items():
+        if name not in texts:
+            _count(value, name)
+        elif not isinstance(value, str):
+            raise ValueError(f"{name}: expected text, found {value!r}")
+    return values
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, found {value!r}")
+    return value
+
+
+def _count(value: Any, name: str = "a count") -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"expected a number >= 0, found {value!r}")
+        raise ValueError(f"{name}: expected a number >= 0, found {value!r}")
     return value

@@ -65,15 +65,19 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
     model.eval().requires_grad_(False)
 
     resized, crop = options.sizes(_native_size(model))
-    if crop != _native_size(model) and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=crop)  # vision transformers: position embeddings are resampled
-    model.to(device, memory_format=torch.channels_last)
-    names, forward = _pyramid(model, options.levels)
-    with torch.inference_mode():
-        try:
+    try:
+        if crop != _native_size(model) and hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=crop)  # vision transformers: position embeddings are resampled
+        model.to(device, memory_format=torch.channels_last)
+        names, forward = _pyramid(model, options.levels)
+        with torch.inference_mode():
             image, levels = forward(torch.zeros(1, 3, *crop, device=device))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise OptionError(f"extractor {name} does not take images of {crop[0]} x {crop[1]} px: {error}") from error
+    except OptionError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise OptionError(
+            f"extractor {name} does not take images of {crop[0]} x {crop[1]} px: {_first_line(error)}"
+        ) from error
     shapes = [tuple(level.shape[1:]) for level in levels]
     if shapes != sorted(shapes, key=lambda shape: -shape[1] * shape[2]):
         raise OptionError(f"levels: expected finest first, found {names} with shapes {shapes}")
@@ -131,8 +135,10 @@ def _torchvision(name: str, weights: Path | None) -> Any:
 
 
 def _timm(name: str, weights: Path | None) -> Any:
-    if not timm.is_model(name.partition(".")[0]):
-        close = ", ".join(timm.list_models(f"*{name.partition('.')[0]}*")[:5]) or "none that is like it"
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) or (tag and not timm.list_pretrained(name)):
+        like = timm.list_pretrained(f"{architecture}.*") or timm.list_models(f"*{architecture}*")
+        close = ", ".join(like[:5]) or "none that is like it"
         raise OptionError(f"extractor: expected a timm model, found {name!r}; timm has {close}")
     if weights is not None:
         # The classifier is not used: a file without one, or with one of another size, serves as well.
@@ -153,11 +159,14 @@ def _timm(name: str, weights: Path | None) -> Any:
 
 
 def _no_weights(name: str, file: str, error: Exception) -> WeightsError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
     return WeightsError(
-        f"extractor {name}: its weights could not be downloaded ({reason}); bring the file {file} "
+        f"extractor {name}: its weights could not be downloaded ({_first_line(error)}); bring the file {file} "
         "and pass it with --weights FILE (weights=FILE in Python)"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _native_size(model: Any) -> tuple[int, int]:
@@ -207,7 +216,7 @@ def _resnet_forward(model: Any, names: tuple[str, ...]) -> Forward:
 
 def _timm_forward(model: Any, indices: list[int]) -> Forward:
     def forward(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        last, levels = model.forward_intermediates(batch, indices=indices)
+        last, levels = model.forward_intermediates(batch, indices=indices, stop_early=False)
         return model.forward_head(last, pre_logits=True).flatten(1), levels
 
     return forward
@@ -224,14 +233,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: expected a file with weights, found nothing there") from error
     except Exception as error:  # zip, pickle and safetensors each raise their own
-        reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"{path}: expected a state dict (.pth or .safetensors), could not read it: {reason}"
+            f"{path}: expected a state dict (.pth or .safetensors), could not read it: {_first_line(error)}"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise WeightsError(f"{path}: expected a state dict, tensors by name, found {type(loaded).__name__}")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 

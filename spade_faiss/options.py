@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .errors import OptionError
 
@@ -21,19 +21,19 @@ def _check(ok: bool, name: str, expected: str, found: object) -> None:
         raise OptionError(f"{name}: expected {expected}, found {found!r}")
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Tell whether it is a whole number >= 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(_is_count(side) for side in value)
+def is_size(value: object) -> bool:
+    """Tell whether it is a (height, width) in pixels."""
+    return isinstance(value, tuple) and len(value) == 2 and all(is_count(side) for side in value)
 
 
-def as_size(value: int | tuple[int, int] | list[int] | None) -> tuple[int, int] | None:
-    """Turn a side in pixels, or a (height, width), into a (height, width)."""
-    if value is None:
-        return None
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def _as_size(value: Any) -> Any:
+    """Turn a side in pixels into a (height, width), and a list into a tuple."""
+    return (value, value) if is_count(value) else tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class FeatureOptions:
 
     def __post_init__(self) -> None:
         # Sizes are (height, width) from here on, whichever way they were given.
-        object.__setattr__(self, "image_size", as_size(self.image_size))
-        object.__setattr__(self, "crop", as_size(self.crop))
-        _check(self.image_size is None or _is_size(self.image_size), "image_size", "pixels >= 1", self.image_size)
-        _check(self.crop is None or _is_size(self.crop), "crop", "pixels >= 1", self.crop)
-        _check(
-            _is_count(self.neighbourhood) and self.neighbourhood % 2 == 1, "neighbourhood", "odd", self.neighbourhood
-        )
+        for name in ("image_size", "crop"):
+            size = _as_size(getattr(self, name))
+            _check(size is None or is_size(size), name, "pixels >= 1, a side or (height, width)", size)
+            object.__setattr__(self, name, size)
+        object.__setattr__(self, "levels", tuple(self.levels) if isinstance(self.levels, list) else self.levels)
+        _check(is_count(self.neighbourhood) and self.neighbourhood % 2 == 1, "neighbourhood", "odd", self.neighbourhood)
         _check(self.dtype in get_args(StoredDtype), "dtype", "float16 or float32", self.dtype)
-        _check(_is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
-        _check(self.levels is None or len(self.levels) > 0, "levels", "at least one level", self.levels)
+        _check(is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
+        named = isinstance(self.levels, tuple) and self.levels and all(isinstance(name, str) for name in self.levels)
+        _check(self.levels is None or bool(named), "levels", "names of at least one level", self.levels)
 
     def sizes(self, default: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return (resized, input): the (height, width) an image is resized to, and of the crop that the network sees.
@@ -70,9 +70,8 @@ class FeatureOptions:
         Raises:
             OptionError: the crop is larger than the resized image.
         """
-        resized, crop = as_size(self.image_size), as_size(self.crop)
-        resized = resized or crop or default
-        crop = crop or resized
+        resized: tuple[int, int] = _as_size(self.image_size or self.crop) or default
+        crop: tuple[int, int] = _as_size(self.crop) or resized
         _check(crop[0] <= resized[0] and crop[1] <= resized[1], "crop", f"at most the image size {resized}", crop)
         return resized, crop
 
@@ -88,10 +87,15 @@ class IndexOptions:
     device: str = "auto"  # auto (a GPU where there is one and the index fits), cpu, cuda, cuda:N
 
     def __post_init__(self) -> None:
-        _check(bool(self.kind), "index", "auto, flat, ivf or a FAISS factory string", self.kind)
+        _check(
+            isinstance(self.kind, str) and bool(self.kind),
+            "index",
+            "auto, flat, ivf or a FAISS factory string",
+            self.kind,
+        )
         for name in ("nlist", "nprobe", "train_images"):
             value = getattr(self, name)
-            _check(value is None or _is_count(value), name, "a number >= 1", value)
+            _check(value is None or is_count(value), name, "a number >= 1", value)
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,9 @@ class SearchOptions:
     def __post_init__(self) -> None:
         for name in ("k", "k_score", "nprobe"):
             value = getattr(self, name)
-            _check(value is None or _is_count(value), name, "a number >= 1", value)
-        _check(_is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
-        _check(_is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
+            _check(value is None or is_count(value), name, "a number >= 1", value)
+        _check(is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
+        _check(is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
 
 

@@ -1,9 +1,9 @@
 """A shard: the features of many images in one HDF5 file, written once and never changed.
 
 Datasets, for n images: `levels/0` ... (n, c, h, w) float16 or float32 at native resolution, one image a chunk, not
-compressed; `image` (n, d) float32; `keys` and `digests`, strings; `checksums` (n, 1 + L) uint64, of xxh3-64: first over
-key, digest and image feature, then over each level. The newest HDF5 file format is used because it also has checksums
-over its own structures.
+compressed; `image` (n, d) float32; `keys` and `digests`, UTF-8 of fixed length; `checksums` (n, 1 + L) uint64, of
+xxh3-64: first over key, digest and image feature, then over each level. The newest HDF5 file format is used because it
+also has checksums over its own structures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from .errors import CorruptGalleryError
 from .features import Array, ExtractorSpec, Features
 from .storage import TEMPORARY, publish, storage_errors
 
-IMAGE_ROWS_A_CHUNK = 256  # image features are read in long runs
 DAMAGED_HEAD = "key, digest or image feature is not what was written (checksum)"
 
 T = TypeVar("T")
@@ -42,17 +41,11 @@ class ShardWriter:
         self.path = path
         self.keys: list[str] = []
         self._digests: list[str] = []
+        self._image: list[Array] = []  # small beside the levels: written in one piece at the end
         self._checksums: list[list[int]] = []
         self._temporary = path.with_name(path.name + TEMPORARY)
         with storage_errors(f"cannot write {self.path}"):
             self._file = h5py.File(self._temporary, "w", libver="latest", locking=False)
-            self._image = self._file.create_dataset(
-                "image",
-                (0, spec.image_dim),
-                "f4",
-                maxshape=(None, spec.image_dim),
-                chunks=(IMAGE_ROWS_A_CHUNK, spec.image_dim),
-            )
             self._levels = [
                 self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
                 for number, s in enumerate(spec.level_shapes)
@@ -73,8 +66,7 @@ class ShardWriter:
                 dataset.resize(start + len(keys), axis=0)
                 for row in range(len(keys)):  # straight into the chunk: no selection, no conversion
                     dataset.id.write_direct_chunk((start + row, 0, 0, 0), level[row])
-            self._image.resize(start + len(keys), axis=0)
-            self._image[start:] = features.image
+        self._image.append(features.image.copy())
         self._checksums += [
             checksums(key, digest, features, row) for row, (key, digest) in enumerate(zip(keys, digests, strict=True))
         ]
@@ -84,11 +76,14 @@ class ShardWriter:
     def finish(self) -> int:
         """Write what is still in memory, flush to disk, give the file its name; returns its size in bytes."""
         with storage_errors(f"cannot write {self.path}"):
-            for dataset in (self._image, *self._levels):  # an append that was interrupted may have made them longer
+            for dataset in self._levels:  # an append that was interrupted may have made them longer
                 dataset.resize(len(self.keys), axis=0)
-            strings = h5py.string_dtype()
-            self._file.create_dataset("keys", data=self.keys, dtype=strings)
-            self._file.create_dataset("digests", data=self._digests, dtype=strings)
+            self._file.create_dataset("image", data=np.concatenate(self._image))
+            for name, strings in (("keys", self.keys), ("digests", self._digests)):
+                # Of fixed length: HDF5 keeps others in a heap that has no checksums, and can hang on a damaged one.
+                encoded = [text.encode() for text in strings]
+                utf8 = h5py.string_dtype("utf-8", max(map(len, encoded)))
+                self._file.create_dataset(name, data=np.array(encoded, utf8))
             self._file.create_dataset("checksums", data=np.array(self._checksums, np.uint64))
             self._file.close()
             size = self._temporary.stat().st_size

@@ -398,28 +398,20 @@ def test_read_file_names_the_path(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path / 'nothing.png'}: cannot be read: No such file or directory"
 
 
-def test_nothing_is_printed_but_the_error(tmp_path: Path) -> None:
+def test_nothing_is_printed_but_a_line_for_each_image(tmp_path: Path) -> None:
     """Pillow warns of several kinds of file; a build names them in lines of its own."""
     palette = Image.fromarray(UPRIGHT).quantize(16)
-    write(tmp_path / "a.png", encode(palette, "PNG", transparency=bytes(range(16))))
-    write(tmp_path / "b.png", png_header(10_000, 10_000))
+    write(tmp_path / "in" / "a.png", encode(palette, "PNG", transparency=bytes(range(16))))
+    write(tmp_path / "in" / "b.png", png_header(10_000, 10_000))
     tiff = encode(UPRIGHT, "TIFF")
     for length in range(10, 200, 12):
-        write(tmp_path / f"c{length}.tif", tiff[:length])
-    (tmp_path / "d.png").mkdir()
-    program = """
-import sys
-from spade_faiss.errors import ImageError
-from spade_faiss.images import decode
-for path in sys.argv[1:]:
-    try:
-        decode(path)
-    except ImageError:
-        pass
-"""
-    paths = [str(path) for path in sorted(tmp_path.iterdir())]
-    run = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+        write(tmp_path / "in" / f"c{length}.tif", tiff[:length])
+    command = [sys.executable, "-m", "spade_faiss.cli", "build", tmp_path / "g", tmp_path / "in"]
+    run = subprocess.run([*command, "--extractor", "toy", "--quiet"], capture_output=True, text=True, check=False)
+    assert run.returncode == 3
+    lines = run.stderr.splitlines()
+    assert len(lines) == 17
+    assert all(line.startswith(f"spade-faiss: skipped: {tmp_path / 'in'}") for line in lines)
 
 
 # --- decoding: anything at all ---------------------------------------------------------------------------------------

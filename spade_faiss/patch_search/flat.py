@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from ..devices import gpu_lock, gpu_number, gpu_resources
 from ..errors import FeatureError
 from ..features import Array
+from ..image_index import ROUNDING
 
 SPARE = 2  # candidates beyond kappa: usually enough to see that rounding in FAISS has hidden nothing
-ROUNDING = 4 * 2.0**-24  # of a float32 sum of d products, times sqrt(d); a few times what was ever seen
 
 Best = tuple[NDArray[np.float32], NDArray[np.int64]]  # (q, kappa) squared distances and positions
 
