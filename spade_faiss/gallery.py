@@ -13,9 +13,10 @@ from .features import Array, Extractor, ExtractorSpec, Features
 from .generation import Generation
 from .image_index import Ids, check_kind
 from .ingest import IngestReport, ingest
+from .locks import ReaderLock
 from .manifest import Manifest
 from .options import MIB, IndexOptions
-from .writing import Appended, GalleryWriter, ReaderLock, create_folder
+from .writing import Appended, GalleryWriter, create_folder
 
 SHARD_BYTES = 256 * MIB  # what is lost at most when a build is killed
 
@@ -40,7 +41,6 @@ class Gallery:
         """Open a gallery; see open."""
         self.path = path
         self._device = device
-        self._readers = ReaderLock(path)
         self._generation = self._read_generation()
 
     @classmethod
@@ -85,7 +85,8 @@ class Gallery:
         return cls(Path(path), options.device)
 
     def _read_generation(self) -> Generation:
-        return Generation(self.path, Manifest.read(self.path).on(self._device))
+        lock = ReaderLock(self.path)  # before it is read which files there are
+        return Generation(self.path, Manifest.read(self.path).on(self._device), lock)
 
     def refresh(self) -> None:
         """Move on to the last commit. Ids of before hold no longer."""
@@ -98,7 +99,6 @@ class Gallery:
     def close(self) -> None:
         """Close the files."""
         self._generation.close()
-        self._readers.close()
 
     def __enter__(self) -> Gallery:
         return self
@@ -235,28 +235,30 @@ class Gallery:
                 yield writer
                 writer.finish()
                 self.refresh()
-                # This gallery now reads the new generation; files of older ones go unless others read them.
-                self._readers.close()
+                # Files of older generations go, unless somebody still reads one. Nobody else can sweep meanwhile.
+                self._generation.release()
                 writer.sweep()
-                self._readers = ReaderLock(self.path)
+                self._generation.hold(ReaderLock(self.path))
         finally:
             self.refresh()
 
     def verify(self) -> list[Problem]:
         """Read everything and check it against what was written; an empty list is a clean gallery."""
-        problems, manifest = [], self._generation.manifest
+        generation = self._read_generation()  # afresh: a file that is open looks well even when it is gone
+        problems, manifest = [], generation.manifest
         for number, entry in enumerate(manifest.shards):
             try:
-                found = list(self._generation.shard(number).problems())
+                found = list(generation.shard(number).problems())
             except CorruptGalleryError as error:
                 problems.append(Problem(entry.file, str(error)))
             else:
                 problems += [Problem(entry.file, what, key) for key, what in found]
         if manifest.index is not None:
             try:
-                self._generation.load_index_file()
+                generation.load_index_file()
             except CorruptGalleryError as error:
                 problems.append(Problem(manifest.index.file, str(error)))
+        generation.close()
         return problems
 
     def info(self) -> dict[str, Any]:

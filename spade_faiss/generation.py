@@ -10,6 +10,7 @@ import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from .errors import CorruptGalleryError, FeatureError, OptionError
 from .features import Array, Features
 from .image_index import Ids, ImageIndex
+from .locks import ReaderLock
 from .manifest import Manifest
 from .shards import Shard
 
@@ -26,15 +28,16 @@ OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
 
 
 class Generation:
-    """What a gallery holds at one commit."""
+    """What a gallery holds at one commit. While it is in use, a reader's lock keeps its files from being deleted."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, lock: ReaderLock | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
         self._starts = [0, *accumulate(shard.images for shard in manifest.shards)]
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._lock = threading.RLock()
         self._index: ImageIndex | None = None
+        self._reader_lock = lock
 
     def __len__(self) -> int:
         return self.manifest.rows - self.manifest.removed
@@ -141,9 +144,13 @@ class Generation:
             return self._index
 
     def build_index(self) -> ImageIndex:
-        """Build the index from the shards."""
-        manifest = self.manifest
-        return ImageIndex.build(self.image_features, manifest.rows, manifest.spec.image_dim, manifest.index_options)
+        """Build the index from the shards: a flat one while there are too few images for the kind asked for."""
+        rows, d, options = self.manifest.rows, self.manifest.spec.image_dim, self.manifest.index_options
+        try:
+            return ImageIndex.build(self.image_features, rows, d, options)
+        except OptionError as error:
+            warnings.warn(f"image index is flat until there are more images: {error}", stacklevel=2)
+            return ImageIndex.build(self.image_features, rows, d, replace(options, kind="flat"), stands_in=True)
 
     def _load_index(self) -> ImageIndex | None:
         entry = self.manifest.index
@@ -171,8 +178,18 @@ class Generation:
             raise CorruptGalleryError(f"{entry.file}: expected {entry.images} images, found {len(index)}")
         return index
 
+    def hold(self, lock: ReaderLock) -> None:
+        """Keep the files from being deleted."""
+        self._reader_lock = lock
+
+    def release(self) -> None:
+        """Let the files be deleted once they are those of an older generation."""
+        if self._reader_lock is not None:
+            self._reader_lock.close()
+
     def close(self) -> None:
         """Close the files."""
+        self.release()
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()

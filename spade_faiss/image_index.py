@@ -73,13 +73,14 @@ def check_kind(options: IndexOptions, d: int) -> None:
 class ImageIndex:
     """Nearest images by squared L2. A row's number is its id."""
 
-    def __init__(self, index: Any, options: IndexOptions) -> None:
+    def __init__(self, index: Any, options: IndexOptions, stands_in: bool = False) -> None:
+        self.stands_in = stands_in  # for a kind that takes more images than there are
         self._index = index  # on the CPU
         self._options = options
         self._on_device: Any = None
 
     @classmethod
-    def build(cls, stream: Stream, n: int, d: int, options: IndexOptions) -> ImageIndex:
+    def build(cls, stream: Stream, n: int, d: int, options: IndexOptions, stands_in: bool = False) -> ImageIndex:
         """Train, where the kind needs it, and add n image features of d dimensions.
 
         Raises:
@@ -89,7 +90,7 @@ class ImageIndex:
         index = faiss.index_factory(d, factory)
         if not index.is_trained and n:
             _train(index, _sample(stream, n, _train_images(index, n, options)), factory)
-        built = cls(index, options)
+        built = cls(index, options, stands_in)
         if n:
             for block in stream():
                 built.add(block)
@@ -199,13 +200,19 @@ class ImageIndex:
         temporary = path.with_name(path.name + TEMPORARY)
         with storage_errors(f"cannot write {path}"):
             try:
-                faiss.write_index(self._index, str(temporary))
-                checksum = _file_checksum(temporary)
+                digest = xxhash.xxh3_64()
+                with temporary.open("wb") as file:
+
+                    def write(block: bytes) -> None:  # FAISS's own writing prints what goes wrong on stderr
+                        digest.update(block)
+                        file.write(block)
+
+                    faiss.write_index(self._index, faiss.PyCallbackIOWriter(write))
                 publish(temporary, path)
             except (OSError, RuntimeError):
                 temporary.unlink(missing_ok=True)
                 raise
-        return checksum
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, path: Path, checksum: str, d: int, options: IndexOptions) -> ImageIndex:
@@ -227,7 +234,7 @@ class ImageIndex:
 
 
 def _search_parameters(index: Any, nprobe: int) -> Any:
-    """Give nprobe with one call, never set on the index, which other threads share; through what wraps the IVF index."""
+    """Give nprobe with one call, never set on the index that threads share, through what wraps the IVF index."""
     if isinstance(index, faiss.IndexPreTransform):
         inner = _search_parameters(faiss.downcast_index(index.index), nprobe)
         return faiss.SearchParametersPreTransform(index_params=inner)
@@ -279,9 +286,9 @@ def _train(index: Any, sample: Array, factory: str) -> None:
     try:
         index.train(sample)
     except RuntimeError as error:
+        reason = str(error).rpartition("failed: ")[2].strip()
         raise OptionError(
-            f"index {factory}: cannot be trained on {len(sample)} images: {str(error).splitlines()[-1].strip()}; "
-            "use flat, or fewer lists"
+            f"index {factory}: cannot be trained on {len(sample)} images: {reason}; use flat, or fewer lists"
         ) from error
 
 

@@ -146,6 +146,10 @@ def decode(image: str | os.PathLike[str] | bytes | Image.Image | NDArray[Any], n
 def read_file(path: Path) -> bytes:
     """Read an image file's bytes, with an ImageError for what stands in the way."""
     try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{os.fsencode(path)!r}: expected a name in UTF-8, as keys are; rename the file") from error
+    try:
         content = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .errors import CorruptGalleryError
 from .features import Array, ExtractorSpec, Features
-from .storage import TEMPORARY, publish, storage_errors
+from .storage import TEMPORARY, PatientFile, publish, storage_errors
 
 DAMAGED_HEAD = "key, digest or image feature is not what was written (checksum)"
 
@@ -45,7 +45,8 @@ class ShardWriter:
         self._checksums: list[list[int]] = []
         self._temporary = path.with_name(path.name + TEMPORARY)
         with storage_errors(f"cannot write {self.path}"):
-            self._file = h5py.File(self._temporary, "w", libver="latest", locking=False)
+            self._disk = PatientFile(self._temporary)
+            self._file = h5py.File(self._disk, "w", libver="latest")
             self._levels = [
                 self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
                 for number, s in enumerate(spec.level_shapes)
@@ -66,6 +67,7 @@ class ShardWriter:
                 dataset.resize(start + len(keys), axis=0)
                 for row in range(len(keys)):  # straight into the chunk: no selection, no conversion
                     dataset.id.write_direct_chunk((start + row, 0, 0, 0), level[row])
+            self._disk.check()
         self._image.append(features.image.copy())
         self._checksums += [
             checksums(key, digest, features, row) for row, (key, digest) in enumerate(zip(keys, digests, strict=True))
@@ -86,18 +88,17 @@ class ShardWriter:
                 self._file.create_dataset(name, data=np.array(encoded, utf8))
             self._file.create_dataset("checksums", data=np.array(self._checksums, np.uint64))
             self._file.close()
+            self._disk.check()
+            self._disk.close()
             size = self._temporary.stat().st_size
             publish(self._temporary, self.path)
         return size
 
     def abort(self) -> None:
         """Throw away what was written."""
-        try:
-            self._file.close()
-        except (OSError, RuntimeError):  # a full disk also fails what HDF5 wants to write on closing
-            pass
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._file.close()
+        self._disk.close()
+        self._temporary.unlink(missing_ok=True)
 
 
 class Shard:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import GalleryError, SpadeError
 
@@ -40,6 +42,61 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+class PatientFile(io.RawIOBase):
+    """A file for HDF5 to write to, whose errors are kept until they are asked for.
+
+    HDF5 cannot close a file that it failed to write, and takes the interpreter down with it on a full disk. So a write
+    that fails is reported to it as done; check() tells the truth, before the file is given its name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("w+b", buffering=0)
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first error of a write.
+
+        Raises:
+            OSError: a write failed.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:  # noqa: D102
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self._error is None:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:  # noqa: D102
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def readinto(self, buffer: Any) -> int:  # noqa: D102
+        read = self._file.readinto(buffer) or 0
+        view = memoryview(buffer).cast("B")
+        view[read:] = bytes(len(view) - read)  # what a failed write left out
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:  # noqa: D102
+        return self._file.tell()
+
+    def close(self) -> None:  # noqa: D102
+        self._file.close()
+        super().close()
 
 
 @contextlib.contextmanager

@@ -7,26 +7,23 @@ is as it was at the last commit; what was written after it is swept away by the 
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-import filelock
 import numpy as np
 import xxhash
 
-from .errors import FeatureError, GalleryError, GalleryLockedError, KeyConflictError, OptionError
+from .errors import FeatureError, GalleryError, KeyConflictError, OptionError
 from .features import Features
 from .generation import Generation
+from .locks import READERS, ReaderLock, WriterLock
 from .manifest import IndexEntry, Manifest, ShardEntry
 from .shards import ShardWriter
 from .storage import TEMPORARY, storage_errors
 
-LOCK = "writer.lock"
-HOLDER = "writer.pid"
-READERS = "readers.lock"
 INDEX_LAG = 0.05  # the file of the index is written anew when this share of the images is not in it
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
@@ -50,24 +47,18 @@ class GalleryWriter:
 
     def __init__(self, folder: Path, timeout: float = 0) -> None:
         self.folder = folder
-        self._lock = filelock.FileLock(folder / LOCK, timeout=timeout, thread_local=False)
+        self._lock = WriterLock(folder, timeout)
         self._shard: ShardWriter | None = None
         # The writer's own view of the gallery, one commit after another.
         self.generation = Generation(folder, Manifest.read(folder))
+        self._finished: list[ShardEntry] = []  # shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
 
     def __enter__(self) -> GalleryWriter:
         with storage_errors(f"cannot write to {self.folder}"):
+            self._lock.acquire()
             try:
-                self._lock.acquire()
-            except filelock.Timeout as error:
-                holder = _read_holder(self.folder)
-                raise GalleryLockedError(
-                    f"{self.folder}: another process{holder} is writing to it; wait until it has finished, or stop it"
-                ) from error
-            try:
-                (self.folder / HOLDER).write_text(str(os.getpid()))
                 self.generation = Generation(self.folder, Manifest.read(self.folder))
                 for path in self.folder.rglob("*" + TEMPORARY):  # of a writer that was killed
                     path.unlink(missing_ok=True)
@@ -132,19 +123,30 @@ class GalleryWriter:
             self.commit()  # what takes their place can only remove rows that have an id
         step = max(1, self.generation.manifest.shard_bytes // spec.bytes_per_image)  # images that fill a shard
         for start in range(0, len(taken), step):
-            self._write(taken[start : start + step], keys, digests, features)
+            rows = taken[start : start + step]
+            self._write([keys[row] for row in rows], [digests[row] for row in rows], features[rows])
+            self._pending.update((keys[row], digests[row]) for row in rows)
+        # In the same commit as the rows that take their place.
+        self._tombstones |= {self.generation.id_of[keys[row]] for row in taken if keys[row] in self.generation.id_of}
+        if self._finished:
+            self.commit()
         return Appended(len(taken), states.count("differs"), states.count("same"))
 
-    def _write(self, rows: list[int], keys: Sequence[str], digests: Sequence[str], features: Features) -> None:
+    def _write(self, keys: Sequence[str], digests: Sequence[str], features: Features) -> None:
+        """Write to the open shard, and finish it when it is full."""
         manifest = self.generation.manifest
         if self._shard is None:
-            self._shard = ShardWriter(self.folder / f"shards/{manifest.next_shard:06d}.h5", manifest.spec)
-        self._shard.append([keys[row] for row in rows], [digests[row] for row in rows], features[rows])
-        self._pending.update((keys[row], digests[row]) for row in rows)
-        # In the same commit as the row that takes its place.
-        self._tombstones |= {self.generation.id_of[keys[row]] for row in rows if keys[row] in self.generation.id_of}
+            number = manifest.next_shard + len(self._finished)
+            self._shard = ShardWriter(self.folder / f"shards/{number:06d}.h5", manifest.spec)
+        self._shard.append(keys, digests, features)
         if len(self._shard) * manifest.spec.bytes_per_image >= manifest.shard_bytes:
-            self.commit()
+            self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        if self._shard is not None:
+            size = self._shard.finish()
+            self._finished.append(ShardEntry(f"shards/{self._shard.path.name}", len(self._shard), size))
+            self._shard = None
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove images by key; their rows stay in the shards until compact.
@@ -161,17 +163,11 @@ class GalleryWriter:
 
     def commit(self) -> None:
         """Make what was appended and removed since the last commit a new generation."""
-        if self._shard is None and not self._tombstones:
-            return
-        manifest = self.generation.manifest
-        shards = list(_with_tombstones(manifest.shards, self._tombstones))
-        next_shard = manifest.next_shard
-        if self._shard is not None:
-            name = f"shards/{next_shard:06d}.h5"
-            shards.append(ShardEntry(name, len(self._shard), self._shard.finish()))
-            self._shard = None
-            next_shard += 1
-        self._publish(replace(manifest, shards=tuple(shards), next_shard=next_shard))
+        self._finish_shard()
+        if self._finished or self._tombstones:
+            manifest = self.generation.manifest
+            shards = _with_tombstones(manifest.shards, self._tombstones)
+            self._publish(replace(manifest, shards=(*shards, *self._finished)))
 
     def compact(self) -> int:
         """Rewrite the shards that hold removed images or are small, without the removed images.
@@ -180,44 +176,27 @@ class GalleryWriter:
             bytes saved, once no reader needs the old files any more.
         """
         self.commit()
-        old = self.generation
-        keep: list[int] = []
-        rewrite: list[int] = []
-        for number, entry in enumerate(old.manifest.shards):
-            small = entry.bytes < old.manifest.shard_bytes // 2
-            (rewrite if entry.removed or small else keep).append(number)
-        if not any(old.manifest.shards[number].removed for number in rewrite) and len(rewrite) < 2:
+        old, manifest = self.generation, self.generation.manifest
+        rewrite = [
+            number
+            for number, entry in enumerate(manifest.shards)
+            if entry.removed or entry.bytes < manifest.shard_bytes // 2
+        ]
+        if not any(manifest.shards[number].removed for number in rewrite) and len(rewrite) < 2:
             return 0
-        entries, next_shard = [old.manifest.shards[number] for number in keep], old.manifest.next_shard
         for number in rewrite:
-            entry = old.manifest.shards[number]
-            gone = set(entry.removed)
-            shard = old.shard(number)
+            shard, entry = old.shard(number), manifest.shards[number]
             image = shard.image_features()
-            for row in range(entry.images):
-                if row in gone:
-                    continue
-                if self._shard is None:
-                    self._shard = ShardWriter(self.folder / f"shards/{next_shard:06d}.h5", old.manifest.spec)
-                levels = [np.empty((1, *shape), old.manifest.spec.dtype) for shape in old.manifest.spec.level_shapes]
+            for row in sorted(set(range(entry.images)) - set(entry.removed)):
+                levels = [np.empty((1, *shape), manifest.spec.dtype) for shape in manifest.spec.level_shapes]
                 shard.levels([row], levels)
-                self._shard.append([shard.keys[row]], [shard.digests[row]], Features(image[row : row + 1], levels))
-                if len(self._shard) * old.manifest.spec.bytes_per_image >= old.manifest.shard_bytes:
-                    entries.append(self._finish(next_shard))
-                    next_shard += 1
-        if self._shard is not None:
-            entries.append(self._finish(next_shard))
-            next_shard += 1
-        before = sum(shard.bytes for shard in old.manifest.shards)
+                self._write([shard.keys[row]], [shard.digests[row]], Features(image[row : row + 1], levels))
+        self._finish_shard()
+        kept = [entry for number, entry in enumerate(manifest.shards) if number not in set(rewrite)]
+        saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
         # Ids are counted anew, so the old index is of no use to the new generation.
-        self._publish(replace(old.manifest, shards=tuple(entries), next_shard=next_shard, index=None))
-        return before - sum(shard.bytes for shard in entries)
-
-    def _finish(self, number: int) -> ShardEntry:
-        assert self._shard is not None
-        entry = ShardEntry(f"shards/{number:06d}.h5", len(self._shard), self._shard.finish())
-        self._shard = None
-        return entry
+        self._publish(replace(manifest, shards=(*kept, *self._finished), index=None))
+        return saved
 
     def finish(self) -> None:
         """Commit, and write the file of the index anew when it has fallen behind; readers fill in the rest."""
@@ -233,6 +212,8 @@ class GalleryWriter:
         trained = manifest.index.trained if manifest.index else 0
         if rebuild or manifest.rows >= INDEX_GROWTH * trained:
             index, trained = self.generation.build_index(), manifest.rows
+            if index.stands_in:
+                trained = 0  # try again at the next chance
         else:
             index = self.generation.index()
         name = f"index/image-{manifest.generation + 1:06d}.faiss"
@@ -241,12 +222,13 @@ class GalleryWriter:
         self._publish(replace(manifest, index=entry))
 
     def _publish(self, manifest: Manifest) -> None:
-        manifest = replace(manifest, generation=manifest.generation + 1)
+        next_shard = manifest.next_shard + len(self._finished)
+        manifest = replace(manifest, generation=manifest.generation + 1, next_shard=next_shard)
         with storage_errors(f"cannot write {self.folder}"):
             manifest.write(self.folder)
         self.generation.close()
         self.generation = self.generation.followed_by(manifest, self._tombstones, self._pending)
-        self._pending, self._tombstones = {}, set()
+        self._finished, self._pending, self._tombstones = [], {}, set()
 
     def sweep(self) -> None:
         """Delete shards and indexes that the last commit does not name, unless a reader may be using them."""
@@ -260,44 +242,6 @@ class GalleryWriter:
                 path.unlink(missing_ok=True)
 
 
-class ReaderLock:
-    """Shared by every open gallery, so that files of an older generation are deleted only when nobody reads them.
-
-    The system drops it when a process ends, however it ends.
-    """
-
-    def __init__(self, folder: Path, exclusive: bool = False) -> None:
-        """Take the lock.
-
-        Raises:
-            BlockingIOError: exclusive, and somebody reads.
-        """
-        self._descriptor: int | None = None
-        try:
-            import fcntl
-
-            self._descriptor = os.open(folder / READERS, os.O_RDONLY)
-            fcntl.flock(self._descriptor, (fcntl.LOCK_EX | fcntl.LOCK_NB) if exclusive else fcntl.LOCK_SH)
-        except (ImportError, OSError):  # somebody reads; or there is no such lock here, as on Windows
-            self.close()
-            if exclusive:
-                raise BlockingIOError from None
-
-    def __enter__(self) -> ReaderLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the lock back."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    __del__ = close  # a gallery that nobody closed is no reader any more
-
-
 def create_folder(folder: Path, manifest: Manifest) -> None:
     """Make the folder of an empty gallery.
 
@@ -306,11 +250,18 @@ def create_folder(folder: Path, manifest: Manifest) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
+    there = folder.exists()
     with storage_errors(f"cannot make the gallery {folder}"):
-        for part in ("shards", "index"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / READERS).touch()
-        manifest.write(folder)
+        try:
+            for part in ("shards", "index"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+            (folder / READERS).touch()
+            manifest.write(folder)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            if there:
+                folder.mkdir()
+            raise
 
 
 def _with_tombstones(shards: Sequence[ShardEntry], ids: set[int]) -> list[ShardEntry]:
@@ -329,7 +280,11 @@ def _check_keys(keys: Sequence[str], n: int) -> None:
         twice = next(key for number, key in enumerate(keys) if key in keys[:number])
         raise FeatureError(f"keys: expected each once, found {twice!r} twice")
     for key in keys:
-        if not isinstance(key, str) or not key or "\0" in key or len(key.encode(errors="replace")) > MAX_KEY_BYTES:
+        try:
+            ok = "\0" not in key and 1 <= len(key.encode()) <= MAX_KEY_BYTES
+        except (AttributeError, TypeError, UnicodeEncodeError):
+            ok = False
+        if not ok:
             raise FeatureError(f"keys: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {key!r:.80}")
 
 
@@ -338,10 +293,3 @@ def _features_digest(features: Features, row: int) -> str:
     for array in (features.image, *features.levels):
         digest.update(array[row].data)
     return f"xxh3:{digest.hexdigest()}"
-
-
-def _read_holder(folder: Path) -> str:
-    try:
-        return f" (process {int((folder / HOLDER).read_text())})"
-    except (OSError, ValueError):
-        return ""

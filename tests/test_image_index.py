@@ -43,6 +43,15 @@ def assert_equal(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarra
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-9)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """At this size threads only wait for each other; the gallery's tests run with all of them."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
 @pytest.fixture
 def xb(rng: np.random.Generator) -> np.ndarray:
     return rng.standard_normal((N, D), np.float32)

@@ -148,6 +148,13 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert keys(tmp_path / "source") == ["a/1.png"]
 
 
+def test_folders_that_link_to_each_other(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        write(tmp_path / one / f"{one}.png")
+        (tmp_path / one / "link").symlink_to(tmp_path / other, target_is_directory=True)
+    assert {"a/a.png", "b/b.png"} <= set(keys(tmp_path))  # and it ends
+
+
 def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere/1.png")
     (tmp_path / "source").mkdir()
@@ -396,6 +403,14 @@ def test_read_file_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         read_file(tmp_path / "nothing.png")
     assert str(caught.value) == f"{tmp_path / 'nothing.png'}: cannot be read: No such file or directory"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such a name")
+def test_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")))
+    with pytest.raises(ImageError, match="expected a name in UTF-8") as caught:
+        decode(path)
+    assert str(caught.value).isprintable()
 
 
 def test_nothing_is_printed_but_a_line_for_each_image(tmp_path: Path) -> None:

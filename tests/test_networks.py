@@ -327,6 +327,7 @@ def test_image_feature_is_of_the_whole_network(name: str, tmp_path: Path) -> Non
     model: Any = timm.create_model(name)
     model.load_state_dict(state)
     extractor = load(f"timm:{name}", tmp_path / "weights.pth")
+    assert extractor.spec.view.crop == model.pretrained_cfg["input_size"][1:]  # its own, where none is given
     images = views(2, extractor.spec.view.crop)
     with torch.inference_mode():
         features = model.eval().forward_features(normalised(images, extractor.spec.mean, extractor.spec.std))
