@@ -275,7 +275,7 @@ class ToyExtractor:
         levels = [_block_means(batch, stride, stride) for stride in self._strides]
         levels = average_neighbourhoods(levels, self.spec.neighbourhood)
         image = quadrants.transpose(0, 2, 3, 1).reshape(len(views), 12)
-        return Features(np.ascontiguousarray(image), [level.astype(self.spec.dtype) for level in levels])
+        return self.spec.cast(Features(image, levels))
 
 
 def _block_means(batch: Array, height: int, width: int) -> Array:

@@ -40,14 +40,15 @@ class NetworkExtractor:
 
     @torch.inference_mode()
     def extract(self, views: Sequence[Pixels]) -> Features:
-        """See features.Extractor.extract."""
+        """See features.Extractor.extract.
+
+        Raises:
+            FeatureError: an activation does not fit the stored dtype, naming the level.
+        """
         batch = torch.from_numpy(np.stack(views)).to(self._device).permute(0, 3, 1, 2).float()
         image, levels = self._forward(batch.sub_(self._mean).div_(self._std))
         pooled = average_neighbourhoods([level.float().cpu().numpy() for level in levels], self.spec.neighbourhood)
-        with np.errstate(over="ignore"):  # what float16 cannot hold is refused where it is stored or compared
-            return Features(
-                image.float().cpu().numpy(), [np.ascontiguousarray(level, dtype=self.spec.dtype) for level in pooled]
-            )
+        return self.spec.cast(Features(image.float().cpu().numpy(), pooled))
 
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:
@@ -65,6 +66,12 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
     model.eval().requires_grad_(False)
 
     resized, crop = options.sizes(_native_size(model))
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if crop[0] % patch[0] or crop[1] % patch[1]:
+        raise OptionError(
+            f"extractor {name} does not take images of {crop[0]} x {crop[1]} px: "
+            f"expected multiples of its patches, {patch[0]} x {patch[1]}"
+        )
     try:
         if crop != _native_size(model) and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=crop)  # vision transformers: position embeddings are resampled
@@ -233,8 +240,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: expected a file with weights, found nothing there") from error
     except Exception as error:  # zip, pickle and safetensors each raise their own
+        unsafe = "weights_only" in str(error)  # torch then advises to run the code in the file
+        reason = "it holds more than tensors, which is not read, for safety" if unsafe else _first_line(error)
         raise WeightsError(
-            f"{path}: expected a state dict (.pth or .safetensors), could not read it: {_first_line(error)}"
+            f"{path}: expected a state dict (.pth or .safetensors), could not read it: {reason}"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):

@@ -73,7 +73,7 @@ class GalleryWriter:
         try:
             if kind is None:
                 self.finish()
-            elif kind is KeyboardInterrupt:
+            elif kind is KeyboardInterrupt and self._pending:  # not what compact has rewritten so far
                 self.commit()
             elif self._shard is not None:
                 self._shard.abort()

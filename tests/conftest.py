@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,14 @@ def write_images(folder: Path, n: int, seed: int = 0, size: tuple[int, int] = (4
     for number in range(n):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number:03d}.png", compress_level=1)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_disk() -> Iterator[None]:
+    """Flushing costs more than all else here, and no test cuts the power; child processes do flush."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

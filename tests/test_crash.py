@@ -220,8 +220,8 @@ STEPS: dict[str, Callable[[sf.Gallery], Any]] = {
     "compact": lambda gallery: gallery.compact(),
     "rebuild_index": lambda gallery: gallery.rebuild_index(),
     # More than fits one shard, of which the beginning must not be there without the rest.
-    "append-many": lambda gallery: gallery.append([f"new {n}" for n in range(12)], random_features_of(12, seed=7)),
-    "replace-many": lambda gallery: gallery.append(KEYS[2:13], random_features_of(11, seed=8), replace=True),
+    "append-many": lambda gallery: gallery.append([f"new {n}" for n in range(7)], random_features_of(7, seed=7)),
+    "replace-many": lambda gallery: gallery.append(KEYS[2:9], random_features_of(7, seed=8), replace=True),
 }
 
 

@@ -272,6 +272,20 @@ def test_keys_that_are_no_names_are_refused_whole(
     assert named(gallery.path) == before
 
 
+@pytest.mark.parametrize(
+    "digests",
+    [["a"], ["a", 7], ["a", "b\0"], ["a", "\udcff"]],
+    ids=["one-less", "number", "nul", "surrogate"],
+)
+def test_digests_that_are_no_text_are_refused_whole(
+    gallery: sf.Gallery, features: sf.Features, digests: list[Any]
+) -> None:
+    before = named(gallery.path)
+    with pytest.raises(sf.FeatureError, match="digests"):
+        gallery.append(["a", "b"], random_features_of(2, seed=3), digests=digests)
+    assert named(gallery.path) == before
+
+
 def test_awkward_names_are_kept(tmp_path: Path) -> None:
     keys = ["with space.png", "ünï/日本.png", "../up", "/root", "line\nbreak", "C:\\x", "e\u0301", "\u00e9", "x" * 4096]
     features = random_features_of(len(keys))
