@@ -7,6 +7,7 @@ Letters for shapes, here and throughout: B images of a batch, N normal images, K
 level, c channels, d dimensions of an image feature, (H, W) pixels of an image. Every distance is squared L2.
 """
 
+from .calibration import Calibration, Judgement, Region, calibrate
 from .detector import Detection, Detector, Neighbours
 from .errors import (
     CorruptGalleryError,
@@ -32,6 +33,7 @@ from .patch_search import search_patches
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "CorruptGalleryError",
     "Detection",
     "Detector",
@@ -48,17 +50,20 @@ __all__ = [
     "ImageError",
     "IndexOptions",
     "IngestReport",
+    "Judgement",
     "KeyConflictError",
     "Neighbours",
     "NotEnoughImagesError",
     "OptionError",
     "Problem",
+    "Region",
     "ScoreOptions",
     "SearchOptions",
     "Skipped",
     "SpadeError",
     "SpecMismatchError",
     "WeightsError",
+    "calibrate",
     "load_extractor",
     "search_patches",
 ]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from . import __version__
+from .calibration import DEFAULT_FALSE_ALARMS
 from .errors import ImageError, SpadeError
 from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
@@ -153,20 +154,57 @@ def compact(gallery: Path) -> None:
         click.echo(f"{saved / MIB:.1f} MiB saved; {len(opened)} images in {opened.info()['shards']} shards")
 
 
+_search = _options(
+    click.option("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]"),
+    click.option("--kappa", type=int, default=SearchOptions.kappa, show_default=True, help="Nearest patches averaged."),
+    click.option("--k-score", type=int, help="Neighbours averaged into the image score.  [default: -k]"),
+    click.option("--nprobe", type=int, help="IVF: lists visited.  [default: as the index was made]"),
+    click.option("--engine", default=SearchOptions.engine, show_default=True, help="Patch search: auto or flat."),
+    click.option("--block-mib", type=int, default=256, show_default=True, help="Memory of the flat engine's gallery."),
+    click.option("--image-score", type=click.Choice(["knn", "map_max"]), default="knn", show_default=True,
+                 help="Distance to the nearest images, or the map's maximum."),
+    click.option("--sigma", type=float, default=ScoreOptions.sigma, show_default=True, help="Smoothing, px at 224 px."),
+)  # fmt: skip
+
+
+@cli.command()
+@_gallery
+@_search
+@click.option(
+    "--false-alarms", type=float, default=DEFAULT_FALSE_ALARMS, show_default=True, help="The rate to promise."
+)
+@click.option("--sample", type=int, help="Calibrate with so many images.  [default: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@click.option("--group", help="Regular expression on keys: images of one group are left out together.")
+@_network
+@_quiet
+def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
+    """Find the thresholds of GALLERY from its own images: each is compared with the others."""
+    from .calibration import calibrate as find_thresholds
+    from .detector import Detector
+
+    with Gallery.open(gallery, given["device"]) as opened:
+        search, score = _search_options(given), _score_options(given)
+        detector = Detector(opened, _extractor_of(opened, weights, given), search, score, calibrated=False)
+        found = find_thresholds(
+            detector, given["false_alarms"], sample=given["sample"], group=given["group"], seed=given["seed"],
+            progress=not given["quiet"],
+        )  # fmt: skip
+        found.write(gallery)
+        click.echo(
+            f"{len(found.image_scores)} images: image score above {found.image_threshold:.6g} is suspicious, "
+            f"pixel score above {found.pixel_threshold:.6g} anomalous; false alarms at most {found.false_alarms:g}"
+        )
+
+
 @cli.command()
 @_gallery
 @_sources
-@click.option("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]")
-@click.option("--kappa", type=int, default=SearchOptions.kappa, show_default=True, help="Nearest patches averaged.")
-@click.option("--k-score", type=int, help="Neighbours averaged into the image score.  [default: -k]")
-@click.option("--nprobe", type=int, help="IVF: lists visited.  [default: as the index was made]")
-@click.option("--engine", default=SearchOptions.engine, show_default=True, help="Patch search: auto or flat.")
-@click.option("--block-mib", type=int, default=256, show_default=True, help="Memory of the flat engine's gallery.")
+@_search
 @click.option(
-    "--image-score", type=click.Choice(["knn", "map_max"]), default="knn", show_default=True,
-    help="Distance to the nearest images, or the map's maximum.",
-)  # fmt: skip
-@click.option("--sigma", type=float, default=ScoreOptions.sigma, show_default=True, help="Smoothing, px at 224 px.")
+    "--min-region", type=int, default=ScoreOptions.min_region, show_default=True, help="Px; smaller do not count."
+)
+@click.option("--localise", default=SearchOptions.localise, show_default=True, help="all, or suspicious images only.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write results.jsonl, maps/ and overlays/ here.")
 @_network
 @_strict
@@ -176,11 +214,7 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output
     """Look for anomalies in the images in SOURCE..., files and folders."""
     from .detector import Detector
 
-    options = SearchOptions(
-        k=given["k"], kappa=given["kappa"], k_score=given["k_score"], engine=given["engine"], nprobe=given["nprobe"],
-        block_bytes=given["block_mib"] * MIB, device=given["device"],
-    )  # fmt: skip
-    score = ScoreOptions(image_score=given["image_score"], sigma=given["sigma"])
+    options, score = _search_options(given), _score_options(given)
     find_images(sources)
     with Gallery.open(gallery, given["device"]) as opened:
         detector = Detector(opened, _extractor_of(opened, weights, given), options, score)
@@ -189,14 +223,15 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output
         skipped: list[Skipped] = []
         folder = ResultFolder(output, colour_scale(detector)) if output else None
         if not given["as_lines"]:
-            click.echo(f"{'image score':>12} {'map max':>12}  image")
+            click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
         for source, pixels, detection in query_sources(detector, sources, skipped, given["strict"], not given["quiet"]):
             if folder:
                 folder.write(source, pixels, detection)
             if given["as_lines"]:
                 click.echo(json.dumps(as_json(source, detection), ensure_ascii=False))
             else:
-                click.echo(f"{detection.image_score:12.6g} {detection.map_max:12.6g}  {source.key}")
+                scores = f"{detection.image_score:12.6g} {detection.map_max:12.6g}"
+                click.echo(f"{scores}  {detection.verdict or '-':9}  {source.key}")
         if folder:
             folder.close(skipped)
         _name_skipped(skipped)
@@ -266,6 +301,15 @@ def demo(output: Path, extractor: str, quiet: bool) -> None:
 
     for line in run_demo(output, extractor, progress=not quiet):
         click.echo(line)
+
+
+def _search_options(given: dict[str, Any]) -> SearchOptions:
+    names = ("k", "kappa", "k_score", "engine", "nprobe", "device", "localise")
+    return SearchOptions(block_bytes=given["block_mib"] * MIB, **{name: given[name] for name in names if name in given})
+
+
+def _score_options(given: dict[str, Any]) -> ScoreOptions:
+    return ScoreOptions(**{name: given[name] for name in ("image_score", "sigma", "min_region") if name in given})
 
 
 def _by(size: Sequence[int]) -> str:

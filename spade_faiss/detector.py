@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import NotEnoughImagesError
+from .calibration import Calibration, Judgement, Region
+from .errors import NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
 from .gallery import Gallery
 from .generation import Generation
@@ -40,13 +42,15 @@ class Detection:
 
     Attributes:
         image_score: higher is more anomalous.
-        anomaly_map: (H, W) float32 at the image's size, higher is more anomalous; 0 outside the region.
+        anomaly_map: (H, W) float32 at the image's size, higher is more anomalous; 0 outside the region, and where the
+            patch search was skipped.
         region: (left, top, right, bottom), half-open: the pixels of the image that were looked at.
         neighbours: the K normal images that were searched.
-        sq_distances: (h, w, kappa) float32 of the finest grid, ascending.
+        sq_distances: (h, w, kappa) float32 of the finest grid, ascending; kappa is 0 where the search was skipped.
         matches: (h, w, kappa, 3) int32: neighbour (as in `neighbours`), row and column of each matched patch.
         seconds: time of each stage; of stages that work on a batch, this image's share.
         path: where the image came from, if it was a path.
+        judgement: verdict, p-value and regions, where the gallery is calibrated.
     """
 
     image_score: float
@@ -57,6 +61,17 @@ class Detection:
     matches: NDArray[np.int32]
     seconds: dict[str, float] = field(default_factory=dict)
     path: str | None = None
+    judgement: Judgement | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """Either "normal" or "anomalous"; None where the gallery is not calibrated."""
+        return self.judgement.verdict if self.judgement else None
+
+    @property
+    def regions(self) -> list[Region]:
+        """Regions above the pixel threshold, worst first; none where the gallery is not calibrated."""
+        return self.judgement.regions if self.judgement else []
 
     @property
     def map_max(self) -> float:
@@ -73,12 +88,22 @@ class Detector:
         extractor: Extractor,
         search: SearchOptions | None = None,
         score: ScoreOptions | None = None,
+        calibrated: bool = True,
     ) -> None:
         """Check that everything fits together.
+
+        Args:
+            gallery: of normal images.
+            extractor: the one that made it.
+            search: retrieval and patch search.
+            score: distances to scores.
+            calibrated: judge by the gallery's calibration, where it has one of the same settings.
 
         Raises:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
             NotEnoughImagesError: the gallery is empty, or has fewer images than the k or k_score that was given.
+            CorruptGalleryError: calibration.json was damaged or edited.
+            OptionError: localise "suspicious", and the gallery is not calibrated for these settings.
         """
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
@@ -92,6 +117,33 @@ class Detector:
                     f"{name}: expected at most the number of normal images in {gallery.path}, {n}, "
                     f"found {given or DEFAULT_K}"
                 )
+        self.calibration = self._read_calibration() if calibrated else None
+        if self.calibration is None and self.search.localise == "suspicious":
+            raise OptionError(
+                f"localise: 'suspicious' needs the thresholds of {gallery.path}, found none for these settings; "
+                "run `spade-faiss calibrate`, or localise all"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that scores depend on, as JSON values: thresholds hold for these only."""
+        search = {name: getattr(self.search, name) for name in ("k", "kappa", "k_score", "nprobe")}
+        return search | {"image_score": self.score.image_score, "sigma": self.score.sigma}
+
+    def _read_calibration(self) -> Calibration | None:
+        found = Calibration.read(self.gallery.path)
+        if found is not None and found.settings != self.settings():
+            warnings.warn(
+                f"no verdicts: {self.gallery.path} was calibrated for {found.settings}, not {self.settings()}",
+                stacklevel=3,
+            )
+            return None
+        if found is not None and found.generation != self.gallery.generation:
+            warnings.warn(
+                f"{self.gallery.path} has changed since it was calibrated (generation {found.generation}, now "
+                f"{self.gallery.generation}): its false-alarm rate is not promised any more; calibrate again",
+                stacklevel=3,
+            )
+        return found
 
     @property
     def k(self) -> int:
@@ -124,27 +176,32 @@ class Detector:
             watch = _Stopwatch(len(batch))
             pixels = self._decode(batch, watch)
             features = self._extract(pixels, watch)
-            ids, sq_distances = self._retrieve(generation, features, watch)
+            ids, sq_distances = self._retrieve(generation, features.image, watch)
             for row, image in enumerate(batch):
-                own = watch.of_one_image()
-                yield self._localise(
-                    generation, features[row : row + 1], ids[row], sq_distances[row], pixels[row], image, own
-                )
+                levels = [level[row] for level in features.levels]
+                path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+                one = _Retrieved(levels, ids[row], sq_distances[row], pixels[row].shape[:2], path, watch.of_one_image())
+                yield self._detect(generation, one)
 
-    def leave_one_out(self, ids: Sequence[int]) -> Iterator[Detection]:
+    def leave_one_out(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Detection]:
         """Query stored normal images, each against the others (k of them, or all), at the size of the resized image.
+
+        Args:
+            ids: the images.
+            without: for each, the ids that it is not compared with; None: itself.
 
         Raises:
             NotEnoughImagesError: there is no other image.
         """
-        generation = self.gallery.snapshot()
-        height, width = self.gallery.spec.view.resized
-        blank = np.zeros((height, width, 3), np.uint8)
-        for row_id in ids:
-            features = generation.features([row_id])
-            watch = _Stopwatch(1)
-            found, sq_distances = self._retrieve(generation, features, watch, without=np.array([row_id]))
-            yield self._localise(generation, features, found[0], sq_distances[0], blank, None, watch)
+        generation, size = self.gallery.snapshot(), self.gallery.spec.view.resized
+        pairs = zip(ids, without, strict=True) if without is not None else ((one, np.array([one])) for one in ids)
+        for row_id, left_out in pairs:
+            features, watch = generation.features([row_id]), _Stopwatch(1)
+            found, sq_distances = self._retrieve(generation, features.image, watch, left_out)
+            levels = [level[0] for level in features.levels]
+            yield self._detect(
+                generation, _Retrieved(levels, found[0], sq_distances[0], size, None, watch), judge=False
+            )
 
     # The stages of a query, in their order.
 
@@ -157,43 +214,68 @@ class Detector:
             return self.extractor.extract([self.extractor.spec.view.apply(image) for image in pixels])
 
     def _retrieve(
-        self, generation: Generation, features: Features, watch: _Stopwatch, without: Ids | None = None
+        self, generation: Generation, image_features: Array, watch: _Stopwatch, without: Ids | None = None
     ) -> tuple[Ids, Array]:
         with watch("retrieve"):
             wanted = max(self._k_of(generation), self.search.k_score or 0)
             if without is not None:
                 wanted = max(1, min(wanted, len(generation) - len(without)))
-            return generation.search(features.image, wanted, without, self.search.nprobe)
+            return generation.search(image_features, wanted, without, self.search.nprobe)
 
-    def _localise(
-        self,
-        generation: Generation,
-        features: Features,
-        ids: Ids,
-        sq_distances: Array,
-        pixels: Pixels,
-        image: Any,
-        watch: _Stopwatch,
-    ) -> Detection:
-        k = self._k_of(generation)
-        with watch("read"):
-            levels = generation.levels(ids[:k])
-            neighbours = Neighbours(generation.keys(ids[:k]), sq_distances[:k])
-        with watch("match"):
-            query = [level[0] for level in features.levels]
-            options = self.search
-            patch_distances, matches = search_patches(
-                query, levels, options.kappa, options.engine, options.device, options.block_bytes
+    def _detect(self, generation: Generation, query: _Retrieved, judge: bool = True) -> Detection:
+        k, view = self._k_of(generation), self.gallery.spec.view
+        calibration = self.calibration if judge else None
+        knn = knn_score(query.sq_distances, self.search.k_score or k)
+        neighbours = Neighbours(generation.keys(query.ids[:k]), query.sq_distances[:k])
+        if calibration and self.search.localise == "suspicious" and knn <= calibration.image_threshold:
+            found, matches = _nothing_searched(query.levels)
+        else:
+            found, matches = self._match(query, self._read(generation, query.ids[:k], query.watch))
+        with query.watch("score"):
+            scores = (
+                anomaly_map(found, query.image_size, view, self.score.sigma)
+                if found.size
+                else np.zeros(query.image_size, np.float32)
             )
-        with watch("score"):
-            view, size = self.gallery.spec.view, pixels.shape[:2]
-            scores = anomaly_map(patch_distances, size, view, self.score.sigma)
-            by_map = self.score.image_score == "map_max"
-            image_score = float(scores.max()) if by_map else knn_score(sq_distances, self.search.k_score or k)
-        path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+            image_score = knn if self.score.image_score == "knn" else float(scores.max())
+            judgement = None
+            if calibration:
+                # At the size that calibration saw: the same image at another size is the same case.
+                peak = float(anomaly_map(found, view.resized, view, self.score.sigma).max()) if found.size else 0.0
+                calibrated_score = knn if self.score.image_score == "knn" else peak
+                judgement = calibration.judge(calibrated_score, peak, scores, self.score.min_region)
+        region = view.region(query.image_size)
         return Detection(
-            image_score, scores, view.region(size), neighbours, patch_distances, matches, watch.seconds, path
+            image_score, scores, region, neighbours, found, matches, query.watch.seconds, query.path, judgement
         )
+
+    def _read(self, generation: Generation, ids: Ids, watch: _Stopwatch) -> list[Array]:
+        with watch("read"):
+            return generation.levels(ids)
+
+    def _match(self, query: _Retrieved, neighbour_levels: list[Array]) -> tuple[Array, Array]:
+        options = self.search
+        with query.watch("match"):
+            return search_patches(
+                query.levels, neighbour_levels, options.kappa, options.engine, options.device, options.block_bytes
+            )
+
+
+@dataclass(frozen=True)
+class _Retrieved:
+    """A query between retrieval and localisation."""
+
+    levels: list[Array]  # [(c, h, w), ...]
+    ids: Ids
+    sq_distances: Array
+    image_size: tuple[int, int]
+    path: str | None
+    watch: _Stopwatch
+
+
+def _nothing_searched(levels: list[Array]) -> tuple[Array, Array]:
+    grid = levels[0].shape[1:]
+    return np.empty((*grid, 0), np.float32), np.empty((*grid, 0, 3), np.int32)
 
 
 class _Stopwatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,15 +60,16 @@ def check_kind(options: IndexOptions, d: int) -> None:
         OptionError: it cannot.
     """
     expected = f"index: expected auto, flat, ivf or a FAISS factory string for {d} dimensions, found {options.kind!r}"
+    if re.search(r"\D0+(\D|$)", options.kind):  # HNSW0 and its like end the process inside FAISS
+        raise OptionError(f"{expected}, with a zero in it")
     try:
         index = faiss.index_factory(d, resolve_kind(options, 0))
     except RuntimeError as error:
         raise OptionError(expected) from error
     if isinstance(index, faiss.IndexIDMap):
         raise OptionError(f"{expected}; leave IDMap away: ids are those of the gallery anyway")
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf and ivf.nlist < 1:
-        raise OptionError(f"{expected}, of no lists")
+    if isinstance(index, faiss.IndexLSH):
+        raise OptionError(f"{expected}, whose distances are not squared L2")
 
 
 class ImageIndex:

@@ -13,6 +13,7 @@ MIB = 2**20
 
 StoredDtype = Literal["float16", "float32"]
 Engine = Literal["auto", "flat"]
+Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max"]
 
 
@@ -109,6 +110,7 @@ class SearchOptions:
     nprobe: int | None = None  # IVF lists visited; None: as the index was made
     block_bytes: int = 256 * MIB  # the most that the flat engine's temporary gallery may take at a time
     device: str = "auto"  # of the patch search: auto, cpu, cuda, cuda:N
+    localise: Localise = "all"  # suspicious: no patch search for images whose kNN score is at or under the threshold
 
     def __post_init__(self) -> None:
         for name in ("k", "k_score", "nprobe"):
@@ -116,6 +118,7 @@ class SearchOptions:
             _check(value is None or is_count(value), name, "a number >= 1", value)
         _check(is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
         _check(is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
+        _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
 
 
@@ -124,8 +127,10 @@ class ScoreOptions:
     """Distances to scores."""
 
     image_score: ImageScore = "knn"  # knn: mean squared distance to the k_score nearest images; map_max: of the map
+    min_region: int = 1  # px; smaller regions above the pixel threshold do not count
     sigma: float = 4.0  # px of Gaussian smoothing where the network's input shows the image at 224 px; 0: none
 
     def __post_init__(self) -> None:
         _check(self.image_score in get_args(ImageScore), "image_score", "knn or map_max", self.image_score)
+        _check(is_count(self.min_region), "min_region", "pixels >= 1", self.min_region)
         _check(math.isfinite(self.sigma) and self.sigma >= 0, "sigma", "pixels >= 0", self.sigma)

@@ -38,8 +38,17 @@ def as_json(source: Source, detection: Detection) -> dict[str, Any]:
             {"key": key, "sq_distance": float(sq_distance)}
             for key, sq_distance in zip(neighbours.keys, neighbours.sq_distances, strict=True)
         ],
+        **_judged(detection),
         "seconds": {stage: round(seconds, 6) for stage, seconds in detection.seconds.items()},
     }
+
+
+def _judged(detection: Detection) -> dict[str, Any]:
+    found = detection.judgement
+    if found is None:
+        return {"verdict": None}
+    regions = [asdict(region) for region in found.regions]
+    return {"verdict": found.verdict, "p_value": found.p_value, "score": found.score, "regions": regions}
 
 
 @dataclass(frozen=True)

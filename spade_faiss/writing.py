@@ -112,6 +112,7 @@ class GalleryWriter:
         _check_keys(keys, len(features))
         if digests is None:
             digests = [_features_digest(features, row) for row in range(len(keys))]
+        _check_texts("digests", digests, len(keys))
         states = [self.status(key, digest) for key, digest in zip(keys, digests, strict=True)]
         if "differs" in states and not replace:
             key = keys[states.index("differs")]
@@ -274,18 +275,22 @@ def _with_tombstones(shards: Sequence[ShardEntry], ids: set[int]) -> list[ShardE
 
 
 def _check_keys(keys: Sequence[str], n: int) -> None:
-    if len(keys) != n:
-        raise FeatureError(f"keys: expected {n}, one for each image, found {len(keys)}")
+    _check_texts("keys", keys, n)
     if len(set(keys)) != n:
         twice = next(key for number, key in enumerate(keys) if key in keys[:number])
         raise FeatureError(f"keys: expected each once, found {twice!r} twice")
-    for key in keys:
+
+
+def _check_texts(name: str, texts: Sequence[str], n: int) -> None:
+    if len(texts) != n:
+        raise FeatureError(f"{name}: expected {n}, one for each image, found {len(texts)}")
+    for text in texts:
         try:
-            ok = "\0" not in key and 1 <= len(key.encode()) <= MAX_KEY_BYTES
+            ok = "\0" not in text and 1 <= len(text.encode()) <= MAX_KEY_BYTES
         except (AttributeError, TypeError, UnicodeEncodeError):
             ok = False
         if not ok:
-            raise FeatureError(f"keys: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {key!r:.80}")
+            raise FeatureError(f"{name}: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {text!r:.80}")
 
 
 def _features_digest(features: Features, row: int) -> str:

@@ -120,6 +120,22 @@ def test_query_writes_results_maps_and_overlays(tmp_path: Path, gallery: Path, s
     assert detector.query(line["path"]).image_score == pytest.approx(line["image_score"], rel=1e-6)
 
 
+def test_a_calibrated_gallery_gives_verdicts(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:
+    run = spade("calibrate", gallery, "-k", 2, "--false-alarms", 0.1)
+    assert run.status == 0
+    assert "12 images: image score above" in run.out
+    line = json.loads(spade("query", gallery, normal / "001.png", "--json", "-k", 2).out)
+    assert (line["verdict"], line["regions"]) == ("normal", [])
+    assert line["p_value"] == 1.0
+    other = make_images(tmp_path / "other", 1, seed=321)
+    Image.new("RGB", (40, 40), "white").save(other / "000.png")
+    line = json.loads(spade("query", gallery, other, "--json", "-k", 2).out)
+    assert line["verdict"] == "anomalous"
+    assert set(line["regions"][0]) == {"box", "area", "peak"}
+    assert "anomalous  000.png" in spade("query", gallery, other, "-k", 2, "--localise", "suspicious").out
+    assert "expected at least 99 normal images to calibrate with, found 12" in spade("calibrate", gallery).error
+
+
 def test_query_prints_json_lines(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:
     run = spade("query", gallery, normal / "001.png", "--json", "-k", 1)
     assert json.loads(run.out)["neighbours"] == [{"key": "001.png", "sq_distance": 0.0}]
@@ -286,6 +302,6 @@ def test_a_process_of_its_own(tmp_path: Path, normal: Path) -> None:
 
 def test_help_is_there_for_every_command(spade: Spade) -> None:
     listed = spade("--help").out
-    for command in ("demo", "build", "add", "remove", "compact", "query", "info", "verify"):
+    for command in ("demo", "build", "add", "remove", "compact", "calibrate", "query", "info", "verify"):
         assert command in listed
         assert "Usage: spade-faiss" in spade(command, "--help").out

@@ -81,6 +81,14 @@ def test_run_again_it_adds_nothing(gallery: sf.Gallery, image_folder: Path, toy:
     assert counts(gallery.add_images(image_folder, toy)) == (0, 0, 14, [])
 
 
+def test_what_is_there_already_does_not_go_through_the_network_again(
+    gallery: sf.Gallery, image_folder: Path, toy: sf.Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.add_images(image_folder, toy)
+    monkeypatch.setattr(toy, "extract", None)
+    assert counts(gallery.add_images(image_folder, toy)) == (0, 0, 12, [])
+
+
 def test_a_changed_image_is_skipped_unless_it_is_to_replace(
     gallery: sf.Gallery, image_folder: Path, toy: sf.Extractor
 ) -> None:

@@ -1,0 +1,242 @@
+"""Thresholds from normal images only, with a known rate of false alarms.
+
+Each normal image is queried against the others. If a new normal image is exchangeable with these (made by the same
+process, none of them copies of each other), then the chance that its score exceeds the conformal quantile, the score
+of rank ceil((n + 1)(1 - alpha)) of n, is at most alpha (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random
+World", 2005; Angelopoulos & Bates, arXiv 2107.07511, section 1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from scipy import ndimage
+from tqdm import tqdm
+
+from .errors import CorruptGalleryError, OptionError
+from .storage import storage_errors, write_whole
+
+if TYPE_CHECKING:
+    from .detector import Detector
+
+FILE = "calibration.json"
+FORMAT = "spade-faiss calibration"
+FORMAT_VERSION = 1
+DEFAULT_FALSE_ALARMS = 0.01
+
+EIGHT_CONNECTED = np.ones((3, 3), int)
+
+
+def images_needed(false_alarms: float) -> int:
+    """Return the least number of normal images with which a false-alarm rate can be promised: ceil(1/alpha) - 1."""
+    return math.ceil(1 / false_alarms - 1e-9) - 1
+
+
+def conformal_threshold(scores: NDArray[np.float64], false_alarms: float) -> float:
+    """Return the score of rank ceil((n + 1)(1 - alpha)) of n: a new normal score exceeds it with chance at most alpha.
+
+    Raises:
+        OptionError: alpha is not in (0, 1), or n is too small for it, with the n that it takes.
+    """
+    if not 0 < false_alarms < 1:
+        raise OptionError(f"false_alarms: expected a rate between 0 and 1, found {false_alarms}")
+    n = len(scores)
+    rank = math.ceil((n + 1) * (1 - false_alarms) - 1e-9)
+    if rank > n:
+        raise OptionError(
+            f"false_alarms {false_alarms:g}: expected at least {images_needed(false_alarms)} normal images "
+            f"to calibrate with, found {n}; add normal images, or ask for a rate of at least {1 / (n + 1):.3g}"
+        )
+    return float(np.sort(scores)[rank - 1])
+
+
+@dataclass(frozen=True)
+class Region:
+    """Connected pixels above the pixel threshold."""
+
+    box: tuple[int, int, int, int]  # (left, top, right, bottom), half-open, pixels of the image
+    area: int  # pixels
+    peak: float  # largest pixel score
+
+
+def find_regions(anomaly_map: NDArray[np.float32], threshold: float, min_region: int = 1) -> list[Region]:
+    """Return the 8-connected regions of an (H, W) map above a threshold, of min_region pixels at least, worst first."""
+    labels, count = ndimage.label(anomaly_map > threshold, EIGHT_CONNECTED)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    regions = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        if areas[number] >= min_region:
+            peak = float(anomaly_map[rows, columns][labels[rows, columns] == number].max())
+            regions.append(Region((columns.start, rows.start, columns.stop, rows.stop), int(areas[number]), peak))
+    return sorted(regions, key=lambda region: -region.peak)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the thresholds say of a query.
+
+    The paper's cascade: an image score at or under its threshold is normal; above it, the image is suspicious and the
+    map decides: without a region above the pixel threshold it is normal after all.
+    """
+
+    verdict: str  # "normal" or "anomalous"
+    p_value: float  # of the image score, among normal images
+    score: float  # the image score in [0, 1], the threshold at 0.5
+    regions: list[Region]  # worst first; of suspicious images only
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Leave-one-out scores of normal images, and the thresholds that follow from them."""
+
+    generation: int  # of the gallery: after add or remove the promise is that of another gallery
+    settings: dict[str, Any]  # of the queries that it holds for
+    false_alarms: float  # alpha
+    group: str | None  # regular expression: images that it gives the same group were left out together
+    image_scores: NDArray[np.float64]  # (n,)
+    map_maxima: NDArray[np.float64]  # (n,)
+
+    @cached_property
+    def image_threshold(self) -> float:
+        """Image scores above it are suspicious."""
+        return conformal_threshold(self.image_scores, self.false_alarms)
+
+    @cached_property
+    def pixel_threshold(self) -> float:
+        """Pixel scores above it are anomalous."""
+        return conformal_threshold(self.map_maxima, self.false_alarms)
+
+    def p_value(self, image_score: float) -> float:
+        """Return the share of normal images, the new one counted in, that score as high: (1 + #{>=}) / (n + 1)."""
+        return float(1 + (self.image_scores >= image_score).sum()) / (1 + len(self.image_scores))
+
+    def scaled(self, image_score: float) -> float:
+        """Map an image score to [0, 1], monotone, the threshold to 0.5: score / (score + threshold)."""
+        threshold = self.image_threshold
+        if image_score == threshold:
+            return 0.5
+        return image_score / (image_score + threshold)
+
+    def judge(
+        self, image_score: float, peak: float, anomaly_map: NDArray[np.float32], min_region: int = 1
+    ) -> Judgement:
+        """Decide; see Judgement.
+
+        Args:
+            image_score: of the image.
+            peak: maximum of the map at the size that calibration saw.
+            anomaly_map: (H, W) at the size of the image.
+            min_region: pixels; smaller regions do not count.
+        """
+        regions = []
+        if image_score > self.image_threshold and peak > self.pixel_threshold:
+            regions = find_regions(anomaly_map, self.pixel_threshold, min_region)
+        return Judgement(
+            "anomalous" if regions else "normal", self.p_value(image_score), self.scaled(image_score), regions
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write calibration.json into the folder of the gallery."""
+        values = asdict(self) | {"format": FORMAT, "format_version": FORMAT_VERSION}
+        values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
+        values["xxh3"] = _checksum(values)
+        with storage_errors(f"cannot write {folder / FILE}"):
+            write_whole(folder / FILE, json.dumps(values, indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Calibration | None:
+        """Read the calibration of a gallery; None where there is none.
+
+        Raises:
+            CorruptGalleryError: it was damaged or edited, or is of another format version.
+        """
+        path = folder / FILE
+        try:
+            values = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CorruptGalleryError(f"{path}: cannot be read: {error}; calibrate again") from error
+        if not isinstance(values, dict) or values.pop("xxh3", None) != _checksum(values):
+            raise CorruptGalleryError(f"{path}: damaged or edited (checksum); calibrate again")
+        if (values.pop("format", None), version := values.pop("format_version", None)) != (FORMAT, FORMAT_VERSION):
+            raise CorruptGalleryError(
+                f"{path}: expected format version {FORMAT_VERSION}, found {version}; calibrate again"
+            )
+        for name in ("image_scores", "map_maxima"):
+            values[name] = np.array(values[name], np.float64)
+        return cls(**values)
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())
+
+
+def calibrate(
+    detector: Detector,
+    false_alarms: float = DEFAULT_FALSE_ALARMS,
+    *,
+    sample: int | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Calibration:
+    """Query normal images against the others.
+
+    Args:
+        detector: with the settings that the thresholds are to hold for.
+        false_alarms: alpha, the promised rate.
+        sample: how many images, drawn with the seed; None: all.
+        group: a regular expression; images whose keys give the same match (or the same first group in it) are left out
+            together: pictures of one part are so alike that leaving out one alone is too kind.
+        seed: of the sample.
+        progress: a bar on stderr, where that is a terminal.
+
+    Raises:
+        OptionError: too few images for the rate, with the number it takes; or no regular expression.
+        NotEnoughImagesError: an image has no other to be compared with.
+    """
+    id_of = detector.gallery.snapshot().id_of
+    ids = np.array(sorted(id_of.values()))
+    n = min(sample or len(ids), len(ids))
+    conformal_threshold(np.zeros(n), false_alarms)  # before hours are spent
+    chosen = np.sort(np.random.default_rng(seed).choice(ids, n, replace=False))
+    groups = _groups(id_of, group)
+    bar = tqdm(chosen.tolist(), unit="image", disable=None if progress else True, desc="calibrate")
+    found = detector.leave_one_out(bar, [groups[row] for row in chosen.tolist()])
+    scores = np.array([(one.image_score, one.map_max) for one in found], np.float64).reshape(n, 2)
+    return Calibration(
+        detector.gallery.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1]
+    )
+
+
+def _groups(id_of: dict[str, int], group: str | None) -> dict[int, NDArray[np.int64]]:
+    """Return, for each id, the ids that are left out with it."""
+    if group is None:
+        return {row: np.array([row]) for row in id_of.values()}
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise OptionError(f"group: expected a regular expression, found {group!r}: {error}") from error
+    members: dict[str, list[int]] = {}
+    for key, row in id_of.items():
+        match = pattern.search(key)
+        name = key if match is None else "\0" + (match[1] if pattern.groups else match[0])
+        members.setdefault(name, []).append(row)
+    return {row: np.array(rows) for rows in members.values() for row in rows}
+
+
+def false_alarm_rate(scores: NDArray[np.float64], new: Iterable[float], false_alarms: float) -> float:
+    """Return the share of new normal scores above the threshold from others: what the promise is checked with."""
+    threshold = conformal_threshold(scores, false_alarms)
+    return float(np.mean([score > threshold for score in new]))
