@@ -6,65 +6,30 @@ Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 it co
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from . import __version__
+from . import cli_options as args
 from .calibration import DEFAULT_FALSE_ALARMS
-from .errors import ImageError, SpadeError
+from .errors import ImageError, OptionError, SpadeError
 from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
 from .images import find_images
 from .ingest import IngestReport, Skipped, estimate
+from .metrics import INTEGRATION_LIMIT
 from .options import DEFAULT_K, MIB, FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
 from .results import ResultFolder, as_json, colour_scale, query_sources, write_skipped
 
 EXIT_SKIPPED = 3
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.4 on
-    name = "PX|HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        parts = str(value).lower().split("x")
-        if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-            self.fail(f"expected pixels, as 224 or 224x448 (height x width), found {value!r}", param, ctx)
-        return int(parts[0]), int(parts[-1])
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
-
-
-_gallery = click.argument("gallery", type=click.Path(path_type=Path))
-_sources = click.argument("sources", type=click.Path(path_type=Path), nargs=-1, required=True)
-_quiet = click.option("--quiet", is_flag=True, help="No progress and no notes on stderr.")
-_json = click.option("--json", "as_lines", is_flag=True, help="Print JSON, for a program to read.")
-_strict = click.option("--strict", is_flag=True, help="Stop at the first image that cannot be taken.")
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-_network = _options(
-    click.option(
-        "--weights", type=click.Path(path_type=Path), help="Weights file (.pth, .safetensors), never the network."
-    ),
-    click.option(
-        "--batch-size", type=int, default=FeatureOptions.batch_size, show_default=True, help="Images in a pass."
-    ),
-    _device,
-)
-_replace = click.option(
-    "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -74,13 +39,13 @@ def cli() -> None:
 
 
 @cli.command()
-@_gallery
-@_sources
+@args.gallery
+@args.sources
 @click.option(
     "--extractor", default=DEFAULT_EXTRACTOR, show_default=True, help="Or wide_resnet50_2, a ResNet, timm:NAME, toy."
 )
-@click.option("--image-size", type=_Size(), help="Images are resized to this.  [default: the extractor's]")
-@click.option("--crop", type=_Size(), help="The centre of the resized image is used.  [default: all of it]")
+@click.option("--image-size", type=args.Size(), help="Images are resized to this.  [default: the extractor's]")
+@click.option("--crop", type=args.Size(), help="The centre of the resized image is used.  [default: all of it]")
 @click.option("--levels", help="Pyramid levels, finest first, by commas.  [default: the extractor's]")
 @click.option("--neighbourhood", type=int, default=1, show_default=True, help="Average each level over P x P, odd.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
@@ -88,10 +53,10 @@ def cli() -> None:
 @click.option("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images]")
 @click.option("--nprobe", type=int, help="IVF: lists visited by a search.  [default: from nlist]")
 @click.option("--train-images", type=int, help="IVF: size of the training sample.  [default: from nlist]")
-@_network
-@_replace
-@_strict
-@_quiet
+@args.network
+@args.replace
+@args.strict
+@args.quiet
 def build(gallery: Path, sources: tuple[Path, ...], extractor: str, weights: Path | None, **given: Any) -> None:
     """Make GALLERY from the normal images in SOURCE..., files and folders.
 
@@ -123,12 +88,12 @@ def build(gallery: Path, sources: tuple[Path, ...], extractor: str, weights: Pat
 
 
 @cli.command()
-@_gallery
-@_sources
-@_network
-@_replace
-@_strict
-@_quiet
+@args.gallery
+@args.sources
+@args.network
+@args.replace
+@args.strict
+@args.quiet
 def add(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **given: Any) -> None:
     """Add the normal images in SOURCE... to GALLERY."""
     with Gallery.open(gallery) as opened:
@@ -136,7 +101,7 @@ def add(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **given:
 
 
 @cli.command()
-@_gallery
+@args.gallery
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def remove(gallery: Path, keys: tuple[str, ...]) -> None:
     """Remove images from GALLERY by key; `compact` then gives back their space."""
@@ -146,7 +111,7 @@ def remove(gallery: Path, keys: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@_gallery
+@args.gallery
 def compact(gallery: Path) -> None:
     """Rewrite the shards of GALLERY that hold removed images or are small."""
     with Gallery.open(gallery) as opened:
@@ -154,37 +119,24 @@ def compact(gallery: Path) -> None:
         click.echo(f"{saved / MIB:.1f} MiB saved; {len(opened)} images in {opened.info()['shards']} shards")
 
 
-_search = _options(
-    click.option("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]"),
-    click.option("--kappa", type=int, default=SearchOptions.kappa, show_default=True, help="Nearest patches averaged."),
-    click.option("--k-score", type=int, help="Neighbours averaged into the image score.  [default: -k]"),
-    click.option("--nprobe", type=int, help="IVF: lists visited.  [default: as the index was made]"),
-    click.option("--engine", default=SearchOptions.engine, show_default=True, help="Patch search: auto or flat."),
-    click.option("--block-mib", type=int, default=256, show_default=True, help="Memory of the flat engine's gallery."),
-    click.option("--image-score", type=click.Choice(["knn", "map_max"]), default="knn", show_default=True,
-                 help="Distance to the nearest images, or the map's maximum."),
-    click.option("--sigma", type=float, default=ScoreOptions.sigma, show_default=True, help="Smoothing, px at 224 px."),
-)  # fmt: skip
-
-
 @cli.command()
-@_gallery
-@_search
+@args.gallery
+@args.search
 @click.option(
     "--false-alarms", type=float, default=DEFAULT_FALSE_ALARMS, show_default=True, help="The rate to promise."
 )
 @click.option("--sample", type=int, help="Calibrate with so many images.  [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
 @click.option("--group", help="Regular expression on keys: images of one group are left out together.")
-@_network
-@_quiet
+@args.network
+@args.quiet
 def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
     """Find the thresholds of GALLERY from its own images: each is compared with the others."""
     from .calibration import calibrate as find_thresholds
     from .detector import Detector
 
     with Gallery.open(gallery, given["device"]) as opened:
-        search, score = _search_options(given), _score_options(given)
+        search, score = args.search_options(given), args.score_options(given)
         detector = Detector(opened, _extractor_of(opened, weights, given), search, score, calibrated=False)
         found = find_thresholds(
             detector, given["false_alarms"], sample=given["sample"], group=given["group"], seed=given["seed"],
@@ -198,23 +150,23 @@ def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
 
 
 @cli.command()
-@_gallery
-@_sources
-@_search
+@args.gallery
+@args.sources
+@args.search
 @click.option(
     "--min-region", type=int, default=ScoreOptions.min_region, show_default=True, help="Px; smaller do not count."
 )
 @click.option("--localise", default=SearchOptions.localise, show_default=True, help="all, or suspicious images only.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write results.jsonl, maps/ and overlays/ here.")
-@_network
-@_strict
-@_json
-@_quiet
+@args.network
+@args.strict
+@args.as_json_lines
+@args.quiet
 def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output: Path | None, **given: Any) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
     from .detector import Detector
 
-    options, score = _search_options(given), _score_options(given)
+    options, score = args.search_options(given), args.score_options(given)
     find_images(sources)
     with Gallery.open(gallery, given["device"]) as opened:
         detector = Detector(opened, _extractor_of(opened, weights, given), options, score)
@@ -239,8 +191,73 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output
 
 
 @cli.command()
-@_gallery
-@_json
+@args.gallery
+@click.argument("dataset", type=click.Path(path_type=Path))
+@args.search
+@click.option("--layout", help="Of the data set, where its folders do not tell.")
+@click.option("--category", multiple=True, help="Evaluate only this one; may be given again.  [default: all]")
+@click.option("--metrics-size", type=int, help="Resize maps and masks to this square.  [default: the image's size]")
+@click.option("--integration-limit", type=float, default=INTEGRATION_LIMIT, show_default=True, help="Of AUPRO.")
+@click.option("--skip-bad-masks", is_flag=True, help="Leave images out of the pixel metrics whose mask does not fit.")
+@click.option(
+    "--maps", type=click.Choice(["tiff"]), help="Write float maps to OUTPUT/anomaly_maps, as MVTec's script reads."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Write metrics.json and results.csv here.")
+@args.network
+@args.as_json_lines
+@args.quiet
+def evaluate(gallery: Path, dataset: Path, weights: Path | None, output: Path | None, **given: Any) -> None:
+    """Query the test images of DATASET and print image and pixel metrics.
+
+    With several categories GALLERY has {category} in it: galleries/{category}.gallery
+    """
+    from .datasets import open_dataset
+    from .detector import Detector
+    from .evaluate import METRICS, EvaluationOptions, choose, means, write_results
+    from .evaluate import evaluate as evaluate_category
+
+    categories = choose(open_dataset(dataset, given["layout"]), given["category"])
+    if len(categories) > 1 and "{category}" not in str(gallery):
+        names = ", ".join(category.name for category in categories)
+        raise OptionError(
+            f"{gallery}: expected {{category}} in the path, for one gallery each of {names}; or --category"
+        )
+    if given["maps"] and output is None:
+        raise OptionError("--maps: expected --output, the folder to write to, as well")
+    options = EvaluationOptions(
+        given["integration_limit"], given["metrics_size"], given["skip_bad_masks"],
+        output / "anomaly_maps" if output and given["maps"] else None,
+    )  # fmt: skip
+    evaluations = []
+    for category in categories:
+        path = Path(str(gallery).replace("{category}", category.name))
+        with Gallery.open(path, given["device"]) as opened:
+            extractor = _extractor_of(opened, weights, given)
+            detector = Detector(
+                opened, extractor, args.search_options(given), args.score_options(given), calibrated=False
+            )
+            evaluations.append(evaluate_category(detector, category, options, progress=not given["quiet"]))
+    if output:
+        write_results(output, evaluations, {**detector.settings(), "integration_limit": options.integration_limit})
+    if given["as_lines"]:
+        click.echo(json.dumps([one.to_json() for one in evaluations]))
+    else:
+        width = max(len("category"), *(len(one.category) for one in evaluations))
+        click.echo(f"{'category':{width}} " + " ".join(f"{name:>12}" for name in METRICS))
+        for name, metrics in [(one.category, one.metrics) for one in evaluations] + [("Mean", means(evaluations))]:
+            figures = ("-" if metrics[metric] is None else f"{metrics[metric]:.4f}" for metric in METRICS)
+            click.echo(f"{name:{width}} " + " ".join(f"{figure:>12}" for figure in figures))
+        for one in evaluations:
+            for metric, reason in one.reasons.items():
+                click.echo(f"spade-faiss: note: {one.category}: no {metric}: {reason}", err=True)
+    skipped = [item for one in evaluations for item in one.skipped_masks]
+    _name_skipped(skipped)
+    _exit(skipped)
+
+
+@cli.command()
+@args.gallery
+@args.as_json_lines
 def info(gallery: Path, as_lines: bool) -> None:
     """Tell what GALLERY holds."""
     with Gallery.open(gallery) as opened:
@@ -267,9 +284,9 @@ def info(gallery: Path, as_lines: bool) -> None:
 
 
 @cli.command()
-@_gallery
+@args.gallery
 @click.option("--repair", is_flag=True, help="Build the image index anew where it is damaged.")
-@_json
+@args.as_json_lines
 def verify(gallery: Path, repair: bool, as_lines: bool) -> None:
     """Read all of GALLERY and check it against what was written."""
     with Gallery.open(gallery) as opened:
@@ -294,22 +311,13 @@ def verify(gallery: Path, repair: bool, as_lines: bool) -> None:
 @cli.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("spade-demo"), show_default=True)
 @click.option("--extractor", default=DEFAULT_EXTRACTOR, show_default=True)
-@_quiet
+@args.quiet
 def demo(output: Path, extractor: str, quiet: bool) -> None:
     """Build a gallery from the sample images, query the defective ones, write a page of overlays."""
     from .demo import run_demo
 
     for line in run_demo(output, extractor, progress=not quiet):
         click.echo(line)
-
-
-def _search_options(given: dict[str, Any]) -> SearchOptions:
-    names = ("k", "kappa", "k_score", "engine", "nprobe", "device", "localise")
-    return SearchOptions(block_bytes=given["block_mib"] * MIB, **{name: given[name] for name in names if name in given})
-
-
-def _score_options(given: dict[str, Any]) -> ScoreOptions:
-    return ScoreOptions(**{name: given[name] for name in ("image_score", "sigma", "min_region") if name in given})
 
 
 def _by(size: Sequence[int]) -> str:

@@ -1,0 +1,140 @@
+"""Evaluation over a labelled set in MVTec AD's layout: figures against plain recomputation, masks, files, mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import Spade, spade
+from test_detector import make_images
+
+import spade_faiss as sf
+from spade_faiss.datasets import open_dataset
+from spade_faiss.evaluate import METRICS, EvaluationOptions, evaluate
+
+__all__ = ["spade"]  # a fixture
+
+
+def make_set(folder: Path) -> Path:
+    """12 normal images, 3 good and 4 defective test images with masks: a white square is the defect."""
+    make_images(folder / "train" / "good", 12)
+    make_images(folder / "test" / "good", 3, seed=50)
+    make_images(folder / "test" / "square", 4, seed=60)
+    (folder / "ground_truth" / "square").mkdir(parents=True)
+    for number, path in enumerate(sorted((folder / "test" / "square").iterdir())):
+        pixels, mask = np.array(Image.open(path)), np.zeros((40, 48), np.uint8)
+        mask[8 : 20 + number, 10:30] = 255
+        pixels[mask > 0] = 255
+        Image.fromarray(pixels).save(path)
+        Image.fromarray(mask).save(folder / "ground_truth" / "square" / f"{path.stem}_mask.png")
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return make_set(tmp_path / "tiles")
+
+
+@pytest.fixture
+def detector(tmp_path: Path, dataset: Path) -> sf.Detector:
+    extractor = sf.load_extractor("toy")
+    gallery = sf.Gallery.create(tmp_path / "tiles.gallery", extractor.spec)
+    gallery.add_images(dataset / "train" / "good", extractor)
+    return sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.ScoreOptions(image_score="map_max"))
+
+
+def auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
+    """The chance that an anomalous score is the higher one, ties counted half."""
+    difference = anomalous[:, None] - normal[None, :]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
+def test_figures_equal_plain_ones(detector: sf.Detector, dataset: Path) -> None:
+    (category,) = open_dataset(dataset)
+    found = evaluate(detector, category)
+    assert (found.category, found.normal, found.anomalous) == ("tiles", 3, 4)
+    detections = detector.query_batch([sample.path for sample in category.test])
+    labels = np.array([sample.anomalous for sample in category.test])
+    scores = np.array([detection.image_score for detection in detections])
+    assert found.metrics["image_AUROC"] == pytest.approx(auroc(scores[~labels], scores[labels]))
+    pixels = np.concatenate([detection.anomaly_map.ravel() for detection in detections])
+    masks = np.concatenate([category.mask_of(sample, (40, 48)).ravel() for sample in category.test])
+    assert masks.sum() == (12 + 13 + 14 + 15) * 20
+    assert found.metrics["pixel_AUROC"] == pytest.approx(auroc(pixels[~masks], pixels[masks]), abs=1e-6)
+    assert all(0.5 < value <= 1 for value in found.metrics.values() if value is not None)
+    assert set(found.metrics) == set(METRICS)
+    assert found.reasons == {}
+
+
+def test_at_a_fixed_size_the_figures_are_near(detector: sf.Detector, dataset: Path) -> None:
+    (category,) = open_dataset(dataset)
+    own, fixed = evaluate(detector, category), evaluate(detector, category, EvaluationOptions(metrics_size=32))
+    assert own.metrics["image_AUROC"] == fixed.metrics["image_AUROC"]
+    assert own.metrics["pixel_AUROC"] != fixed.metrics["pixel_AUROC"]
+    assert own.metrics["pixel_AUROC"] == pytest.approx(fixed.metrics["pixel_AUROC"], abs=0.02)
+
+
+def test_a_mask_of_another_size_is_an_error_or_left_out(detector: sf.Detector, dataset: Path) -> None:
+    bad = dataset / "ground_truth" / "square" / "002_mask.png"
+    Image.new("L", (48, 41), 255).save(bad)
+    (category,) = open_dataset(dataset)
+    with pytest.raises(sf.ImageError, match=r"002\.png.*mask.*002_mask\.png"):
+        evaluate(detector, category)
+    found = evaluate(detector, category, EvaluationOptions(skip_bad_masks=True))
+    assert [item.path.name for item in found.skipped_masks] == ["002.png"]
+    assert found.anomalous == 4  # still in the image metrics
+    assert found.metrics["pixel_AUROC"] is not None
+
+
+def test_one_class_is_none_with_the_reason(detector: sf.Detector, dataset: Path) -> None:
+    for path in (dataset / "test" / "good").iterdir():
+        path.unlink()
+    (category,) = open_dataset(dataset)
+    found = evaluate(detector, category)
+    assert found.metrics["image_AUROC"] is None
+    assert "image_AUROC" in found.reasons
+    assert found.metrics["pixel_AUROC"] is not None
+
+
+def test_the_command_line(tmp_path: Path, detector: sf.Detector, dataset: Path, spade: Spade) -> None:
+    gallery, out = detector.gallery.path, tmp_path / "out"
+    options = ("-k", 3, "--image-score", "map_max", "--quiet")
+    run = spade("evaluate", gallery, dataset, "--output", out, "--maps", "tiff", *options)
+    assert (run.status, run.err) == (0, "")
+    (category,) = open_dataset(dataset)
+    expected = evaluate(detector, category).metrics
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["category"] for row in rows] == ["tiles", "Mean"]
+    assert float(rows[0]["pixel_AUPRO"]) == pytest.approx(expected["pixel_AUPRO"], abs=1e-6)
+    assert json.loads((out / "metrics.json").read_text())["mean"] == pytest.approx(expected)
+    with Image.open(out / "anomaly_maps" / "tiles" / "test" / "square" / "001.tiff") as image:
+        scores = np.asarray(image)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores, detector.query(dataset / "test" / "square" / "001.png").anomaly_map)
+    printed = json.loads(spade("evaluate", gallery, dataset, "--json", *options).out)
+    assert printed[0]["metrics"] == pytest.approx(expected)
+
+
+def test_several_categories_have_a_gallery_each(tmp_path: Path, spade: Spade) -> None:
+    for name in ("one", "two"):
+        make_set(tmp_path / "set" / name)
+        built = spade(
+            "build", tmp_path / f"{name}.gallery", tmp_path / "set" / name / "train" / "good", "--extractor", "toy"
+        )
+        assert built.status == 0
+    run = spade("evaluate", tmp_path / "{category}.gallery", tmp_path / "set", "--quiet")
+    assert run.status == 0
+    lines = run.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["category", "one", "two", "Mean"]
+    assert lines[1].split()[1:] == lines[2].split()[1:] == lines[3].split()[1:]
+    only = spade("evaluate", tmp_path / "one.gallery", tmp_path / "set", "--category", "one", "--quiet")
+    assert only.out.splitlines()[1].split()[1:] == lines[1].split()[1:]
+    assert "expected {category} in the path" in spade("evaluate", tmp_path / "one.gallery", tmp_path / "set").error
+    assert "expected one of one, two, found 'three'" in spade(
+        "evaluate", tmp_path / "one.gallery", tmp_path / "set", "--category", "three"
+    ).error  # fmt: skip
