@@ -103,7 +103,8 @@ class Detector:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
             NotEnoughImagesError: the gallery is empty, or has fewer images than the k or k_score that was given.
             CorruptGalleryError: calibration.json was damaged or edited.
-            OptionError: localise "suspicious", and the gallery is not calibrated for these settings.
+            OptionError: localise "suspicious" with an image score from the map, or without a calibration for these
+                settings.
         """
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
@@ -118,6 +119,8 @@ class Detector:
                     f"found {given or DEFAULT_K}"
                 )
         self.calibration = self._read_calibration() if calibrated else None
+        if self.search.localise == "suspicious" and self.score.image_score != "knn":
+            raise OptionError("localise: 'suspicious' goes by image_score 'knn', found 'map_max', which needs the map")
         if self.calibration is None and self.search.localise == "suspicious":
             raise OptionError(
                 f"localise: 'suspicious' needs the thresholds of {gallery.path}, found none for these settings; "
@@ -232,22 +235,23 @@ class Detector:
         else:
             found, matches = self._match(query, self._read(generation, query.ids[:k], query.watch))
         with query.watch("score"):
-            scores = (
-                anomaly_map(found, query.image_size, view, self.score.sigma)
-                if found.size
-                else np.zeros(query.image_size, np.float32)
-            )
-            image_score = knn if self.score.image_score == "knn" else float(scores.max())
+            by_map = self.score.image_score == "map_max"
+            scores = self._map(found, query.image_size)
+            image_score = float(scores.max()) if by_map else knn
             judgement = None
             if calibration:
                 # At the size that calibration saw: the same image at another size is the same case.
-                peak = float(anomaly_map(found, view.resized, view, self.score.sigma).max()) if found.size else 0.0
-                calibrated_score = knn if self.score.image_score == "knn" else peak
-                judgement = calibration.judge(calibrated_score, peak, scores, self.score.min_region)
+                peak = float(self._map(found, view.resized).max())
+                judgement = calibration.judge(peak if by_map else knn, peak, scores, self.score.min_region)
         region = view.region(query.image_size)
         return Detection(
             image_score, scores, region, neighbours, found, matches, query.watch.seconds, query.path, judgement
         )
+
+    def _map(self, sq_distances: Array, size: tuple[int, int]) -> NDArray[np.float32]:
+        if sq_distances.shape[2] == 0:  # the patch search was skipped
+            return np.zeros(size, np.float32)
+        return anomaly_map(sq_distances, size, self.gallery.spec.view, self.score.sigma)
 
     def _read(self, generation: Generation, ids: Ids, watch: _Stopwatch) -> list[Array]:
         with watch("read"):

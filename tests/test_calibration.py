@@ -205,6 +205,8 @@ def test_only_suspicious_images_are_localised(tmp_path: Path, normal: Path) -> N
     options = sf.SearchOptions(k=3, localise="suspicious")
     with pytest.raises(sf.OptionError, match="needs the thresholds"):
         sf.Detector(gallery, extractor, options)
+    with pytest.raises(sf.OptionError, match="found 'map_max'"):
+        sf.Detector(gallery, extractor, options, sf.ScoreOptions(image_score="map_max"))
     sf.calibrate(sf.Detector(gallery, extractor, sf.SearchOptions(k=3)), 0.1).write(gallery.path)
     everything = sf.Detector(gallery, extractor, sf.SearchOptions(k=3))
     suspicious = sf.Detector(gallery, extractor, options)
