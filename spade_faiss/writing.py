@@ -51,6 +51,7 @@ class GalleryWriter:
         self._shard: ShardWriter | None = None
         # The writer's own view of the gallery, one commit after another.
         self.generation = Generation(folder, Manifest.read(folder))
+        self._appending = False  # between the first and the last row of an append
         self._finished: list[ShardEntry] = []  # shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
@@ -73,7 +74,7 @@ class GalleryWriter:
         try:
             if kind is None:
                 self.finish()
-            elif kind is KeyboardInterrupt and self._pending:  # not what compact has rewritten so far
+            elif kind is KeyboardInterrupt and self._pending and not self._appending:  # only what is whole
                 self.commit()
             elif self._shard is not None:
                 self._shard.abort()
@@ -122,6 +123,7 @@ class GalleryWriter:
         taken = [row for row, state in enumerate(states) if state != "same"]
         if any(keys[row] in self._pending for row in taken):
             self.commit()  # what takes their place can only remove rows that have an id
+        self._appending = True
         step = max(1, self.generation.manifest.shard_bytes // spec.bytes_per_image)  # images that fill a shard
         for start in range(0, len(taken), step):
             rows = taken[start : start + step]
@@ -129,6 +131,7 @@ class GalleryWriter:
             self._pending.update((keys[row], digests[row]) for row in rows)
         # In the same commit as the rows that take their place.
         self._tombstones |= {self.generation.id_of[keys[row]] for row in taken if keys[row] in self.generation.id_of}
+        self._appending = False
         if self._finished:
             self.commit()
         return Appended(len(taken), states.count("differs"), states.count("same"))

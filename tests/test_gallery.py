@@ -21,6 +21,7 @@ import pytest
 from conftest import OWN, RandomFeatures, random_features_of
 
 import spade_faiss as sf
+from spade_faiss.shards import ShardWriter
 
 N = 12
 KEYS = [f"part {number % 3}/{number:02d}.png" for number in range(N)]
@@ -200,6 +201,26 @@ def test_a_writer_stopped_by_ctrl_c_keeps_what_is_whole(gallery: sf.Gallery, fea
         writer.append(["a"], new)
         raise KeyboardInterrupt
     assert_holds(gallery, [*KEYS, "a"], join(features, new))
+
+
+def test_ctrl_c_within_an_append_of_several_shards_keeps_none_of_it(
+    tmp_path: Path, features: sf.Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part of it would stand beside the rows that it was to replace."""
+    gallery = create(tmp_path / "g", shard_bytes=4 * OWN.bytes_per_image)
+    gallery.append(KEYS, features)
+    append, calls = ShardWriter.append, iter(range(10))
+
+    def stopped(self: ShardWriter, *args: Any) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        append(self, *args)
+
+    monkeypatch.setattr(ShardWriter, "append", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gallery.append(KEYS, random_features_of(N, seed=3), replace=True)
+    assert_holds(gallery, KEYS, features)
+    assert_holds(reopen(gallery.path), KEYS, features)
 
 
 def join(first: sf.Features, second: sf.Features) -> sf.Features:
