@@ -1,15 +1,21 @@
-"""Options and arguments that several commands share, and the option objects that they make."""
+"""What several commands share: options and arguments, the objects that they make, and how a command ends."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from .features import Extractor, load_extractor
+from .gallery import Gallery
+from .ingest import Skipped
 from .options import MIB, FeatureOptions, ScoreOptions, SearchOptions
+
+EXIT_SKIPPED = 3
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -73,3 +79,20 @@ def search_options(given: dict[str, Any]) -> SearchOptions:
 def score_options(given: dict[str, Any]) -> ScoreOptions:
     """Make ScoreOptions of what was given on the command line."""
     return ScoreOptions(**{name: given[name] for name in ("image_score", "sigma", "min_region") if name in given})
+
+
+def extractor_of(opened: Gallery, weights: Path | None, given: dict[str, Any]) -> Extractor:
+    """Load the extractor that made a gallery."""
+    return load_extractor(opened.spec.name, weights, opened.spec.options(given["batch_size"], given["device"]))
+
+
+def name_skipped(skipped: Sequence[Skipped]) -> None:
+    """Name the inputs that were skipped, on stderr."""
+    for item in skipped:
+        click.echo(f"spade-faiss: skipped: {item.reason}", err=True)
+
+
+def exit_status(skipped: Sequence[Skipped]) -> None:
+    """End with the exit status of a command that skipped inputs, if any were."""
+    if skipped:
+        sys.exit(EXIT_SKIPPED)

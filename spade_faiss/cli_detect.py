@@ -1,0 +1,168 @@
+"""Commands that compare images with a gallery: calibrate, query, evaluate, demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import cli_options as args
+from .calibration import DEFAULT_FALSE_ALARMS
+from .errors import OptionError
+from .features import DEFAULT_EXTRACTOR
+from .gallery import Gallery
+from .images import find_images
+from .ingest import Skipped
+from .metrics import INTEGRATION_LIMIT
+from .options import DEFAULT_K, ScoreOptions, SearchOptions
+from .results import ResultFolder, as_json, colour_scale, query_sources
+
+
+@click.command()
+@args.gallery
+@args.search
+@click.option(
+    "--false-alarms", type=float, default=DEFAULT_FALSE_ALARMS, show_default=True, help="The rate to promise."
+)
+@click.option("--sample", type=int, help="Calibrate with so many images.  [default: all]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
+@click.option("--group", help="Regular expression on keys: images of one group are left out together.")
+@args.network
+@args.quiet
+def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
+    """Find the thresholds of GALLERY from its own images: each is compared with the others."""
+    from .calibration import calibrate as find_thresholds
+    from .detector import Detector
+
+    with Gallery.open(gallery, given["device"]) as opened:
+        search, score = args.search_options(given), args.score_options(given)
+        detector = Detector(opened, args.extractor_of(opened, weights, given), search, score, calibrated=False)
+        found = find_thresholds(
+            detector, given["false_alarms"], sample=given["sample"], group=given["group"], seed=given["seed"],
+            progress=not given["quiet"],
+        )  # fmt: skip
+        found.write(gallery)
+        click.echo(
+            f"{len(found.image_scores)} images: image score above {found.image_threshold:.6g} is suspicious, "
+            f"pixel score above {found.pixel_threshold:.6g} anomalous; false alarms at most {found.false_alarms:g}"
+        )
+
+
+@click.command()
+@args.gallery
+@args.sources
+@args.search
+@click.option(
+    "--min-region", type=int, default=ScoreOptions.min_region, show_default=True, help="Px; smaller do not count."
+)
+@click.option("--localise", default=SearchOptions.localise, show_default=True, help="all, or suspicious images only.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write results.jsonl, maps/ and overlays/ here.")
+@args.network
+@args.strict
+@args.as_json_lines
+@args.quiet
+def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output: Path | None, **given: Any) -> None:
+    """Look for anomalies in the images in SOURCE..., files and folders."""
+    from .detector import Detector
+
+    options, score = args.search_options(given), args.score_options(given)
+    find_images(sources)
+    with Gallery.open(gallery, given["device"]) as opened:
+        detector = Detector(opened, args.extractor_of(opened, weights, given), options, score)
+        if given["k"] is None and detector.k < DEFAULT_K and not given["quiet"]:
+            click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
+        skipped: list[Skipped] = []
+        folder = ResultFolder(output, colour_scale(detector)) if output else None
+        if not given["as_lines"]:
+            click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
+        for source, pixels, detection in query_sources(detector, sources, skipped, given["strict"], not given["quiet"]):
+            if folder:
+                folder.write(source, pixels, detection)
+            if given["as_lines"]:
+                click.echo(json.dumps(as_json(source, detection), ensure_ascii=False))
+            else:
+                scores = f"{detection.image_score:12.6g} {detection.map_max:12.6g}"
+                click.echo(f"{scores}  {detection.verdict or '-':9}  {source.key}")
+        if folder:
+            folder.close(skipped)
+        args.name_skipped(skipped)
+        args.exit_status(skipped)
+
+
+@click.command()
+@args.gallery
+@click.argument("dataset", type=click.Path(path_type=Path))
+@args.search
+@click.option("--layout", help="Of the data set, where its folders do not tell.")
+@click.option("--category", multiple=True, help="Evaluate only this one; may be given again.  [default: all]")
+@click.option("--metrics-size", type=int, help="Resize maps and masks to this square.  [default: the image's size]")
+@click.option("--integration-limit", type=float, default=INTEGRATION_LIMIT, show_default=True, help="Of AUPRO.")
+@click.option("--skip-bad-masks", is_flag=True, help="Leave images out of the pixel metrics whose mask does not fit.")
+@click.option(
+    "--maps", type=click.Choice(["tiff"]), help="Write float maps to OUTPUT/anomaly_maps, as MVTec's script reads."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Write metrics.json and results.csv here.")
+@args.network
+@args.as_json_lines
+@args.quiet
+def evaluate(gallery: Path, dataset: Path, weights: Path | None, output: Path | None, **given: Any) -> None:
+    """Query the test images of DATASET and print image and pixel metrics.
+
+    With several categories GALLERY has {category} in it: galleries/{category}.gallery
+    """
+    from .datasets import open_dataset
+    from .detector import Detector
+    from .evaluate import METRICS, EvaluationOptions, choose, means, write_results
+    from .evaluate import evaluate as evaluate_category
+
+    categories = choose(open_dataset(dataset, given["layout"]), given["category"])
+    if len(categories) > 1 and "{category}" not in str(gallery):
+        names = ", ".join(category.name for category in categories)
+        raise OptionError(
+            f"{gallery}: expected {{category}} in the path, for one gallery each of {names}; or --category"
+        )
+    if given["maps"] and output is None:
+        raise OptionError("--maps: expected --output, the folder to write to, as well")
+    options = EvaluationOptions(
+        given["integration_limit"], given["metrics_size"], given["skip_bad_masks"],
+        output / "anomaly_maps" if output and given["maps"] else None,
+    )  # fmt: skip
+    evaluations = []
+    for category in categories:
+        path = Path(str(gallery).replace("{category}", category.name))
+        with Gallery.open(path, given["device"]) as opened:
+            extractor = args.extractor_of(opened, weights, given)
+            detector = Detector(
+                opened, extractor, args.search_options(given), args.score_options(given), calibrated=False
+            )
+            evaluations.append(evaluate_category(detector, category, options, progress=not given["quiet"]))
+    if output:
+        write_results(output, evaluations, {**detector.settings(), "integration_limit": options.integration_limit})
+    if given["as_lines"]:
+        click.echo(json.dumps([one.to_json() for one in evaluations]))
+    else:
+        width = max(len("category"), *(len(one.category) for one in evaluations))
+        click.echo(f"{'category':{width}} " + " ".join(f"{name:>12}" for name in METRICS))
+        for name, metrics in [(one.category, one.metrics) for one in evaluations] + [("Mean", means(evaluations))]:
+            figures = ("-" if metrics[metric] is None else f"{metrics[metric]:.4f}" for metric in METRICS)
+            click.echo(f"{name:{width}} " + " ".join(f"{figure:>12}" for figure in figures))
+        for one in evaluations:
+            for metric, reason in one.reasons.items():
+                click.echo(f"spade-faiss: note: {one.category}: no {metric}: {reason}", err=True)
+    skipped = [item for one in evaluations for item in one.skipped_masks]
+    args.name_skipped(skipped)
+    args.exit_status(skipped)
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), default=Path("spade-demo"), show_default=True)
+@click.option("--extractor", default=DEFAULT_EXTRACTOR, show_default=True)
+@args.quiet
+def demo(output: Path, extractor: str, quiet: bool) -> None:
+    """Build a gallery from the sample images, query the defective ones, write a page of overlays."""
+    from .demo import run_demo
+
+    for line in run_demo(output, extractor, progress=not quiet):
+        click.echo(line)
