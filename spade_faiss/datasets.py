@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import random
 from collections.abc import Iterable
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from .errors import ImageError, OptionError
-from .images import Source, find_images, read_file
+from .images import Source, find_images
+from .masks import load_rows, read_mask
 from .options import is_count
 
 GOOD = "good"  # the kind of a sample without a defect
@@ -73,7 +72,7 @@ class Category:
         if sample.mask is None:
             raise ImageError(f"{sample.path}: expected a mask, as the image is anomalous, found none in {self.name}")
         try:
-            parts = [_read_mask(part.path, sample.frame, image_size) for part in find_images([sample.mask])]
+            parts = [read_mask(part.path, sample.frame, image_size) for part in find_images([sample.mask])]
         except ImageError as error:
             raise ImageError(f"{sample.path}: its mask {error}") from error
         return np.asarray(np.logical_or.reduce(parts))
@@ -230,41 +229,6 @@ def _few(names: Iterable[object]) -> str:
     return (", ".join(listed[:3]) or "nothing") + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
-def _load_rows(path: Path, rows: int | None, dimensions: int) -> NDArray[Any]:
-    """Map a video's .npy, a row a frame, without reading it; never unpickles."""
-    try:
-        values = np.lib.format.open_memmap(path, mode="r")
-        if values.dtype.kind not in "biuf" or values.ndim != dimensions or rows not in (None, len(values)):
-            wanted = f"numbers in {dimensions} dimensions" + (f", {rows} rows for as many frames" if rows else "")
-            raise ValueError(f"expected {wanted}, found {values.shape} {values.dtype}")
-    except Exception as error:  # damaged files raise nearly anything
-        raise ImageError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
-    return np.asarray(values)
-
-
-def _read_mask(path: Path, frame: int | None, image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Read and binarise an image of a mask, or a frame's row; errors start with its path."""
-    if frame is not None:
-        values = _load_rows(path, None, 3)[frame]
-        size = values.shape
-    else:
-        content = read_file(path)
-        try:
-            mask = Image.open(io.BytesIO(content))
-            ImageOps.exif_transpose(mask, in_place=True)
-            size = mask.size[::-1]
-            if size == image_size:  # nothing larger than the image is ever decoded
-                # Numbers of 16 or 32 bits count as they are; palettes and colours as they are seen, without alpha.
-                grey = mask.mode in ("1", "L") or mask.mode[0] in "IF"
-                values = np.asarray(mask) if grey else np.asarray(mask.convert("RGBA"))[..., :3].max(axis=2)
-        except Exception as error:  # as decoders do
-            raise ImageError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
-    if size != image_size:
-        expected, found = (f"{width} x {height}" for height, width in (image_size, size))
-        raise ImageError(f"{path}: expected {expected} pixels, as the image has, found {found}")
-    return np.asarray(values > 0)
-
-
 def _open_folders(path: Path, layout: str) -> list[Category]:
     train, test = (f"{folder}/" for folder in LAYOUTS[layout][:2])
     truth = f"{test}ground_truth/" if layout == "mvtec_ad_2" else "ground_truth/"
@@ -348,10 +312,10 @@ def _open_shanghaitech(path: Path, every: int = 1) -> list[Category]:
             "training/videos/VIDEO.avi first: ffmpeg -i training/videos/VIDEO.avi -q:v 2 training/frames/VIDEO/%06d.jpg"
         )
     for video, frames in _videos(images, "testing/frames/").items():
-        anomalous = _load_rows(path / f"testing/test_frame_mask/{video}.npy", len(frames), 1) > 0
+        anomalous = load_rows(path / f"testing/test_frame_mask/{video}.npy", len(frames), 1) > 0
         mask = path / f"testing/test_pixel_mask/{video}.npy"
         if drawn := mask.is_file():
-            _load_rows(mask, len(frames), 3)
+            load_rows(mask, len(frames), 3)
         for row, frame in list(enumerate(frames))[::every]:
             bad = bool(anomalous[row])
             kind, own = ("anomaly", mask if drawn else None) if bad else (GOOD, None)
