@@ -24,6 +24,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from .errors import CorruptGalleryError, OptionError
+from .options import is_count
 from .storage import storage_errors, write_whole
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ FILE = "calibration.json"
 FORMAT = "spade-faiss calibration"
 FORMAT_VERSION = 1
 DEFAULT_FALSE_ALARMS = 0.01
+ROUNDING = 1e-9  # of a rank that is a whole number on paper
 
 EIGHT_CONNECTED = np.ones((3, 3), int)
 
 
 def images_needed(false_alarms: float) -> int:
     """Return the least number of normal images with which a false-alarm rate can be promised: ceil(1/alpha) - 1."""
-    return math.ceil(1 / false_alarms - 1e-9) - 1
+    return math.ceil(1 / false_alarms - ROUNDING) - 1
 
 
 def conformal_threshold(scores: NDArray[np.float64], false_alarms: float) -> float:
@@ -48,10 +50,10 @@ def conformal_threshold(scores: NDArray[np.float64], false_alarms: float) -> flo
     Raises:
         OptionError: alpha is not in (0, 1), or n is too small for it, with the n that it takes.
     """
-    if not 0 < false_alarms < 1:
+    if not ROUNDING <= false_alarms < 1:
         raise OptionError(f"false_alarms: expected a rate between 0 and 1, found {false_alarms}")
     n = len(scores)
-    rank = math.ceil((n + 1) * (1 - false_alarms) - 1e-9)
+    rank = max(1, math.ceil((n + 1) * (1 - false_alarms) - ROUNDING))
     if rank > n:
         raise OptionError(
             f"false_alarms {false_alarms:g}: expected at least {images_needed(false_alarms)} normal images "
@@ -206,6 +208,8 @@ def calibrate(
         OptionError: too few images for the rate, with the number it takes; or no regular expression.
         NotEnoughImagesError: an image has no other to be compared with.
     """
+    if not (sample is None or is_count(sample)) or not (is_count(seed) or seed == 0):
+        raise OptionError(f"sample, seed: expected whole numbers >= 1 and >= 0, found {sample} and {seed}")
     id_of = detector.gallery.snapshot().id_of
     ids = np.array(sorted(id_of.values()))
     n = min(sample or len(ids), len(ids))

@@ -17,7 +17,8 @@ from spade_faiss.calibration import FILE, conformal_threshold, find_regions, ima
 
 
 @pytest.mark.parametrize(
-    ("n", "alpha", "rank"), [(9, 0.1, 9), (19, 0.1, 18), (99, 0.01, 99), (100, 0.05, 96), (4, 0.5, 3), (1, 0.5, 1)]
+    ("n", "alpha", "rank"),
+    [(9, 0.1, 9), (19, 0.1, 18), (99, 0.01, 99), (100, 0.05, 96), (4, 0.5, 3), (1, 0.5, 1), (10, 1 - 1e-15, 1)],
 )
 def test_the_rank_worked_out_by_hand(n: int, alpha: float, rank: int) -> None:
     scores = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
@@ -32,7 +33,7 @@ def test_too_few_images_say_how_many_it_takes(alpha: float, needed: int) -> None
         conformal_threshold(np.zeros(needed - 1), alpha)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, float("nan"), 1e-320])
 def test_a_rate_that_is_none(alpha: float) -> None:
     with pytest.raises(sf.OptionError, match="expected a rate between 0 and 1"):
         conformal_threshold(np.zeros(100), alpha)
@@ -147,6 +148,9 @@ def test_a_sample_is_seeded(tmp_path: Path, normal: Path) -> None:
     assert len(one) == 10
     assert (one == again).all()
     assert (one != other).any()
+    for wrong in ({"sample": 0}, {"sample": -3}, {"seed": -1}):
+        with pytest.raises(sf.OptionError, match="sample, seed: expected whole numbers"):
+            sf.calibrate(detector, 0.2, **wrong)
 
 
 def test_it_goes_stale_and_says_so(tmp_path: Path, normal: Path) -> None:
