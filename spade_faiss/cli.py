@@ -19,12 +19,13 @@ import click
 
 from . import __version__
 from . import cli_options as args
+from .cli_datasets import labelled, training_images
 from .cli_detect import calibrate, demo, evaluate, query
 from .errors import ImageError, SpadeError
 from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
-from .images import find_images
-from .ingest import IngestReport, estimate
+from .images import Source
+from .ingest import IngestReport, Skipped, estimate
 from .options import MIB, FeatureOptions, IndexOptions
 from .results import write_skipped
 
@@ -37,7 +38,11 @@ def cli() -> None:
 
 @cli.command()
 @args.gallery
-@args.sources
+@click.argument("sources", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "--dataset", type=click.Path(path_type=Path), help="Take the training images of this labelled set, for `evaluate`."
+)
+@labelled
 @click.option(
     "--extractor", default=DEFAULT_EXTRACTOR, show_default=True, help="Or wide_resnet50_2, a ResNet, timm:NAME, toy."
 )
@@ -54,31 +59,42 @@ def cli() -> None:
 @args.replace
 @args.strict
 @args.quiet
-def build(gallery: Path, sources: tuple[Path, ...], extractor: str, weights: Path | None, **given: Any) -> None:
+def build(
+    gallery: Path, sources: tuple[Path, ...], dataset: Path | None, extractor: str, weights: Path | None, **given: Any
+) -> None:
     """Make GALLERY from the normal images in SOURCE..., files and folders.
 
-    Run again, it goes on from where it was stopped.
+    Or from the training images of a labelled set, named as for `evaluate`; with several categories GALLERY has
+    {category} in it, and each gets its own. Run again, it goes on from where it was stopped.
     """
     levels = tuple(part.strip() for part in given["levels"].split(",")) if given["levels"] else None
     names = ("image_size", "crop", "neighbourhood", "dtype", "batch_size", "device")
     options = FeatureOptions(levels=levels, **{name: given[name] for name in names})
-    images = find_images(sources)
+    galleries = training_images(gallery, sources, dataset, given)
     loaded = load_extractor(extractor, weights, options)
+    index = IndexOptions(given["index"], given["nlist"], given["nprobe"], given["train_images"])
+    skipped = [item for path, images in galleries.items() for item in _build(path, images, loaded, index, given)]
+    args.exit_status(skipped)
+
+
+def _build(
+    gallery: Path, images: Sequence[Source], extractor: Extractor, index: IndexOptions, given: dict[str, Any]
+) -> list[Skipped]:
+    """Make a gallery, or go on with it; returns the images that were skipped."""
     new = not (gallery / "gallery.json").exists()
     if new:
-        index = IndexOptions(given["index"], given["nlist"], given["nprobe"], given["train_images"])
-        opened = Gallery.create(gallery, loaded.spec, index)
+        opened = Gallery.create(gallery, extractor.spec, index)
     else:
         opened = Gallery.open(gallery)
-        opened.spec.require(loaded.spec, str(gallery))
+        opened.spec.require(extractor.spec, str(gallery))
     try:
         with opened:
             if not given["quiet"]:
-                need = estimate(images, loaded, gallery)
+                need = estimate(images, extractor, gallery)
                 click.echo(f"this will need: {need}", err=True)
                 if need.disk_bytes > need.free_bytes:
                     click.echo("spade-faiss: note: that is more than is free on that disk", err=True)
-            _add(opened, sources, loaded, given)
+            return _add(opened, images, extractor, given)
     finally:
         if new and not len(opened):
             shutil.rmtree(gallery)  # nothing could be taken: leave nothing behind
@@ -94,7 +110,7 @@ def build(gallery: Path, sources: tuple[Path, ...], extractor: str, weights: Pat
 def add(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **given: Any) -> None:
     """Add the normal images in SOURCE... to GALLERY."""
     with Gallery.open(gallery) as opened:
-        _add(opened, sources, args.extractor_of(opened, weights, given), given)
+        args.exit_status(_add(opened, sources, args.extractor_of(opened, weights, given), given))
 
 
 @cli.command()
@@ -173,7 +189,9 @@ def _by(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def _add(gallery: Gallery, sources: Sequence[Path], extractor: Extractor, given: dict[str, Any]) -> None:
+def _add(
+    gallery: Gallery, sources: Sequence[Path | Source], extractor: Extractor, given: dict[str, Any]
+) -> list[Skipped]:
     report: IngestReport = gallery.add_images(
         sources, extractor, replace=given["replace"], strict=given["strict"], progress=not given["quiet"]
     )
@@ -184,7 +202,7 @@ def _add(gallery: Gallery, sources: Sequence[Path], extractor: Extractor, given:
     args.name_skipped(report.skipped)
     if not len(gallery):
         raise ImageError(f"{gallery.path}: expected at least one image that can be read, found none")
-    args.exit_status(report.skipped)
+    return report.skipped
 
 
 for command in (calibrate, query, evaluate, demo):

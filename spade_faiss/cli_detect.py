@@ -10,7 +10,7 @@ import click
 
 from . import cli_options as args
 from .calibration import DEFAULT_FALSE_ALARMS
-from .errors import OptionError
+from .cli_datasets import gallery_paths, labelled, open_labelled
 from .features import DEFAULT_EXTRACTOR
 from .gallery import Gallery
 from .images import find_images
@@ -93,10 +93,9 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output
 
 @click.command()
 @args.gallery
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("dataset", type=click.Path(path_type=Path), required=False)
+@labelled
 @args.search
-@click.option("--layout", help="Of the data set, where its folders do not tell.")
-@click.option("--category", multiple=True, help="Evaluate only this one; may be given again.  [default: all]")
 @click.option("--metrics-size", type=int, help="Resize maps and masks to this square.  [default: the image's size]")
 @click.option("--integration-limit", type=float, default=INTEGRATION_LIMIT, show_default=True, help="Of AUPRO.")
 @click.option("--skip-bad-masks", is_flag=True, help="Leave images out of the pixel metrics whose mask does not fit.")
@@ -107,39 +106,37 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output
 @args.network
 @args.as_json_lines
 @args.quiet
-def evaluate(gallery: Path, dataset: Path, weights: Path | None, output: Path | None, **given: Any) -> None:
-    """Query the test images of DATASET and print image and pixel metrics.
+def evaluate(gallery: Path, dataset: Path | None, weights: Path | None, output: Path | None, **given: Any) -> None:
+    """Query the test images of DATASET, or of any folders, and print image and pixel metrics.
 
     With several categories GALLERY has {category} in it: galleries/{category}.gallery
     """
-    from .datasets import open_dataset
     from .detector import Detector
-    from .evaluate import METRICS, EvaluationOptions, choose, means, write_results
+    from .evaluate import METRICS, EvaluationOptions, means, write_results
     from .evaluate import evaluate as evaluate_category
 
-    categories = choose(open_dataset(dataset, given["layout"]), given["category"])
-    if len(categories) > 1 and "{category}" not in str(gallery):
-        names = ", ".join(category.name for category in categories)
-        raise OptionError(
-            f"{gallery}: expected {{category}} in the path, for one gallery each of {names}; or --category"
-        )
     if given["maps"] and output is None:
-        raise OptionError("--maps: expected --output, the folder to write to, as well")
+        raise click.UsageError("--maps: expected --output, the folder to write to, as well")
     options = EvaluationOptions(
         given["integration_limit"], given["metrics_size"], given["skip_bad_masks"],
         output / "anomaly_maps" if output and given["maps"] else None,
     )  # fmt: skip
+    categories = open_labelled(dataset, given)
+    paths = gallery_paths(gallery, categories)
+    for path in paths:
+        Gallery.open(path).close()  # one that is missing is missed before hours are spent on the others
     evaluations = []
-    for category in categories:
-        path = Path(str(gallery).replace("{category}", category.name))
+    for path, category in zip(paths, categories, strict=True):
         with Gallery.open(path, given["device"]) as opened:
             extractor = args.extractor_of(opened, weights, given)
             detector = Detector(
                 opened, extractor, args.search_options(given), args.score_options(given), calibrated=False
             )
             evaluations.append(evaluate_category(detector, category, options, progress=not given["quiet"]))
-    if output:
-        write_results(output, evaluations, {**detector.settings(), "integration_limit": options.integration_limit})
+        settings = {**detector.settings(), "integration_limit": options.integration_limit}
+        settings |= {name: given[name] for name in ("metrics_size", "seed", "every")}
+        if output:  # after each, so that a run that is stopped keeps what it has
+            write_results(output, evaluations, settings)
     if given["as_lines"]:
         click.echo(json.dumps([one.to_json() for one in evaluations]))
     else:

@@ -123,7 +123,7 @@ def from_folders(
     is the subfolder that it is in, or "abnormal". Keys start with the role: normal/, abnormal/ or test_normal/.
 
     Without `test_normal`, 20 % of the normal images, drawn with the seed, are held out for testing: then build the
-    gallery from `Category.normal`, not from the folder.
+    gallery with `gallery.add_images(category.normal, extractor)`, not from the folder.
 
     Raises:
         ImageError: a folder without images, an image in two roles, or masks of only some of the images.
@@ -159,7 +159,7 @@ def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
             found["mvtec"] = [path for path in found["mvtec"] if path not in found["loco"]]
         found = {name: fitting for name, fitting in found.items() if fitting}
         if len(found) > 1:
-            fits = "; ".join(f"{name}: {_few(path.name for path in fitting)}" for name, fitting in found.items())
+            fits = "; ".join(f"{name}: {few(path.name for path in fitting)}" for name, fitting in found.items())
             raise ImageError(f"{root}: fits several layouts ({fits}); name one, as in layout={next(iter(found))!r}")
         for name, fitting in found.items():
             for path in folders:  # a category that is not complete must not be left out without a word
@@ -169,7 +169,7 @@ def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
     known = (f"{name}: {' and '.join(LAYOUTS[name])}" for name in LAYOUTS if layout in (None, name))
     raise ImageError(
         f"{root}: expected a data set, or a folder of categories, in a known layout ({'; '.join(known)}), found "
-        f"{_few(path.name for path in inside)}; for others, name the folders of normal and of abnormal images"
+        f"{few(path.name for path in inside)}; for others, name the folders of normal and of abnormal images"
     )
 
 
@@ -183,7 +183,7 @@ def _category(path: Path, name: str, layout: str, normal: list[Source], test: li
         raise ImageError(f"{path}: expected images to train and to test {name} with, found {len(normal)}, {len(test)}")
     bare = [sample.key for sample in test if sample.anomalous and sample.mask is None]
     if bare and masks:
-        raise ImageError(f"{path}: expected a mask for each anomalous image, or no masks, found none of {_few(bare)}")
+        raise ImageError(f"{path}: expected a mask for each anomalous image, or no masks, found none of {few(bare)}")
     return Category(name, normal, test, layout, masks)
 
 
@@ -209,7 +209,7 @@ def _samples(
         kind, name = kinds[key], key.rpartition(".")[0]
         found = sorted(paths.get(name, set()) | paths.get(f"{name}_mask", set())) if kind != GOOD else []
         if len(found) > 1:
-            raise ImageError(f"{image.path}: expected one mask, found {_few(found)}")
+            raise ImageError(f"{image.path}: expected one mask, found {few(found)}")
         if found and owners.setdefault(found[0], image.path) != image.path:
             raise ImageError(f"{image.path}: expected a mask of its own, found {found[0]} of {owners[found[0]]}")
         samples.append(Sample(image.path, image.key, kind, kind != GOOD, found[0] if found else None))
@@ -224,7 +224,8 @@ def _split(images: list[Source], seed: int) -> tuple[list[Source], list[Source]]
     return [images[i] for i in sorted(order[:cut])], [images[i] for i in sorted(order[cut:])]
 
 
-def _few(names: Iterable[object]) -> str:
+def few(names: Iterable[object]) -> str:
+    """Return the first three names for a message, and how many more there are."""
     listed = [str(name) for name in names]
     return (", ".join(listed[:3]) or "nothing") + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 

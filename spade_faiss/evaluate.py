@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from .datasets import Category, Sample
+from .datasets import Category, few
 from .detector import Detection, Detector
 from .errors import ImageError, OptionError
-from .ingest import Skipped
-from .metrics import IMAGE_METRICS, INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, image_metrics
+from .gallery import Gallery
+from .images import read_file
+from .ingest import Skipped, content_digest
+from .metrics import IMAGE_METRICS, INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit, image_metrics
+from .options import is_count
 from .storage import storage_errors
 
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
@@ -34,6 +38,12 @@ class EvaluationOptions:
     skip_bad_masks: bool = False  # leave an image whose mask is missing or of another size out of the pixel metrics
     maps: Path | None = None  # write float maps as TIFF here, at the paths that MVTec's evaluation script reads
 
+    def __post_init__(self) -> None:
+        # Before the queries, which may take hours.
+        check_limit(self.integration_limit)
+        if self.metrics_size is not None and not is_count(self.metrics_size):
+            raise OptionError(f"metrics_size: expected pixels >= 1, found {self.metrics_size!r}")
+
 
 @dataclass
 class Evaluation:
@@ -46,6 +56,7 @@ class Evaluation:
     reasons: dict[str, str]  # for each metric that is None, why
     skipped_masks: list[Skipped] = field(default_factory=list)  # left out of the pixel metrics
     error_bounds: dict[str, float] = field(default_factory=dict)
+    in_gallery: list[str] = field(default_factory=list)  # keys of test images whose content the gallery has too
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +71,7 @@ def evaluate(
     """Query the test images of a category and compute its metrics.
 
     Memory does not grow with the number of images. All test images count in the pixel metrics, normal ones with an
-    empty mask.
+    empty mask. Test images that are in the gallery as well are named in a warning: such figures say too much.
 
     Args:
         detector: over a gallery of the category's normal images.
@@ -72,6 +83,8 @@ def evaluate(
         ImageError: a test image that cannot be read; a mask that is missing or of another size, unless skipped.
     """
     options, start = options or EvaluationOptions(), time.perf_counter()
+    maps = _map_paths(options.maps, category) if options.maps else {}
+    known = _in_gallery(detector.gallery, category)
     pixel = PixelMetrics() if category.masks else None
     scores: list[float] = []
     skipped: list[Skipped] = []
@@ -79,8 +92,8 @@ def evaluate(
     found = zip(category.test, detector.stream(paths), strict=True)
     for sample, detection in tqdm(found, total=len(category.test), unit="image", disable=None if progress else True):
         scores.append(detection.image_score)
-        if options.maps:
-            _write_map(options.maps, category, sample, detection)
+        if maps:
+            _write_map(maps[sample.key], detection)
         if pixel is None:
             continue
         try:
@@ -101,7 +114,7 @@ def evaluate(
         reasons.update(part.reasons)
         bounds.update(part.error_bounds)
     return Evaluation(
-        category.name, labels.count(False), labels.count(True), metrics, reasons, skipped, bounds,
+        category.name, labels.count(False), labels.count(True), metrics, reasons, skipped, bounds, known,
         round(time.perf_counter() - start, 2),
     )  # fmt: skip
 
@@ -116,8 +129,37 @@ def _at_size(
     return resized, np.asarray(Image.fromarray(mask).resize(square, Image.Resampling.NEAREST))
 
 
-def _write_map(folder: Path, category: Category, sample: Sample, detection: Detection) -> None:
-    path = folder / category.name / "test" / sample.kind / f"{Path(sample.key).stem}.tiff"
+def _in_gallery(gallery: Gallery, category: Category) -> list[str]:
+    """Return the keys of the test images that are in the gallery too, by their content; warns where there are any."""
+    generation = gallery.snapshot()
+    digests = set(generation.digests(list(generation.id_of.values())))
+    known = [sample.key for sample in category.test if content_digest(read_file(sample.path)) in digests]
+    if known:
+        warnings.warn(
+            f"{category.name}: {len(known)} of {len(category.test)} test images are in {gallery.path} too "
+            f"({few(known)}): the figures say too much; build it from the training images only, with build --dataset",
+            stacklevel=3,
+        )
+    return known
+
+
+def _map_paths(folder: Path, category: Category) -> dict[str, Path]:
+    """Return where each test image's map goes: FOLDER/CATEGORY/test/KIND/NAME.tiff in MVTec's layout, others alike.
+
+    Raises:
+        ImageError: two maps would go to one place.
+    """
+    paths: dict[str, Path] = {}
+    owners: dict[Path, Path] = {}
+    for sample in category.test:
+        path = paths[sample.key] = (folder / category.name / sample.key).with_suffix(".tiff")
+        other = owners.setdefault(path, sample.path)
+        if other != sample.path:
+            raise ImageError(f"{sample.path}: expected a name of its own for its map, found {path} of {other}")
+    return paths
+
+
+def _write_map(path: Path, detection: Detection) -> None:
     with storage_errors(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(detection.anomaly_map).save(path)

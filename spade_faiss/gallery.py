@@ -12,6 +12,7 @@ from .errors import CorruptGalleryError
 from .features import Array, Extractor, ExtractorSpec, Features
 from .generation import Generation
 from .image_index import Ids, check_kind
+from .images import Source
 from .ingest import IngestReport, ingest
 from .locks import ReaderLock
 from .manifest import Manifest
@@ -176,7 +177,7 @@ class Gallery:
 
     def add_images(
         self,
-        sources: str | Path | Sequence[str | Path],
+        sources: str | Path | Sequence[str | Path | Source],
         extractor: Extractor,
         *,
         replace: bool = False,
@@ -189,7 +190,7 @@ class Gallery:
         content are passed over, so that the same call goes on from where it was stopped.
 
         Args:
-            sources: files and folders; a key is the path relative to its source.
+            sources: files and folders, where a key is the path relative to its source; or a Category's normal images.
             extractor: of the gallery's spec.
             replace: take changed content under a key that is there; otherwise such an image is skipped and reported.
             strict: stop at the first image that cannot be taken; those before it are kept.

@@ -72,17 +72,17 @@ def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
 
 
-def find_images(sources: Sequence[str | Path]) -> list[Source]:
+def find_images(sources: Sequence[str | Path | Source]) -> list[Source]:
     """List the images of files and folders (searched to any depth), each folder in the order of its keys.
 
-    Hidden files and files without an image's suffix are passed over.
+    Hidden files and files without an image's suffix are passed over. A Source is taken as it is.
 
     Raises:
         ImageError: a source does not exist or holds no image, or two sources give the same key.
     """
     found: dict[str, Source] = {}
-    for source in map(Path, sources):
-        listed = _list_source(source)
+    for source in sources:
+        listed = [source] if isinstance(source, Source) else _list_source(Path(source))
         if not listed:
             suffixes = " ".join(sorted(SUFFIXES))
             raise ImageError(f"{source}: expected a folder with images ({suffixes}), found none in it")

@@ -96,9 +96,14 @@ class _Read:
     error: SpadeError | None = None  # neither a view nor an error: it is there already
 
 
+def content_digest(content: bytes) -> str:
+    """Return what a gallery remembers the content of an image file by."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
 def ingest(
     writer: GalleryWriter,
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | Source],
     extractor: Extractor,
     *,
     replace: bool = False,
@@ -112,7 +117,7 @@ def ingest(
     def read(source: Source) -> _Read:
         try:
             content = read_file(source.path)
-            digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+            digest = content_digest(content)
             state = writer.status(source.key, digest)
             if state == "same":
                 return _Read(source, digest)

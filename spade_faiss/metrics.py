@@ -190,8 +190,7 @@ class PixelMetrics:
         Raises:
             OptionError: the limit is outside its range.
         """
-        if not 0 < integration_limit <= 1:
-            raise OptionError(f"integration_limit: expected an FPR in (0, 1], found {integration_limit!r}")
+        check_limit(integration_limit)
         normal, anomalous, share, several = self._steps()
         reason = _one_class("pixel", int(normal.sum()), int(anomalous.sum()))
         if reason:
@@ -272,6 +271,12 @@ class PixelMetrics:
 
         several = descending(self._value) == SEVERAL
         return descending(self._normal), descending(self._anomalous), descending(self._share), several
+
+
+def check_limit(integration_limit: float) -> None:
+    """Raise OptionError unless AUPRO can be integrated up to that FPR."""
+    if not 0 < integration_limit <= 1:
+        raise OptionError(f"integration_limit: expected an FPR in (0, 1], found {integration_limit!r}")
 
 
 def _keys(scores: NDArray[np.float32]) -> Keys:

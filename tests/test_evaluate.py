@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_cli import Spade, spade
-from test_detector import make_images
+from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
+import spade_faiss.detector
 from spade_faiss.datasets import open_dataset
 from spade_faiss.evaluate import METRICS, EvaluationOptions, evaluate
+from spade_faiss.metrics import PIXEL_METRICS
 
 __all__ = ["spade"]  # a fixture
 
@@ -98,6 +102,82 @@ def test_one_class_is_none_with_the_reason(detector: sf.Detector, dataset: Path)
     assert found.metrics["image_AUROC"] is None
     assert "image_AUROC" in found.reasons
     assert found.metrics["pixel_AUROC"] is not None
+
+
+def test_a_set_without_masks_has_image_metrics_only(detector: sf.Detector, dataset: Path) -> None:
+    shutil.rmtree(dataset / "ground_truth")
+    (category,) = open_dataset(dataset)
+    found = evaluate(detector, category)
+    assert {name for name, value in found.metrics.items() if value is None} == set(PIXEL_METRICS)
+    assert found.reasons == dict.fromkeys(PIXEL_METRICS, "the set has no masks")
+
+
+def test_masks_that_mark_nothing(detector: sf.Detector, dataset: Path) -> None:
+    for path in (dataset / "ground_truth" / "square").iterdir():
+        Image.new("L", (48, 40)).save(path)
+    (category,) = open_dataset(dataset)
+    found = evaluate(detector, category)
+    assert found.reasons == dict.fromkeys(PIXEL_METRICS, "no pixel is anomalous: there is nothing to tell apart")
+    assert {name for name, value in found.metrics.items() if value is None} == set(PIXEL_METRICS)
+
+
+def test_images_that_are_all_the_same_score_the_same(tmp_path: Path) -> None:
+    for number, folder in enumerate(("train/good", "train/good", "test/good", "test/grey")):
+        path = tmp_path / "grey" / folder / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (90, 90, 90)).save(path, compress_level=number)
+    (category,) = open_dataset(tmp_path / "grey")
+    gallery, extractor = make_gallery(tmp_path / "g", tmp_path / "grey" / "train")
+    found = evaluate(sf.Detector(gallery, extractor), category)
+    assert found.metrics["image_AUROC"] == 0.5  # both classes are there, and nothing tells them apart
+    assert found.metrics["image_AP"] == 0.5
+
+
+def test_a_map_with_nan_is_an_error_that_names_the_image(
+    detector: sf.Detector, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = spade_faiss.detector.anomaly_map
+
+    def with_nan(*args: Any) -> np.ndarray:
+        scores = whole(*args)
+        scores[3, 4] = np.nan
+        return scores
+
+    monkeypatch.setattr(spade_faiss.detector, "anomaly_map", with_nan)
+    (category,) = open_dataset(dataset)
+    with pytest.raises(sf.FeatureError, match=r"test/good/000\.png: expected finite .*, found nan at \(3, 4\)"):
+        evaluate(detector, category)
+
+
+def test_no_map_overwrites_another(tmp_path: Path, detector: sf.Detector, dataset: Path) -> None:
+    for folder in ("a", "b"):
+        make_images(dataset / "test" / "good" / folder, 1, seed=ord(folder))
+    (category,) = open_dataset(dataset)
+    evaluate(detector, category, EvaluationOptions(maps=tmp_path / "maps"))
+    assert len(list((tmp_path / "maps").rglob("*.tiff"))) == len(category.test) == 9
+    assert (tmp_path / "maps" / "tiles" / "test" / "good" / "b" / "000.tiff").exists()
+    Image.open(dataset / "test" / "good" / "001.png").save(dataset / "test" / "good" / "001.bmp")
+    (category,) = open_dataset(dataset)
+    with pytest.raises(sf.ImageError, match=r"001\.png: expected a name of its own for its map, found .*001\.bmp"):
+        evaluate(detector, category, EvaluationOptions(maps=tmp_path / "maps"))
+    evaluate(detector, category)  # without maps there is no harm in it
+
+
+def test_test_images_in_the_gallery_are_warned_of(detector: sf.Detector, dataset: Path) -> None:
+    train = dataset / "train" / "good" / "005.png"
+    (dataset / "test" / "good" / "other name.png").write_bytes(train.read_bytes())
+    (category,) = open_dataset(dataset)
+    with pytest.warns(UserWarning, match=r"tiles: 1 of 8 test images are in .* too \(test/good/other name\.png\)"):
+        found = evaluate(detector, category)
+    assert found.in_gallery == ["test/good/other name.png"]
+    detector.gallery.remove(["005.png"])
+    assert evaluate(detector, category).in_gallery == []  # and no warning
+
+
+def test_settings_out_of_range() -> None:
+    for wrong in ({"metrics_size": 0}, {"metrics_size": 2.5}, {"integration_limit": 0}, {"integration_limit": 1.1}):
+        with pytest.raises(sf.OptionError, match="expected"):
+            EvaluationOptions(**wrong)
 
 
 def test_the_command_line(tmp_path: Path, detector: sf.Detector, dataset: Path, spade: Spade) -> None:

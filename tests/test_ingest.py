@@ -14,7 +14,7 @@ from conftest import write_images
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss.images import decode
+from spade_faiss.images import Source, decode
 
 
 def create(path: Path, extractor: sf.Extractor, shard_bytes: int = 2**28) -> sf.Gallery:
@@ -311,3 +311,11 @@ def test_nan_from_a_network_stops_the_run(
         gallery.add_images(image_folder, toy)
     assert len(gallery) == 0
     assert gallery.verify() == []
+
+
+def test_sources_bring_their_own_keys(gallery: sf.Gallery, image_folder: Path, toy: sf.Extractor) -> None:
+    chosen = [Source(image_folder / f"{number:03d}.png", f"train/{number}") for number in (7, 2)]
+    assert gallery.add_images(chosen, toy).added == 2
+    assert_features_of(gallery, ["train/7", "train/2"], extract(toy, [source.path for source in chosen]))
+    with pytest.raises(sf.ImageError, match="two images would have the key 'train/7'"):
+        gallery.add_images([chosen[0], Source(image_folder / "001.png", "train/7")], toy)
