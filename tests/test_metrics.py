@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
@@ -511,15 +513,43 @@ def test_curves_give_the_areas() -> None:
 # --- other implementations -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def adeval() -> Iterator[ModuleType]:
+def opencv_stand_in() -> ModuleType:
+    """All that adeval uses of OpenCV: 8-connected regions, numbered, and their areas; resizing to the size it has."""
+    cv2 = ModuleType("cv2")
+
+    def connected(mask: np.ndarray, connectivity: int, ltype: int) -> tuple[int, np.ndarray, np.ndarray, None]:
+        assert connectivity == 8
+        regions = flood(mask > 0)
+        numbers = np.zeros(mask.size, int)
+        for number, region in enumerate(regions, start=1):
+            numbers[region] = number
+        areas = np.array([[mask.size - np.count_nonzero(mask)], *([len(region)] for region in regions)])
+        return len(areas), numbers.reshape(mask.shape), areas, None
+
+    def resize(anomaly_map: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+        assert anomaly_map.shape == size[::-1]
+        return anomaly_map
+
+    cv2.__dict__.update(connectedComponentsWithStats=connected, resize=resize)
+    cv2.__dict__.update(CC_STAT_AREA=0, CV_16U=2, INTER_LINEAR=1)
+    return cv2
+
+
+@pytest.fixture(scope="module", params=["with OpenCV", "without OpenCV"])
+def adeval(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """adeval runs everywhere without OpenCV, whose wheel needs a libGL that not every machine has."""
     with pytest.MonkeyPatch.context() as patch:
-        # Importing it changes how this process pickles functions for multiprocessing; that is undone.
-        patch.setattr(ForkingPickler, "reducer_override", None, raising=False)
-        patch.setattr(ForkingPickler, "_extra_reducers", dict(ForkingPickler._extra_reducers))
-        # opencv-python, which it needs, wants the system's libGL: not there on every machine.
-        adeval = pytest.importorskip("adeval", exc_type=ImportError)
-    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "with OpenCV":
+            pytest.importorskip("cv2", exc_type=ImportError)
+        else:
+            patch.setitem(sys.modules, "cv2", opencv_stand_in())
+        for name in [name for name in sys.modules if name.partition(".")[0] == "adeval"]:
+            patch.delitem(sys.modules, name)  # it keeps the cv2 with which it was first imported
+        with pytest.MonkeyPatch.context() as importing:
+            # Importing it changes how this process pickles functions for multiprocessing; that is undone.
+            importing.setattr(ForkingPickler, "reducer_override", None, raising=False)
+            importing.setattr(ForkingPickler, "_extra_reducers", dict(ForkingPickler._extra_reducers))
+            adeval = importlib.import_module("adeval")
         if hasattr(np, "trapezoid"):  # adeval 1.1 calls np.trapz, which NumPy 2.4 no longer has
             patch.setattr(np, "trapz", np.trapezoid, raising=False)
         yield adeval
