@@ -560,6 +560,10 @@ DEGENERATE = {
     "mask found exactly": (1.0 * box((20, 20), (3, 3, 9, 9)), box((20, 20), (3, 3, 9, 9))),
     "limit inside a jump": (1.0 * box((20, 20), (0, 0, 9, 20)), box((20, 20), (3, 3, 12, 9))),
     "one pixel": (np.arange(400.0).reshape(20, 20), box((20, 20), (15, 4, 16, 5))),
+    "corner to corner": (
+        np.arange(400.0).reshape(20, 20)[::-1] % 101,
+        box((20, 20), (2, 2, 9, 9), (9, 9, 10, 10)),  # one region, or two of very different sizes
+    ),
     "diagonal": (np.arange(400.0).reshape(20, 20) % 37, np.eye(20, dtype=bool)),
     "all but one pixel": (np.arange(400.0).reshape(20, 20) % 37, ~box((20, 20), (15, 4, 16, 5))),
     "every second column": (np.arange(400.0).reshape(20, 20) % 39, np.tile([True, False], (20, 10))),
