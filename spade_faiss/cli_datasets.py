@@ -75,7 +75,7 @@ def training_images(
     if dataset is None and not any(given[name] for name in FOLDERS):
         if not sources:
             raise click.UsageError("expected SOURCE..., or --dataset, or both --normal and --abnormal")
-        _refuse(given, ("layout", "category", *SETTINGS), "goes with --dataset, not with SOURCE...")
+        _refuse(given, ("layout", "category", *SETTINGS), "goes with a labelled set, not with SOURCE...")
         return {gallery: find_images(sources)}
     if sources:
         raise click.UsageError(f"{sources[0]}: expected SOURCE... or a labelled set, found both")

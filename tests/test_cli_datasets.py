@@ -150,9 +150,9 @@ def test_test_images_in_the_gallery_are_pointed_out(tmp_path: Path, spade: Spade
         ("build {g} {n} --normal {n} --abnormal {a}", "train/good: expected SOURCE... or a labelled set, found both"),
         ("build {g} --normal {n}", "expected a data set, or both --normal and --abnormal"),
         ("build {g} --dataset {set} --masks {n}", "--masks: a data set has its own"),
-        ("build {g} {n} --layout mvtec", "--layout: goes with --dataset, not with SOURCE..."),
-        ("build {g} {n} --seed 0", "--seed: goes with --dataset, not with SOURCE..."),
-        ("build {g} {n} --category tiles", "--category: goes with --dataset, not with SOURCE..."),
+        ("build {g} {n} --layout mvtec", "--layout: goes with a labelled set, not with SOURCE..."),
+        ("build {g} {n} --seed 0", "--seed: goes with a labelled set, not with SOURCE..."),
+        ("build {g} {n} --category tiles", "--category: goes with a labelled set, not with SOURCE..."),
     ],
 )
 def test_words_that_do_not_go_together(
