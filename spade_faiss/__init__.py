@@ -8,7 +8,8 @@ level, c channels, d dimensions of an image feature, (H, W) pixels of an image. 
 """
 
 from .calibration import Calibration, Judgement, Region, calibrate
-from .detector import Detection, Detector, Neighbours
+from .detection import Detection, Neighbours
+from .detector import Detector
 from .errors import (
     CorruptGalleryError,
     DeviceError,
@@ -29,10 +30,12 @@ from .gallery import Gallery, Problem
 from .ingest import IngestReport, Skipped
 from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
 from .patch_search import search_patches
+from .recipes import RECIPES, Recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RECIPES",
     "Calibration",
     "CorruptGalleryError",
     "Detection",
@@ -56,6 +59,7 @@ __all__ = [
     "NotEnoughImagesError",
     "OptionError",
     "Problem",
+    "Recipe",
     "Region",
     "ScoreOptions",
     "SearchOptions",

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
+from .baseline import Baseline
 from .errors import CorruptGalleryError, OptionError
 from .options import is_count
 from .storage import storage_errors, write_whole
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 FILE = "calibration.json"
 FORMAT = "spade-faiss calibration"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_FALSE_ALARMS = 0.01
 ROUNDING = 1e-9  # of a rank that is a whole number on paper
 
@@ -107,6 +108,7 @@ class Calibration:
     group: str | None  # regular expression: images that it gives the same group were left out together
     image_scores: NDArray[np.float64]  # (n,)
     map_maxima: NDArray[np.float64]  # (n,)
+    baseline: Baseline | None = None  # of normal images, where the settings ask for one
 
     @cached_property
     def image_threshold(self) -> float:
@@ -149,8 +151,10 @@ class Calibration:
 
     def write(self, folder: Path) -> None:
         """Write calibration.json into the folder of the gallery."""
-        values = asdict(self) | {"format": FORMAT, "format_version": FORMAT_VERSION}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"format": FORMAT, "format_version": FORMAT_VERSION}
         values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
+        values["baseline"] = self.baseline.to_json() if self.baseline else None
         values["xxh3"] = _checksum(values)
         with storage_errors(f"cannot write {folder / FILE}"):
             write_whole(folder / FILE, json.dumps(values, indent=1).encode())
@@ -177,6 +181,7 @@ class Calibration:
             )
         for name in ("image_scores", "map_maxima"):
             values[name] = np.array(values[name], np.float64)
+        values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
         return cls(**values)
 
 
@@ -220,7 +225,13 @@ def calibrate(
     found = detector.leave_one_out(bar, [groups[row] for row in chosen.tolist()])
     scores = np.array([(one.image_score, one.map_max) for one in found], np.float64).reshape(n, 2)
     return Calibration(
-        detector.gallery.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1]
+        detector.gallery.generation,
+        detector.settings(),
+        false_alarms,
+        group,
+        scores[:, 0],
+        scores[:, 1],
+        detector.baseline(),
     )
 
 

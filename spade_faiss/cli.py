@@ -21,12 +21,13 @@ from . import __version__
 from . import cli_options as args
 from .cli_datasets import labelled, training_images
 from .cli_detect import calibrate, demo, evaluate, query
-from .errors import ImageError, SpadeError
+from .errors import ImageError, OptionError, SpadeError
 from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
 from .images import Source
 from .ingest import IngestReport, Skipped, estimate
-from .options import MIB, FeatureOptions, IndexOptions
+from .options import MIB, IndexOptions
+from .recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from .results import write_skipped
 
 
@@ -46,11 +47,18 @@ def cli() -> None:
 @click.option(
     "--extractor", default=DEFAULT_EXTRACTOR, show_default=True, help="Or wide_resnet50_2, a ResNet, timm:NAME, toy."
 )
-@click.option("--image-size", type=args.Size(), help="Images are resized to this.  [default: the extractor's]")
-@click.option("--crop", type=args.Size(), help="The centre of the resized image is used.  [default: all of it]")
-@click.option("--levels", help="Pyramid levels, finest first, by commas.  [default: the extractor's]")
-@click.option("--neighbourhood", type=int, default=1, show_default=True, help="Average each level over P x P, odd.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
+@click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    help="A named set of options, for features and queries; `info` prints it.",
+)
+@click.option("--image-size", type=args.Size(), help="Images are resized to this.")
+@click.option("--crop", type=args.Size(), help="The centre of the resized image is used.")
+@click.option("--levels", help="Pyramid levels by name, finest first, by commas.")
+@click.option("--neighbourhood", type=int, help="Average each level over P x P, odd.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored levels.")
 @click.option("--index", default="auto", show_default=True, help="auto, flat, ivf or a FAISS factory string.")
 @click.option("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images]")
 @click.option("--nprobe", type=int, help="IVF: lists visited by a search.  [default: from nlist]")
@@ -67,9 +75,8 @@ def build(
     Or from the training images of a labelled set, named as for `evaluate`; with several categories GALLERY has
     {category} in it, and each gets its own. Run again, it goes on from where it was stopped.
     """
-    levels = tuple(part.strip() for part in given["levels"].split(",")) if given["levels"] else None
-    names = ("image_size", "crop", "neighbourhood", "dtype", "batch_size", "device")
-    options = FeatureOptions(levels=levels, **{name: given[name] for name in names})
+    given["levels"] = tuple(part.strip() for part in given["levels"].split(",")) if given["levels"] else None
+    options = args.replaced(recipe_named(given["recipe"]).features, given)
     galleries = training_images(gallery, sources, dataset, given)
     loaded = load_extractor(extractor, weights, options)
     index = IndexOptions(given["index"], given["nlist"], given["nprobe"], given["train_images"])
@@ -83,10 +90,13 @@ def _build(
     """Make a gallery, or go on with it; returns the images that were skipped."""
     new = not (gallery / "gallery.json").exists()
     if new:
-        opened = Gallery.create(gallery, extractor.spec, index)
+        opened = Gallery.create(gallery, extractor.spec, index, recipe=given["recipe"])
     else:
         opened = Gallery.open(gallery)
         opened.spec.require(extractor.spec, str(gallery))
+        if opened.recipe != recipe_named(given["recipe"]):
+            made = opened.recipe.name if opened.recipe else "none"
+            raise OptionError(f"{gallery}: expected its own recipe, {made}, found {given['recipe']}")
     try:
         with opened:
             if not given["quiet"]:
@@ -155,6 +165,7 @@ def info(gallery: Path, as_lines: bool) -> None:
         ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
         ("levels", f"{levels} {spec['dtype']}; image feature {spec['image_dim']}"),
         ("weights", f"{spec['weights'] or 'as published'}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
+        ("recipe", _recipe(facts["recipe"])),
         ("index", f"{facts['index']['kind']}, {facts['index']['file'] or 'not written yet'}"),
     ):
         click.echo(f"{name:10} {value}")
@@ -183,6 +194,14 @@ def verify(gallery: Path, repair: bool, as_lines: bool) -> None:
             click.echo(f"{len(opened)} images checked, {len(problems)} problems")
     if problems:
         sys.exit(1)
+
+
+def _recipe(recipe: dict[str, Any] | None) -> str:
+    if recipe is None:
+        return "none: the options' own defaults"
+    values = {**recipe["features"], **recipe["search"], **recipe["score"]}
+    options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+    return f"{recipe['name']}: {recipe['what']} ({options or 'all defaults'})"
 
 
 def _by(size: Sequence[int]) -> str:

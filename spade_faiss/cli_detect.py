@@ -16,7 +16,7 @@ from .gallery import Gallery
 from .images import find_images
 from .ingest import Skipped
 from .metrics import INTEGRATION_LIMIT
-from .options import DEFAULT_K, ScoreOptions, SearchOptions
+from .options import DEFAULT_K
 from .results import ResultFolder, as_json, colour_scale, query_sources
 
 
@@ -34,11 +34,9 @@ from .results import ResultFolder, as_json, colour_scale, query_sources
 def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
     """Find the thresholds of GALLERY from its own images: each is compared with the others."""
     from .calibration import calibrate as find_thresholds
-    from .detector import Detector
 
     with Gallery.open(gallery, given["device"]) as opened:
-        search, score = args.search_options(given), args.score_options(given)
-        detector = Detector(opened, args.extractor_of(opened, weights, given), search, score, calibrated=False)
+        detector = args.detector_of(opened, weights, given, calibrated=False)
         found = find_thresholds(
             detector, given["false_alarms"], sample=given["sample"], group=given["group"], seed=given["seed"],
             progress=not given["quiet"],
@@ -54,10 +52,8 @@ def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
 @args.gallery
 @args.sources
 @args.search
-@click.option(
-    "--min-region", type=int, default=ScoreOptions.min_region, show_default=True, help="Px; smaller do not count."
-)
-@click.option("--localise", default=SearchOptions.localise, show_default=True, help="all, or suspicious images only.")
+@click.option("--min-region", type=int, help="Px; smaller regions do not count.")
+@click.option("--localise", type=click.Choice(["all", "suspicious"]), help="All images, or suspicious ones only.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write results.jsonl, maps/ and overlays/ here.")
 @args.network
 @args.strict
@@ -65,12 +61,9 @@ def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
 @args.quiet
 def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output: Path | None, **given: Any) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
-    from .detector import Detector
-
-    options, score = args.search_options(given), args.score_options(given)
     find_images(sources)
     with Gallery.open(gallery, given["device"]) as opened:
-        detector = Detector(opened, args.extractor_of(opened, weights, given), options, score)
+        detector = args.detector_of(opened, weights, given)
         if given["k"] is None and detector.k < DEFAULT_K and not given["quiet"]:
             click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
         skipped: list[Skipped] = []
@@ -111,7 +104,6 @@ def evaluate(gallery: Path, dataset: Path | None, weights: Path | None, output: 
 
     With several categories GALLERY has {category} in it: galleries/{category}.gallery
     """
-    from .detector import Detector
     from .evaluate import METRICS, EvaluationOptions, means, write_results
     from .evaluate import evaluate as evaluate_category
 
@@ -128,10 +120,7 @@ def evaluate(gallery: Path, dataset: Path | None, weights: Path | None, output: 
     evaluations = []
     for path, category in zip(paths, categories, strict=True):
         with Gallery.open(path, given["device"]) as opened:
-            extractor = args.extractor_of(opened, weights, given)
-            detector = Detector(
-                opened, extractor, args.search_options(given), args.score_options(given), calibrated=False
-            )
+            detector = args.detector_of(opened, weights, given, calibrated=False)
             evaluations.append(evaluate_category(detector, category, options, progress=not given["quiet"]))
         settings = {**detector.settings(), "integration_limit": options.integration_limit}
         settings |= {name: given[name] for name in ("metrics_size", "seed", "every")}

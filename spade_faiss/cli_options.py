@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,8 +16,12 @@ from .gallery import Gallery
 from .ingest import Skipped
 from .options import MIB, FeatureOptions, ScoreOptions, SearchOptions
 
+if TYPE_CHECKING:
+    from .detector import Detector
+
 EXIT_SKIPPED = 3
 
+Options = TypeVar("Options", FeatureOptions, SearchOptions, ScoreOptions)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -59,26 +64,36 @@ replace = click.option(
 
 search = together(
     click.option("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]"),
-    click.option("--kappa", type=int, default=SearchOptions.kappa, show_default=True, help="Nearest patches averaged."),
+    click.option("--kappa", type=int, help="Nearest patches averaged."),
     click.option("--k-score", type=int, help="Neighbours averaged into the image score.  [default: -k]"),
     click.option("--nprobe", type=int, help="IVF: lists visited.  [default: as the index was made]"),
-    click.option("--engine", default=SearchOptions.engine, show_default=True, help="Patch search: auto or flat."),
-    click.option("--block-mib", type=int, default=256, show_default=True, help="Memory of the flat engine's gallery."),
-    click.option("--image-score", type=click.Choice(["knn", "map_max"]), default="knn", show_default=True,
-                 help="Distance to the nearest images, or the map's maximum."),
-    click.option("--sigma", type=float, default=ScoreOptions.sigma, show_default=True, help="Smoothing, px at 224 px."),
+    click.option("--level-weights", type=click.Choice(["equal", "spread"]),
+                 help="Levels as they are, or each over its spread among normal images."),
+    click.option("--engine", help="Patch search: auto or flat."),
+    click.option("--block-mib", type=int, help="Memory of the flat engine's gallery."),
+    click.option("--image-score", type=click.Choice(["knn", "map_max", "map"]),
+                 help="Distance to the nearest images, the map's maximum, or its maximum or mean."),
+    click.option("--positions", type=click.Choice(["equal", "damped"]),
+                 help="The map as it is, or damped where normal images are far from each other, as at borders."),
+    click.option("--sigma", type=float, help="Smoothing, px at 224 px."),
 )  # fmt: skip
 
 
-def search_options(given: dict[str, Any]) -> SearchOptions:
-    """Make SearchOptions of what was given on the command line."""
-    names = ("k", "kappa", "k_score", "engine", "nprobe", "device", "localise")
-    return SearchOptions(block_bytes=given["block_mib"] * MIB, **{name: given[name] for name in names if name in given})
+def detector_of(opened: Gallery, weights: Path | None, given: dict[str, Any], calibrated: bool = True) -> Detector:
+    """Make a detector over a gallery: options that were not given are those of the gallery."""
+    from .detector import Detector
+
+    given = given | {"block_bytes": given["block_mib"] and given["block_mib"] * MIB}
+    search, score = replaced(SearchOptions(), given), replaced(ScoreOptions(), given)
+    return Detector(opened, extractor_of(opened, weights, given), search, score, calibrated)
 
 
-def score_options(given: dict[str, Any]) -> ScoreOptions:
-    """Make ScoreOptions of what was given on the command line."""
-    return ScoreOptions(**{name: given[name] for name in ("image_score", "sigma", "min_region") if name in given})
+def replaced(options: Options, given: dict[str, Any]) -> Options:
+    """Return options with what was given on the command line in place of theirs."""
+    names = {field.name for field in dataclasses.fields(options)}
+    return dataclasses.replace(
+        options, **{name: value for name, value in given.items() if name in names and value is not None}
+    )
 
 
 def extractor_of(opened: Gallery, weights: Path | None, given: dict[str, Any]) -> Extractor:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .detector import Detection, Detector
+from .detection import Detection
+from .detector import Detector
 from .errors import ImageError
 from .features import load_extractor
 from .gallery import Gallery

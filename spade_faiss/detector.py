@@ -3,80 +3,30 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .calibration import Calibration, Judgement, Region
+from .baseline import Baseline, measure
+from .calibration import Calibration
+from .detection import Detection, Neighbours, Retrieved, Stopwatch
 from .errors import NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
 from .gallery import Gallery
 from .generation import Generation
 from .image_index import Ids
 from .images import Pixels, batched, decode
-from .options import DEFAULT_K, ScoreOptions, SearchOptions
+from .options import DEFAULT_K, ScoreOptions, SearchOptions, filled
 from .patch_search import search_patches
+from .recipes import RECIPES
 from .scoring import anomaly_map, knn_score
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The K normal images nearest to a query, nearest first."""
-
-    keys: list[str]
-    sq_distances: NDArray[np.float32]  # (K,) of image features
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What a query found.
-
-    Attributes:
-        image_score: higher is more anomalous.
-        anomaly_map: (H, W) float32 at the image's size, higher is more anomalous; 0 outside the region, and where the
-            patch search was skipped.
-        region: (left, top, right, bottom), half-open: the pixels of the image that were looked at.
-        neighbours: the K normal images that were searched.
-        sq_distances: (h, w, kappa) float32 of the finest grid, ascending; kappa is 0 where the search was skipped.
-        matches: (h, w, kappa, 3) int32: neighbour (as in `neighbours`), row and column of each matched patch.
-        seconds: time of each stage; of stages that work on a batch, this image's share.
-        path: where the image came from, if it was a path.
-        judgement: verdict, p-value and regions, where the gallery is calibrated.
-    """
-
-    image_score: float
-    anomaly_map: NDArray[np.float32]
-    region: tuple[int, int, int, int]
-    neighbours: Neighbours
-    sq_distances: NDArray[np.float32]
-    matches: NDArray[np.int32]
-    seconds: dict[str, float] = field(default_factory=dict)
-    path: str | None = None
-    judgement: Judgement | None = None
-
-    @property
-    def verdict(self) -> str | None:
-        """Either "normal" or "anomalous"; None where the gallery is not calibrated."""
-        return self.judgement.verdict if self.judgement else None
-
-    @property
-    def regions(self) -> list[Region]:
-        """Regions above the pixel threshold, worst first; none where the gallery is not calibrated."""
-        return self.judgement.regions if self.judgement else []
-
-    @property
-    def map_max(self) -> float:
-        """The largest pixel score."""
-        return float(self.anomaly_map.max())
 
 
 class Detector:
@@ -95,8 +45,8 @@ class Detector:
         Args:
             gallery: of normal images.
             extractor: the one that made it.
-            search: retrieval and patch search.
-            score: distances to scores.
+            search: retrieval and patch search; None: as the gallery was calibrated, or else as its recipe says.
+            score: distances to scores; None: likewise.
             calibrated: judge by the gallery's calibration, where it has one of the same settings.
 
         Raises:
@@ -109,8 +59,7 @@ class Detector:
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
         self.extractor = extractor
-        self.search = search or SearchOptions()
-        self.score = score or ScoreOptions()
+        self.search, self.score = query_options(gallery, search, score, calibrated)
         n = len(gallery)
         for name, given in (("k", self.search.k), ("k_score", self.search.k_score)):
             if n < (given or 1):
@@ -119,8 +68,11 @@ class Detector:
                     f"found {given or DEFAULT_K}"
                 )
         self.calibration = self._read_calibration() if calibrated else None
-        if self.search.localise == "suspicious" and self.score.image_score != "knn":
-            raise OptionError("localise: 'suspicious' goes by image_score 'knn', found 'map_max', which needs the map")
+        self._baseline = self.calibration.baseline if self.calibration else None
+        self._lock = threading.Lock()
+        by = self.score.image_score
+        if self.search.localise == "suspicious" and by != "knn":
+            raise OptionError(f"localise: 'suspicious' goes by image_score 'knn', found {by!r}, which needs the map")
         if self.calibration is None and self.search.localise == "suspicious":
             raise OptionError(
                 f"localise: 'suspicious' needs the thresholds of {gallery.path}, found none for these settings; "
@@ -129,8 +81,22 @@ class Detector:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that scores depend on, as JSON values: thresholds hold for these only."""
-        search = {name: getattr(self.search, name) for name in ("k", "kappa", "k_score", "nprobe")}
-        return search | {"image_score": self.score.image_score, "sigma": self.score.sigma}
+        search = {name: getattr(self.search, name) for name in ("k", "kappa", "k_score", "nprobe", "level_weights")}
+        return search | {name: getattr(self.score, name) for name in ("image_score", "positions", "sigma")}
+
+    def baseline(self) -> Baseline | None:
+        """Return what normal images look like: the calibration's, or measured at the first need; None: not needed.
+
+        Raises:
+            NotEnoughImagesError: there are fewer than two normal images to measure it on.
+        """
+        weights, positions = self.search.level_weights, self.score.positions
+        if weights == positions == "equal" and self.score.image_score != "map":
+            return None
+        with self._lock:
+            if self._baseline is None:
+                self._baseline = measure(self, self.gallery.snapshot())
+            return self._baseline
 
     def _read_calibration(self) -> Calibration | None:
         found = Calibration.read(self.gallery.path)
@@ -174,17 +140,17 @@ class Detector:
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Detection]:
         """Do as query_batch, but hand on each detection as it is made: memory does not grow with their number."""
-        generation = self.gallery.snapshot()
+        generation, baseline = self.gallery.snapshot(), self.baseline()
         for batch in batched(images, self.extractor.batch_size):
-            watch = _Stopwatch(len(batch))
+            watch = Stopwatch(len(batch))
             pixels = self._decode(batch, watch)
             features = self._extract(pixels, watch)
             ids, sq_distances = self._retrieve(generation, features.image, watch)
             for row, image in enumerate(batch):
                 levels = [level[row] for level in features.levels]
                 path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-                one = _Retrieved(levels, ids[row], sq_distances[row], pixels[row].shape[:2], path, watch.of_one_image())
-                yield self._detect(generation, one)
+                one = Retrieved(levels, ids[row], sq_distances[row], pixels[row].shape[:2], path, watch.of_one_image())
+                yield self._detect(generation, baseline, one)
 
     def leave_one_out(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Detection]:
         """Query stored normal images, each against the others (k of them, or all), at the size of the resized image.
@@ -196,28 +162,39 @@ class Detector:
         Raises:
             NotEnoughImagesError: there is no other image.
         """
-        generation, size = self.gallery.snapshot(), self.gallery.spec.view.resized
+        generation, baseline = self.gallery.snapshot(), self.baseline()
+        for query in self.stored(generation, ids, without):
+            yield self._detect(generation, baseline, query)
+
+    def stored(
+        self, generation: Generation, ids: Iterable[int], without: Iterable[Ids] | None = None
+    ) -> Iterator[Retrieved]:
+        """Retrieve the neighbours of stored images; see leave_one_out."""
         pairs = zip(ids, without, strict=True) if without is not None else ((one, np.array([one])) for one in ids)
         for row_id, left_out in pairs:
-            features, watch = generation.features([row_id]), _Stopwatch(1)
+            features, watch = generation.features([row_id]), Stopwatch(1)
             found, sq_distances = self._retrieve(generation, features.image, watch, left_out)
-            levels = [level[0] for level in features.levels]
-            yield self._detect(
-                generation, _Retrieved(levels, found[0], sq_distances[0], size, None, watch), judge=False
-            )
+            levels, size = [level[0] for level in features.levels], self.gallery.spec.view.resized
+            [key] = generation.keys([row_id])
+            yield Retrieved(levels, found[0], sq_distances[0], size, None, watch, key)
+
+    def distances(self, generation: Generation, query: Retrieved, level_scales: Sequence[float]) -> Array:
+        """Return the (h, w, kappa) squared distances of a query's patches, with each level multiplied by its scale."""
+        levels = self._read(generation, query.ids[: self._k_of(generation)], query.watch)
+        return self._match(query, levels, level_scales)[0]
 
     # The stages of a query, in their order.
 
-    def _decode(self, images: Sequence[ImageLike], watch: _Stopwatch) -> list[Pixels]:
+    def _decode(self, images: Sequence[ImageLike], watch: Stopwatch) -> list[Pixels]:
         with watch("decode"):
             return [decode(image) for image in images]
 
-    def _extract(self, pixels: Sequence[Pixels], watch: _Stopwatch) -> Features:
+    def _extract(self, pixels: Sequence[Pixels], watch: Stopwatch) -> Features:
         with watch("extract"):
             return self.extractor.extract([self.extractor.spec.view.apply(image) for image in pixels])
 
     def _retrieve(
-        self, generation: Generation, image_features: Array, watch: _Stopwatch, without: Ids | None = None
+        self, generation: Generation, image_features: Array, watch: Stopwatch, without: Ids | None = None
     ) -> tuple[Ids, Array]:
         with watch("retrieve"):
             wanted = max(self._k_of(generation), self.search.k_score or 0)
@@ -225,77 +202,82 @@ class Detector:
                 wanted = max(1, min(wanted, len(generation) - len(without)))
             return generation.search(image_features, wanted, without, self.search.nprobe)
 
-    def _detect(self, generation: Generation, query: _Retrieved, judge: bool = True) -> Detection:
+    def _detect(self, generation: Generation, baseline: Baseline | None, query: Retrieved) -> Detection:
         k, view = self._k_of(generation), self.gallery.spec.view
-        calibration = self.calibration if judge else None
+        calibration = self.calibration if query.key is None else None
         knn = knn_score(query.sq_distances, self.search.k_score or k)
         neighbours = Neighbours(generation.keys(query.ids[:k]), query.sq_distances[:k])
         if calibration and self.search.localise == "suspicious" and knn <= calibration.image_threshold:
             found, matches = _nothing_searched(query.levels)
         else:
-            found, matches = self._match(query, self._read(generation, query.ids[:k], query.watch))
+            levels = self._read(generation, query.ids[:k], query.watch)
+            found, matches = self._match(query, levels, baseline.level_scales if baseline else ())
         with query.watch("score"):
-            by_map = self.score.image_score == "map_max"
-            scores = self._map(found, query.image_size)
-            image_score = float(scores.max()) if by_map else knn
+            scores = self.map_of(found, query.image_size, baseline, query.key)
+            # At the size that calibration saw: the same image at another size is the same case.
+            at_view = self.map_of(found, view.resized, baseline, query.key)
+            image_score = self._image_score(knn, at_view, baseline)
             judgement = None
             if calibration:
-                # At the size that calibration saw: the same image at another size is the same case.
-                peak = float(self._map(found, view.resized).max())
-                judgement = calibration.judge(peak if by_map else knn, peak, scores, self.score.min_region)
+                judgement = calibration.judge(image_score, float(at_view.max()), scores, self.score.min_region)
         region = view.region(query.image_size)
         return Detection(
             image_score, scores, region, neighbours, found, matches, query.watch.seconds, query.path, judgement
         )
 
-    def _map(self, sq_distances: Array, size: tuple[int, int]) -> NDArray[np.float32]:
+    def map_of(
+        self, sq_distances: Array, size: tuple[int, int], baseline: Baseline | None, key: str | None
+    ) -> NDArray[np.float32]:
+        """Make the map of (h, w, kappa) distances at a size; `key` is that of the normal image, where it is one."""
         if sq_distances.shape[2] == 0:  # the patch search was skipped
             return np.zeros(size, np.float32)
+        if baseline and self.score.positions == "damped":
+            sq_distances = baseline.damped(sq_distances.mean(axis=2, dtype=np.float64), key)[..., None]
         return anomaly_map(sq_distances, size, self.gallery.spec.view, self.score.sigma)
 
-    def _read(self, generation: Generation, ids: Ids, watch: _Stopwatch) -> list[Array]:
+    def _image_score(self, knn: float, at_view: NDArray[np.float32], baseline: Baseline | None) -> float:
+        if self.score.image_score == "knn":
+            return knn
+        if self.score.image_score == "map_max" or baseline is None:
+            return float(at_view.max())
+        return baseline.image_score(at_view)
+
+    def _read(self, generation: Generation, ids: Ids, watch: Stopwatch) -> list[Array]:
         with watch("read"):
             return generation.levels(ids)
 
-    def _match(self, query: _Retrieved, neighbour_levels: list[Array]) -> tuple[Array, Array]:
+    def _match(
+        self, query: Retrieved, neighbour_levels: list[Array], level_scales: Sequence[float]
+    ) -> tuple[Array, Array]:
         options = self.search
         with query.watch("match"):
-            return search_patches(
-                query.levels, neighbour_levels, options.kappa, options.engine, options.device, options.block_bytes
-            )
+            own, others = _scaled(query.levels, level_scales), _scaled(neighbour_levels, level_scales)
+            return search_patches(own, others, options.kappa, options.engine, options.device, options.block_bytes)
 
 
-@dataclass(frozen=True)
-class _Retrieved:
-    """A query between retrieval and localisation."""
+def query_options(
+    gallery: Gallery, search: SearchOptions | None, score: ScoreOptions | None, calibrated: bool = True
+) -> tuple[SearchOptions, ScoreOptions]:
+    """Fill in what is not given: as the gallery was calibrated, or else as its recipe says, or else as published.
 
-    levels: list[Array]  # [(c, h, w), ...]
-    ids: Ids
-    sq_distances: Array
-    image_size: tuple[int, int]
-    path: str | None
-    watch: _Stopwatch
+    Raises:
+        CorruptGalleryError: calibration.json was damaged or edited.
+    """
+    recipe = gallery.recipe or RECIPES["paper"]
+    found = Calibration.read(gallery.path) if calibrated else None
+    settings = found.settings if found else {}
+    return (
+        filled(filled(search or recipe.search, settings), vars(recipe.search)),
+        filled(filled(score or recipe.score, settings), vars(recipe.score)),
+    )
+
+
+def _scaled(levels: list[Array], scales: Sequence[float]) -> list[Array]:
+    if not scales:
+        return levels
+    return [level * np.float32(scale) for level, scale in zip(levels, scales, strict=True)]
 
 
 def _nothing_searched(levels: list[Array]) -> tuple[Array, Array]:
     grid = levels[0].shape[1:]
     return np.empty((*grid, 0), np.float32), np.empty((*grid, 0, 3), np.int32)
-
-
-class _Stopwatch:
-    """Seconds by stage. What is timed for a batch is shared out among its images."""
-
-    def __init__(self, images: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self._images = images
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
-
-    def of_one_image(self) -> _Stopwatch:
-        own = _Stopwatch(1)
-        own.seconds = {stage: seconds / self._images for stage, seconds in self.seconds.items()}
-        return own

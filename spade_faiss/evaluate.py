@@ -17,7 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .datasets import Category, few
-from .detector import Detection, Detector
+from .detection import Detection
+from .detector import Detector
 from .errors import ImageError, OptionError
 from .gallery import Gallery
 from .images import read_file

@@ -240,16 +240,16 @@ def load_extractor(
 class ToyExtractor:
     """Means of pixels, in NumPy: features that can be worked out by hand.
 
-    Level `stride4` is the mean RGB, in [0, 1], of each 4 x 4 pixels, `stride8` and `stride16` likewise; the image
+    Level `stride4` is the mean RGB, in [0, 1], of each 4 x 4 pixels, `stride8` to `stride32` likewise; the image
     feature is the mean RGB of the four quadrants (top left, top right, bottom left, bottom right): d = 12.
     """
 
-    LEVELS = ("stride4", "stride8", "stride16")
+    LEVELS = ("stride4", "stride8", "stride16", "stride32")
 
     def __init__(self, options: FeatureOptions) -> None:
         resized, crop = options.sizes(default=(32, 32))
-        names = options.levels or self.LEVELS
-        if not set(names) <= set(self.LEVELS) or list(names) != sorted(set(names), key=self.LEVELS.index):
+        names = options.levels or tuple(name for name in self.LEVELS if int(name[6:]) in options.strides)
+        if not names or not set(names) <= set(self.LEVELS) or list(names) != sorted(set(names), key=self.LEVELS.index):
             raise OptionError(f"levels: expected some of {self.LEVELS}, finest first, found {names}")
         self._strides = [int(name.removeprefix("stride")) for name in names]
         unit = max(2, *self._strides)

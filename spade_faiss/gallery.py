@@ -17,6 +17,7 @@ from .ingest import IngestReport, ingest
 from .locks import ReaderLock
 from .manifest import Manifest
 from .options import MIB, IndexOptions
+from .recipes import RECIPES, Recipe, recipe_named
 from .writing import Appended, GalleryWriter, create_folder
 
 SHARD_BYTES = 256 * MIB  # what is lost at most when a build is killed
@@ -65,6 +66,7 @@ class Gallery:
         spec: ExtractorSpec,
         index: str | IndexOptions = "auto",
         shard_bytes: int = SHARD_BYTES,
+        recipe: str | None = None,
     ) -> Gallery:
         """Make an empty gallery for features of one spec.
 
@@ -73,16 +75,21 @@ class Gallery:
             spec: what makes the features: an extractor's, or one of your own.
             index: auto, flat, ivf, a FAISS factory string, or IndexOptions.
             shard_bytes: the size at which a shard is closed and committed.
+            recipe: a name in RECIPES, whose query options a Detector then takes unless it is given others. What it
+                says of features is for load_extractor: RECIPES[name].features.
 
         Raises:
             GalleryError: something is there already, or the folder cannot be made.
-            OptionError: FAISS has no such index.
+            OptionError: FAISS has no such index, or there is no such recipe.
         """
         options = IndexOptions(kind=index) if isinstance(index, str) else index
         check_kind(options, spec.image_dim)
         from . import __version__
 
-        create_folder(Path(path), Manifest(spec, options, shard_bytes, created_by=f"spade-faiss {__version__}"))
+        if recipe is not None:
+            recipe_named(recipe)
+        by = f"spade-faiss {__version__}"
+        create_folder(Path(path), Manifest(spec, options, shard_bytes, created_by=by, recipe=recipe))
         return cls(Path(path), options.device)
 
     def _read_generation(self) -> Generation:
@@ -262,6 +269,12 @@ class Gallery:
         generation.close()
         return problems
 
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe that it was made with, if any."""
+        name = self._generation.manifest.recipe
+        return RECIPES[name] if name else None
+
     def info(self) -> dict[str, Any]:
         """Return what the gallery holds, as JSON values."""
         manifest = self._generation.manifest
@@ -275,5 +288,6 @@ class Gallery:
             "bytes_per_image": manifest.spec.bytes_per_image,
             "index": asdict(manifest.index_options) | {"file": manifest.index.file if manifest.index else None},
             "extractor": manifest.spec.to_json(),
+            "recipe": self.recipe.to_json() if self.recipe else None,
             "created_by": manifest.created_by,
         }

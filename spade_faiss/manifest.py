@@ -11,6 +11,7 @@ from typing import Any
 from .errors import CorruptGalleryError, GalleryNotFoundError
 from .features import ExtractorSpec
 from .options import IndexOptions
+from .recipes import RECIPES
 from .storage import write_whole
 
 FILE = "gallery.json"
@@ -55,6 +56,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...] = ()
     index: IndexEntry | None = None
     created_by: str = ""
+    recipe: str | None = None  # whose query options are the gallery's defaults; None: the plain defaults
 
     @property
     def rows(self) -> int:
@@ -127,7 +129,10 @@ class Manifest:
             shards=shards,
             index=index,
             created_by=str(values["created_by"]),
+            recipe=values.get("recipe"),
         )
+        if manifest.recipe is not None and manifest.recipe not in RECIPES:
+            raise ValueError(f"recipe {manifest.recipe!r} is not one that this release knows: {', '.join(RECIPES)}")
         if len({shard.file for shard in shards}) != len(shards):
             raise ValueError("a shard is named twice")
         if index is not None and (not INDEX_NAME.fullmatch(index.file) or index.images > manifest.rows):

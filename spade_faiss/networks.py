@@ -21,7 +21,7 @@ from .options import FeatureOptions
 
 IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
-PYRAMID_STRIDES = (4, 8, 16)  # the levels of a convolutional network where none are named
+LAYER_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # of ResNets
 
 # (n, 3, h, w) normalised -> image features (n, d), levels [(n, c, h, w), ...]
 Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
@@ -76,7 +76,7 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         if crop != _native_size(model) and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=crop)  # vision transformers: position embeddings are resampled
         model.to(device, memory_format=torch.channels_last)
-        names, forward = _pyramid(model, options.levels)
+        names, forward = _pyramid(model, options)
         with torch.inference_mode():
             image, levels = forward(torch.zeros(1, 3, *crop, device=device))
     except OptionError:
@@ -182,11 +182,12 @@ def _native_size(model: Any) -> tuple[int, int]:
     return (int(size[1]), int(size[2])) if size else (224, 224)
 
 
-def _pyramid(model: Any, wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...], Forward]:
+def _pyramid(model: Any, options: FeatureOptions) -> tuple[tuple[str, ...], Forward]:
     """Choose the levels of a model; returns their names and the forward pass that gives them."""
     if isinstance(model, torchvision.models.ResNet):
-        layers = ("layer1", "layer2", "layer3", "layer4")
-        names = _choose(layers, wanted or layers[:3])
+        layers = tuple(LAYER_STRIDES)
+        by_stride = tuple(layer for layer in layers if LAYER_STRIDES[layer] in options.strides)
+        names = _choose(layers, options.levels or by_stride)
         return names, _resnet_forward(model, names)
     info = getattr(model, "feature_info", None)
     if not info or not hasattr(model, "forward_intermediates"):
@@ -196,8 +197,9 @@ def _pyramid(model: Any, wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...
     # `info` is a list, or an object that holds one.
     reductions = [int(stage["reduction"]) for stage in (info if isinstance(info, list) else info.info)]
     known = tuple(str(number) for number in range(len(reductions)))
+    wanted = options.levels
     if wanted is None and len(set(reductions)) > 1:
-        wanted = tuple(name for name, stride in zip(known, reductions, strict=True) if stride in PYRAMID_STRIDES)
+        wanted = tuple(name for name, stride in zip(known, reductions, strict=True) if stride in options.strides)
     if not wanted:  # every block has the same grid: after a quarter, half and three quarters of the depth
         wanted = tuple(known[max(0, len(known) * quarter // 4 - 1)] for quarter in (1, 2, 3))
     names = _choose(known, wanted)
@@ -205,7 +207,7 @@ def _pyramid(model: Any, wanted: tuple[str, ...] | None) -> tuple[tuple[str, ...
 
 
 def _choose(known: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
-    if not set(wanted) <= set(known) or list(wanted) != sorted(set(wanted), key=known.index):
+    if not wanted or not set(wanted) <= set(known) or list(wanted) != sorted(set(wanted), key=known.index):
         raise OptionError(f"levels: expected some of {', '.join(known)}, in that order, found {', '.join(wanted)}")
     return wanted
 
@@ -214,7 +216,7 @@ def _resnet_forward(model: Any, names: tuple[str, ...]) -> Forward:
     def forward(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = model.maxpool(model.relu(model.bn1(model.conv1(batch))))
         levels = {}
-        for name in ("layer1", "layer2", "layer3", "layer4"):
+        for name in LAYER_STRIDES:
             x = levels[name] = getattr(model, name)(x)
         return model.avgpool(x).flatten(1), [levels[name] for name in names]
 

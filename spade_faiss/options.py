@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
 from .errors import OptionError
 
@@ -14,7 +15,9 @@ MIB = 2**20
 StoredDtype = Literal["float16", "float32"]
 Engine = Literal["auto", "flat"]
 Localise = Literal["all", "suspicious"]
-ImageScore = Literal["knn", "map_max"]
+ImageScore = Literal["knn", "map_max", "map"]
+LevelWeights = Literal["equal", "spread"]
+Positions = Literal["equal", "damped"]
 
 
 def _check(ok: bool, name: str, expected: str, found: object) -> None:
@@ -43,7 +46,8 @@ class FeatureOptions:
 
     image_size: int | tuple[int, int] | None = None  # px, resized to this (height, width); None: the extractor's own
     crop: int | tuple[int, int] | None = None  # px, centre of the resized image (the paper: 256, crop 224); None: whole
-    levels: tuple[str, ...] | None = None  # names of the pyramid levels, finest first; None: the extractor's own
+    levels: tuple[str, ...] | None = None  # names of the pyramid levels, finest first; None: by their strides
+    strides: tuple[int, ...] = (4, 8, 16)  # px an input cell, ascending, where no levels are named and strides differ
     neighbourhood: int = 1  # odd p: each level averaged over p x p positions, stride 1; 1: none, as in the paper
     dtype: StoredDtype = "float16"  # of the levels, stored and compared; image features are always float32
     batch_size: int = 16  # images in one pass through the network
@@ -61,6 +65,11 @@ class FeatureOptions:
         _check(is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
         named = isinstance(self.levels, tuple) and self.levels and all(isinstance(name, str) for name in self.levels)
         _check(self.levels is None or bool(named), "levels", "names of at least one level", self.levels)
+        object.__setattr__(self, "strides", tuple(self.strides))
+        rising = (
+            bool(self.strides) and all(map(is_count, self.strides)) and sorted(set(self.strides)) == [*self.strides]
+        )
+        _check(rising, "strides", "pixels, ascending", self.strides)
 
     def sizes(self, default: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return (resized, input): the (height, width) an image is resized to, and of the crop that the network sees.
@@ -108,6 +117,9 @@ class SearchOptions:
     k_score: int | None = None  # neighbours averaged into the image score; None: k
     engine: Engine = "auto"  # patch search
     nprobe: int | None = None  # IVF lists visited; None: as the index was made
+    # equal: levels as the network gives them; spread: each over its spread among normal images, so that none outweighs
+    # the others by having large activations
+    level_weights: LevelWeights | None = None  # None: as the gallery's recipe says, or else equal
     block_bytes: int = 256 * MIB  # the most that the flat engine's temporary gallery may take at a time
     device: str = "auto"  # of the patch search: auto, cpu, cuda, cuda:N
     localise: Localise = "all"  # suspicious: no patch search for images whose kNN score is at or under the threshold
@@ -118,6 +130,12 @@ class SearchOptions:
             _check(value is None or is_count(value), name, "a number >= 1", value)
         _check(is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
         _check(is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
+        _check(
+            self.level_weights in (None, *get_args(LevelWeights)),
+            "level_weights",
+            "equal or spread",
+            self.level_weights,
+        )
         _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
 
@@ -126,11 +144,27 @@ class SearchOptions:
 class ScoreOptions:
     """Distances to scores."""
 
-    image_score: ImageScore = "knn"  # knn: mean squared distance to the k_score nearest images; map_max: of the map
+    # knn: mean squared distance to the k_score nearest images; map_max: the map's maximum; map: the maximum or the
+    # mean, whichever is rarer among normal images
+    image_score: ImageScore | None = None  # None: as the gallery's recipe says, or else knn
+    # damped: less where normal images are unusually far from each other, as at borders
+    positions: Positions | None = None  # None: as the gallery's recipe says, or else equal
     min_region: int = 1  # px; smaller regions above the pixel threshold do not count
     sigma: float = 4.0  # px of Gaussian smoothing where the network's input shows the image at 224 px; 0: none
 
     def __post_init__(self) -> None:
-        _check(self.image_score in get_args(ImageScore), "image_score", "knn or map_max", self.image_score)
+        _check(
+            self.image_score in (None, *get_args(ImageScore)), "image_score", "knn, map_max or map", self.image_score
+        )
+        _check(self.positions in (None, *get_args(Positions)), "positions", "equal or damped", self.positions)
         _check(is_count(self.min_region), "min_region", "pixels >= 1", self.min_region)
         _check(math.isfinite(self.sigma) and self.sigma >= 0, "sigma", "pixels >= 0", self.sigma)
+
+
+QueryOptions = TypeVar("QueryOptions", SearchOptions, ScoreOptions)
+
+
+def filled(options: QueryOptions, values: Mapping[str, Any]) -> QueryOptions:
+    """Return options in which each that is None has the value of its name, where there is one."""
+    unset = {field.name for field in fields(options) if getattr(options, field.name) is None}
+    return replace(options, **{name: value for name, value in values.items() if name in unset})

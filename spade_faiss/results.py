@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .detector import Detection, Detector
+from .detection import Detection
+from .detector import Detector
 from .errors import ImageError
 from .images import Pixels, Source, batched, decode, find_images, read_ahead
 from .ingest import Skipped

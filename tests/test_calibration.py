@@ -171,7 +171,7 @@ def test_an_edited_file_is_refused(tmp_path: Path, normal: Path) -> None:
     sf.calibrate(sf.Detector(gallery, extractor), 0.1).write(gallery.path)
     path = gallery.path / FILE
     values = json.loads(path.read_text())
-    for edit in ({"false_alarms": 0.2}, {"image_scores": []}, {"format_version": 2}, {"xxh3": None}):
+    for edit in ({"false_alarms": 0.2}, {"image_scores": []}, {"format_version": 3}, {"xxh3": None}):
         path.write_text(json.dumps(values | edit))
         with pytest.raises(sf.CorruptGalleryError, match="calibrate again"):
             sf.Detector(gallery, extractor)

@@ -100,7 +100,10 @@ def test_any_folders(tmp_path: Path, spade: Spade, folders: list[Path]) -> None:
     assert (run.status, run.err) == (0, "")
     category = from_folders(normal, abnormal, masks, seed=3)
     with sf.Gallery.open(gallery) as opened:
-        expected = evaluate(sf.Detector(opened, sf.load_extractor("toy"), sf.SearchOptions(k=2)), category)
+        expected = evaluate(
+            sf.Detector(opened, sf.load_extractor("toy", options=sf.RECIPES["robust"].features), sf.SearchOptions(k=2)),
+            category,
+        )
     assert json.loads(run.out)[0]["metrics"] == expected.metrics
     assert expected.metrics["pixel_AUPRO"] is not None
 

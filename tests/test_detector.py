@@ -156,7 +156,8 @@ def test_image_score_from_the_map(tmp_path: Path, normal: Path) -> None:
     gallery, extractor = make_gallery(tmp_path / "g", normal)
     path = make_images(tmp_path / "query", 1, seed=5) / "000.png"
     found = sf.Detector(gallery, extractor, score=sf.ScoreOptions(image_score="map_max")).query(path)
-    assert found.image_score == found.map_max > 0
+    assert found.image_score == pytest.approx(found.map_max, rel=1e-3)  # of the map at the size of the view
+    assert found.image_score > 0
 
 
 def test_leave_one_out_never_finds_the_image_itself(tmp_path: Path, normal: Path) -> None:

@@ -121,8 +121,8 @@ def at(values: Any, path: tuple[str | int, ...]) -> Any:
 
 # Where the field may hold None, and where it may be left out, because it has a default.
 OPTIONAL = {"index", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
-OPTIONAL |= {"spec.resized", "spec.crop"}
-DEFAULTED = {f"index_options.{name}" for name in ("kind", "nlist", "nprobe", "train_images")}
+OPTIONAL |= {"spec.resized", "spec.crop", "recipe"}
+DEFAULTED = {"recipe"} | {f"index_options.{name}" for name in ("kind", "nlist", "nprobe", "train_images")}
 DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if field.default is not MISSING}
 
 

@@ -36,7 +36,10 @@ def bad(options: type, name: str, values: list[Any]) -> list[Any]:
         *bad(SearchOptions, "kappa", [*NO_COUNTS, None]),
         *bad(SearchOptions, "block_bytes", [*NO_COUNTS, None]),
         *bad(SearchOptions, "engine", ["fast", "", None]),
-        *bad(ScoreOptions, "image_score", ["max", "", None]),
+        *bad(ScoreOptions, "image_score", ["max", ""]),
+        *bad(ScoreOptions, "positions", ["max", ""]),
+        *bad(SearchOptions, "level_weights", ["max", ""]),
+        *bad(FeatureOptions, "strides", [(), (8, 4), (4, 4), (0, 4), ("4",)]),
         *bad(ScoreOptions, "sigma", [-0.1, math.nan, math.inf, -math.inf]),
     ],
 )

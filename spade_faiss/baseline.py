@@ -1,0 +1,148 @@
+"""What normal images look like: how far their features spread, and their maps when each is compared with the others.
+
+SPADE's distances have no scale of their own. A level with large activations outweighs the others; at the border, where
+a network sees padding, normal images differ more than anywhere else; and a map's maximum and its mean are numbers of
+different kinds. Each is put on the scale that a sample of the gallery's own images has. Nothing of a query's image, and
+no other query, takes part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .features import Array
+
+if TYPE_CHECKING:
+    from .detector import Detector
+    from .generation import Generation
+
+SAMPLE = 64  # normal images that are compared with the others: enough for a median and a mean at every position
+SEED = 0  # of the sample
+BULK = 0.75  # quantile of positions: where normal distances are above this share of them, they are damped to it
+SMOOTHING = 1 / 32  # of the grid's side: Gaussian over positions, as a mean over 64 images is noisy
+STEEPEST = 8.0  # exponent that the mean of a map gets at the most
+TINY = float(np.finfo(np.float32).tiny)
+HUGE = 1e30
+
+
+@dataclass(frozen=True)
+class Typical:
+    """The median of a figure over normal images, and its spread: 1.4826 times the median deviation, of logarithms."""
+
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Typical:
+        """Measure it on the values of a sample."""
+        logs = np.log(np.maximum(values, TINY))
+        middle = float(np.median(logs))
+        return cls(float(np.exp(middle)), max(1.4826 * float(np.median(abs(logs - middle))), 1e-3))
+
+    def ratio(self, value: float) -> float:
+        """Return how many times the median a value is."""
+        return min(value / self.median, HUGE)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Measured on `keys`, a sample of normal images."""
+
+    keys: frozenset[str]
+    level_scales: tuple[float, ...]  # what each level is multiplied by, before the search
+    total: NDArray[np.float64]  # (h, w) sum over the sample of the squared distances at each position of the grid
+    peak: Typical  # of a normal map's maximum
+    mean: Typical  # of a normal map's mean
+
+    def damped(self, grid: NDArray[np.float64], key: str | None = None) -> NDArray[np.float64]:
+        """Divide the distances at each position of an (h, w) grid by what they are among normal images.
+
+        Positions at which normal images are about as far from each other as at most others keep their relation: the
+        divisor there is the same, the BULK quantile over positions. Only where normal images are farther than that
+        is it their mean distance at the position. So no position is ever amplified.
+
+        Args:
+            grid: squared distances.
+            key: of the normal image that they belong to. If it is in the sample, it is left out of the mean.
+        """
+        total, n = self.total, len(self.keys)
+        if key in self.keys and n > 1:
+            total, n = total - grid, n - 1
+        typical = ndimage.gaussian_filter(
+            np.maximum(total, 0) / max(n, 1), [SMOOTHING * side for side in grid.shape], mode="nearest"
+        )
+        floor = float(np.quantile(typical, BULK)) or float(typical.mean()) or 1.0
+        divided: NDArray[np.float64] = grid / np.maximum(typical, floor)
+        return divided
+
+    def image_score(self, anomaly_map: NDArray[np.float32]) -> float:
+        """Score a map by its maximum or its mean, whichever is rarer among normal images; a typical one scores 1.
+
+        Few pixels that are far off show in the maximum, many that are slightly off in the mean. Both are multiples of
+        their medians over normal images; the mean's varies less among them, and is raised to the power that gives its
+        logarithm the same spread.
+        """
+        power = min(self.peak.spread / self.mean.spread, STEEPEST)
+        mean = self.mean.ratio(float(anomaly_map.mean(dtype=np.float64)))
+        return float(max(self.peak.ratio(float(anomaly_map.max())), mean**power))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "keys": sorted(self.keys),
+            "level_scales": self.level_scales,
+            "total": self.total.tolist(),
+            "peak": vars(self.peak),
+            "mean": vars(self.mean),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Baseline:
+        """Read what to_json wrote."""
+        return cls(
+            frozenset(values["keys"]),
+            tuple(values["level_scales"]),
+            np.array(values["total"], np.float64),
+            Typical(**values["peak"]),
+            Typical(**values["mean"]),
+        )
+
+
+def measure(detector: Detector, generation: Generation) -> Baseline:
+    """Compare a seeded sample of a gallery's images with the others.
+
+    With one image there is nothing to compare: distances keep their own scale, and positions are equal.
+    """
+    ids = np.array(sorted(generation.id_of.values()))
+    chosen = np.sort(np.random.default_rng(SEED).choice(ids, min(SAMPLE, len(ids)), replace=False)).tolist()
+    scales = _level_scales(generation, chosen) if detector.search.level_weights == "spread" else ()
+    if len(ids) < 2:
+        grid = generation.manifest.spec.level_shapes[0][1:]
+        return Baseline(frozenset(), scales, np.zeros(grid), Typical(1, 1), Typical(1, 1))
+    queries = detector.stored(generation, chosen)
+    found = [(detector.distances(generation, query, scales), query.key) for query in queries]
+    total = np.sum([sq_distances.mean(axis=2) for sq_distances, _ in found], axis=0)
+    bare = Baseline(frozenset(generation.keys(chosen)), scales, total, Typical(1, 1), Typical(1, 1))
+    size = detector.gallery.spec.view.resized
+    maps = [detector.map_of(sq_distances, size, bare, key) for sq_distances, key in found]
+    return replace(
+        bare,
+        peak=Typical.of([float(one.max()) for one in maps]),
+        mean=Typical.of([float(one.mean(dtype=np.float64)) for one in maps]),
+    )
+
+
+def _level_scales(generation: Generation, ids: list[int]) -> tuple[float, ...]:
+    """Return, for each level, 1 over the root of the mean squared distance of its vectors from their mean."""
+    return tuple(1 / (_spread(level) or 1.0) for level in generation.levels(ids))
+
+
+def _spread(level: Array) -> float:
+    values = level.astype(np.float64)
+    centred = values - values.mean(axis=(0, 2, 3), keepdims=True)
+    return float(np.sqrt((centred**2).sum(axis=1).mean()))

@@ -1,0 +1,61 @@
+"""Named sets of options: from the size of the images to the score, what belongs together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import OptionError
+from .options import FeatureOptions, ScoreOptions, SearchOptions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What shapes the stored features, which is fixed when a gallery is made, and the defaults of its queries."""
+
+    name: str
+    what: str
+    features: FeatureOptions
+    search: SearchOptions
+    score: ScoreOptions
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON values: of its options, those that are not as by default."""
+        values: dict[str, Any] = {"name": self.name, "what": self.what}
+        for part, options in (("features", self.features), ("search", self.search), ("score", self.score)):
+            default = asdict(type(options)())
+            values[part] = {name: value for name, value in asdict(options).items() if value != default[name]}
+        return values
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "paper",
+            "as published: 256 px, centre crop 224, three levels as they are, image score by the nearest images",
+            FeatureOptions(image_size=256, crop=224, strides=(4, 8, 16)),
+            SearchOptions(level_weights="equal"),
+            ScoreOptions(image_score="knn", positions="equal"),
+        ),
+        Recipe(
+            "robust",
+            "the whole image at 320 px, three coarser levels of equal weight, borders damped, image score from the map",
+            FeatureOptions(image_size=320, strides=(8, 16, 32)),
+            SearchOptions(level_weights="spread"),
+            ScoreOptions(image_score="map", positions="damped"),
+        ),
+    )
+}
+DEFAULT_RECIPE = "robust"  # of the command line
+
+
+def recipe_named(name: str) -> Recipe:
+    """Return a recipe by its name.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise OptionError(f"recipe: expected {' or '.join(RECIPES)}, found {name!r}")
+    return RECIPES[name]
