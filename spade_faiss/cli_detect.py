@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +19,13 @@ from .images import find_images
 from .ingest import Skipped
 from .metrics import INTEGRATION_LIMIT
 from .options import DEFAULT_K
+from .originals import Originals
+from .report import Report
 from .results import ResultFolder, as_json, colour_scale, query_sources
+
+if TYPE_CHECKING:
+    from .datasets import Category
+    from .detector import Detector
 
 
 @click.command()
@@ -54,12 +62,24 @@ def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
 @args.search
 @click.option("--min-region", type=int, help="Px; smaller regions do not count.")
 @click.option("--localise", type=click.Choice(["all", "suspicious"]), help="All images, or suspicious ones only.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write results.jsonl, maps/ and overlays/ here.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write results.jsonl, report.html, maps/, matches/ and overlays/ here.",
+)
+@click.option(
+    "--normal",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="A source that GALLERY was built from: the report shows its images. May be given again.",
+)
+@args.report
 @args.network
 @args.strict
 @args.as_json_lines
 @args.quiet
-def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output: Path | None, **given: Any) -> None:
+def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **given: Any) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
     find_images(sources)
     with Gallery.open(gallery, given["device"]) as opened:
@@ -67,21 +87,47 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output
         if given["k"] is None and detector.k < DEFAULT_K and not given["quiet"]:
             click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
         skipped: list[Skipped] = []
-        folder = ResultFolder(output, colour_scale(detector)) if output else None
-        if not given["as_lines"]:
-            click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
-        for source, pixels, detection in query_sources(detector, sources, skipped, given["strict"], not given["quiet"]):
+        with _result_folder(detector, given) as folder:
+            if not given["as_lines"]:
+                click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
+            for source, pixels, detection in query_sources(
+                detector, sources, skipped, given["strict"], not given["quiet"]
+            ):
+                if folder:
+                    folder.write(source, pixels, detection)
+                if given["as_lines"]:
+                    click.echo(json.dumps(as_json(source, detection), ensure_ascii=False))
+                else:
+                    scores = f"{detection.image_score:12.6g} {detection.map_max:12.6g}"
+                    click.echo(f"{scores}  {detection.verdict or '-':9}  {source.key}")
             if folder:
-                folder.write(source, pixels, detection)
-            if given["as_lines"]:
-                click.echo(json.dumps(as_json(source, detection), ensure_ascii=False))
-            else:
-                scores = f"{detection.image_score:12.6g} {detection.map_max:12.6g}"
-                click.echo(f"{scores}  {detection.verdict or '-':9}  {source.key}")
-        if folder:
-            folder.close(skipped)
+                folder.close(skipped)
         args.name_skipped(skipped)
         args.exit_status(skipped)
+
+
+@contextmanager
+def _result_folder(detector: Detector, given: dict[str, Any]) -> Iterator[ResultFolder | None]:
+    """Open the folder of --output with its report, where they were asked for."""
+    output: Path | None = given["output"]
+    if output is None:
+        yield None
+        return
+    scale, gallery = colour_scale(detector), detector.gallery
+    with ExitStack() as stack:
+        report = None
+        if not given["no_report"]:
+            originals = Originals(gallery, given["normal"])
+            report = Report(
+                output / "report.html",
+                detector,
+                scale,
+                f"Query against {gallery.path.name}",
+                originals,
+                given["report_images"],
+            )
+            stack.enter_context(report)
+        yield stack.enter_context(ResultFolder(output, scale, report, detector.score.min_region))
 
 
 @click.command()
@@ -95,7 +141,10 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, output
 @click.option(
     "--maps", type=click.Choice(["tiff"]), help="Write float maps to OUTPUT/anomaly_maps, as MVTec's script reads."
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Write metrics.json and results.csv here.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write metrics.json, results.csv, curves, report.html here."
+)
+@args.report
 @args.network
 @args.as_json_lines
 @args.quiet
@@ -120,8 +169,12 @@ def evaluate(gallery: Path, dataset: Path | None, weights: Path | None, output: 
     evaluations = []
     for path, category in zip(paths, categories, strict=True):
         with Gallery.open(path, given["device"]) as opened:
-            detector = args.detector_of(opened, weights, given, calibrated=False)
-            evaluations.append(evaluate_category(detector, category, options, progress=not given["quiet"]))
+            detector = args.detector_of(opened, weights, given)  # its calibration gives the report's verdicts
+            folder = None if output is None else output / category.name if len(categories) > 1 else output
+            reported = folder if not given["no_report"] else None
+            with _category_report(reported, detector, category, given["report_images"]) as report:
+                found = evaluate_category(detector, category, options, progress=not given["quiet"], report=report)
+                evaluations.append(found)
         settings = {**detector.settings(), "integration_limit": options.integration_limit}
         settings |= {name: given[name] for name in ("metrics_size", "seed", "every")}
         if output:  # after each, so that a run that is stopped keeps what it has
@@ -142,12 +195,24 @@ def evaluate(gallery: Path, dataset: Path | None, weights: Path | None, output: 
     args.exit_status(skipped)
 
 
+def _category_report(
+    folder: Path | None, detector: Detector, category: Category, cards: int
+) -> AbstractContextManager[Report | None]:
+    """Begin the report of a category, where one was asked for."""
+    if folder is None:
+        return nullcontext()
+    originals = Originals(detector.gallery, sources=category.normal)
+    return Report(
+        folder / "report.html", detector, colour_scale(detector), f"Evaluation of {category.name}", originals, cards
+    )
+
+
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("spade-demo"), show_default=True)
 @click.option("--extractor", default=DEFAULT_EXTRACTOR, show_default=True)
 @args.quiet
 def demo(output: Path, extractor: str, quiet: bool) -> None:
-    """Build a gallery from the sample images, query the defective ones, write a page of overlays."""
+    """Build a gallery from the sample images, query the defective ones, write a report."""
     from .demo import run_demo
 
     for line in run_demo(output, extractor, progress=not quiet):

@@ -15,6 +15,7 @@ from .features import Extractor, load_extractor
 from .gallery import Gallery
 from .ingest import Skipped
 from .options import MIB, FeatureOptions, ScoreOptions, SearchOptions
+from .report import CARDS
 
 if TYPE_CHECKING:
     from .detector import Detector
@@ -61,6 +62,13 @@ network = together(
 replace = click.option(
     "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
 )
+report = together(
+    click.option("--no-report", is_flag=True, help="Write no report.html."),
+    click.option(
+        "--report-images", type=click.IntRange(0), default=CARDS, show_default=True, metavar="N",
+        help="Images of the highest scores that report.html shows; its table has all.",
+    ),
+)  # fmt: skip
 
 search = together(
     click.option("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]"),

@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from .datasets import Category, few
+from .curves import Curve, all_curves, write_curves
+from .datasets import Category, Sample, few
 from .detection import Detection
 from .detector import Detector
 from .errors import ImageError, OptionError
 from .gallery import Gallery
-from .images import read_file
+from .images import decode, read_file
 from .ingest import Skipped, content_digest
 from .metrics import IMAGE_METRICS, INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit, image_metrics
 from .options import is_count
+from .report import Report
 from .storage import storage_errors
 
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
@@ -59,15 +61,21 @@ class Evaluation:
     error_bounds: dict[str, float] = field(default_factory=dict)
     in_gallery: list[str] = field(default_factory=list)  # keys of test images whose content the gallery has too
     seconds: float = 0.0
+    curves: list[Curve] = field(default_factory=list)  # ROC and PRO, where they are defined
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return it as JSON values, but for the curves; see curves.write_curves."""
         skipped = [{"path": str(item.path), "reason": item.reason} for item in self.skipped_masks]
-        return {**self.__dict__, "skipped_masks": skipped}
+        values = {name: value for name, value in self.__dict__.items() if name != "curves"}
+        return {**values, "skipped_masks": skipped}
 
 
 def evaluate(
-    detector: Detector, category: Category, options: EvaluationOptions | None = None, progress: bool = False
+    detector: Detector,
+    category: Category,
+    options: EvaluationOptions | None = None,
+    progress: bool = False,
+    report: Report | None = None,
 ) -> Evaluation:
     """Query the test images of a category and compute its metrics.
 
@@ -79,6 +87,7 @@ def evaluate(
         category: a labelled set with masks, or without: then there are image metrics only.
         options: sizes, limits, what to do about bad masks.
         progress: a bar on stderr, where that is a terminal.
+        report: takes every image, and is closed with the metrics.
 
     Raises:
         ImageError: a test image that cannot be read; a mask that is missing or of another size, unless skipped.
@@ -95,16 +104,11 @@ def evaluate(
         scores.append(detection.image_score)
         if maps:
             _write_map(maps[sample.key], detection)
-        if pixel is None:
-            continue
-        try:
-            mask = category.mask_of(sample, detection.anomaly_map.shape)
-        except ImageError as error:
-            if not options.skip_bad_masks:
-                raise
-            skipped.append(Skipped(sample.path, str(error)))
-            continue
-        pixel.add(*_at_size(detection.anomaly_map, mask, options.metrics_size), name=str(sample.path))
+        mask = _mask_of(category, sample, detection, options, skipped) if pixel else None
+        if pixel and mask is not None:
+            pixel.add(*_at_size(detection.anomaly_map, mask, options.metrics_size), name=str(sample.path))
+        if report:
+            report.add(sample.key, decode(sample.path), detection, mask, sample.kind)
     labels = [sample.anomalous for sample in category.test]
     parts = [image_metrics(scores, labels)] + ([pixel.result(options.integration_limit)] if pixel else [])
     metrics: dict[str, float | None] = dict.fromkeys(METRICS)
@@ -114,10 +118,26 @@ def evaluate(
         metrics.update(part.values)
         reasons.update(part.reasons)
         bounds.update(part.error_bounds)
+    curves = all_curves(scores, labels, pixel, options.integration_limit)
+    if report:
+        report.close(metrics, curves, [f"No {metric}: {reason}." for metric, reason in reasons.items()])
     return Evaluation(
         category.name, labels.count(False), labels.count(True), metrics, reasons, skipped, bounds, known,
-        round(time.perf_counter() - start, 2),
+        round(time.perf_counter() - start, 2), curves,
     )  # fmt: skip
+
+
+def _mask_of(
+    category: Category, sample: Sample, detection: Detection, options: EvaluationOptions, skipped: list[Skipped]
+) -> NDArray[np.bool_] | None:
+    """Return the mask of a sample; None where it does not fit and such may be skipped, which `skipped` receives."""
+    try:
+        return category.mask_of(sample, detection.anomaly_map.shape)
+    except ImageError as error:
+        if not options.skip_bad_masks:
+            raise
+        skipped.append(Skipped(sample.path, str(error)))
+        return None
 
 
 def _at_size(
@@ -167,7 +187,7 @@ def _write_map(path: Path, detection: Detection) -> None:
 
 
 def write_results(folder: Path, evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> None:
-    """Write metrics.json, and results.csv with a row a category and a row of means.
+    """Write metrics.json, results.csv with a row a category and a row of means, and the points of the curves.
 
     Raises:
         GalleryError: the folder cannot be written.
@@ -185,6 +205,7 @@ def write_results(folder: Path, evaluations: Sequence[Evaluation], settings: dic
             rows.writerow(["category", *METRICS])
             for name, metrics in [(one.category, one.metrics) for one in evaluations] + [("Mean", means(evaluations))]:
                 rows.writerow([name, *("" if metrics[m] is None else f"{metrics[m]:.6f}" for m in METRICS)])
+    write_curves(folder, {one.category: one.curves for one in evaluations})
 
 
 def means(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:

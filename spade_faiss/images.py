@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +61,40 @@ class View:
             for side, resized, offset, crop in zip(image_size, self.resized, self.offset, self.crop, strict=True)
         ]
         return spans[1][0], spans[0][0], spans[1][1], spans[0][1]
+
+    def cell_box(
+        self, image_size: tuple[int, int], grid: tuple[int, int], row: int, column: int, rows: int = 1, columns: int = 1
+    ) -> tuple[float, float, float, float]:
+        """Return where a cell of a level's grid, or a block of cells, lies in the original image.
+
+        Args:
+            image_size: (H, W) of the original image.
+            grid: (h, w) of the level.
+            row: of the first cell, from 0.
+            column: of the first cell, from 0.
+            rows: cells of the block from there down.
+            columns: cells of the block from there to the right.
+
+        Returns:
+            (left, top, right, bottom) in pixels of the original, whose corner is (0, 0), not rounded.
+        """
+        top, bottom = (self._to_original(0, edge / grid[0], image_size) for edge in (row, row + rows))
+        left, right = (self._to_original(1, edge / grid[1], image_size) for edge in (column, column + columns))
+        return left, top, right, bottom
+
+    def _to_original(self, axis: int, share: float, image_size: tuple[int, int]) -> float:
+        """Return the pixel of the original at a share of the crop's side."""
+        return (share * self.crop[axis] + self.offset[axis]) * image_size[axis] / self.resized[axis]
+
+    def cell_at(self, image_size: tuple[int, int], grid: tuple[int, int], y: int, x: int) -> tuple[int, int]:
+        """Return the (row, column) of the cell that holds the centre of a pixel; the nearest where it was cropped."""
+        row, column = (
+            min(cells - 1, max(0, math.floor(((at + 0.5) * resized / side - offset) * cells / crop)))
+            for at, cells, crop, offset, side, resized in zip(
+                (y, x), grid, self.crop, self.offset, image_size, self.resized, strict=True
+            )
+        )
+        return row, column
 
 
 def _span(side: int, resized: int, offset: int, crop: int) -> tuple[int, int]:

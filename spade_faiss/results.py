@@ -1,4 +1,4 @@
-"""A query over files and folders: results.jsonl, anomaly maps and overlays, written as they come."""
+"""A query over files and folders: results.jsonl, maps, matches, overlays and a report, written as they come."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .correspondence import match_arrays
 from .detection import Detection
 from .detector import Detector
 from .errors import ImageError
 from .images import Pixels, Source, batched, decode, find_images, read_ahead
 from .ingest import Skipped
+from .report import Report
 from .storage import storage_errors
-from .visual import Scale, overlay
+from .visual import Scale, encode, outline, overlay, region_mask, stroke
 
-SCALE_IMAGES = 8  # normal images from which the colour scale of overlays is taken
+SCALE_IMAGES = 8  # normal images from which the colour scale is taken where there is no calibration
 
 
 def as_json(source: Source, detection: Detection) -> dict[str, Any]:
@@ -107,37 +109,77 @@ def query_sources(
 
 
 class ResultFolder:
-    """The folder that a query writes: results.jsonl, maps/<key>.npy, overlays/<key>.png, skipped.jsonl."""
+    """The folder that a query writes; a context manager.
 
-    def __init__(self, folder: Path, scale: Scale) -> None:
+    results.jsonl has a line an image, scale.json the range of the colours, skipped.jsonl what could not be read. For
+    each image there are maps/<key>.npy, matches/<key>.npz (see correspondence.match_arrays) and overlays/<key>.png.
+    """
+
+    def __init__(self, folder: Path, scale: Scale, report: Report | None = None, min_region: int = 1) -> None:
         """Make the folder.
+
+        Args:
+            folder: to write to.
+            scale: of the overlays.
+            report: takes every image as well, and is closed with the folder.
+            min_region: px, of the regions that overlays outline.
 
         Raises:
             GalleryError: it cannot be written.
         """
         self.folder = folder
         self._scale = scale
+        self._report = report
+        self._min_region = min_region
         with storage_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "scale.json").write_text(json.dumps(asdict(scale)) + "\n")
             self._results: TextIO = (folder / "results.jsonl").open("w", encoding="utf-8")
 
-    def write(self, source: Source, pixels: Pixels, detection: Detection) -> None:
-        """Write one image's map and overlay, then its line: a line is there only when its files are."""
+    def __enter__(self) -> ResultFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._results.close()
+
+    def write(
+        self,
+        source: Source,
+        pixels: Pixels,
+        detection: Detection,
+        mask: NDArray[np.bool_] | None = None,
+        label: str | None = None,
+    ) -> None:
+        """Write one image's files, then its line: a line is there only when its files are.
+
+        Args:
+            source: of the image.
+            pixels: (H, W, 3) uint8.
+            detection: what was found in it.
+            mask: (H, W) ground truth for the report, where there is one.
+            label: the image's kind for the report, where it is known.
+        """
+        key, shown = source.key, overlay(pixels, detection.anomaly_map, self._scale)
+        if detection.regions and self._scale.pixel_threshold is not None:
+            regions = region_mask(detection.anomaly_map, self._scale.pixel_threshold, self._min_region)
+            shown = outline(shown, regions, stroke(shown))
         with storage_errors(f"cannot write results to {self.folder}"):
-            _write(self.folder / "maps" / f"{source.key}.npy", _npy(detection.anomaly_map))
-            _write(
-                self.folder / "overlays" / f"{source.key}.png",
-                _png(overlay(pixels, detection.anomaly_map, self._scale)),
-            )
+            _write(self.folder / "maps" / f"{key}.npy", _npy(detection.anomaly_map))
+            _write(self.folder / "matches" / f"{key}.npz", _npz(match_arrays(detection)))
+            _write(self.folder / "overlays" / f"{key}.png", encode(shown))
             self._results.write(json.dumps(as_json(source, detection), ensure_ascii=False) + "\n")
             self._results.flush()
+        if self._report:
+            self._report.add(key, pixels, detection, mask, label)
 
     def close(self, skipped: Sequence[Skipped]) -> None:
         """Finish, and name the images that were skipped."""
         with storage_errors(f"cannot write results to {self.folder}"):
             self._results.close()
         write_skipped(self.folder / "skipped.jsonl", skipped)
+        if self._report:
+            few = "1 image was" if len(skipped) == 1 else f"{len(skipped)} images were"
+            self._report.close(notes=[f"{few} skipped; skipped.jsonl says which, and why."] if skipped else [])
 
 
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
@@ -151,7 +193,9 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
 
 
 def colour_scale(detector: Detector) -> Scale:
-    """Take the colour scale of overlays from a few normal images, each compared with the others."""
+    """Take the colour scale of a run from the calibration; without one, from a few normal images among the others."""
+    if detector.calibration:
+        return Scale.from_calibration(detector.calibration)
     ids = list(detector.gallery.snapshot().id_of.values())
     if len(ids) < 2:
         return Scale(0.0, 1.0)
@@ -170,7 +214,7 @@ def _npy(array: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _png(pixels: Pixels) -> bytes:
+def _npz(arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # takes an array named allow_pickle for the option
     return buffer.getvalue()

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import GalleryError, SpadeError
 
@@ -32,16 +32,24 @@ def publish(temporary: Path, path: Path) -> None:
     flush_to_disk(path.parent)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is at any instant either as it was or as given here."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write that is at any instant either as it was or complete; left by an error, it is as it was."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            yield file
         publish(temporary, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is at any instant either as it was or as given here."""
+    with whole_file(path) as file:
+        file.write(content)
 
 
 class PatientFile(io.RawIOBase):

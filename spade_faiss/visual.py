@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
 
+from .calibration import EIGHT_CONNECTED, Calibration
 from .images import Pixels
 
 # Nine stops of matplotlib's inferno: dark to bright with even steps of lightness, so it also reads in grey.
@@ -25,6 +29,7 @@ _INFERNO = np.array(
 )
 OPACITY = 0.85  # of the brightest colour over the image
 OUTLINE = (64, 224, 255)  # cyan: in no stop of the colour scale
+TRUTH = (70, 235, 110)  # green: the outline of a ground truth
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,22 @@ class Scale:
 
     low: float
     high: float
+    pixel_threshold: float | None = None  # above it a pixel is anomalous, where the gallery is calibrated
+    basis: str = field(default="", compare=False)  # where the two ends come from, for a legend
+
+    @classmethod
+    def from_calibration(cls, calibration: Calibration) -> Scale:
+        """Begin to colour at half of the median maximum of the normal maps; end at twice the pixel threshold."""
+        threshold = calibration.pixel_threshold
+        low = float(np.median(calibration.map_maxima)) / 2
+        basis = f"half the median maximum of {len(calibration.map_maxima)} normal maps to twice the pixel threshold"
+        return cls(low, 2 * threshold or 1.0, threshold, basis)
 
     @classmethod
     def from_normal(cls, maps: list[NDArray[np.float32]]) -> Scale:
         """Begin to colour at half of the maximum that a map of a normal image has, the median one; end at twice."""
         worst = float(np.median([scores.max() for scores in maps]))
-        return cls(worst / 2, 2 * worst or 1.0)
+        return cls(worst / 2, 2 * worst or 1.0, basis=f"half to twice the median maximum of {len(maps)} normal maps")
 
     def apply(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map pixel scores to [0, 1]."""
@@ -52,6 +67,11 @@ def colours(values: NDArray[np.float32]) -> Pixels:
     table = np.stack([np.interp(np.linspace(0, 1, 256), stops, channel) for channel in _INFERNO.T], axis=1)
     picked: Pixels = np.rint(table).astype(np.uint8)[np.rint(values * 255).astype(np.uint8)]
     return picked
+
+
+def css_colours() -> list[str]:
+    """Return the colours from low to high, evenly spaced, as CSS writes them."""
+    return [f"rgb({red} {green} {blue})" for red, green, blue in _INFERNO.tolist()]
 
 
 def overlay(image: Pixels, scores: NDArray[np.float32], scale: Scale) -> Pixels:
@@ -68,17 +88,60 @@ def overlay(image: Pixels, scores: NDArray[np.float32], scale: Scale) -> Pixels:
     return blended
 
 
-def outline(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
-    """Draw the border of a mask, just outside it, two pixels wide."""
-    grown = _dilate(_dilate(mask))
+def region_mask(scores: NDArray[np.float32], threshold: float, min_region: int = 1) -> NDArray[np.bool_]:
+    """Return the (H, W) mask of the pixels of the regions that calibration.find_regions finds."""
+    labels, _ = ndimage.label(scores > threshold, EIGHT_CONNECTED)
+    kept = np.bincount(labels.ravel()) >= min_region
+    kept[0] = False
+    mask: NDArray[np.bool_] = kept[labels]
+    return mask
+
+
+def outline(image: Pixels, mask: NDArray[np.bool_], width: int = 2, colour: tuple[int, int, int] = OUTLINE) -> Pixels:
+    """Draw the border of a mask, just outside it, some pixels wide."""
     drawn: Pixels = image.copy()
-    drawn[grown & ~mask] = OUTLINE
+    if mask.any():
+        drawn[ndimage.binary_dilation(mask, iterations=width) & ~mask] = colour
     return drawn
 
 
-def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    padded = np.pad(mask, 1)
-    grown: NDArray[np.bool_] = mask.copy()
-    for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
-        grown |= neighbour
-    return grown
+def stroke(image: Pixels) -> int:
+    """Return a width of outlines that is seen when the whole image is: 2 px, more from 768 px on."""
+    return max(2, int(max(image.shape[:2])) // 256)
+
+
+def fit(image: Pixels, side: int) -> Pixels:
+    """Resize an image, up or down, so that its longer side has so many pixels."""
+    return np.asarray(Image.fromarray(image).resize(_fitted(image.shape, side), Image.Resampling.BICUBIC))
+
+
+def fit_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Resize a mask as `fit` does an image; where any pixel is set, its place stays set."""
+    shares = Image.fromarray(mask.astype(np.float32)).resize(_fitted(mask.shape, side), Image.Resampling.BOX)
+    return np.asarray(shares) > 0
+
+
+def _fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    height, width = shape[:2]
+    return max(1, round(width * side / max(height, width))), max(1, round(height * side / max(height, width)))
+
+
+def patch(image: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]) -> Pixels:
+    """Cut a box out of an image and resize it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        box: (left, top, right, bottom) in pixels, not necessarily whole ones.
+        size: (height, width) of the result.
+    """
+    height, width = image.shape[:2]
+    # Rounding may have put an edge just outside.
+    inside = (max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3]))
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, inside))
+
+
+def encode(image: Pixels, kind: str = "PNG", quality: int = 82) -> bytes:
+    """Return an image file's bytes: PNG, or JPEG at a quality."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **({"quality": quality} if kind == "JPEG" else {}))
+    return buffer.getvalue()

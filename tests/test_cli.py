@@ -113,6 +113,9 @@ def test_query_writes_results_maps_and_overlays(tmp_path: Path, gallery: Path, s
     assert scores.max() == pytest.approx(line["map_max"])
     with Image.open(out / "overlays" / "good" / "000.png.png") as overlay:
         assert overlay.size == (41, 50)
+    with np.load(out / "matches" / "crack" / "000.png.npz", allow_pickle=False) as matches:
+        assert matches["sq_distance"].shape == (*matches["grid"], 2)
+        assert matches["keys"].tolist() == [neighbour["key"] for neighbour in line["neighbours"]]
     assert not (out / "skipped.jsonl").exists()
     # The same numbers as from Python.
     extractor = sf.load_extractor("toy", options=sf.RECIPES["robust"].features)
@@ -136,6 +139,26 @@ def test_a_calibrated_gallery_gives_verdicts(tmp_path: Path, normal: Path, spade
     assert set(line["regions"][0]) == {"box", "area", "peak"}
     assert "anomalous  000.png" in spade("query", gallery, other, "--localise", "suspicious").out
     assert "expected at least 99 normal images to calibrate with, found 12" in spade("calibrate", gallery).error
+
+
+def test_query_writes_a_report(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:
+    images = make_images(tmp_path / "test", 3, seed=4)
+    page = tmp_path / "out" / "report.html"
+    options = ("-k", 3, "--output", page.parent)
+    assert spade("query", gallery, images, *options).status == 0
+    text = page.read_text()
+    assert "<title>Query against toy.gallery</title>" in text
+    assert text.count("<article") == 3
+    assert "no folder of normal images given" in text
+    # The normal images are looked for in each folder that is given.
+    spade("query", gallery, images, *options, "--normal", tmp_path, "--normal", normal, "--report-images", 1)
+    text = page.read_text()
+    assert text.count("<article") == 1
+    assert text.count('src="data:image/jpeg') == 2 + 3 + 2
+    page.unlink()
+    assert spade("query", gallery, images, *options, "--no-report").status == 0
+    assert not page.exists()
+    assert (page.parent / "results.jsonl").exists()
 
 
 def test_query_prints_json_lines(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:

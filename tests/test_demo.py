@@ -21,9 +21,11 @@ def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d of 9 maps of defective images peak on the defect; \d+ s in all", lines[-2])
 
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<section>") == len(keys)
-    assert page.count('src="data:image/jpeg;base64,') == 3 * len(keys)
-    assert "http" not in page
+    assert page.count("<article") == len(keys)
+    # The image, its map, five normal images, and for the map's maximum a patch and the one it was matched with.
+    assert page.count('src="data:image/jpeg;base64,') == 9 * len(keys)
+    assert page.count("ground truth outlined") == 9
+    assert not re.search(r"https?:|src=\"(?!data:)", page)
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["key"] for line in results] == keys
     first = np.load(tmp_path / "maps" / f"{keys[0]}.npy")

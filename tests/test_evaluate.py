@@ -192,12 +192,37 @@ def test_the_command_line(tmp_path: Path, detector: sf.Detector, dataset: Path, 
     assert [row["category"] for row in rows] == ["tiles", "Mean"]
     assert float(rows[0]["pixel_AUPRO"]) == pytest.approx(expected["pixel_AUPRO"], abs=1e-6)
     assert json.loads((out / "metrics.json").read_text())["mean"] == pytest.approx(expected)
+    curves = json.loads((out / "curves.json").read_text())["tiles"]
+    assert set(curves) == {"image_ROC", "pixel_ROC", "pixel_PRO"}
+    roc = np.array([curves["pixel_ROC"]["fpr"], curves["pixel_ROC"]["value"]])
+    area = np.dot(np.diff(roc[0]), roc[1, 1:] + roc[1, :-1]) / 2
+    assert area == pytest.approx(expected["pixel_AUROC"], abs=1e-3)
+    assert (out / "curves.csv").read_text().startswith("category,curve,fpr,value\ntiles,image_ROC,0.0,")
+    report = (out / "report.html").read_text()
+    assert report.count("<article") == 7
+    assert report.count("ground truth outlined") == 4
+    assert "not found" not in report  # the normal images are those of the set
+    assert f"pixel PRO</b>, area {expected['pixel_AUPRO']:.4f}" in report
     with Image.open(out / "anomaly_maps" / "tiles" / "test" / "square" / "001.tiff") as image:
         scores = np.asarray(image)
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(scores, detector.query(dataset / "test" / "square" / "001.png").anomaly_map)
     printed = json.loads(spade("evaluate", gallery, dataset, "--json", *options).out)
     assert printed[0]["metrics"] == pytest.approx(expected)
+
+
+def test_a_report_has_verdicts_where_the_gallery_is_calibrated(
+    tmp_path: Path, detector: sf.Detector, dataset: Path, spade: Spade
+) -> None:
+    gallery, out, options = detector.gallery.path, tmp_path / "out", ("-k", 3, "--image-score", "map_max", "--quiet")
+    assert spade("calibrate", gallery, *options, "--false-alarms", 0.1).status == 0
+    printed = spade("evaluate", gallery, dataset, *options, "--output", out).out
+    report = (out / "report.html").read_text()
+    assert 'class="verdict anomalous"' in report
+    assert "pixel threshold</text>" in report
+    (out / "report.html").unlink()
+    assert spade("evaluate", gallery, dataset, *options, "--output", out, "--no-report").out == printed
+    assert not (out / "report.html").exists()
 
 
 def test_several_categories_have_a_gallery_each(tmp_path: Path, spade: Spade) -> None:
@@ -207,8 +232,12 @@ def test_several_categories_have_a_gallery_each(tmp_path: Path, spade: Spade) ->
             "build", tmp_path / f"{name}.gallery", tmp_path / "set" / name / "train" / "good", "--extractor", "toy"
         )
         assert built.status == 0
-    run = spade("evaluate", tmp_path / "{category}.gallery", tmp_path / "set", "--quiet")
+    out = tmp_path / "out"
+    run = spade("evaluate", tmp_path / "{category}.gallery", tmp_path / "set", "--quiet", "--output", out)
     assert run.status == 0
+    for name in ("one", "two"):
+        assert f"Evaluation of {name}" in (out / name / "report.html").read_text()
+    assert not (out / "report.html").exists()
     lines = run.out.splitlines()
     assert [line.split()[0] for line in lines] == ["category", "one", "two", "Mean"]
     assert lines[1].split()[1:] == lines[2].split()[1:] == lines[3].split()[1:]

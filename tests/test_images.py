@@ -553,6 +553,48 @@ def test_region_of_an_image_too_small_to_be_seen() -> None:
     assert top == bottom <= 2
 
 
+# --- cells of a grid -------------------------------------------------------------------------------------------------
+
+PAPER = View((256, 256), (224, 224))
+
+
+def test_cell_box_with_a_crop_worked_by_hand() -> None:
+    # 224 px of crop begin at 16 px of 256. A cell of 56 is 4 px of them: 8 px of 512 rows, 16 px of 1024 columns.
+    size, grid = (512, 1024), (56, 56)
+    assert PAPER.cell_box(size, grid, 0, 0) == (64, 32, 80, 40)
+    assert PAPER.cell_box(size, grid, 55, 1) == (80, 472, 96, 480)
+    assert PAPER.cell_box(size, grid, 2, 3, rows=4, columns=2) == (112, 48, 144, 80)
+
+
+def test_cells_of_a_grid_of_other_proportions() -> None:
+    view = View((100, 60), (90, 40))  # offset (5, 10)
+    assert view.cell_box((200, 30), (9, 20), 1, 2) == pytest.approx((7, 30, 8, 50))
+
+
+@pytest.mark.parametrize("view", [PAPER, View((224, 224), (224, 224)), View((101, 102), (60, 40))])
+@pytest.mark.parametrize("image_size", [(61, 300), (224, 224), (97, 53)])
+def test_all_cells_together_are_the_region(view: View, image_size: tuple[int, int]) -> None:
+    left, top, right, bottom = view.cell_box(image_size, (14, 28), 0, 0, rows=14, columns=28)
+    x0, y0, x1, y1 = view.region(image_size)  # of whole pixels, whose centres are inside
+    assert np.abs(np.subtract((left, top, right, bottom), (x0, y0, x1, y1))).max() <= 0.5
+
+
+@pytest.mark.parametrize("view", [PAPER, View((101, 102), (60, 40))])
+def test_cell_at_is_the_cell_whose_box_holds_the_pixel(view: View, rng: np.random.Generator) -> None:
+    size, grid = (333, 214), (14, 9)
+    x0, y0, x1, y1 = view.region(size)
+    for _ in range(50):
+        y, x = int(rng.integers(y0, y1)), int(rng.integers(x0, x1))
+        left, top, right, bottom = view.cell_box(size, grid, *view.cell_at(size, grid, y, x))
+        assert left <= x + 0.5 < right
+        assert top <= y + 0.5 < bottom
+
+
+def test_cell_at_of_a_pixel_that_was_cropped_is_the_nearest() -> None:
+    assert PAPER.cell_at((256, 256), (56, 56), 0, 128) == (0, 28)
+    assert PAPER.cell_at((256, 256), (56, 56), 255, 255) == (55, 55)
+
+
 # --- reading ahead ---------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spade_faiss.visual import OUTLINE, Scale, colours, outline, overlay
+from spade_faiss.calibration import Calibration, find_regions
+from spade_faiss.visual import (
+    OUTLINE,
+    TRUTH,
+    Scale,
+    colours,
+    css_colours,
+    fit,
+    fit_mask,
+    outline,
+    overlay,
+    patch,
+    region_mask,
+    stroke,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
 
@@ -20,6 +34,25 @@ def scores(values: object) -> np.ndarray:
 def test_scale_of_normal_maps() -> None:
     scale = Scale.from_normal([scores([[0, 3]]), scores([[1], [100]]), scores([[4, 2], [0, 0]])])  # maxima 3, 100, 4
     assert scale == Scale(low=2, high=8)
+
+
+def calibration(map_maxima: object, false_alarms: float = 0.1) -> Calibration:
+    maxima = np.asarray(map_maxima, np.float64)
+    return Calibration(1, {}, false_alarms, None, maxima, maxima)
+
+
+def test_scale_of_a_calibration() -> None:
+    found = calibration(np.arange(1, 20))  # median 10; rank ceil(20 x 0.9) = 18
+    scale = Scale.from_calibration(found)
+    assert scale == Scale(low=5, high=36, pixel_threshold=18)
+    assert "19 normal maps" in scale.basis
+    # The threshold lies well inside the scale, whatever the maps: between a third and half of it.
+    assert 1 / 3 <= float(scale.apply(scores(18))) <= 1 / 2
+
+
+def test_scale_of_a_calibration_of_zeros() -> None:
+    scale = Scale.from_calibration(calibration(np.zeros(19)))
+    assert scale.high > scale.low
 
 
 def test_scale_is_linear_between_its_ends_and_clipped() -> None:
@@ -117,3 +150,58 @@ def test_outline_at_the_edge_of_the_image() -> None:
 @pytest.mark.parametrize("value", [False, True])
 def test_outline_of_nothing_or_everything(value: bool) -> None:
     assert np.array_equal(outline(IMAGE, np.full(IMAGE.shape[:2], value)), IMAGE)
+
+
+def test_outline_of_a_width_and_a_colour() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[10, 10] = True
+    found = outline(np.zeros((20, 20, 3), np.uint8), mask, width=4, colour=TRUTH)
+    assert (found[10, 11:15] == TRUTH).all()
+    assert not found[10, 15:].any()
+    assert not found[10, 10].any()
+
+
+def test_stroke_grows_with_the_image() -> None:
+    assert [stroke(np.zeros((8, side, 3), np.uint8)) for side in (40, 700, 2560)] == [2, 2, 10]
+
+
+# --- regions, sizes, patches -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("min_region", [1, 3, 6, 1000])
+def test_region_mask_holds_the_pixels_of_the_regions(rng: np.random.Generator, min_region: int) -> None:
+    found = rng.random((30, 40)).astype(np.float32)
+    mask = region_mask(found, 0.8, min_region)
+    regions = find_regions(found, 0.8, min_region)
+    assert mask.sum() == sum(region.area for region in regions)
+    assert (found[mask] > 0.8).all()
+    assert not regions or found[mask].max() == np.float32(regions[0].peak)
+
+
+def test_fit_scales_the_longer_side_up_and_down() -> None:
+    assert fit(IMAGE, 340).shape == (240, 340, 3)
+    assert fit(np.zeros((900, 30, 3), np.uint8), 90).shape == (90, 3, 3)
+    assert fit(np.zeros((900, 8, 3), np.uint8), 90).shape == (90, 1, 3)
+
+
+def test_a_small_mask_is_not_lost_when_it_shrinks() -> None:
+    mask = np.zeros((1000, 500), bool)
+    mask[703, 251] = True
+    small = fit_mask(mask, 100)
+    assert small.shape == (100, 50)
+    assert np.argwhere(small).tolist() == [[70, 25]]
+
+
+def test_patch_cuts_a_box() -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[5:10, 30:40] = 200
+    assert (patch(image, (30, 5, 40, 10), (10, 20))[3:-3, 3:] == 200).all()  # beside what is around it in the image
+    assert patch(image, (29.5, 4.25, 33.25, 9.5), (31, 17)).shape == (31, 17, 3)
+    half = patch(image, (20, 5, 40.0000001, 10), (50, 64))  # beyond the edge by rounding
+    assert not half[:, :26].any()
+    assert (half[20:-20, 38:] == 200).all()
+
+
+def test_css_colours_are_those_of_the_maps() -> None:
+    ends = colours(scores([[0, 1]]))[0]
+    assert [css_colours()[0], css_colours()[-1]] == [f"rgb({r} {g} {b})" for r, g, b in ends.tolist()]
