@@ -7,6 +7,7 @@ Letters for shapes, here and throughout: B images of a batch, N normal images, K
 level, c channels, d dimensions of an image feature, (H, W) pixels of an image. Every distance is squared L2.
 """
 
+from .audit import Suspect, find_suspects
 from .calibration import Calibration, Judgement, Region, calibrate
 from .detection import Detection, Neighbours
 from .detector import Detector
@@ -66,8 +67,10 @@ __all__ = [
     "Skipped",
     "SpadeError",
     "SpecMismatchError",
+    "Suspect",
     "WeightsError",
     "calibrate",
+    "find_suspects",
     "load_extractor",
     "search_patches",
 ]

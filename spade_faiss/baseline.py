@@ -44,6 +44,11 @@ class Typical:
         middle = float(np.median(logs))
         return cls(float(np.exp(middle)), max(1.4826 * float(np.median(abs(logs - middle))), 1e-3))
 
+    def distance(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how many spreads values lie above the median."""
+        above: NDArray[np.float64] = (np.log(np.maximum(values, TINY)) - np.log(self.median)) / self.spread
+        return above
+
     def ratio(self, value: float) -> float:
         """Return how many times the median a value is."""
         return min(value / self.median, HUGE)

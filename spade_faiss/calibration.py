@@ -213,30 +213,52 @@ def calibrate(
         OptionError: too few images for the rate, with the number it takes; or no regular expression.
         NotEnoughImagesError: an image has no other to be compared with.
     """
+    n = len(draw(detector, sample, seed))
+    conformal_threshold(np.zeros(n), false_alarms)  # before hours are spent
+    _, scores = normal_scores(detector, sample, group, seed, progress, "calibrate")
+    return Calibration(
+        detector.gallery.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
+        detector.baseline(),
+    )  # fmt: skip
+
+
+def draw(detector: Detector, sample: int | None, seed: int) -> NDArray[np.int64]:
+    """Return the ids of a seeded sample of normal images, or of all, ascending.
+
+    Raises:
+        OptionError: no such sample or seed.
+    """
     if not (sample is None or is_count(sample)) or not (is_count(seed) or seed == 0):
         raise OptionError(f"sample, seed: expected whole numbers >= 1 and >= 0, found {sample} and {seed}")
-    id_of = detector.gallery.snapshot().id_of
-    ids = np.array(sorted(id_of.values()))
-    n = min(sample or len(ids), len(ids))
-    conformal_threshold(np.zeros(n), false_alarms)  # before hours are spent
-    chosen = np.sort(np.random.default_rng(seed).choice(ids, n, replace=False))
-    groups = _groups(id_of, group)
-    bar = tqdm(chosen.tolist(), unit="image", disable=None if progress else True, desc="calibrate")
-    found = detector.leave_one_out(bar, [groups[row] for row in chosen.tolist()])
-    scores = np.array([(one.image_score, one.map_max) for one in found], np.float64).reshape(n, 2)
-    return Calibration(
-        detector.gallery.generation,
-        detector.settings(),
-        false_alarms,
-        group,
-        scores[:, 0],
-        scores[:, 1],
-        detector.baseline(),
+    ids = np.array(sorted(detector.gallery.snapshot().id_of.values()))
+    chosen: NDArray[np.int64] = np.random.default_rng(seed).choice(
+        ids, min(sample or len(ids), len(ids)), replace=False
     )
+    return np.sort(chosen)
 
 
-def _groups(id_of: dict[str, int], group: str | None) -> dict[int, NDArray[np.int64]]:
-    """Return, for each id, the ids that are left out with it."""
+def normal_scores(
+    detector: Detector, sample: int | None, group: str | None, seed: int, progress: bool, what: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Query normal images against the others; see calibrate.
+
+    Returns:
+        ids (n,), and (n, 2): image scores and maxima of maps.
+    """
+    groups = leave_out_groups(detector.gallery.snapshot().id_of, group)
+    chosen = draw(detector, sample, seed)
+    bar = tqdm(chosen.tolist(), unit="image", disable=None if progress else True, desc=what)
+    found = detector.leave_one_out(bar, [groups[row] for row in chosen.tolist()])
+    scores = np.array([(one.image_score, one.map_max) for one in found], np.float64)
+    return chosen, scores.reshape(len(chosen), 2)
+
+
+def leave_out_groups(id_of: dict[str, int], group: str | None) -> dict[int, NDArray[np.int64]]:
+    """Return, for each id, the ids that are left out with it: its own, or all of its group.
+
+    Raises:
+        OptionError: the group is no regular expression.
+    """
     if group is None:
         return {row: np.array([row]) for row in id_of.values()}
     try:

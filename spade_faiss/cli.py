@@ -20,7 +20,7 @@ import click
 from . import __version__
 from . import cli_options as args
 from .cli_datasets import labelled, training_images
-from .cli_detect import calibrate, demo, evaluate, query
+from .cli_detect import audit, calibrate, demo, evaluate, query
 from .errors import ImageError, OptionError, SpadeError
 from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
@@ -224,7 +224,7 @@ def _add(
     return report.skipped
 
 
-for command in (calibrate, query, evaluate, demo):
+for command in (calibrate, audit, query, evaluate, demo):
     cli.add_command(command)
 
 

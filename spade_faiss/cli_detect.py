@@ -1,10 +1,11 @@
-"""Commands that compare images with a gallery: calibrate, query, evaluate, demo."""
+"""Commands that compare images with a gallery: calibrate, audit, query, evaluate, demo."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .calibration import DEFAULT_FALSE_ALARMS
 from .cli_datasets import gallery_paths, labelled, open_labelled
 from .features import DEFAULT_EXTRACTOR
 from .gallery import Gallery
-from .images import find_images
+from .images import Source, find_images
 from .ingest import Skipped
 from .metrics import INTEGRATION_LIMIT
 from .options import DEFAULT_K
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--false-alarms", type=float, default=DEFAULT_FALSE_ALARMS, show_default=True, help="The rate to promise."
 )
-@click.option("--sample", type=int, help="Calibrate with so many images.  [default: all]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
-@click.option("--group", help="Regular expression on keys: images of one group are left out together.")
+@args.normals
 @args.network
 @args.quiet
 def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
@@ -58,22 +57,47 @@ def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
 
 @click.command()
 @args.gallery
+@args.search
+@click.option("--top", type=int, default=20, show_default=True, help="Show so many.")
+@args.normals
+@args.output("Write results.jsonl, report.html, maps/, matches/ and overlays/ of those shown here.")
+@args.originals
+@args.report
+@args.network
+@args.as_json_lines
+@args.quiet
+def audit(gallery: Path, weights: Path | None, **given: Any) -> None:
+    """Show the images of GALLERY that are least like the others: defects among the normal images hide defects."""
+    from .audit import find_suspects, look_at
+
+    with Gallery.open(gallery, given["device"]) as opened:
+        detector = args.detector_of(opened, weights, given, calibrated=False)
+        suspects = find_suspects(
+            detector, sample=given["sample"], group=given["group"], seed=given["seed"], progress=not given["quiet"]
+        )[: given["top"]]
+        if not given["as_lines"]:
+            click.echo(f"{'oddity':>8} {'image score':>12} {'map max':>12}  image")
+        for one in suspects:
+            line = f"{one.oddity:8.2f} {one.image_score:12.6g} {one.map_max:12.6g}  {one.key}"
+            click.echo(json.dumps(asdict(one), ensure_ascii=False) if given["as_lines"] else line)
+        with _result_folder(detector, given, f"Audit of {gallery.name}") as folder:
+            if folder is None:
+                return
+            for one, pixels, detection in look_at(
+                detector, suspects, Originals(opened, given["normal"]), given["group"]
+            ):
+                folder.write(Source(Path(one.key), one.key), pixels, detection)
+            folder.close([])
+
+
+@click.command()
+@args.gallery
 @args.sources
 @args.search
 @click.option("--min-region", type=int, help="Px; smaller regions do not count.")
 @click.option("--localise", type=click.Choice(["all", "suspicious"]), help="All images, or suspicious ones only.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Write results.jsonl, report.html, maps/, matches/ and overlays/ here.",
-)
-@click.option(
-    "--normal",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="DIR",
-    help="A source that GALLERY was built from: the report shows its images. May be given again.",
-)
+@args.output("Write results.jsonl, report.html, maps/, matches/ and overlays/ here.")
+@args.originals
 @args.report
 @args.network
 @args.strict
@@ -87,7 +111,7 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **give
         if given["k"] is None and detector.k < DEFAULT_K and not given["quiet"]:
             click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
         skipped: list[Skipped] = []
-        with _result_folder(detector, given) as folder:
+        with _result_folder(detector, given, f"Query against {gallery.name}") as folder:
             if not given["as_lines"]:
                 click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
             for source, pixels, detection in query_sources(
@@ -107,7 +131,7 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **give
 
 
 @contextmanager
-def _result_folder(detector: Detector, given: dict[str, Any]) -> Iterator[ResultFolder | None]:
+def _result_folder(detector: Detector, given: dict[str, Any], title: str) -> Iterator[ResultFolder | None]:
     """Open the folder of --output with its report, where they were asked for."""
     output: Path | None = given["output"]
     if output is None:
@@ -118,14 +142,7 @@ def _result_folder(detector: Detector, given: dict[str, Any]) -> Iterator[Result
         report = None
         if not given["no_report"]:
             originals = Originals(gallery, given["normal"])
-            report = Report(
-                output / "report.html",
-                detector,
-                scale,
-                f"Query against {gallery.path.name}",
-                originals,
-                given["report_images"],
-            )
+            report = Report(output / "report.html", detector, scale, title, originals, given["report_images"])
             stack.enter_context(report)
         yield stack.enter_context(ResultFolder(output, scale, report, detector.score.min_region))
 
@@ -141,9 +158,7 @@ def _result_folder(detector: Detector, given: dict[str, Any]) -> Iterator[Result
 @click.option(
     "--maps", type=click.Choice(["tiff"]), help="Write float maps to OUTPUT/anomaly_maps, as MVTec's script reads."
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Write metrics.json, results.csv, curves, report.html here."
-)
+@args.output("Write metrics.json, results.csv, curves, report.html here.")
 @args.report
 @args.network
 @args.as_json_lines

@@ -59,6 +59,18 @@ network = together(
     ),
     device,
 )
+normals = together(
+    click.option("--sample", type=int, help="Query so many of the normal images.  [default: all]"),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the sample."),
+    click.option("--group", help="Regular expression on keys: images of one group are left out together."),
+)
+originals = click.option(
+    "--normal",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="A source that GALLERY was built from: the report shows its images. May be given again.",
+)
 replace = click.option(
     "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
 )
@@ -102,6 +114,11 @@ def replaced(options: Options, given: dict[str, Any]) -> Options:
     return dataclasses.replace(
         options, **{name: value for name, value in given.items() if name in names and value is not None}
     )
+
+
+def output(what: str) -> Callable[[Command], Command]:
+    """Make the option --output, with a help text that says what is written."""
+    return click.option("--output", type=click.Path(path_type=Path), help=what)
 
 
 def extractor_of(opened: Gallery, weights: Path | None, given: dict[str, Any]) -> Extractor:

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .gallery import Gallery
 from .generation import Generation
 from .image_index import Ids
 from .images import Pixels, batched, decode
-from .options import DEFAULT_K, ScoreOptions, SearchOptions, filled
+from .options import DEFAULT_K, QueryOptions, ScoreOptions, SearchOptions, filled
 from .patch_search import search_patches
 from .recipes import RECIPES
 from .scoring import anomaly_map, knn_score
@@ -266,10 +267,14 @@ def query_options(
     recipe = gallery.recipe or RECIPES["paper"]
     found = Calibration.read(gallery.path) if calibrated else None
     settings = found.settings if found else {}
-    return (
-        filled(filled(search or recipe.search, settings), vars(recipe.search)),
-        filled(filled(score or recipe.score, settings), vars(recipe.score)),
-    )
+    return _filled(search, settings, recipe.search), _filled(score, settings, recipe.score)
+
+
+def _filled(given: QueryOptions | None, settings: dict[str, Any], recipe: QueryOptions) -> QueryOptions:
+    if given is None:
+        known = {field.name for field in fields(recipe)}
+        return replace(recipe, **{name: value for name, value in settings.items() if name in known})
+    return filled(filled(given, settings), vars(recipe))
 
 
 def _scaled(levels: list[Array], scales: Sequence[float]) -> list[Array]:

@@ -50,9 +50,13 @@ class View:
     def apply(self, pixels: Pixels) -> Pixels:
         """Resize (antialiased bilinear) and crop an (H, W, 3) image; returns (crop height, crop width, 3) uint8."""
         (height, width), (top, left) = self.crop, self.offset
-        size = self.resized[::-1]
-        resized = pixels if pixels.shape[1::-1] == size else _resize(pixels, size)
+        resized = self.resize(pixels)
         return np.ascontiguousarray(resized[top : top + height, left : left + width])
+
+    def resize(self, pixels: Pixels) -> Pixels:
+        """Resize (antialiased bilinear) an (H, W, 3) image to `resized`, without the crop."""
+        size = self.resized[::-1]
+        return pixels if pixels.shape[1::-1] == size else _resize(pixels, size)
 
     def region(self, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return the (left, top, right, bottom), half-open, of the original pixels whose centres the network saw."""

@@ -23,7 +23,11 @@ from .storage import storage_errors, whole_file
 from .visual import Scale, css_colours
 
 CARDS = 200  # images with pictures; one takes 50 to 200 kB
-IMAGE_SCORES = {"knn": "mean distance to the nearest", "map_max": "the map's maximum", "map": "the map's maximum or mean"}
+IMAGE_SCORES = {
+    "knn": "mean distance to the nearest",
+    "map_max": "the map's maximum",
+    "map": "the map's maximum or mean",
+}
 
 
 @dataclass(frozen=True)
