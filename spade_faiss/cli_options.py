@@ -62,7 +62,7 @@ search = together(
     click.option("--kappa", type=int, default=SearchOptions.kappa, show_default=True, help="Nearest patches averaged."),
     click.option("--k-score", type=int, help="Neighbours averaged into the image score.  [default: -k]"),
     click.option("--nprobe", type=int, help="IVF: lists visited.  [default: as the index was made]"),
-    click.option("--engine", default=SearchOptions.engine, show_default=True, help="Patch search: auto or flat."),
+    click.option("--engine", default=SearchOptions.engine, show_default=True, help="Of patches: auto, flat, pyramid."),
     click.option("--block-mib", type=int, default=256, show_default=True, help="Memory of the flat engine's gallery."),
     click.option("--image-score", type=click.Choice(["knn", "map_max"]), default="knn", show_default=True,
                  help="Distance to the nearest images, or the map's maximum."),

@@ -15,7 +15,7 @@ from ..errors import FeatureError, OptionError
 from ..features import Array, all_finite
 from ..options import SearchOptions
 
-ENGINES = ("flat",)
+ENGINES = ("flat", "pyramid")
 
 __all__ = ["ENGINES", "search_patches"]
 
@@ -34,7 +34,7 @@ def search_patches(
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: how many nearest patches.
-        engine: "flat", a temporary FAISS index; "auto" chooses.
+        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto" takes the faster.
         device: auto, cpu, cuda, cuda:N; None: auto.
         block_bytes: the most that the flat engine's temporary gallery may take at a time; at least one neighbour.
 
@@ -50,10 +50,15 @@ def search_patches(
     _check(query, gallery, kappa)
     if engine not in ("auto", *ENGINES):
         raise OptionError(f"engine: expected auto or {' or '.join(ENGINES)}, found {engine!r}")
-    from .flat import search_flat
-
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found, and refused, where it ends up
-        sq_distances, flat_matches = search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
+        if engine == "flat":
+            from .flat import search_flat
+
+            sq_distances, flat_matches = search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
+        else:
+            from .pyramid import search_pyramid
+
+            sq_distances, flat_matches = search_pyramid(query, gallery, kappa)
     grid: tuple[int, int] = query[0].shape[1:]
     matches = np.stack(np.unravel_index(flat_matches, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
     found = sq_distances.reshape(*grid, kappa), matches.reshape(*grid, kappa, 3)
