@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.patch_search import pyramid, search_patches
+from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch
 
 ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
 
@@ -35,7 +36,7 @@ PYRAMIDS = {
 
 def backends() -> Iterator[Any]:
     """Each engine on each device, as (engine, device, variant of its arithmetic)."""
-    variants = {"flat": ["", "blas"], "pyramid": ["float32", "bfloat16"]}
+    variants = {"flat": ["", "blas"], "pyramid": ["float32", "bfloat16", "torch"]}
     for engine in ENGINES:
         for variant in variants[engine]:
             yield pytest.param((engine, "cpu", variant), id="-".join(filter(None, (engine, "cpu", variant))))
@@ -57,6 +58,12 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
     with pytest.MonkeyPatch.context() as patch:
         if variant == "blas":  # what FAISS does at the size of real features, with other rounding
             patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
+        elif variant == "torch":  # what runs on a GPU
+
+            def on_cpu(*arguments: Any) -> tuple[Any, Any]:
+                return search_pyramid_torch(*arguments, "cpu")
+
+            patch.setattr(pyramid, "search_pyramid", on_cpu)
         elif variant:  # what a machine does that multiplies bfloat16 no faster, or faster, than float32
             patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
         yield bound

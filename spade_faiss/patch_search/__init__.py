@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import faiss_device
+from ..devices import faiss_device, torch_device
 from ..errors import FeatureError, OptionError
 from ..features import Array, all_finite
 from ..options import SearchOptions
@@ -51,14 +51,7 @@ def search_patches(
     if engine not in ("auto", *ENGINES):
         raise OptionError(f"engine: expected auto or {' or '.join(ENGINES)}, found {engine!r}")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found, and refused, where it ends up
-        if engine == "flat":
-            from .flat import search_flat
-
-            sq_distances, flat_matches = search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
-        else:
-            from .pyramid import search_pyramid
-
-            sq_distances, flat_matches = search_pyramid(query, gallery, kappa)
+        sq_distances, flat_matches = _search(engine, query, gallery, kappa, device, block_bytes)
     grid: tuple[int, int] = query[0].shape[1:]
     matches = np.stack(np.unravel_index(flat_matches, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
     found = sq_distances.reshape(*grid, kappa), matches.reshape(*grid, kappa, 3)
@@ -67,6 +60,24 @@ def search_patches(
     import torch
 
     return tuple(torch.from_numpy(array).to(like) for array in found)  # type: ignore[return-value]
+
+
+def _search(
+    engine: str, query: list[Array], gallery: list[Array], kappa: int, device: str | None, block_bytes: int
+) -> tuple[Array, Array]:
+    """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+    if engine == "flat":
+        from .flat import search_flat
+
+        return search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
+    where = torch_device(device)
+    if where == "cpu":
+        from .pyramid import search_pyramid
+
+        return search_pyramid(query, gallery, kappa)
+    from .pyramid_torch import search_pyramid_torch
+
+    return search_pyramid_torch(query, gallery, kappa, where)
 
 
 def _as_numpy(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array], list[Array], Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .vectors import PAIR, TAPS, VECTOR, as_bits, as_float, compare_pair, jit
+from .vectors import PAIR, TAPS, as_bits, as_float, blend, compare_pair, jit
 
 SQUARES, RIGHT, BELOW, DIAGONAL, ANTIDIAGONAL, RESIDUALS = range(6)  # rows of `sums`
 
@@ -57,7 +57,9 @@ def prepare(level: Any, width: int, shift: Any, scale: float, narrow: bool, cros
 
 
 @jit
-def add_norms(sums: Any, columns: int, rows: Any, row_weights: Any, across: Any, weights: Any, out: Any) -> None:
+def add_norms(
+    sums: Any, columns: int, rows: Any, row_weights: Any, across: Any, weights: Any, narrow: bool, out: Any
+) -> None:
     """Add to `out` what one level gives to the norms of upsampled patches.
 
     Args:
@@ -67,7 +69,9 @@ def add_norms(sums: Any, columns: int, rows: Any, row_weights: Any, across: Any,
         row_weights: likewise.
         across: (w, 2) columns of the level under each column of patches.
         weights: likewise.
-        out: (3, h, w) float32: squared norms; upsampled squared norms, an upper bound of these; upsampled residuals.
+        narrow: whether the level was rounded to bfloat16.
+        out: (4, h, w) float32: squared norms; upsampled squared norms, an upper bound of these; the latter and
+            upsampled residuals of levels that were rounded.
     """
     squares, right, below = sums[SQUARES], sums[RIGHT], sums[BELOW]
     diagonal, anti, residuals = sums[DIAGONAL], sums[ANTIDIAGONAL], sums[RESIDUALS]
@@ -83,8 +87,11 @@ def add_norms(sums: Any, columns: int, rows: Any, row_weights: Any, across: Any,
             out[0, y, x] += a0 * a0 * upper + a1 * a1 * lower + 2 * a0 * a1 * both
             mean0, mean1 = b0 * squares[i00] + b1 * squares[i01], b0 * squares[i10] + b1 * squares[i11]
             out[1, y, x] += a0 * mean0 + a1 * mean1
-            mean0, mean1 = b0 * residuals[i00] + b1 * residuals[i01], b0 * residuals[i10] + b1 * residuals[i11]
+            if not narrow:
+                continue
             out[2, y, x] += a0 * mean0 + a1 * mean1
+            mean0, mean1 = b0 * residuals[i00] + b1 * residuals[i01], b0 * residuals[i10] + b1 * residuals[i11]
+            out[3, y, x] += a0 * mean0 + a1 * mean1
 
 
 @jit
@@ -116,122 +123,87 @@ def drop_hopeless(lanes: Any, places: Any, lows: Any, highs: Any, count: Any, bo
 
 
 @jit
-def _blend(out: Any, first: Any, second: Any, weight: float, other: float) -> None:
-    for i in range(len(out)):
-        out[i] = weight * first[i] + other * second[i]
-
-
-@jit
 def scan(
-    products: Any, coarse: Any, grids: Any, plan: Any, band: Any, tile: Any, state: Any, found: Any, scratch: Any
+    products: Any, sources: Any, grids: Any, plan: Any, band: Any, tile: Any, state: Any, found: Any, scratch: Any
 ) -> Any:
-    """Compare the query patches of a tile with its gallery patches, and keep every one that may be among the nearest.
+    """Compare a block of query patches with a band of gallery patches; keep every pair that may be among the nearest.
 
     Args:
-        products: ((rows * w) + 1, lanes) float32 or bits of bfloat16: the finest level's inner products.
-        coarse: flat float32: of each coarser level the inner products, upsampled along the query's columns:
-            (gallery rows of the band, gallery columns, query rows, w).
+        products: (rows * w + 1, n) float32 or bits of bfloat16: the finest level's inner products.
+        sources: (L, 2) int64, of every coarser level the address of its inner products with the query's upsampled
+            patches, (rows of the level in the band * columns, n), and whether they are bits of bfloat16.
         grids: a tuple with as many entries as there are coarser levels.
-        plan: what is the same for every tile: rows (L, h, 2) of each level under each row of patches, their weights;
-            of each pair of columns the cells (pairs, L * TAPS) of the stacked levels and (pairs, 2, L * TAPS) weights;
-            of each level (L, 2): its columns and its rows.
-        band: of each level (L, 2): where it starts in coarse, and its first row there; limits (rows, 2 * pairs) and
-            doubts likewise; the first position (neighbour, row, column) of the tile's first row.
-        tile: w; first gallery row in the image, in the band, and their number; first and last query row, query rows a
-            block; where to resume: query row, gallery row.
+        plan: of the coarser levels: rows (L, h, 2) under each row of patches; their weights; for each pair of columns
+            of patches cells (pairs, L * TAPS) of the stacked columns and weights (pairs, 2, L * TAPS); columns (L,).
+        band: of the gallery: first row in each coarser level (L,), limits (rows, 2 * pairs), doubts likewise, position
+            (neighbour, row, column) of the first patch.
+        tile: w, first row of the band, rows, first query patch, query patches, row of the band to resume at.
         state: bounds (h * w + VECTOR,), doubts (h * w,), heap (h * w, kappa) of the query patches.
         found: candidates so far: query patch, position, lower and upper bound of half, and their number.
-        scratch: two rows of every level (2, cells, lanes of a block), their blend (cells, lanes), out (2, lanes).
+        scratch: flat, for a row of patches: the blended coarser products (cells * n), the pair's results (2 * n).
 
     Returns:
-        -1, or where to resume when there is room for candidates again: query row * h + gallery row.
+        -1, or the row of the band to resume at when there is room for candidates again.
     """
-    rows, row_weights, cells, shares, sizes = plan
-    starts, limits, doubts, place = band
-    width, top, top_in_band, count, first, last, step, resume, resume_row = tile
+    rows, row_weights, cells, shares, columns = plan
+    firsts, limits, doubts, place = band
+    width, top, count, start, wide, resume = tile
     bounds, own_doubts, heap = state
-    lanes_found, places, lows, highs, number = found
-    height, levels = rows.shape[1], len(grids)
-    pairs = len(cells)
-    held = np.empty((max(levels, 1), 2), np.int64)
-    offsets = np.empty_like(cells)
-    for above in range(max(first, resume), last, step):
-        wide = (min(above + step, last) - above) * width
-        n = (wide + VECTOR - 1) // VECTOR * VECTOR
-        start = above * width
-        two_rows, blended, out = scratch[0], scratch[1], scratch[2]
-        held[:] = -1
+    lanes, places, lows, highs, number = found
+    blended, out = scratch
+    n, levels, pairs, size = products.shape[1], len(grids), len(cells), products.itemsize
+    offsets = cells * n
+    for y in range(resume, count):
+        if number[0] + 2 * pairs * wide > len(places):
+            drop_hopeless(lanes, places, lows, highs, number, bounds)
+            if number[0] + 2 * pairs * wide > len(places) // 2:
+                return y
+        base = 0
+        for level in range(levels):
+            address, half_size = sources[level, 0], 2 if sources[level, 1] else 4
+            line = columns[level] * n
+            first = np.int64(address + (rows[level, top + y, 0] - firsts[level]) * line * half_size)
+            second = np.int64(address + (rows[level, top + y, 1] - firsts[level]) * line * half_size)
+            addresses = (np.int64(blended.ctypes.data + base * n * 4), first, second)
+            weight, other = row_weights[level, top + y, 0], row_weights[level, top + y, 1]
+            if sources[level, 1]:
+                blend(True, addresses, np.int64(line), weight, other)
+            else:
+                blend(False, addresses, np.int64(line), weight, other)
+            base += columns[level]
         for pair in range(pairs):
-            for tap in range(levels * TAPS):
-                offsets[pair, tap] = cells[pair, tap] * n
-        for y in range(resume_row if above == resume else 0, count):
-            if number[0] + 2 * pairs * wide > len(places):
-                drop_hopeless(lanes_found, places, lows, highs, number, bounds)
-                if number[0] + 2 * pairs * wide > len(places) // 2:
-                    return above * height + y
-            base = 0
-            for level in range(levels):
-                columns, tall = sizes[level, 0], sizes[level, 1]
-                for side in range(2):
-                    row = rows[level, top + y, side]
-                    if held[level, row & 1] == row:
+            column = pair * PAIR
+            line = y * width + column
+            passed = compare_pair(
+                products,
+                grids,
+                np.int64(n),
+                (
+                    np.int64(products.ctypes.data + line * n * size),
+                    np.int64(blended.ctypes.data),
+                    np.int64(offsets.ctypes.data + pair * levels * TAPS * 8),
+                    np.int64(shares.ctypes.data + pair * levels * TAPS * PAIR * 4),
+                    np.int64(bounds.ctypes.data + start * 4),
+                    np.int64(limits.ctypes.data + (y * pairs + pair) * PAIR * 4),
+                    np.int64(out.ctypes.data),
+                ),
+                np.int64(n),
+            )
+            if not passed:
+                continue
+            for g in range(PAIR):
+                limit, doubt = limits[y, column + g], doubts[y, column + g]
+                for i in range(wide):
+                    if not out[g * n + i] + bounds[start + i] >= limit:
                         continue
-                    held[level, row & 1] = row
-                    at = starts[level, 0] + (row - starts[level, 1]) * columns * tall * width
-                    for column in range(columns):
-                        target = two_rows[row & 1, (base + column) * n : (base + column + 1) * n]
-                        for lane in range(wide // width):
-                            upper = at + (column * tall + rows[level, above + lane, 0]) * width
-                            lower = at + (column * tall + rows[level, above + lane, 1]) * width
-                            _blend(
-                                target[lane * width : (lane + 1) * width],
-                                coarse[upper : upper + width],
-                                coarse[lower : lower + width],
-                                row_weights[level, above + lane, 0],
-                                row_weights[level, above + lane, 1],
-                            )
-                _blend(
-                    blended[base * n : (base + columns) * n],
-                    two_rows[rows[level, top + y, 0] & 1, base * n : (base + columns) * n],
-                    two_rows[rows[level, top + y, 1] & 1, base * n : (base + columns) * n],
-                    row_weights[level, top + y, 0],
-                    row_weights[level, top + y, 1],
-                )
-                base += columns
-            lane0 = start - first * width
-            for pair in range(pairs):
-                column = pair * PAIR
-                line = y * width + column
-                passed = compare_pair(
-                    products,
-                    grids,
-                    np.int64(products.shape[1]),
-                    (
-                        np.int64(products.ctypes.data + (line * products.shape[1] + lane0) * products.itemsize),
-                        np.int64(blended.ctypes.data),
-                        np.int64(offsets.ctypes.data + pair * levels * TAPS * 8),
-                        np.int64(shares.ctypes.data + pair * levels * TAPS * PAIR * 4),
-                        np.int64(bounds.ctypes.data + start * 4),
-                        np.int64(limits.ctypes.data + ((top_in_band + y) * pairs + pair) * PAIR * 4),
-                        np.int64(out.ctypes.data),
-                    ),
-                    np.int64(n),
-                )
-                if not passed:
-                    continue
-                for g in range(PAIR):
-                    limit, doubt = limits[top_in_band + y, column + g], doubts[top_in_band + y, column + g]
-                    for i in range(wide):
-                        if not out[g * n + i] + bounds[start + i] >= limit:
-                            continue
-                        lane = start + i
-                        low, k = limit - out[g * n + i], number[0]
-                        high = low + 2 * doubt
-                        lanes_found[k], places[k], lows[k], highs[k] = lane, place + line + g, low, high
-                        number[0] = k + 1
-                        if high < heap[lane, 0]:
-                            sink(heap[lane], high)
-                            bounds[lane] = min(bounds[lane], heap[lane, 0] + 2 * own_doubts[lane])
+                    lane, k = start + i, number[0]
+                    low = limit - out[g * n + i]
+                    high = low + 2 * doubt
+                    lanes[k], places[k], lows[k], highs[k] = lane, place + line + g, low, high
+                    number[0] = k + 1
+                    if high < heap[lane, 0]:
+                        sink(heap[lane], high)
+                        bounds[lane] = min(bounds[lane], heap[lane, 0] + 2 * own_doubts[lane])
     return -1
 
 

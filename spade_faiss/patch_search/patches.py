@@ -53,9 +53,9 @@ def taps(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     As torch.nn.functional.interpolate(mode="bilinear", align_corners=False) defines it.
 
     Returns:
-        indices and weights, (new, 2); a cell that takes all from one has the other's weight 0.
+        indices and weights, (new, 2); a cell that takes all from one has that twice.
     """
     centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     first = np.floor(centres).astype(np.int64)
     share = (centres - first).astype(np.float32)
-    return np.stack([first, np.minimum(first + 1, old - 1)], axis=1), np.stack([1 - share, share], axis=1)
+    return np.stack([first, first + (share > 0)], axis=1), np.stack([1 - share, share], axis=1)

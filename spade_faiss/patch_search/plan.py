@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from ..features import Array
 from ..image_index import ROUNDING
@@ -19,25 +20,42 @@ from .vectors import PAIR, TAPS, VECTOR
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+BLOCK_PATCHES = 192  # of a query compared at a time, at least; their blended coarser products stay in cache
+BFLOAT16_SPEED = 7  # of its products over float32's, where it pays
 BFLOAT16 = 2.0**-8  # relative rounding of a bfloat16, at most
 TYPICAL = 0.0017  # of a vector's length is lost to it; bounds hold for any value here, and are tightest at the true one
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """The query's side of a level that is coarser than the finest.
+
+    Either it is upsampled before the product, or the product at native resolution is, by one more product: that is
+    less work where there are many channels and float32 is as fast as bfloat16.
+    """
+
+    level: int
+    lifted: list[torch.Tensor]  # of each block (c, n), upsampled; empty if the product is upsampled
+    native: torch.Tensor  # (c, cells) where lifted is empty
+    spread: list[tuple[int, torch.Tensor]]  # of each block its first cell, and weights (cells, n) of cells from there
 
 
 @dataclass(frozen=True)
 class Plan:
     """The query's side of the products, and where upsampling takes its values from. Level 0 is the finest."""
 
-    narrow: bool  # products in bfloat16
+    narrow: list[bool]  # of each level: whether its product is in bfloat16
     scale: float  # a power of two that the products are taken at, so that squares neither overflow nor vanish
     shifts: list[torch.Tensor]  # (c, 1, 1), taken from both sides
     native: list[Floats]  # (c, cells) float32, shifted
-    operands: list[torch.Tensor]  # (c, cells) as the product takes them; the finest's cells are padded
     grids: list[tuple[int, int]]
     rows: Ints  # (L, h, 2) rows of every level under each row of patches
     row_weights: Floats  # (L, h, 2)
     columns: Ints  # (L, w, 2)
     column_weights: Floats  # (L, w, 2)
-    across: list[torch.Tensor]  # (level's w, w) upsampling of a coarser level's columns
+    block: int  # query patches that are compared at a time; the last block has what is left, padded to whole vectors
+    finest: list[torch.Tensor]  # of each block (c, n): all levels of the finest grid
+    coarser: list[Coarse]
     sq_norms: Floats  # (h * w,) of the query's patches, at scale
     doubts: Floats  # (h * w,) the query's part of what half a squared distance may be off by, at scale
 
@@ -55,19 +73,40 @@ class Plan:
         scale = 1.0 if size == 0 or 1e-10 < size < 1e10 else 2.0 ** -np.rint(np.log2(size))
         rows, row_weights = (np.stack(part) for part in zip(*(taps(grid[0], height) for grid in grids), strict=True))
         columns, weights = (np.stack(part) for part in zip(*(taps(grid[1], width) for grid in grids), strict=True))
-        norms, operands = np.zeros((3, height, width), np.float32), []
-        for number, level in enumerate(native):
-            padded = -(-level.shape[1] // VECTOR) * VECTOR if number == 0 else level.shape[1]
-            operand, sums = rounded(level, grids[number][1], np.zeros(len(level), np.float32), scale, narrow, padded)
-            operands.append(operand)
+        whole = VECTOR // np.gcd(VECTOR, width)  # rows of patches that fill vectors
+        block = int(min(-(-BLOCK_PATCHES // (width * whole)) * whole, height)) * width
+
+        norms, finest, coarser, rounds = np.zeros((4, height, width), np.float32), [], [], []
+        for number, (level, grid) in enumerate(zip(native, grids, strict=True)):
+            lift = grid != grids[0] and _lifts(len(level), grid, grids[0], narrow)
+            if lift:
+                maps = torch.from_numpy(level).view(1, len(level), *grid)
+                upsampled = F.interpolate(maps, grids[0], mode="bilinear", align_corners=False)
+                level = upsampled.reshape(len(level), -1).numpy()
+            none = np.zeros(len(level), np.float32)
+            # At native resolution float32 costs little, and leaves less in doubt.
+            rounds.append(narrow and (lift or grid == grids[0]))
+            operand, sums = rounded(level, grids[0][1] if lift else grid[1], none, scale, rounds[-1])
+            if level.shape[1] == height * width:
+                norms[:2] += sums[kernels.SQUARES].reshape(height, width)
+                if rounds[-1]:
+                    norms[2:] += sums[[kernels.SQUARES, kernels.RESIDUALS]].reshape(2, height, width)
+                blocks = [_padded(operand[:, at : at + block]) for at in range(0, height * width, block)]
+                if lift:
+                    coarser.append(Coarse(number, blocks, operand[:, :0], []))
+                else:
+                    finest.append(blocks)
+                continue
             kernels.add_norms(
-                sums, grids[number][1], rows[number], row_weights[number], columns[number], weights[number], norms
+                sums, grid[1], rows[number], row_weights[number], columns[number], weights[number], False, norms
             )
+            spread = _spread(grid, rows[number], row_weights[number], columns[number], weights[number], block)
+            coarser.append(Coarse(number, [], operand, spread))
         channels = sum(len(level) for level in native)
         return cls(
-            narrow, scale, shifts, native, operands, grids, rows, row_weights, columns, weights,
-            [_matrix(*level) for level in zip(columns[1:], weights[1:], (grid[1] for grid in grids[1:]), strict=True)],
-            norms[0].reshape(-1), doubts(norms, channels, narrow).reshape(-1),
+            rounds, scale, shifts, native, grids, rows, row_weights, columns, weights,
+            block, [torch.cat(parts) for parts in zip(*finest, strict=True)], coarser,
+            norms[0].reshape(-1), doubts(norms, channels).reshape(-1),
         )  # fmt: skip
 
     @property
@@ -79,29 +118,54 @@ class Plan:
         """For each pair of columns of patches, what it takes of the coarser levels' columns, stacked.
 
         Returns:
-            cells (pairs, (L - 1) * TAPS) and weights (pairs, 2, (L - 1) * TAPS).
+            cells (pairs, L * TAPS) and weights (pairs, 2, L * TAPS) of the L coarser levels.
         """
         width = self.grids[0][1]
-        pairs, levels = -(-width // PAIR), len(self.grids) - 1
+        pairs, levels = -(-width // PAIR), len(self.coarser)
         cells, weights = np.zeros((pairs, levels, TAPS), np.int64), np.zeros((pairs, PAIR, levels, TAPS), np.float32)
         base = 0
-        for level in range(levels):
-            (_, across), at = self.grids[level + 1], self.columns[level + 1]
+        for number, coarse in enumerate(self.coarser):
+            across, at = self.grids[coarse.level][1], self.columns[coarse.level]
             first = at[::PAIR, 0]
-            cells[:, level] = base + np.minimum(first[:, None] + np.arange(TAPS), across - 1)
+            cells[:, number] = base + np.minimum(first[:, None] + np.arange(TAPS), across - 1)
             for x in range(width):
                 for side in range(2):
-                    tap = at[x, side] - first[x // PAIR]
-                    weights[x // PAIR, x % PAIR, level, tap] += self.column_weights[level + 1, x, side]
+                    share = self.column_weights[coarse.level, x, side]
+                    weights[x // PAIR, x % PAIR, number, at[x, side] - first[x // PAIR]] += share
             base += across
         return cells.reshape(pairs, -1), weights.reshape(pairs, PAIR, -1)
 
 
-def _matrix(columns: Ints, weights: Floats, old: int) -> torch.Tensor:
-    matrix = np.zeros((old, len(columns)), np.float32)
-    for side in range(2):
-        np.add.at(matrix, (columns[:, side], np.arange(len(columns))), weights[:, side])
-    return torch.from_numpy(matrix)
+def _lifts(channels: int, grid: tuple[int, int], finest: tuple[int, int], narrow: bool) -> bool:
+    """Tell whether upsampling a query's level costs less than upsampling its products, for each cell of the gallery.
+
+    The former's product may be in bfloat16, the latter's is in float32, and upsampling it takes a product with about
+    three rows of the level.
+    """
+    patches = finest[0] * finest[1]
+    return channels * patches / (BFLOAT16_SPEED if narrow else 1) < channels * grid[0] * grid[1] + 3 * grid[1] * patches
+
+
+def _padded(part: torch.Tensor) -> torch.Tensor:
+    return F.pad(part, (0, -part.shape[1] % VECTOR)).contiguous()
+
+
+def _spread(
+    grid: tuple[int, int], rows: Ints, row_weights: Floats, columns: Ints, weights: Floats, block: int
+) -> list[tuple[int, torch.Tensor]]:
+    """Write upsampling to blocks of patches as matrices: the first cell, and (cells, n) weights, of each block."""
+    result = []
+    patches = len(rows) * len(columns)
+    for start in range(0, patches, block):
+        y, x = np.divmod(np.arange(start, min(start + block, patches)), len(columns))
+        first = int(rows[y[0], 0])
+        matrix = np.zeros(((int(rows[y[-1], 1]) + 1 - first) * grid[1], -(-len(y) // VECTOR) * VECTOR), np.float32)
+        for up in range(2):
+            for left in range(2):
+                at = (rows[y, up] - first) * grid[1] + columns[x, left]
+                np.add.at(matrix, (at, np.arange(len(y))), row_weights[y, up] * weights[x, left])
+        result.append((first * grid[1], torch.from_numpy(matrix)))
+    return result
 
 
 def load(level: Array, shift: torch.Tensor) -> tuple[Floats, Floats]:
@@ -112,18 +176,15 @@ def load(level: Array, shift: torch.Tensor) -> tuple[Floats, Floats]:
     return values.float().reshape(len(level), -1).numpy(), shift.reshape(-1).numpy()
 
 
-def rounded(
-    level: Floats, width: int, shift: Floats, scale: float, narrow: bool, padded: int
-) -> tuple[torch.Tensor, Floats]:
-    """Return a level (c, cells) as the product takes it, (c, padded), and kernels.prepare's sums."""
-    out = np.empty((len(level), padded), np.uint16 if narrow else np.float32)
-    out[:, level.shape[1] :] = 0
+def rounded(level: Floats, width: int, shift: Floats, scale: float, narrow: bool) -> tuple[torch.Tensor, Floats]:
+    """Return a level (c, cells) as the product takes it, and kernels.prepare's sums."""
+    out = np.empty(level.shape, np.uint16 if narrow else np.float32)
     sums = np.empty((6, level.shape[1]), np.float32)
     kernels.prepare(level, width, shift, np.float32(scale), narrow, True, out, sums)
     return torch.from_numpy(out.view(np.int16)).view(torch.bfloat16) if narrow else torch.from_numpy(out), sums
 
 
-def doubts(norms: Floats, channels: int, narrow: bool) -> Floats:
+def doubts(norms: Floats, channels: int) -> Floats:
     """One side's part of what half a squared distance may be off by.
 
     With a' for a as it is rounded, |<a, b> - <a', b'>| <= |a - a'| |b| + |a'| |b - b'|, and 2 x y <= x^2 / t + t y^2
@@ -131,16 +192,14 @@ def doubts(norms: Floats, channels: int, narrow: bool) -> Floats:
     that the upsampled squares bound them. The product itself is rounded to bfloat16 once more.
 
     Args:
-        norms: of kernels.add_norms, (3, ...).
+        norms: of kernels.add_norms, (4, ...).
         channels: of all levels.
-        narrow: whether the products are in bfloat16.
     """
-    _, squares, residuals = norms
-    result = 2 * ROUNDING * np.sqrt(channels) * squares
-    if narrow:
-        result += 1.02 * ((TYPICAL + BFLOAT16) / 2 * squares + residuals / (2 * TYPICAL))
-    elif torch.get_float32_matmul_precision() != "highest":  # then torch may multiply float32 as bfloat16
-        result += 1.02 * BFLOAT16 * squares
+    _, squares, narrow, residuals = norms
+    exact = 2 * ROUNDING * np.sqrt(channels)
+    if torch.get_float32_matmul_precision() != "highest":  # then torch may multiply float32 as bfloat16
+        exact += 1.02 * BFLOAT16
+    result = exact * squares + 1.02 * ((TYPICAL + BFLOAT16) / 2 * narrow + residuals / (2 * TYPICAL))
     return np.asarray(result, np.float32)
 
 

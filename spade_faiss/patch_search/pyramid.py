@@ -2,7 +2,7 @@
 
 With U the upsampling of a level, which is linear, <U a, U b> = U <a, b> U^T: the inner products of upsampled maps are
 the upsampled inner products. Only the finest level needs the product of all pairs of patches; a coarser level's is
-smaller by the fourth power of its scale, and is interpolated where it is used (`kernels.scan`).
+smaller, and is interpolated where it is used (`kernels.scan`), on the gallery's side at least (`plan.Coarse`).
 
 The products only choose candidates. Each is known up to a doubt, bounded from what rounding took of each patch
 (`plan.doubts`), so bfloat16 serves where the machine multiplies it faster. A patch is a candidate as long as its lower
@@ -30,8 +30,6 @@ from .plan import doubts as doubts_of
 from .vectors import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
-TILE_PATCHES = 224  # gallery patches of a tile: enough for a product at full speed
-BLOCK_PATCHES = 192  # query patches compared at a time, at least; their blended coarser products stay in cache too
 CANDIDATES = 2**20  # a thread keeps before it decides among them
 FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
 
@@ -43,8 +41,9 @@ def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tupl
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
     plan = Plan.make(query, bfloat16_pays())
-    k, height, threads = len(gallery[0]), plan.grids[0][0], torch.get_num_threads()
-    bands = min(height, -(-2 * threads // k))
+    k, (height, width), threads = len(gallery[0]), plan.grids[0], torch.get_num_threads()
+    row_bytes = plan.finest[0].shape[1] * plan.finest[0].itemsize * width
+    bands = min(height, max(-(-2 * threads // k), -(-height * row_bytes // TILE_BYTES)))
     edges = [height * band // bands for band in range(bands + 1)]
     work = [(n, top, end) for n in range(k) for top, end in pairwise(edges)]
     workers = [Worker(plan, query, gallery, kappa) for _ in range(min(threads, len(work)))]
@@ -88,6 +87,11 @@ def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]], threads
         torch.set_num_threads(threads)  # threads that are started from now on would inherit the 1
 
 
+def _turned(operand: torch.Tensor) -> torch.Tensor:
+    """Return (c, cells) as (cells, c), in the order of memory in which the product is faster."""
+    return operand.t().contiguous() if operand.dtype == torch.bfloat16 else operand.t()
+
+
 @dataclass
 class Candidates:
     """Pairs that may be among the nearest, parallel arrays (m,)."""
@@ -118,30 +122,21 @@ class Worker:
 
     def __init__(self, plan: Plan, query: list[Array], gallery: list[Array], kappa: int) -> None:
         self.plan, self.query, self.gallery = plan, query, gallery
-        (height, width), columns = plan.grids[0], sum(grid[1] for grid in plan.grids[1:])
+        height, width = plan.grids[0]
         patches = height * width
         self.bounds = np.full(patches + VECTOR, -np.inf, np.float32)  # of lows; padding passes none
         self.bounds[:patches] = np.inf
         self.heap = np.full((patches, kappa), np.inf, np.float32)  # the kappa least highs
         self.best, self.best_at = np.full((patches, kappa), np.inf, np.float32), np.full((patches, kappa), -1, np.int64)
-        whole = VECTOR // np.gcd(VECTOR, width)  # rows of query patches that fill vectors
-        self.block_rows = int(min(-(-BLOCK_PATCHES // (width * whole)) * whole, -(-height // whole) * whole))
-        lanes = self.block_rows * width
-        size = max(CANDIDATES, 4 * PAIR * lanes * width)
+        size = max(CANDIDATES, 4 * PAIR * plan.block * width)
         self.found = (
             np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.float32),
             np.zeros(1, np.int64),
         )  # fmt: skip
-        self.scratch = (
-            np.zeros((2, columns * lanes), np.float32), np.zeros(columns * lanes, np.float32),
-            np.zeros(PAIR * lanes, np.float32),
-        )  # fmt: skip
-        self.tile_rows = max(1, min(TILE_PATCHES // width, height))
-        itemsize = 2 if plan.narrow else 4
-        blocks = TILE_BYTES // itemsize // (self.tile_rows * width) // lanes
-        self.tile_columns = max(1, blocks) * self.block_rows  # rows of query patches in a tile
-        self.pairs = plan.pairs()
-        self.sizes = np.array([grid[::-1] for grid in plan.grids[1:]], np.int64).reshape(-1, 2)
+        levels, n = [coarse.level for coarse in plan.coarser], plan.finest[0].shape[1]
+        columns = np.array([plan.grids[level][1] for level in levels], np.int64)
+        self.scratch = np.zeros(int(columns.sum()) * n, np.float32), np.zeros(PAIR * n, np.float32)
+        self.upsampling = plan.rows[levels], plan.row_weights[levels], *plan.pairs(), columns
 
     def run(self, work: Iterator[tuple[int, int, int]]) -> None:
         """Compare bands (neighbour, first row, end) until there are no more."""
@@ -156,59 +151,62 @@ class Worker:
 
     def compare_band(self, neighbour: int, top: int, end: int) -> None:
         """Compare rows top to end of a neighbour's patches with all of the query's."""
-        plan = self.plan
-        height, width = plan.grids[0]
-        norms = np.zeros((3, end - top, width), np.float32)
-        coarse, starts = [np.zeros(0, np.float32)], []
+        plan, (height, width) = self.plan, self.plan.grids[0]
+        norms = np.zeros((4, end - top, width), np.float32)
+        finest, coarser = [], []
         for number, level in enumerate(self.gallery):
             across, rows = plan.grids[number][1], plan.rows[number, top:end]
             first = int(rows[0, 0])
             values, shift = load(level[neighbour, :, first : int(rows[-1, 1]) + 1], plan.shifts[number])
-            operand, sums = rounded(values, across, shift, plan.scale, plan.narrow, values.shape[1])
+            operand, sums = rounded(values, across, shift, plan.scale, plan.narrow[number])
             kernels.add_norms(
                 sums, across, rows - first, plan.row_weights[number, top:end],
-                plan.columns[number], plan.column_weights[number], norms,
+                plan.columns[number], plan.column_weights[number], plan.narrow[number], norms,
             )  # fmt: skip
-            if number == 0:
-                finest = operand
+            if plan.grids[number] == plan.grids[0]:
+                finest.append(operand)
             else:
-                starts.append((sum(map(len, coarse)), first))
-                products = (operand.t() @ plan.operands[number]).float().view(-1, across)
-                coarse.append((products @ plan.across[number - 1]).reshape(-1).numpy())
-        pairs = len(self.pairs[0])
-        limits = np.full((2, end - top, PAIR * pairs), np.nan, np.float32)  # what is compared with NaN never passes
-        limits[1, :, :width] = doubts_of(norms, plan.channels, plan.narrow)
+                coarser.append(operand)
+        limits = np.full((2, end - top, width + width % PAIR), np.nan, np.float32)  # NaN: nothing passes
+        limits[1, :, :width] = doubts_of(norms, plan.channels)
         limits[0, :, :width] = norms[0] / 2 - limits[1, :, :width]
-        flat = np.concatenate(coarse)
-        origins = np.array(starts, np.int64).reshape(-1, 2)
-        for row in range(top, end, self.tile_rows):
-            count = min(self.tile_rows, end - row)
-            mine = finest[:, (row - top) * width :][:, : count * width].t()
-            place = (neighbour * height + row) * width
-            band = (origins, limits[0], limits[1], place)
-            for first in range(0, height, self.tile_columns):
-                last = min(first + self.tile_columns, height)
-                self.compare_tile(mine, flat, band, (row, row - top, count, first, last))
+        mine = _turned(torch.cat(finest) if len(finest) > 1 else finest[0])
+        sides = [_turned(operand) for operand in coarser]
+        native = [
+            side if coarse.lifted else torch.mm(side, coarse.native)
+            for side, coarse in zip(sides, plan.coarser, strict=True)
+        ]
+        firsts = np.array([plan.rows[coarse.level, top, 0] for coarse in plan.coarser], np.int64)
+        band = (firsts, limits[0], limits[1], (neighbour * height + top) * width)
+        for number in range(len(plan.finest)):
+            self.compare_tile(mine, native, band, number, top)
 
-    def compare_tile(self, mine: torch.Tensor, coarse: Floats, band: tuple[Any, ...], tile: tuple[int, ...]) -> None:
-        """Multiply some rows of a neighbour's patches with some rows of the query's, and scan the products."""
-        plan, (height, width), count, first, last = self.plan, self.plan.grids[0], *tile[2:]
-        theirs = plan.operands[0][:, first * width :][:, : -(-(last - first) * width // VECTOR) * VECTOR]
-        products = torch.empty(count * width + 1, theirs.shape[1], dtype=mine.dtype)  # a pair may end past the last
+    def compare_tile(
+        self, mine: torch.Tensor, native: list[torch.Tensor], band: tuple[Any, ...], number: int, top: int
+    ) -> None:
+        """Multiply a band of a neighbour with one block of the query's patches, and scan the products."""
+        plan, theirs = self.plan, self.plan.finest[number]
+        products = torch.empty(len(mine) + 1, theirs.shape[1], dtype=mine.dtype)  # a pair may end past the last
         torch.mm(mine, theirs, out=products[:-1])
-        values = products.view(torch.int16).numpy().view(np.uint16) if plan.narrow else products.numpy()
-        resume = (first, 0)
-        while True:
-            stopped = kernels.scan(
-                values, coarse, (0,) * len(self.sizes),
-                (plan.rows[1:], plan.row_weights[1:], *self.pairs, self.sizes),
-                band, (width, *tile, self.block_rows, *resume),
+        coarse = []
+        for level, values in zip(plan.coarser, native, strict=True):
+            if level.lifted:
+                coarse.append(torch.mm(values, level.lifted[number]))
+            else:
+                first, matrix = level.spread[number]
+                coarse.append(torch.mm(values[:, first : first + len(matrix)], matrix))
+        sources = [(values.data_ptr(), values.dtype == torch.bfloat16) for values in coarse]
+        bits = products.view(torch.int16).numpy().view(np.uint16) if plan.narrow[0] else products.numpy()
+        width, start, row = plan.grids[0][1], number * plan.block, 0
+        wide = min(plan.block, len(self.heap) - start)
+        while row >= 0:
+            row = kernels.scan(
+                bits, np.array(sources, np.int64).reshape(-1, 2), (0,) * len(coarse), self.upsampling, band,
+                (width, top, len(mine) // width, start, wide, row),
                 (self.bounds, plan.doubts, self.heap), self.found, self.scratch,
             )  # fmt: skip
-            if stopped < 0:
-                return
-            resume = divmod(stopped, height)
-            self.settle()
+            if row >= 0:
+                self.settle()
 
     def settle(self) -> None:
         """Measure the candidates, so that there is room for others."""

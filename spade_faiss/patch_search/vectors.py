@@ -47,14 +47,21 @@ def as_float(context: Any, value: Any) -> Any:
     return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(args[0], FLOAT)
 
 
-def _load(builder: Any, base: Any, offset: Any, kind: Any, align: int) -> Any:
+def _load_floats(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
+    """Load VECTOR float32, or the bits of as many bfloat16, which are the upper half of a float32's."""
     address = builder.bitcast(builder.gep(base, [offset]), ir.VectorType(kind, VECTOR).as_pointer())
-    return builder.load(address, align=align)
+    values = builder.load(address, align=2 if kind is HALF else 4)
+    if kind is not HALF:
+        return values
+    return builder.bitcast(builder.shl(builder.zext(values, INTS), ir.Constant(INTS, [16] * VECTOR)), FLOATS)
 
 
 def _splat(builder: Any, base: Any, number: int) -> Any:
-    """Load one float and repeat it."""
-    value = builder.load(builder.gep(base, [WORD(number)]))
+    return _spread(builder, builder.load(builder.gep(base, [WORD(number)])))
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """Repeat one float."""
     undefined = ir.Constant(FLOATS, ir.Undefined)
     return builder.shuffle_vector(
         builder.insert_element(undefined, value, INT(0)), undefined, ir.Constant(INTS, [0] * VECTOR)
@@ -92,14 +99,11 @@ def compare_pair(context: Any, kind: Any, grids: Any, stride: Any, addresses: An
         least = [_splat(builder, limits, g) for g in range(PAIR)]
         found = cgutils.alloca_once_value(builder, ir.Constant(BITS, [0] * VECTOR))
         with cgutils.for_range_slice(builder, WORD(0), n, WORD(VECTOR), inc=True) as (i, _):
-            loaded = [_load(builder, coarse, builder.add(start, i), FLOAT, 4) for start in starts]
-            bound = _load(builder, bounds, i, FLOAT, 4)
+            loaded = [_load_floats(builder, coarse, builder.add(start, i), FLOAT) for start in starts]
+            bound = _load_floats(builder, bounds, i, FLOAT)
             for g in range(PAIR):
                 at = builder.add(builder.mul(WORD(g), stride), i)
-                total = _load(builder, products, at, kinds[0], 2 if narrow else 4)
-                if narrow:
-                    bits = builder.shl(builder.zext(total, INTS), ir.Constant(INTS, [16] * VECTOR))
-                    total = builder.bitcast(bits, FLOATS)
+                total = _load_floats(builder, products, at, kinds[0])
                 for share, values in zip(shares[g], loaded, strict=True):
                     part = builder.fmul(share, values, flags=("contract",))
                     total = builder.fadd(total, part, flags=("contract",))
@@ -110,3 +114,35 @@ def compare_pair(context: Any, kind: Any, grids: Any, stride: Any, addresses: An
         return builder.icmp_unsigned("!=", builder.bitcast(builder.load(found), HALF), HALF(0))
 
     return types.boolean(kind, grids, stride, addresses, n), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def blend(context: Any, narrow: Any, addresses: Any, n: Any, weight: Any, other: Any) -> Any:
+    """Set out[i] = weight * first[i] + other * second[i] for n values.
+
+    Args:
+        context: of the compiler.
+        narrow: a literal: first and second are the bits of bfloat16, not float32.
+        addresses: of out float32, first, second.
+        n: a multiple of VECTOR.
+        weight: of first.
+        other: weight of second.
+    """
+    kind = HALF if narrow.literal_value else FLOAT
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out, *sources = (
+            builder.inttoptr(builder.extract_value(args[1], number), each.as_pointer())
+            for number, each in enumerate((FLOAT, kind, kind))
+        )
+        weights = [_spread(builder, value) for value in args[3:]]
+        with cgutils.for_range_slice(builder, WORD(0), args[2], WORD(VECTOR), inc=True) as (i, _):
+            parts = [
+                builder.fmul(weight, _load_floats(builder, source, i, kind), flags=("contract",))
+                for weight, source in zip(weights, sources, strict=True)
+            ]
+            target = builder.bitcast(builder.gep(out, [i]), FLOATS.as_pointer())
+            builder.store(builder.fadd(*parts, flags=("contract",)), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(narrow, addresses, n, types.float32, types.float32), generate
