@@ -89,7 +89,7 @@ search = together(
     click.option("--nprobe", type=int, help="IVF: lists visited.  [default: as the index was made]"),
     click.option("--level-weights", type=click.Choice(["equal", "spread"]),
                  help="Levels as they are, or each over its spread among normal images."),
-    click.option("--engine", help="Patch search: auto or flat."),
+    click.option("--engine", help="Of the patch search: auto, flat or pyramid."),
     click.option("--block-mib", type=int, help="Memory of the flat engine's gallery."),
     click.option("--image-score", type=click.Choice(["knn", "map_max", "map"]),
                  help="Distance to the nearest images, the map's maximum, or its maximum or mean."),

@@ -13,7 +13,7 @@ DEFAULT_K = 50  # the paper's, for MVTec AD
 MIB = 2**20
 
 StoredDtype = Literal["float16", "float32"]
-Engine = Literal["auto", "flat"]
+Engine = Literal["auto", "flat", "pyramid"]
 Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map"]
 LevelWeights = Literal["equal", "spread"]

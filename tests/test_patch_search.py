@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
 from spade_faiss.errors import FeatureError, OptionError
-from spade_faiss.patch_search import search_patches
+from spade_faiss.patch_search import pyramid, search_patches
+from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch
 
-ENGINES = ["flat"]  # a new engine inherits the suite by its name here
+ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
 
 Levels = list[np.ndarray]
 Search = Callable[..., tuple[Any, Any]]
@@ -34,18 +35,18 @@ PYRAMIDS = {
 
 
 def backends() -> Iterator[Any]:
-    """Each engine on each device, as (engine, device, whether FAISS is to use BLAS)."""
+    """Each engine on each device, as (engine, device, variant of its arithmetic)."""
+    variants = {"flat": ["", "blas"], "pyramid": ["float32", "bfloat16", "torch"]}
     for engine in ENGINES:
-        yield pytest.param((engine, "cpu", False), id=f"{engine}-cpu")
-        if engine == "flat":
-            yield pytest.param((engine, "cpu", True), id="flat-cpu-blas")
-        yield pytest.param((engine, "cuda", False), id=f"{engine}-cuda", marks=pytest.mark.gpu)
+        for variant in variants[engine]:
+            yield pytest.param((engine, "cpu", variant), id="-".join(filter(None, (engine, "cpu", variant))))
+        yield pytest.param((engine, "cuda", ""), id=f"{engine}-cuda", marks=pytest.mark.gpu)
 
 
 @pytest.fixture(scope="module", params=backends())
 def search(request: pytest.FixtureRequest) -> Iterator[Search]:
     """`search_patches` bound to one engine on one device."""
-    engine, device, blas = request.param
+    engine, device, variant = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     if device == "cuda" and faiss.get_num_gpus() == 0:
@@ -54,11 +55,18 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
     def bound(query_levels: Sequence[Any], neighbour_levels: Sequence[Any], **options: Any) -> tuple[Any, Any]:
         return search_patches(query_levels, neighbour_levels, **{"engine": engine, "device": device, **options})
 
-    threshold = faiss.cvar.distance_compute_blas_threshold
-    if blas:  # what FAISS does at the size of real features, with other rounding, it would never do at the sizes here
-        faiss.cvar.distance_compute_blas_threshold = 1
-    yield bound
-    faiss.cvar.distance_compute_blas_threshold = threshold
+    with pytest.MonkeyPatch.context() as patch:
+        if variant == "blas":  # what FAISS does at the size of real features, with other rounding
+            patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
+        elif variant == "torch":  # what runs on a GPU
+
+            def on_cpu(*arguments: Any) -> tuple[Any, Any]:
+                return search_pyramid_torch(*arguments, "cpu")
+
+            patch.setattr(pyramid, "search_pyramid", on_cpu)
+        elif variant:  # what a machine does that multiplies bfloat16 no faster, or faster, than float32
+            patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
+        yield bound
 
 
 def make(

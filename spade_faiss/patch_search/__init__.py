@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import faiss_device
+from ..devices import faiss_device, torch_device
 from ..errors import FeatureError, OptionError
 from ..features import Array, all_finite
 from ..options import SearchOptions
 
-ENGINES = ("flat",)
+ENGINES = ("flat", "pyramid")
 
 __all__ = ["ENGINES", "search_patches"]
 
@@ -34,7 +34,7 @@ def search_patches(
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: how many nearest patches.
-        engine: "flat", a temporary FAISS index; "auto" chooses.
+        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto" takes the faster.
         device: auto, cpu, cuda, cuda:N; None: auto.
         block_bytes: the most that the flat engine's temporary gallery may take at a time; at least one neighbour.
 
@@ -50,10 +50,8 @@ def search_patches(
     _check(query, gallery, kappa)
     if engine not in ("auto", *ENGINES):
         raise OptionError(f"engine: expected auto or {' or '.join(ENGINES)}, found {engine!r}")
-    from .flat import search_flat
-
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found, and refused, where it ends up
-        sq_distances, flat_matches = search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
+        sq_distances, flat_matches = _search(engine, query, gallery, kappa, device, block_bytes)
     grid: tuple[int, int] = query[0].shape[1:]
     matches = np.stack(np.unravel_index(flat_matches, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
     found = sq_distances.reshape(*grid, kappa), matches.reshape(*grid, kappa, 3)
@@ -62,6 +60,24 @@ def search_patches(
     import torch
 
     return tuple(torch.from_numpy(array).to(like) for array in found)  # type: ignore[return-value]
+
+
+def _search(
+    engine: str, query: list[Array], gallery: list[Array], kappa: int, device: str | None, block_bytes: int
+) -> tuple[Array, Array]:
+    """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+    if engine == "flat":
+        from .flat import search_flat
+
+        return search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
+    where = torch_device(device)
+    if where == "cpu":
+        from .pyramid import search_pyramid
+
+        return search_pyramid(query, gallery, kappa)
+    from .pyramid_torch import search_pyramid_torch
+
+    return search_pyramid_torch(query, gallery, kappa, where)
 
 
 def _as_numpy(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array], list[Array], Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from ..devices import gpu_lock, gpu_number, gpu_resources
 from ..errors import FeatureError
 from ..features import Array
 from ..image_index import ROUNDING
+from .patches import fill_patches, shift_of
 
 SPARE = 2  # candidates beyond kappa: usually enough to see that rounding in FAISS has hidden nothing
 
@@ -26,7 +25,7 @@ def search_flat(
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
-    shifts = [_shift(level) for level in query]
+    shifts = [shift_of(level) for level in query]
     (height, width), d = query[0].shape[1:], sum(len(level) for level in query)
     xq = np.empty((height * width, d), np.float32)
     fill_patches(xq, query, shifts)
@@ -90,38 +89,6 @@ def _settle(xq: Array, xb: Array, last: Array, before: Best, after: Best, offset
                 found = _merge(found, _exact(xq[one], xb, part[None]), part[None] + offset)
                 start, step = start + step, min(4 * step, 4096)
             after[0][one], after[1][one] = found
-
-
-def _shift(level: Array) -> torch.Tensor:
-    """Roughly the mean of each channel of a (c, h, w) level, as (c, 1, 1).
-
-    Distances do not change when it is taken from both sides, but FAISS's |q|^2 + |x|^2 - 2 q x then loses fewer digits.
-    It is a multiple of a power of two near the level's spread, so that features with few digits stay exact.
-    """
-    values = level.astype(np.float64)
-    quantum = 2.0 ** np.floor(np.log2(max(values.std(), 1e-30)))
-    means = np.rint(values.mean(axis=(1, 2), keepdims=True) / quantum) * quantum
-    return torch.from_numpy(means).float()
-
-
-def fill_patches(out: NDArray[np.float32], levels: list[Array], shifts: list[torch.Tensor]) -> None:
-    """Upsample the levels [(c, h, w), ...] of one image to the finest grid and concatenate, into out (h * w, C).
-
-    From each level its (c, 1, 1) shift is taken first.
-    """
-    height, width = levels[0].shape[1:]
-    target, start = torch.from_numpy(out).view(height, width, -1), 0
-    for level, shift in zip(levels, shifts, strict=True):
-        stop = start + len(level)
-        level = np.ascontiguousarray(level)
-        # A copy where torch would warn that it could be used to write into a read-only array.
-        maps = (torch.from_numpy(level if level.flags.writeable else level.copy()) - shift)[None]
-        if maps.shape[2:] != (height, width):
-            # Channels last is both the fast way through interpolate and the order of a patch.
-            maps = maps.contiguous(memory_format=torch.channels_last)
-            maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
-        target[..., start:stop] = maps[0].permute(1, 2, 0)
-        start = stop
 
 
 def _nearest(xq: Array, xb: Array, k: int, device: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,0 +1,268 @@
+"""Patch search from inner products at native resolution: exact, without upsampling the gallery.
+
+With U the upsampling of a level, which is linear, <U a, U b> = U <a, b> U^T: the inner products of upsampled maps are
+the upsampled inner products. Only the finest level needs the product of all pairs of patches; a coarser level's is
+smaller, and is interpolated where it is used (`kernels.scan`), on the gallery's side at least (`plan.Coarse`).
+
+The products only choose candidates. Each is known up to a doubt, bounded from what rounding took of each patch
+(`plan.doubts`), so bfloat16 serves where the machine multiplies it faster. A patch is a candidate as long as its lower
+bound does not exceed the kappa-th least upper bound. Candidates' distances are then sums of squares: no rounding hides
+a nearer patch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import FeatureError
+from ..features import Array
+from . import kernels
+from .plan import Floats, Ints, Plan, bfloat16_pays, load, rounded
+from .plan import doubts as doubts_of
+from .vectors import PAIR, VECTOR
+
+TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
+CANDIDATES = 2**20  # a thread keeps before it decides among them
+FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
+
+
+def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tuple[Floats, Ints]:
+    """Search all neighbours on the CPU with torch's number of threads; see search_patches.
+
+    Returns:
+        sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
+    """
+    plan = Plan.make(query, bfloat16_pays())
+    k, (height, width), threads = len(gallery[0]), plan.grids[0], torch.get_num_threads()
+    row_bytes = plan.finest[0].shape[1] * plan.finest[0].itemsize * width
+    bands = min(height, max(-(-2 * threads // k), -(-height * row_bytes // TILE_BYTES)))
+    edges = [height * band // bands for band in range(bands + 1)]
+    work = [(n, top, end) for n in range(k) for top, end in pairwise(edges)]
+    workers = [Worker(plan, query, gallery, kappa) for _ in range(min(threads, len(work)))]
+    if len(workers) == 1:
+        workers[0].run(iter(work))
+    else:
+        _in_threads(workers, work, threads)
+    first, *others = workers
+    found = Candidates.joined([worker.candidates() for worker in workers])
+    for other in others:  # what they have already measured
+        lanes, entries = np.nonzero(other.best_at >= 0)
+        at = other.best_at[lanes, entries]
+        kernels.keep_nearest(lanes, at, other.best[lanes, entries], first.best, first.best_at)
+    first.decide(found)
+    order = np.lexsort((first.best_at, first.best), axis=1)
+    best = np.take_along_axis(first.best, order, 1)
+    if not np.isfinite(best).all():
+        raise FeatureError("levels: expected values whose squared distances fit float32, found larger ones; scale them")
+    return best, np.take_along_axis(first.best_at, order, 1)
+
+
+def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]], threads: int) -> None:
+    lock, items = threading.Lock(), iter(work)
+
+    def shared() -> Iterator[tuple[int, int, int]]:
+        while True:
+            with lock:
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def run(worker: Worker) -> None:
+        torch.set_num_threads(1)  # of this thread: every worker multiplies its own tiles
+        worker.run(shared())
+
+    try:
+        with ThreadPoolExecutor(len(workers)) as pool:
+            list(pool.map(run, workers))
+    finally:
+        torch.set_num_threads(threads)  # threads that are started from now on would inherit the 1
+
+
+def _turned(operand: torch.Tensor) -> torch.Tensor:
+    """Return (c, cells) as (cells, c), in the order of memory in which the product is faster."""
+    return operand.t().contiguous() if operand.dtype == torch.bfloat16 else operand.t()
+
+
+@dataclass
+class Candidates:
+    """Pairs that may be among the nearest, parallel arrays (m,)."""
+
+    lanes: Ints  # query patch
+    places: Ints  # gallery patch: position
+    lows: Floats  # half a squared distance is at least this less the query patch's doubt
+    highs: Floats  # and at most this plus that
+
+    @classmethod
+    def joined(cls, parts: list[Candidates]) -> Candidates:
+        """Concatenate, in the order of positions."""
+        lanes, places, lows, highs = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("lanes", "places", "lows", "highs")
+        )
+        return cls(lanes, places, lows, highs).where(np.argsort(places, kind="stable"))
+
+    def where(self, rows: Array) -> Candidates:
+        """Return some of them."""
+        return Candidates(self.lanes[rows], self.places[rows], self.lows[rows], self.highs[rows])
+
+    def __len__(self) -> int:
+        return len(self.lanes)
+
+
+class Worker:
+    """One thread's share of the search: compares bands of neighbours in the order of positions, keeps candidates."""
+
+    def __init__(self, plan: Plan, query: list[Array], gallery: list[Array], kappa: int) -> None:
+        self.plan, self.query, self.gallery = plan, query, gallery
+        height, width = plan.grids[0]
+        patches = height * width
+        self.bounds = np.full(patches + VECTOR, -np.inf, np.float32)  # of lows; padding passes none
+        self.bounds[:patches] = np.inf
+        self.heap = np.full((patches, kappa), np.inf, np.float32)  # the kappa least highs
+        self.best, self.best_at = np.full((patches, kappa), np.inf, np.float32), np.full((patches, kappa), -1, np.int64)
+        size = max(CANDIDATES, 4 * PAIR * plan.block * width)
+        self.found = (
+            np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.float32),
+            np.zeros(1, np.int64),
+        )  # fmt: skip
+        levels, n = [coarse.level for coarse in plan.coarser], plan.finest[0].shape[1]
+        columns = np.array([plan.grids[level][1] for level in levels], np.int64)
+        self.scratch = np.zeros(int(columns.sum()) * n, np.float32), np.zeros(PAIR * n, np.float32)
+        self.upsampling = plan.rows[levels], plan.row_weights[levels], *plan.pairs(), columns
+
+    def run(self, work: Iterator[tuple[int, int, int]]) -> None:
+        """Compare bands (neighbour, first row, end) until there are no more."""
+        for neighbour, top, end in work:
+            self.compare_band(neighbour, top, end)
+
+    def candidates(self) -> Candidates:
+        """Return what was found."""
+        kernels.drop_hopeless(*self.found, self.bounds)
+        count = int(self.found[-1][0])
+        return Candidates(*(part[:count].copy() for part in self.found[:-1]))
+
+    def compare_band(self, neighbour: int, top: int, end: int) -> None:
+        """Compare rows top to end of a neighbour's patches with all of the query's."""
+        plan, (height, width) = self.plan, self.plan.grids[0]
+        norms = np.zeros((4, end - top, width), np.float32)
+        finest, coarser = [], []
+        for number, level in enumerate(self.gallery):
+            across, rows = plan.grids[number][1], plan.rows[number, top:end]
+            first = int(rows[0, 0])
+            values, shift = load(level[neighbour, :, first : int(rows[-1, 1]) + 1], plan.shifts[number])
+            operand, sums = rounded(values, across, shift, plan.scale, plan.narrow[number])
+            kernels.add_norms(
+                sums, across, rows - first, plan.row_weights[number, top:end],
+                plan.columns[number], plan.column_weights[number], plan.narrow[number], norms,
+            )  # fmt: skip
+            if plan.grids[number] == plan.grids[0]:
+                finest.append(operand)
+            else:
+                coarser.append(operand)
+        limits = np.full((2, end - top, width + width % PAIR), np.nan, np.float32)  # NaN: nothing passes
+        limits[1, :, :width] = doubts_of(norms, plan.channels)
+        limits[0, :, :width] = norms[0] / 2 - limits[1, :, :width]
+        mine = _turned(torch.cat(finest) if len(finest) > 1 else finest[0])
+        sides = [_turned(operand) for operand in coarser]
+        native = [
+            side if coarse.lifted else torch.mm(side, coarse.native)
+            for side, coarse in zip(sides, plan.coarser, strict=True)
+        ]
+        firsts = np.array([plan.rows[coarse.level, top, 0] for coarse in plan.coarser], np.int64)
+        band = (firsts, limits[0], limits[1], (neighbour * height + top) * width)
+        for number in range(len(plan.finest)):
+            self.compare_tile(mine, native, band, number, top)
+
+    def compare_tile(
+        self, mine: torch.Tensor, native: list[torch.Tensor], band: tuple[Any, ...], number: int, top: int
+    ) -> None:
+        """Multiply a band of a neighbour with one block of the query's patches, and scan the products."""
+        plan, theirs = self.plan, self.plan.finest[number]
+        products = torch.empty(len(mine) + 1, theirs.shape[1], dtype=mine.dtype)  # a pair may end past the last
+        torch.mm(mine, theirs, out=products[:-1])
+        coarse = []
+        for level, values in zip(plan.coarser, native, strict=True):
+            if level.lifted:
+                coarse.append(torch.mm(values, level.lifted[number]))
+            else:
+                first, matrix = level.spread[number]
+                coarse.append(torch.mm(values[:, first : first + len(matrix)], matrix))
+        sources = [(values.data_ptr(), values.dtype == torch.bfloat16) for values in coarse]
+        bits = products.view(torch.int16).numpy().view(np.uint16) if plan.narrow[0] else products.numpy()
+        width, start, row = plan.grids[0][1], number * plan.block, 0
+        wide = min(plan.block, len(self.heap) - start)
+        while row >= 0:
+            row = kernels.scan(
+                bits, np.array(sources, np.int64).reshape(-1, 2), (0,) * len(coarse), self.upsampling, band,
+                (width, top, len(mine) // width, start, wide, row),
+                (self.bounds, plan.doubts, self.heap), self.found, self.scratch,
+            )  # fmt: skip
+            if row >= 0:
+                self.settle()
+
+    def settle(self) -> None:
+        """Measure the candidates, so that there is room for others."""
+        plan, patches = self.plan, len(self.heap)
+        self.decide(self.candidates())
+        self.found[-1][0] = 0
+        nearest = self.best[:, 0].astype(np.float64) * plan.scale**2
+        bounds = (nearest * (1 + 1e-6) - plan.sq_norms) / 2 + plan.doubts
+        # Nothing comes before an exact match in the order of positions.
+        bounds = np.where(nearest == 0, -np.inf, bounds)
+        self.bounds[:patches] = np.minimum(self.bounds[:patches], bounds)
+
+    def decide(self, found: Candidates) -> None:
+        """Measure those candidates, in the order of positions, that can be among the nearest, into best."""
+        likely, likely_at = np.full_like(self.heap, np.inf), np.full_like(self.best_at, -1)
+        kernels.keep_nearest(found.lanes, found.places, found.highs, likely, likely_at)
+        chosen = (found.highs < likely[found.lanes, 0]) | (found.places == likely_at[found.lanes, 0])
+        limit = FIRST_ROUND
+        while len(found):
+            some = found.where(chosen)
+            sq_distances = self.measure(some)
+            kernels.keep_nearest(some.lanes, some.places, sq_distances, self.best, self.best_at)
+            found = found.where(~chosen)
+            nearest = self.best[found.lanes, 0].astype(np.float64) * self.plan.scale**2
+            least = self.plan.sq_norms[found.lanes] + 2.0 * (found.lows - self.plan.doubts[found.lanes])
+            earlier = (nearest > 0) | (found.places < self.best_at[found.lanes, 0])
+            found = found.where((least <= nearest * (1 + 1e-6)) & earlier)
+            chosen = kernels.rank(found.lanes, len(self.heap)) < limit
+            limit *= 4
+
+    def measure(self, some: Candidates) -> Floats:
+        """Return the candidates' squared distances, as sums of squares (m,)."""
+        plan = self.plan
+        sums = np.zeros(len(some), np.float64)
+        neighbours, theirs = np.divmod(some.places, len(self.heap))
+        order = np.argsort(neighbours, kind="stable")
+        cuts = np.flatnonzero(np.diff(neighbours[order])) + 1
+        for rows in np.split(order, cuts):
+            if not len(rows):
+                continue
+            part = np.zeros(len(rows), np.float64)
+            for number, level in enumerate(self.gallery):
+                values, shift = load(level[neighbours[rows[0]]], plan.shifts[number])
+                kernels.add_differences(
+                    plan.native[number], values, shift, *self._taps(number, some.lanes[rows]),
+                    *self._taps(number, theirs[rows]), part,
+                )  # fmt: skip
+            sums[rows] = part
+        with np.errstate(over="ignore"):
+            return sums.astype(np.float32)
+
+    def _taps(self, level: int, patches: Ints) -> tuple[Ints, Floats]:
+        """Cells of a level under patches, and their weights, (4, m)."""
+        plan, across = self.plan, self.plan.grids[level][1]
+        y, x = np.divmod(patches, plan.grids[0][1])
+        rows, columns = plan.rows[level, y].T, plan.columns[level, x].T
+        cells = (rows[:, None] * across + columns).reshape(4, -1)
+        weights = plan.row_weights[level, y].T[:, None] * plan.column_weights[level, x].T
+        return np.ascontiguousarray(cells), np.ascontiguousarray(weights.reshape(4, -1))
