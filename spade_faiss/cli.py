@@ -57,6 +57,7 @@ def cli() -> None:
 @click.option("--image-size", type=args.Size(), help="Images are resized to this.")
 @click.option("--crop", type=args.Size(), help="The centre of the resized image is used.")
 @click.option("--levels", help="Pyramid levels by name, finest first, by commas.")
+@click.option("--normalisation", type=click.Choice(["imagenet", "trained"]), help="Mean and std of the pixels.")
 @click.option("--neighbourhood", type=int, help="Average each level over P x P, odd.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored levels.")
 @click.option("--index", default="auto", show_default=True, help="auto, flat, ivf or a FAISS factory string.")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import calibrate
 from .detection import Detection
 from .detector import Detector
 from .errors import ImageError
@@ -20,10 +21,12 @@ from .ingest import Skipped
 from .manifest import FILE
 from .options import SearchOptions
 from .originals import Originals
+from .recipes import DEFAULT_RECIPE, RECIPES
 from .report import Report
 from .results import ResultFolder, colour_scale, query_sources
 from .storage import storage_errors
 
+FALSE_ALARMS = 0.05  # 40 images can promise 0.025
 K = 10  # of 40 sample images: enough to cover their variety, few enough that likeness still tells
 
 
@@ -45,28 +48,33 @@ def run_demo(output: Path, extractor_name: str, progress: bool) -> Iterator[str]
     if (path / FILE).exists():  # of an earlier run, possibly of other images or another extractor
         with storage_errors(f"cannot replace {path}"):
             shutil.rmtree(path)
-    start, extractor = time.perf_counter(), load_extractor(extractor_name)
+    recipe = RECIPES[DEFAULT_RECIPE]
+    start, extractor = time.perf_counter(), load_extractor(extractor_name, options=recipe.features)
     found: list[str] = []  # whether each map peaks on the defect: yes, no, - where there is none
     skipped: list[Skipped] = []
-    with Gallery.create(path, extractor.spec) as gallery:
+    with Gallery.create(path, extractor.spec, recipe=recipe.name) as gallery:
         built = gallery.add_images(normal, extractor, progress=progress)
         yield f"{built.added} normal images, {extractor.spec.name}, in {built.seconds:.1f} s -> {path}"
-        detector = Detector(gallery, extractor, SearchOptions(k=K))
+        calibration = calibrate(Detector(gallery, extractor, SearchOptions(k=K)), FALSE_ALARMS, progress=progress)
+        calibration.write(path)
+        yield f"calibrated on them: a new normal image is called anomalous with a chance of {FALSE_ALARMS:.0%} at most"
+        detector = Detector(gallery, extractor)
         scale = colour_scale(detector)
         with (
             Report(page, detector, scale, "spade-faiss demo", Originals(gallery, [normal])) as report,
             ResultFolder(output, scale, report) as folder,
         ):
             yield (
-                f"{'test image':26} {'image score':>11} {'map max':>8}  {'peak on the defect':18}  nearest normal image"
+                f"{'test image':26} {'score':>6}  {'p-value':>7}  {'verdict':9}  {'peak on the defect':18}  "
+                "nearest normal image"
             )
             for source, pixels, detection in query_sources(detector, [test], skipped, progress=progress):
                 mask = _mask_of(source)
                 folder.write(source, pixels, detection, mask, source.key.partition("/")[0])
                 found.append(_peaks_on(mask, detection))
                 yield (
-                    f"{source.key:26} {detection.image_score:11.4g} {detection.map_max:8.4g}  {found[-1]:18}  "
-                    f"{detection.neighbours.keys[0]}"
+                    f"{source.key:26} {detection.image_score:6.2f}  {_p_value(detection):>7}  "
+                    f"{detection.verdict:9}  {found[-1]:18}  {detection.neighbours.keys[0]}"
                 )
             folder.close(skipped)
     yield (
@@ -79,6 +87,10 @@ def run_demo(output: Path, extractor_name: str, progress: bool) -> Iterator[str]
 def _mask_of(source: Source) -> NDArray[np.bool_] | None:
     mask = sample_folder() / "ground_truth" / Path(source.key).with_name(Path(source.key).stem + "_mask.png")
     return decode(mask)[..., 0] > 0 if mask.exists() else None
+
+
+def _p_value(detection: Detection) -> str:
+    return f"{detection.judgement.p_value:.3f}" if detection.judgement else "-"
 
 
 def _peaks_on(mask: NDArray[np.bool_] | None, detection: Detection) -> str:

@@ -15,6 +15,8 @@ from .images import Pixels, View
 from .options import FeatureOptions, StoredDtype, is_count
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
+IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # of a channel in [0, 1]
+IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 Array = NDArray[Any]
 
@@ -104,6 +106,7 @@ class ExtractorSpec:
             image_size=self.resized,
             crop=self.crop,
             levels=self.level_names or None,
+            normalisation="imagenet" if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD) else "trained",
             neighbourhood=self.neighbourhood,
             dtype=self.dtype,
             batch_size=batch_size,

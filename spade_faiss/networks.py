@@ -15,12 +15,10 @@ from torch import Tensor
 
 from .devices import torch_device
 from .errors import OptionError, WeightsError
-from .features import DEFAULT_EXTRACTOR, ExtractorSpec, Features, average_neighbourhoods
+from .features import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, ExtractorSpec, Features, average_neighbourhoods
 from .images import Pixels
 from .options import FeatureOptions
 
-IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
-IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 LAYER_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # of ResNets
 
 # (n, 3, h, w) normalised -> image features (n, d), levels [(n, c, h, w), ...]
@@ -55,14 +53,16 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
     """Load a network by name; see features.load_extractor."""
     device = torch_device(options.device)
     model: Any
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
     if name == DEFAULT_EXTRACTOR:
         model = _embedded(weights)
     elif name.startswith("timm:"):
         model = _timm(name.removeprefix("timm:"), weights)
-        mean, std = (tuple(map(float, model.pretrained_cfg[key])) for key in ("mean", "std"))
     else:
         model = _torchvision(name, weights)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    customary = "imagenet" if name == DEFAULT_EXTRACTOR else "trained"
+    if (options.normalisation or customary) == "trained" and hasattr(model, "pretrained_cfg"):
+        mean, std = (tuple(map(float, model.pretrained_cfg[key])) for key in ("mean", "std"))
     model.eval().requires_grad_(False)
 
     resized, crop = options.sizes(_native_size(model))

@@ -12,6 +12,7 @@ from .errors import OptionError
 DEFAULT_K = 50  # the paper's, for MVTec AD
 MIB = 2**20
 
+Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
 Engine = Literal["auto", "flat", "pyramid"]
 Localise = Literal["all", "suspicious"]
@@ -48,6 +49,9 @@ class FeatureOptions:
     crop: int | tuple[int, int] | None = None  # px, centre of the resized image (the paper: 256, crop 224); None: whole
     levels: tuple[str, ...] | None = None  # names of the pyramid levels, finest first; None: by their strides
     strides: tuple[int, ...] = (4, 8, 16)  # px an input cell, ascending, where no levels are named and strides differ
+    # mean and std of pixels. trained: those that the weights were trained with; imagenet: ImageNet's, as is customary;
+    # None: imagenet for efficientnet_lite0, whose weights were trained with 0.5 and 0.5, trained for all others
+    normalisation: Normalisation | None = None
     neighbourhood: int = 1  # odd p: each level averaged over p x p positions, stride 1; 1: none, as in the paper
     dtype: StoredDtype = "float16"  # of the levels, stored and compared; image features are always float32
     batch_size: int = 16  # images in one pass through the network
@@ -61,6 +65,8 @@ class FeatureOptions:
             object.__setattr__(self, name, size)
         object.__setattr__(self, "levels", tuple(self.levels) if isinstance(self.levels, list) else self.levels)
         _check(is_count(self.neighbourhood) and self.neighbourhood % 2 == 1, "neighbourhood", "odd", self.neighbourhood)
+        known = (None, *get_args(Normalisation))
+        _check(self.normalisation in known, "normalisation", "imagenet or trained", self.normalisation)
         _check(self.dtype in get_args(StoredDtype), "dtype", "float16 or float32", self.dtype)
         _check(is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
         named = isinstance(self.levels, tuple) and self.levels and all(isinstance(name, str) for name in self.levels)

@@ -41,7 +41,7 @@ RECIPES = {
         Recipe(
             "robust",
             "the whole image at 320 px, three coarser levels of equal weight, borders damped, image score from the map",
-            FeatureOptions(image_size=320, strides=(8, 16, 32)),
+            FeatureOptions(image_size=320, strides=(8, 16, 32), normalisation="trained"),
             SearchOptions(level_weights="spread"),
             ScoreOptions(image_score="map", positions="damped"),
         ),

@@ -25,6 +25,7 @@ from spade_faiss.images import Pixels
 from spade_faiss.networks import NetworkExtractor
 from spade_faiss.options import FeatureOptions
 
+HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PAPER_SHAPES = {
     "resnet18": (((64, 56, 56), (128, 28, 28), (256, 14, 14)), 512),
@@ -144,6 +145,15 @@ def test_embedded_shapes(lite: Extractor, lite_features: Features) -> None:
     lite.spec.check(lite_features)
     assert len(lite_features) == 3
     assert {array.dtype.name for array in [lite_features.image, *lite_features.levels]} == {"float32"}
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, IMAGENET), ("imagenet", IMAGENET), ("trained", (HALF, HALF))])
+def test_normalisation_of_the_embedded_network(given: Any, expected: Any) -> None:
+    """Its weights come from TensorFlow, which maps pixels to -1 to 1; a gallery's spec leads back to the same."""
+    loaded = load_extractor("efficientnet_lite0", options=FeatureOptions(normalisation=given, strides=(8, 16, 32)))
+    assert (loaded.spec.mean, loaded.spec.std) == expected
+    assert [shape[1:] for shape in loaded.spec.level_shapes] == [(28, 28), (14, 14), (7, 7)]
+    assert load_extractor(loaded.spec.name, options=loaded.spec.options()).spec == loaded.spec
 
 
 def test_embedded_is_the_pretrained_network(lite_features: Features, lite_model: Any) -> None:

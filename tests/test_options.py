@@ -39,6 +39,7 @@ def bad(options: type, name: str, values: list[Any]) -> list[Any]:
         *bad(ScoreOptions, "image_score", ["max", ""]),
         *bad(ScoreOptions, "positions", ["max", ""]),
         *bad(SearchOptions, "level_weights", ["max", ""]),
+        *bad(FeatureOptions, "normalisation", ["own", ""]),
         *bad(FeatureOptions, "strides", [(), (8, 4), (4, 4), (0, 4), ("4",)]),
         *bad(ScoreOptions, "sigma", [-0.1, math.nan, math.inf, -math.inf]),
     ],
