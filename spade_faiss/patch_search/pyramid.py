@@ -265,14 +265,15 @@ class Worker:
         """Squared distances, at scale, beyond which nothing is measured as near as the kappa-th nearest so far."""
         nearest = self.best[lanes, 0].astype(np.float64) * self.plan.scale**2
         off = 2.0**-22 * np.sqrt(self.origin.sq_norms[self.plan.lanes[lanes]], dtype=np.float64)
-        reach: NDArray[np.float64] = nearest * (1 + 1e-6) + 2 * np.sqrt(nearest) * off + off**2
-        return reach
+        reach = nearest * (1 + 1e-6) + 2 * np.sqrt(nearest) * off + off**2
+        return np.where(np.isinf(nearest), np.inf, reach)  # not NaN, of infinity times 0
 
     def decide(self, found: Candidates) -> None:
         """Measure those candidates, in the order of positions, that can be among the nearest, into best."""
         likely, likely_at = np.full_like(self.heap, np.inf), np.full_like(self.best_at, -1)
         kernels.keep_nearest(found.lanes, found.places, found.highs, likely, likely_at)
-        chosen = (found.highs < likely[found.lanes, 0]) | (found.places == likely_at[found.lanes, 0])
+        last, last_at = likely[found.lanes, 0], likely_at[found.lanes, 0]
+        chosen = (found.highs < last) | ((found.highs == last) & (found.places <= last_at))
         limit = FIRST_ROUND
         while len(found):
             some = found.where(chosen)
