@@ -33,7 +33,8 @@ from .vectors import PAIR, VECTOR
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
 CANDIDATES = 2**20  # a thread keeps before it decides among them
 FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
-TOO_MANY = 20_000  # candidates in doubt after a few rounds: measuring takes longer than searching for some patches anew
+CROWD = 32  # candidates of a query patch that are still in doubt after two rounds, and
+TOO_MANY = 20_000  # the number of such: measuring them would take longer than searching for these patches anew
 CLUSTERS = 4  # of query patches that are searched for anew
 
 
@@ -283,9 +284,11 @@ class Worker:
             least = self.plan.sq_norms[found.lanes] + 2.0 * (found.lows - self.plan.doubts[found.lanes])
             earlier = (self.best[found.lanes, 0] > 0) | (found.places < self.best_at[found.lanes, 0])
             found = found.where((least <= self._reach(found.lanes)) & earlier)
-            if not self.final and limit > FIRST_ROUND and len(found) > TOO_MANY:
-                self.undecided[found.lanes] = True
-                return
+            if not self.final and limit > FIRST_ROUND:
+                crowded = np.bincount(found.lanes, minlength=len(self.heap))[found.lanes] > CROWD
+                if crowded.sum() > TOO_MANY:
+                    self.undecided[found.lanes[crowded]] = True
+                    found = found.where(~crowded)
             chosen = kernels.rank(found.lanes, len(self.heap)) < limit
             limit *= 4
 
