@@ -32,6 +32,7 @@ from .vectors import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
 CANDIDATES = 2**20  # a thread keeps before it decides among them
+NARROW_KAPPA = 8  # beyond it, what bfloat16 leaves to be measured takes longer than products in float32
 FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
 CROWD = 32  # candidates of a query patch that are still in doubt after two rounds, and
 TOO_MANY = 20_000  # the number of such: measuring them would take longer than searching for these patches anew
@@ -47,7 +48,7 @@ def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tupl
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
-    plan = Plan.make(query, bfloat16_pays())
+    plan = Plan.make(query, kappa <= NARROW_KAPPA and bfloat16_pays())
     best, best_at, undecided = _search(plan, plan, gallery, kappa, False)
     for lanes in _clusters(plan, np.flatnonzero(undecided)):
         best[lanes], best_at[lanes], _ = _search(plan.centred(query, lanes), plan, gallery, kappa, True)
