@@ -198,6 +198,10 @@ def test_float64_and_query_and_neighbours_of_different_dtypes(search: Search) ->
     assert_equals_oracle(search(query, neighbours), query, neighbours, 1)
     stored = [level.astype(np.float16) for level in neighbours]
     assert_equals_oracle(search(query, stored), query, stored, 1)
+    wide = [level.astype(np.longdouble) for level in query]
+    assert_same(search(wide, stored), search(query, stored))
+    swapped = [level.astype(level.dtype.newbyteorder()) for level in query]
+    assert_same(search(swapped, stored), search(query, stored))
 
 
 @pytest.mark.parametrize("shapes", [[(6, 5, 8)], PYRAMIDS["indivisible"]], ids=["one-level", "indivisible"])

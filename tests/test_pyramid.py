@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import reference
@@ -9,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spade_faiss.patch_search import pyramid, vectors
+from spade_faiss.errors import FeatureError
+from spade_faiss.patch_search import pyramid, search_patches, vectors
 from spade_faiss.patch_search.plan import Plan, doubts, rounded
 from spade_faiss.patch_search.pyramid import search_pyramid
 
@@ -86,6 +89,21 @@ def test_number_of_threads_does_not_change_the_answer(products: str, kappa: int)
         np.testing.assert_array_equal(other[1], found[0][1])
 
 
+def test_searches_at_the_same_time_leave_torch_its_threads(products: str) -> None:
+    query, neighbours = plain_background(1, 3)
+    alone, before = search_pyramid(query, neighbours, 1), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: (*search_pyramid(query, neighbours, 1), torch.get_num_threads()), range(8)))
+    finally:
+        torch.set_num_threads(before)
+    for sq_distances, matches, threads in found:
+        np.testing.assert_array_equal(sq_distances, alone[0])
+        np.testing.assert_array_equal(matches, alone[1])
+        assert threads == 3
+
+
 @pytest.mark.parametrize("kappa", [1, 4])
 def test_every_way_of_upsampling(products: str, kappa: int, monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = plain_background(1, 3)
@@ -109,6 +127,21 @@ def test_values_near_the_ends_of_float32(products: str, scale: float) -> None:
     found = search_pyramid(query, neighbours, 1)
     expected, _ = reference.search_patches(query, neighbours, 1)
     np.testing.assert_allclose(found[0].reshape(expected.shape), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_distances_that_do_not_fit_float32_are_refused(products: str, number: int) -> None:
+    query, neighbours = plain_background(1, 4, np.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(number)
+        for factor in (1e25, 1e37):
+            with pytest.raises(FeatureError, match="fit float32"):
+                search_patches([factor * level for level in query], neighbours, 1, "pyramid", "cpu")
+            with pytest.raises(FeatureError, match="fit float32"):
+                search_patches(query, [factor * level for level in neighbours], 1, "pyramid", "cpu")
+    finally:
+        torch.set_num_threads(threads)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

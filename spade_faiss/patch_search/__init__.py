@@ -91,6 +91,8 @@ def _as_numpy(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array]
     arrays = [*query, *gallery]
     if all(isinstance(array, np.ndarray) for array in arrays):
         native = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
+        # What is wider than float64 is in no engine.
+        native = [array.astype(np.float64) if array.dtype == np.longdouble else array for array in native]
         return native[: len(query)], native[len(query) :], None
     import torch
 

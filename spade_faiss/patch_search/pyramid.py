@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,6 +27,7 @@ from ..features import Array
 from . import kernels
 from .plan import Floats, Ints, Plan, bfloat16_pays, lifted, load, rounded
 from .plan import doubts as doubts_of
+from .threads import single_threads
 from .vectors import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
@@ -81,7 +81,7 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
     if len(workers) == 1:
         workers[0].run(iter(work))
     else:
-        _in_threads(workers, work, threads)
+        _in_threads(workers, work)
     first, *others = workers
     found = Candidates.joined([worker.candidates() for worker in workers])
     for other in others:  # what they have already measured
@@ -108,7 +108,8 @@ def _clusters(plan: Plan, lanes: Ints) -> list[Ints]:
     return [lanes[nearest == number] for number in range(len(sq_distances)) if (nearest == number).any()]
 
 
-def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]], threads: int) -> None:
+def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]]) -> None:
+    """Let the workers take turns; each multiplies its own tiles."""
     lock, items = threading.Lock(), iter(work)
 
     def shared() -> Iterator[tuple[int, int, int]]:
@@ -119,15 +120,11 @@ def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]], threads
                 return
             yield item
 
-    def run(worker: Worker) -> None:
-        torch.set_num_threads(1)  # of this thread: every worker multiplies its own tiles
-        worker.run(shared())
-
     try:
-        with ThreadPoolExecutor(len(workers)) as pool:
-            list(pool.map(run, workers))
+        list(single_threads(len(workers)).map(lambda worker: worker.run(shared()), workers))
     finally:
-        torch.set_num_threads(threads)  # threads that are started from now on would inherit the 1
+        with lock:
+            items = iter(())  # after an error or Ctrl-C nobody goes on
 
 
 def _turned(operand: torch.Tensor) -> torch.Tensor:
@@ -184,8 +181,9 @@ class Worker:
 
     def run(self, work: Iterator[tuple[int, int, int]]) -> None:
         """Compare bands (neighbour, first row, end) until there are no more."""
-        for neighbour, top, end in work:
-            self.compare_band(neighbour, top, end)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused where it ends up
+            for neighbour, top, end in work:
+                self.compare_band(neighbour, top, end)
 
     def candidates(self) -> Candidates:
         """Return what was found."""
