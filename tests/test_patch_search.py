@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
 from spade_faiss.errors import FeatureError, OptionError
-from spade_faiss.patch_search import pyramid, search_patches
+from spade_faiss.patch_search import choice, pyramid, search_patches
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch
 
 ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
@@ -154,6 +154,25 @@ def test_equals_oracle_by_default() -> None:
     assert_equals_oracle(search_patches(query, neighbours), query, neighbours, 1)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "k", "kappa", "expected"),
+    [
+        ([(256, 56, 56), (512, 28, 28), (1024, 14, 14)], 50, 1, "pyramid"),
+        ([(24, 56, 56), (40, 28, 28), (112, 14, 14)], 50, 5, "pyramid"),
+        ([(24, 56, 56), (40, 28, 28), (112, 14, 14)], 5, 300, "flat"),  # where measuring matches takes longest
+        ([(6, 16, 16), (6, 8, 8)], 1, 1, "flat"),  # where there is little to do
+        ([(384, 16, 16)] * 3, 10, 5, "flat"),  # where nothing is coarser
+    ],
+)
+def test_auto_takes_the_faster(
+    monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, int, int]], k: int, kappa: int, expected: str
+) -> None:
+    assert choice.faster(shapes, k, kappa) == expected
+    query, neighbours = make(PYRAMIDS["halved"], 2)
+    monkeypatch.setattr("spade_faiss.patch_search.faster", lambda *_: expected)
+    assert_same(search_patches(query, neighbours, device="cpu"), search_patches(query, neighbours, 1, expected, "cpu"))
+
+
 def test_kappa_is_one_unless_given(search: Search) -> None:
     query, neighbours = make(PYRAMIDS["halved"], 2)
     assert_same(search(query, neighbours), search(query, neighbours, kappa=1))
@@ -179,6 +198,10 @@ def test_float64_and_query_and_neighbours_of_different_dtypes(search: Search) ->
     assert_equals_oracle(search(query, neighbours), query, neighbours, 1)
     stored = [level.astype(np.float16) for level in neighbours]
     assert_equals_oracle(search(query, stored), query, stored, 1)
+    wide = [level.astype(np.longdouble) for level in query]
+    assert_same(search(wide, stored), search(query, stored))
+    swapped = [level.astype(level.dtype.newbyteorder()) for level in query]
+    assert_same(search(swapped, stored), search(query, stored))
 
 
 @pytest.mark.parametrize("shapes", [[(6, 5, 8)], PYRAMIDS["indivisible"]], ids=["one-level", "indivisible"])

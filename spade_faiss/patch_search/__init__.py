@@ -14,6 +14,7 @@ from ..devices import faiss_device, torch_device
 from ..errors import FeatureError, OptionError
 from ..features import Array, all_finite
 from ..options import SearchOptions
+from .choice import faster
 
 ENGINES = ("flat", "pyramid")
 
@@ -34,7 +35,8 @@ def search_patches(
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: how many nearest patches.
-        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto" takes the faster.
+        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto" takes the one
+            that is expected to be faster.
         device: auto, cpu, cuda, cuda:N; None: auto.
         block_bytes: the most that the flat engine's temporary gallery may take at a time; at least one neighbour.
 
@@ -66,6 +68,10 @@ def _search(
     engine: str, query: list[Array], gallery: list[Array], kappa: int, device: str | None, block_bytes: int
 ) -> tuple[Array, Array]:
     """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+    if engine == "auto":  # on a GPU FAISS is the one that is known to be fast
+        on_cpu = faiss_device(device) == "cpu"
+        engine = faster([level.shape for level in query], len(gallery[0]), kappa) if on_cpu else "flat"
+        device = "cpu" if on_cpu else device
     if engine == "flat":
         from .flat import search_flat
 
@@ -85,6 +91,8 @@ def _as_numpy(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array]
     arrays = [*query, *gallery]
     if all(isinstance(array, np.ndarray) for array in arrays):
         native = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
+        # What is wider than float64 is in no engine.
+        native = [array.astype(np.float64) if array.dtype == np.longdouble else array for array in native]
         return native[: len(query)], native[len(query) :], None
     import torch
 

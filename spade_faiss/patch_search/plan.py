@@ -53,18 +53,21 @@ class Plan:
     row_weights: Floats  # (L, h, 2)
     columns: Ints  # (L, w, 2)
     column_weights: Floats  # (L, w, 2)
-    block: int  # query patches that are compared at a time; the last block has what is left, padded to whole vectors
+    lanes: Ints  # (q,) the query patches that are searched for
+    block: int  # of these are compared at a time; the last block has what is left, padded to whole vectors
     finest: list[torch.Tensor]  # of each block (c, n): all levels of the finest grid
     coarser: list[Coarse]
-    sq_norms: Floats  # (h * w,) of the query's patches, at scale
-    doubts: Floats  # (h * w,) the query's part of what half a squared distance may be off by, at scale
+    sq_norms: Floats  # (q,) of these patches, at scale
+    doubts: Floats  # (q,) their part of what half a squared distance may be off by, at scale
 
     @classmethod
-    def make(cls, query: list[Array], narrow: bool) -> Plan:
-        """Prepare the levels [(c, h, w), ...] of a query."""
+    def make(
+        cls, query: list[Array], narrow: bool, shifts: list[torch.Tensor] | None = None, lanes: Ints | None = None
+    ) -> Plan:
+        """Prepare the levels [(c, h, w), ...] of a query, for some of its patches."""
         grids = [level.shape[1:] for level in query]
         height, width = grids[0]
-        shifts = [shift_of(level) for level in query]
+        shifts = shifts or [shift_of(level) for level in query]
         native = [
             (as_tensor(level) - shift).float().reshape(len(level), -1).numpy()
             for level, shift in zip(query, shifts, strict=True)
@@ -73,41 +76,57 @@ class Plan:
         scale = 1.0 if size == 0 or 1e-10 < size < 1e10 else 2.0 ** -np.rint(np.log2(size))
         rows, row_weights = (np.stack(part) for part in zip(*(taps(grid[0], height) for grid in grids), strict=True))
         columns, weights = (np.stack(part) for part in zip(*(taps(grid[1], width) for grid in grids), strict=True))
-        whole = VECTOR // np.gcd(VECTOR, width)  # rows of patches that fill vectors
-        block = int(min(-(-BLOCK_PATCHES // (width * whole)) * whole, height)) * width
-
-        norms, finest, coarser, rounds = np.zeros((4, height, width), np.float32), [], [], []
+        if lanes is None:
+            all_lanes, lanes = True, np.arange(height * width)
+            whole = VECTOR // np.gcd(VECTOR, width)  # rows of patches that fill vectors
+            block = int(min(-(-BLOCK_PATCHES // (width * whole)) * whole, height)) * width
+        else:
+            all_lanes, block = False, BLOCK_PATCHES
+        norms, finest, coarser, rounds = np.zeros((4, len(lanes)), np.float32), [], [], []
         for number, (level, grid) in enumerate(zip(native, grids, strict=True)):
-            lift = grid != grids[0] and _lifts(len(level), grid, grids[0], narrow)
-            if lift:
-                maps = torch.from_numpy(level).view(1, len(level), *grid)
-                upsampled = F.interpolate(maps, grids[0], mode="bilinear", align_corners=False)
-                level = upsampled.reshape(len(level), -1).numpy()
+            lift = grid != grids[0] and (not all_lanes or _lifts(len(level), grid, grids[0], narrow))
+            if lift or grid == grids[0]:
+                level = lifted(level, grid, grids[0])
+                level = level if all_lanes else np.ascontiguousarray(level[:, lanes])
             none = np.zeros(len(level), np.float32)
             # At native resolution float32 costs little, and leaves less in doubt.
             rounds.append(narrow and (lift or grid == grids[0]))
-            operand, sums = rounded(level, grids[0][1] if lift else grid[1], none, scale, rounds[-1])
-            if level.shape[1] == height * width:
-                norms[:2] += sums[kernels.SQUARES].reshape(height, width)
+            operand, sums = rounded(level, grid[1], none, scale, rounds[-1])
+            if lift or grid == grids[0]:
+                norms[:2] += sums[kernels.SQUARES]
                 if rounds[-1]:
-                    norms[2:] += sums[[kernels.SQUARES, kernels.RESIDUALS]].reshape(2, height, width)
-                blocks = [_padded(operand[:, at : at + block]) for at in range(0, height * width, block)]
+                    norms[2:] += sums[[kernels.SQUARES, kernels.RESIDUALS]]
+                blocks = [_padded(operand[:, at : at + block]) for at in range(0, len(lanes), block)]
                 if lift:
                     coarser.append(Coarse(number, blocks, operand[:, :0], []))
                 else:
                     finest.append(blocks)
                 continue
+            maps = norms.reshape(4, height, width)
             kernels.add_norms(
-                sums, grid[1], rows[number], row_weights[number], columns[number], weights[number], False, norms
+                sums, grid[1], rows[number], row_weights[number], columns[number], weights[number], False, maps
             )
             spread = _spread(grid, rows[number], row_weights[number], columns[number], weights[number], block)
             coarser.append(Coarse(number, [], operand, spread))
         channels = sum(len(level) for level in native)
         return cls(
             rounds, scale, shifts, native, grids, rows, row_weights, columns, weights,
-            block, [torch.cat(parts) for parts in zip(*finest, strict=True)], coarser,
-            norms[0].reshape(-1), doubts(norms, channels).reshape(-1),
+            lanes, block, [torch.cat(parts) for parts in zip(*finest, strict=True)], coarser,
+            norms[0], doubts(norms, channels),
         )  # fmt: skip
+
+    def centred(self, query: list[Array], lanes: Ints) -> Plan:
+        """Prepare the query for some patches, with levels shifted to their median: rounding takes least of them then.
+
+        Args:
+            query: levels [(c, h, w), ...].
+            lanes: (q,) patches.
+        """
+        shifts = []
+        for level, grid, shift in zip(self.native, self.grids, self.shifts, strict=True):
+            middle = np.median(lifted(level, grid, self.grids[0])[:, lanes], axis=1)
+            shifts.append(shift + torch.from_numpy(middle)[:, None, None])
+        return Plan.make(query, any(self.narrow), shifts, lanes)
 
     @property
     def channels(self) -> int:
@@ -134,6 +153,15 @@ class Plan:
                     weights[x // PAIR, x % PAIR, number, at[x, side] - first[x // PAIR]] += share
             base += across
         return cells.reshape(pairs, -1), weights.reshape(pairs, PAIR, -1)
+
+
+def lifted(level: Floats, grid: tuple[int, int], finest: tuple[int, int]) -> Floats:
+    """Upsample a level (c, cells) to (c, h * w)."""
+    if grid == finest:
+        return level
+    maps = torch.from_numpy(level).view(1, len(level), *grid)
+    upsampled: Floats = F.interpolate(maps, finest, mode="bilinear", align_corners=False).flatten(2)[0].numpy()
+    return upsampled
 
 
 def _lifts(channels: int, grid: tuple[int, int], finest: tuple[int, int], narrow: bool) -> bool:

@@ -14,58 +14,102 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import FeatureError
 from ..features import Array
 from . import kernels
-from .plan import Floats, Ints, Plan, bfloat16_pays, load, rounded
+from .plan import Floats, Ints, Plan, bfloat16_pays, lifted, load, rounded
 from .plan import doubts as doubts_of
+from .threads import single_threads
 from .vectors import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
 CANDIDATES = 2**20  # a thread keeps before it decides among them
+NARROW_KAPPA = 8  # beyond it, what bfloat16 leaves to be measured takes longer than products in float32
 FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
+CROWD = 32  # candidates of a query patch that are still in doubt after two rounds, and
+TOO_MANY = 20_000  # the number of such: measuring them would take longer than searching for these patches anew
+CLUSTERS = 4  # of query patches that are searched for anew
 
 
 def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tuple[Floats, Ints]:
     """Search all neighbours on the CPU with torch's number of threads; see search_patches.
 
+    Where a query patch is as near to many patches as products can tell, as in a plain background, it is searched for
+    anew together with its like, from a point among them: distances are then large beside what rounding takes.
+
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
-    plan = Plan.make(query, bfloat16_pays())
+    plan = Plan.make(query, kappa <= NARROW_KAPPA and bfloat16_pays())
+    best, best_at, undecided = _search(plan, plan, gallery, kappa, False)
+    for lanes in _clusters(plan, np.flatnonzero(undecided)):
+        best[lanes], best_at[lanes], _ = _search(plan.centred(query, lanes), plan, gallery, kappa, True)
+    order = np.lexsort((best_at, best), axis=1)
+    best = np.take_along_axis(best, order, 1)
+    if not np.isfinite(best).all():
+        raise FeatureError("levels: expected values whose squared distances fit float32, found larger ones; scale them")
+    return best, np.take_along_axis(best_at, order, 1)
+
+
+def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: bool) -> tuple[Floats, Ints, Array]:
+    """Search for the patches of a plan.
+
+    Args:
+        plan: of the products.
+        origin: the plan that distances are measured with.
+        gallery: levels [(K, c, h, w), ...].
+        kappa: how many nearest.
+        final: whether all patches have to be decided, whatever it takes.
+
+    Returns:
+        the nearest (q, kappa), their positions, and which patches are undecided (q,).
+    """
     k, (height, width), threads = len(gallery[0]), plan.grids[0], torch.get_num_threads()
     row_bytes = plan.finest[0].shape[1] * plan.finest[0].itemsize * width
     bands = min(height, max(-(-2 * threads // k), -(-height * row_bytes // TILE_BYTES)))
     edges = [height * band // bands for band in range(bands + 1)]
     work = [(n, top, end) for n in range(k) for top, end in pairwise(edges)]
-    workers = [Worker(plan, query, gallery, kappa) for _ in range(min(threads, len(work)))]
+    workers = [Worker(plan, origin, gallery, kappa, final) for _ in range(min(threads, len(work)))]
     if len(workers) == 1:
         workers[0].run(iter(work))
     else:
-        _in_threads(workers, work, threads)
+        _in_threads(workers, work)
     first, *others = workers
     found = Candidates.joined([worker.candidates() for worker in workers])
     for other in others:  # what they have already measured
+        first.undecided |= other.undecided
         lanes, entries = np.nonzero(other.best_at >= 0)
         at = other.best_at[lanes, entries]
         kernels.keep_nearest(lanes, at, other.best[lanes, entries], first.best, first.best_at)
-    first.decide(found)
-    order = np.lexsort((first.best_at, first.best), axis=1)
-    best = np.take_along_axis(first.best, order, 1)
-    if not np.isfinite(best).all():
-        raise FeatureError("levels: expected values whose squared distances fit float32, found larger ones; scale them")
-    return best, np.take_along_axis(first.best_at, order, 1)
+    first.decide(found.where(~first.undecided[found.lanes]))
+    return first.best, first.best_at, first.undecided
 
 
-def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]], threads: int) -> None:
+def _clusters(plan: Plan, lanes: Ints) -> list[Ints]:
+    """Split query patches into few groups of near ones, around patches that are far from each other."""
+    if not len(lanes):
+        return []
+    sq_distances = []
+    levels = [lifted(level, grid, plan.grids[0])[:, lanes] for level, grid in zip(plan.native, plan.grids, strict=True)]
+    centre = 0
+    for _ in range(min(CLUSTERS, len(lanes))):
+        differences = [np.square(level - level[:, centre, None]).sum(axis=0) for level in levels]
+        sq_distances.append(np.sum(differences, axis=0))
+        centre = int(np.min(sq_distances, axis=0).argmax())
+    nearest = np.argmin(sq_distances, axis=0)
+    return [lanes[nearest == number] for number in range(len(sq_distances)) if (nearest == number).any()]
+
+
+def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]]) -> None:
+    """Let the workers take turns; each multiplies its own tiles."""
     lock, items = threading.Lock(), iter(work)
 
     def shared() -> Iterator[tuple[int, int, int]]:
@@ -76,15 +120,11 @@ def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]], threads
                 return
             yield item
 
-    def run(worker: Worker) -> None:
-        torch.set_num_threads(1)  # of this thread: every worker multiplies its own tiles
-        worker.run(shared())
-
     try:
-        with ThreadPoolExecutor(len(workers)) as pool:
-            list(pool.map(run, workers))
+        list(single_threads(len(workers)).map(lambda worker: worker.run(shared()), workers))
     finally:
-        torch.set_num_threads(threads)  # threads that are started from now on would inherit the 1
+        with lock:
+            items = iter(())  # after an error or Ctrl-C nobody goes on
 
 
 def _turned(operand: torch.Tensor) -> torch.Tensor:
@@ -120,10 +160,11 @@ class Candidates:
 class Worker:
     """One thread's share of the search: compares bands of neighbours in the order of positions, keeps candidates."""
 
-    def __init__(self, plan: Plan, query: list[Array], gallery: list[Array], kappa: int) -> None:
-        self.plan, self.query, self.gallery = plan, query, gallery
+    def __init__(self, plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: bool) -> None:
+        self.plan, self.origin, self.gallery, self.final = plan, origin, gallery, final
         height, width = plan.grids[0]
-        patches = height * width
+        patches, self.a_neighbour = len(plan.lanes), height * width
+        self.undecided = np.zeros(patches, bool)
         self.bounds = np.full(patches + VECTOR, -np.inf, np.float32)  # of lows; padding passes none
         self.bounds[:patches] = np.inf
         self.heap = np.full((patches, kappa), np.inf, np.float32)  # the kappa least highs
@@ -140,8 +181,9 @@ class Worker:
 
     def run(self, work: Iterator[tuple[int, int, int]]) -> None:
         """Compare bands (neighbour, first row, end) until there are no more."""
-        for neighbour, top, end in work:
-            self.compare_band(neighbour, top, end)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused where it ends up
+            for neighbour, top, end in work:
+                self.compare_band(neighbour, top, end)
 
     def candidates(self) -> Candidates:
         """Return what was found."""
@@ -210,49 +252,58 @@ class Worker:
 
     def settle(self) -> None:
         """Measure the candidates, so that there is room for others."""
-        plan, patches = self.plan, len(self.heap)
+        plan = self.plan
         self.decide(self.candidates())
         self.found[-1][0] = 0
-        nearest = self.best[:, 0].astype(np.float64) * plan.scale**2
-        bounds = (nearest * (1 + 1e-6) - plan.sq_norms) / 2 + plan.doubts
+        nearest = self._reach(np.arange(len(self.best)))
         # Nothing comes before an exact match in the order of positions.
-        bounds = np.where(nearest == 0, -np.inf, bounds)
-        self.bounds[:patches] = np.minimum(self.bounds[:patches], bounds)
+        over = (self.best[:, 0] == 0) | self.undecided
+        bounds = np.where(over, -np.inf, (nearest - plan.sq_norms) / 2 + plan.doubts)
+        self.bounds[: len(bounds)] = np.minimum(self.bounds[: len(bounds)], bounds)
+
+    def _reach(self, lanes: Ints) -> NDArray[np.float64]:
+        """Squared distances, at scale, beyond which nothing is measured as near as the kappa-th nearest so far."""
+        nearest = self.best[lanes, 0].astype(np.float64) * self.plan.scale**2
+        off = 2.0**-22 * np.sqrt(self.origin.sq_norms[self.plan.lanes[lanes]], dtype=np.float64)
+        reach = nearest * (1 + 1e-6) + 2 * np.sqrt(nearest) * off + off**2
+        return np.where(np.isinf(nearest), np.inf, reach)  # not NaN, of infinity times 0
 
     def decide(self, found: Candidates) -> None:
         """Measure those candidates, in the order of positions, that can be among the nearest, into best."""
         likely, likely_at = np.full_like(self.heap, np.inf), np.full_like(self.best_at, -1)
         kernels.keep_nearest(found.lanes, found.places, found.highs, likely, likely_at)
-        chosen = (found.highs < likely[found.lanes, 0]) | (found.places == likely_at[found.lanes, 0])
+        last, last_at = likely[found.lanes, 0], likely_at[found.lanes, 0]
+        chosen = (found.highs < last) | ((found.highs == last) & (found.places <= last_at))
         limit = FIRST_ROUND
         while len(found):
             some = found.where(chosen)
             sq_distances = self.measure(some)
             kernels.keep_nearest(some.lanes, some.places, sq_distances, self.best, self.best_at)
             found = found.where(~chosen)
-            nearest = self.best[found.lanes, 0].astype(np.float64) * self.plan.scale**2
             least = self.plan.sq_norms[found.lanes] + 2.0 * (found.lows - self.plan.doubts[found.lanes])
-            earlier = (nearest > 0) | (found.places < self.best_at[found.lanes, 0])
-            found = found.where((least <= nearest * (1 + 1e-6)) & earlier)
+            earlier = (self.best[found.lanes, 0] > 0) | (found.places < self.best_at[found.lanes, 0])
+            found = found.where((least <= self._reach(found.lanes)) & earlier)
+            if not self.final and limit > FIRST_ROUND:
+                crowded = np.bincount(found.lanes, minlength=len(self.heap))[found.lanes] > CROWD
+                if crowded.sum() > TOO_MANY:
+                    self.undecided[found.lanes[crowded]] = True
+                    found = found.where(~crowded)
             chosen = kernels.rank(found.lanes, len(self.heap)) < limit
             limit *= 4
 
     def measure(self, some: Candidates) -> Floats:
         """Return the candidates' squared distances, as sums of squares (m,)."""
-        plan = self.plan
         sums = np.zeros(len(some), np.float64)
-        neighbours, theirs = np.divmod(some.places, len(self.heap))
+        neighbours, theirs = np.divmod(some.places, self.a_neighbour)
+        mine = self.plan.lanes[some.lanes]
         order = np.argsort(neighbours, kind="stable")
-        cuts = np.flatnonzero(np.diff(neighbours[order])) + 1
-        for rows in np.split(order, cuts):
-            if not len(rows):
-                continue
+        for rows in np.split(order, np.flatnonzero(np.diff(neighbours[order])) + 1):
             part = np.zeros(len(rows), np.float64)
-            for number, level in enumerate(self.gallery):
-                values, shift = load(level[neighbours[rows[0]]], plan.shifts[number])
+            for number, level in enumerate(self.gallery if len(rows) else []):
+                values, shift = load(level[neighbours[rows[0]]], self.origin.shifts[number])
                 kernels.add_differences(
-                    plan.native[number], values, shift, *self._taps(number, some.lanes[rows]),
-                    *self._taps(number, theirs[rows]), part,
+                    self.origin.native[number], values, shift,
+                    *self._taps(number, mine[rows]), *self._taps(number, theirs[rows]), part,
                 )  # fmt: skip
             sums[rows] = part
         with np.errstate(over="ignore"):

@@ -1,0 +1,41 @@
+"""Which engine is the faster: an estimate from what each does, with rates fitted to benchmarks/patch_search.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Nanoseconds on one core with AVX-512 at about 200 GFLOP/s. Only their ratios matter, and threads divide all of them.
+MULTIPLY = 0.01  # a channel of a pair of patches
+FLAT_PAIR = 1.6  # keeping the nearest of FAISS's products
+FLAT_FILL = 4.5  # a channel of an upsampled gallery patch
+FLAT_MEASURE = 2.0  # a channel of a match, measured
+PYRAMID_PAIR = 0.5  # interpolating and comparing
+PYRAMID_LOAD = 3.0  # a stored value, converted and rounded
+PYRAMID_MATCH = 1_400.0  # a match, kept as a candidate and found again
+PYRAMID_MEASURE = 3.0  # a channel of a match, interpolated and measured
+PYRAMID_NEIGHBOUR = 250_000.0
+PYRAMID_QUERY = 1_500_000.0
+
+
+def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
+    """Estimate the flat engine's nanoseconds, for levels (c, h, w), the finest first."""
+    patches, channels = shapes[0][1] * shapes[0][2], sum(shape[0] for shape in shapes)
+    compare = patches * patches * k * (FLAT_PAIR + MULTIPLY * channels)
+    return compare + k * patches * channels * FLAT_FILL + patches * kappa * channels * FLAT_MEASURE
+
+
+def pyramid_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
+    """Estimate the pyramid engine's nanoseconds, with products in float32."""
+    patches, channels = shapes[0][1] * shapes[0][2], sum(shape[0] for shape in shapes)
+    products, values = 0.0, 0
+    for c, h, w in shapes:
+        values += c * h * w
+        lifted, native = c * patches, c * h * w + 3 * w * patches
+        products += h * w * (lifted if (h, w) == shapes[0][1:] else min(lifted, native)) * MULTIPLY
+    compare = patches * patches * PYRAMID_PAIR + products + values * PYRAMID_LOAD + PYRAMID_NEIGHBOUR
+    return PYRAMID_QUERY + k * compare + patches * kappa * (PYRAMID_MATCH + channels * PYRAMID_MEASURE)
+
+
+def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
+    """Return the engine that is expected to be the faster on a CPU."""
+    return "pyramid" if pyramid_cost(shapes, k, kappa) < flat_cost(shapes, k, kappa) else "flat"

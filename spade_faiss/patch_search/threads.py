@@ -1,0 +1,36 @@
+"""Threads in which torch computes with one thread each."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_lock = threading.Lock()
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, because a fork has none of its parent's threads
+
+
+def single_threads(number: int) -> ThreadPoolExecutor:
+    """Return a pool of `number` threads that is kept: torch's setting is for a thread, but reaches those made later.
+
+    It is set while no search runs, and put back at once, so that nobody else's new thread starts with it.
+    """
+    key = os.getpid(), number
+    with _lock:
+        if key not in _pools:
+            before, all_there = torch.get_num_threads(), threading.Barrier(number)
+
+            def start() -> None:
+                torch.set_num_threads(1)
+                all_there.wait()
+
+            pool = ThreadPoolExecutor(number, "spade-faiss-search")
+            try:
+                for future in [pool.submit(start) for _ in range(number)]:
+                    future.result()
+            finally:
+                torch.set_num_threads(before)
+            _pools[key] = pool
+        return _pools[key]
