@@ -85,14 +85,18 @@ class Detector:
         search = {name: getattr(self.search, name) for name in ("k", "kappa", "k_score", "nprobe", "level_weights")}
         return search | {name: getattr(self.score, name) for name in ("image_score", "positions", "sigma")}
 
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether the scale of normal images matters to the settings."""
+        weights, positions = self.search.level_weights, self.score.positions
+        return not weights == positions == "equal" or self.score.image_score == "map"
+
     def baseline(self) -> Baseline | None:
         """Return what normal images look like: the calibration's, or measured at the first need; None: not needed.
 
-        Raises:
-            NotEnoughImagesError: there are fewer than two normal images to measure it on.
+        It takes SAMPLE queries to measure.
         """
-        weights, positions = self.search.level_weights, self.score.positions
-        if weights == positions == "equal" and self.score.image_score != "map":
+        if not self.needs_baseline:
             return None
         with self._lock:
             if self._baseline is None:
