@@ -23,6 +23,7 @@ def single_threads(number: int) -> ThreadPoolExecutor:
             before, all_there = torch.get_num_threads(), threading.Barrier(number)
 
             def start() -> None:
+                torch.get_num_threads()  # or its first product would take the number for new threads after all
                 torch.set_num_threads(1)
                 all_there.wait()
 
