@@ -15,7 +15,7 @@ from ..features import Array
 from ..image_index import ROUNDING
 from . import kernels
 from .patches import as_tensor, shift_of, taps
-from .threads import single_threads
+from .threads import in_one_thread
 from .vectors import PAIR, TAPS, VECTOR
 
 Floats = NDArray[np.float32]
@@ -246,5 +246,4 @@ def bfloat16_pays() -> bool:
         return min(times)
 
     # In one thread, as the search will: where others are busy, several wait for each other longer than they compute.
-    wide, narrow = single_threads(1).map(fastest, (torch.float32, torch.bfloat16))
-    return 2 * narrow < wide
+    return 2 * in_one_thread(fastest, torch.bfloat16) < in_one_thread(fastest, torch.float32)
