@@ -31,7 +31,7 @@ from .threads import in_one_thread, single_threads
 from .vectors import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
-CANDIDATES = 2**20  # a thread keeps before it decides among them
+CANDIDATES = 2**20  # kept, by all threads together, before it is decided among them: 24 MiB
 NARROW_KAPPA = 8  # beyond it, what bfloat16 leaves to be measured takes longer than products in float32
 FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
 CROWD = 32  # candidates of a query patch that are still in doubt after two rounds, and
@@ -79,7 +79,8 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
     bands = min(height, max(-(-2 * threads // k), -(-height * row_bytes // TILE_BYTES)))
     edges = [height * band // bands for band in range(bands + 1)]
     work = [(n, top, end) for n in range(k) for top, end in pairwise(edges)]
-    workers = [Worker(plan, origin, gallery, kappa, final) for _ in range(min(threads, len(work)))]
+    number = min(threads, len(work))
+    workers = [Worker(plan, origin, gallery, kappa, final, CANDIDATES // number) for _ in range(number)]
     if len(workers) == 1:
         workers[0].run(iter(work))
     else:
@@ -164,7 +165,7 @@ class Candidates:
 class Worker:
     """One thread's share of the search: compares bands of neighbours in the order of positions, keeps candidates."""
 
-    def __init__(self, plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: bool) -> None:
+    def __init__(self, plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: bool, room: int) -> None:
         self.plan, self.origin, self.gallery, self.final = plan, origin, gallery, final
         height, width = plan.grids[0]
         patches, self.a_neighbour = len(plan.lanes), height * width
@@ -174,7 +175,7 @@ class Worker:
         self.bounds[:patches] = np.inf
         self.heap = np.full((patches, kappa), np.inf, np.float32)  # the kappa least highs
         self.best, self.best_at = np.full((patches, kappa), np.inf, np.float32), np.full((patches, kappa), -1, np.int64)
-        size = max(CANDIDATES, 4 * PAIR * plan.block * width)
+        size = max(room, 4 * PAIR * plan.block * width)
         self.found = (
             np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.float32),
             np.zeros(1, np.int64),
