@@ -200,7 +200,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         at = np.arange(len(names)) + (place - (len(engines) - 1) / 2) * 0.4
         axes.barh(at, values, 0.38, label=engine)
     axes.set_yticks(range(len(names)), [f"{s}, {f}, K = {k}, kappa = {kappa}" for s, f, k, kappa in names])
-    axes.set(xscale="log", xlabel="seconds a query (median)")
+    axes.set(xscale="log", xlim=(min(r["seconds"] for r in results) / 4, None), xlabel="seconds a query (median)")
     axes.invert_yaxis()
     axes.legend()
     figure.savefig(path, dpi=120)
