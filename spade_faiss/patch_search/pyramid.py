@@ -27,7 +27,7 @@ from ..features import Array
 from . import kernels
 from .plan import Floats, Ints, Plan, bfloat16_pays, lifted, load, rounded
 from .plan import doubts as doubts_of
-from .threads import in_one_thread, single_threads
+from .threads import in_one_thread, single_threads, torch_threads
 from .vectors import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
@@ -74,7 +74,7 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
     Returns:
         the nearest (q, kappa), their positions, and which patches are undecided (q,).
     """
-    k, (height, width), threads = len(gallery[0]), plan.grids[0], torch.get_num_threads()
+    k, (height, width), threads = len(gallery[0]), plan.grids[0], torch_threads()
     row_bytes = plan.finest[0].shape[1] * plan.finest[0].itemsize * width
     bands = min(height, max(-(-2 * threads // k), -(-height * row_bytes // TILE_BYTES)))
     edges = [height * band // bands for band in range(bands + 1)]

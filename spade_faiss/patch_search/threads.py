@@ -16,10 +16,16 @@ _lock = threading.Lock()
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, because a fork has none of its parent's threads
 
 
+def torch_threads() -> int:
+    """Return torch's number of threads here, also in a thread that asks for it while a pool is made."""
+    with _lock:
+        return torch.get_num_threads()
+
+
 def single_threads(number: int) -> ThreadPoolExecutor:
     """Return a pool of `number` threads that is kept: torch's setting is for a thread, but reaches those made later.
 
-    It is set while no search runs, and put back at once, so that nobody else's new thread starts with it.
+    It is put back at once, so that nobody else's new thread starts with it.
     """
     key = os.getpid(), number
     with _lock:
@@ -43,7 +49,7 @@ def single_threads(number: int) -> ThreadPoolExecutor:
 
 def in_one_thread(call: Callable[..., T], *args: Any) -> T:
     """Call it with torch computing in one thread: for little work, more only wait for each other on a busy machine."""
-    if torch.get_num_threads() == 1:
+    if torch_threads() == 1:
         return call(*args)
 
     def quietly() -> T:
