@@ -257,7 +257,10 @@ class Detector:
         options = self.search
         with query.watch("match"):
             own, others = _scaled(query.levels, level_scales), _scaled(neighbour_levels, level_scales)
-            return search_patches(own, others, options.kappa, options.engine, options.device, options.block_bytes)
+            sq_distances, matches = search_patches(
+                own, others, options.kappa, options.engine, options.device, options.block_bytes
+            )
+            return (sq_distances * np.float32(level_scales[0] ** 2) if level_scales else sq_distances), matches
 
 
 def query_options(
@@ -282,9 +285,11 @@ def _filled(given: QueryOptions | None, settings: dict[str, Any], recipe: QueryO
 
 
 def _scaled(levels: list[Array], scales: Sequence[float]) -> list[Array]:
+    """Multiply all levels but the finest by their scales over its own: the largest is then not copied."""
     if not scales:
         return levels
-    return [level * np.float32(scale) for level, scale in zip(levels, scales, strict=True)]
+    coarser = zip(levels[1:], scales[1:], strict=True)
+    return [levels[0], *(level * np.float32(scale / scales[0]) for level, scale in coarser)]
 
 
 def _nothing_searched(levels: list[Array]) -> tuple[Array, Array]:
