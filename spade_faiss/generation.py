@@ -75,7 +75,8 @@ class Generation:
             shard = self._open.get(number)
             if shard is None:
                 entry = self.manifest.shards[number]
-                shard = Shard(self.folder / entry.file, self.manifest.spec, entry.images, entry.bytes)
+                path, manifest = self.folder / entry.file, self.manifest
+                shard = Shard(path, manifest.spec, entry.images, entry.bytes, manifest.patches)
                 self._open[number] = shard
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)[1].close()
@@ -92,8 +93,27 @@ class Generation:
         with self._lock:
             return [self.shard(number).digests[row] for number, row in map(self._locate, ids)]
 
+    def source(self, row_id: int) -> str | None:
+        """Return the path of the image file that patches are recomputed from; None where they are stored."""
+        if self.manifest.patches == "stored":
+            return None
+        number, row = self._locate(row_id)
+        with self._lock:
+            sources = self.shard(number).sources
+        assert sources is not None
+        return sources[row]
+
     def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
-        """Read the pyramid levels of images, in that order: [(len(ids), c, h, w), ...]."""
+        """Read the pyramid levels of images, in that order: [(len(ids), c, h, w), ...].
+
+        Raises:
+            OptionError: they are not stored, but recomputed from image files.
+        """
+        if self.manifest.patches == "recompute":
+            raise OptionError(
+                f"{self.folder}: it recomputes patches from image files, which takes the extractor: "
+                "use a Detector, or Gallery.read(ids, extractor)"
+            )
         spec = self.manifest.spec
         out = [np.empty((len(ids), *shape), spec.dtype) for shape in spec.level_shapes]
         places = [self._locate(row_id) for row_id in ids]

@@ -118,8 +118,8 @@ def ingest(
         try:
             content = read_file(source.path)
             digest = content_digest(content)
-            state = writer.status(source.key, digest)
-            if state == "same":
+            state = writer.status(source.key, digest, _absolute(source))
+            if state == "same" or (state == "moved" and not replace):
                 return _Read(source, digest)
             if state == "differs" and not replace:
                 raise KeyConflictError(
@@ -156,13 +156,18 @@ def ingest(
             features = extractor.extract([image.view for image in batch if image.view is not None])
             _count(report, writing)  # one batch is written while the next goes through the network
             keys, digests = [image.source.key for image in batch], [image.digest for image in batch]
-            writing = pool.submit(writer.append, keys, features, digests, replace)
+            files = [_absolute(image.source) for image in batch]
+            writing = pool.submit(writer.append, keys, features, digests, replace, files)
         _count(report, writing)
     if stopped_by is not None:
         writer.commit()
         raise stopped_by
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _absolute(source: Source) -> str:
+    return str(source.path.absolute())  # not resolved: a link may be what stays when the files move
 
 
 def _count(report: IngestReport, writing: Future[Appended] | None) -> None:

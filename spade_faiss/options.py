@@ -14,6 +14,7 @@ MIB = 2**20
 
 Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
+Patches = Literal["stored", "recompute"]  # whether a gallery keeps pyramid levels, or computes them from image files
 Engine = Literal["auto", "flat", "pyramid"]
 Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map"]
