@@ -169,28 +169,27 @@ class Shard:
         feature: Array = image[0]
         return feature
 
-    def levels(self, rows: Sequence[int], out: list[Array]) -> None:
-        """Read the levels of some rows into `out`, one (len(rows), c, h, w) array a level.
+    def read_into(self, row: int, out: Sequence[Array], verify: bool = True) -> None:
+        """Read the levels of one image into `out`, contiguous arrays [(c, h, w), ...].
 
         Raises:
-            CorruptGalleryError: they cannot be read, or are not what was written.
+            CorruptGalleryError: they cannot be read, or are not what was written (unless `verify` is off).
         """
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
-            self._read(f"level {number}", lambda: _read_rows(dataset, rows, target))  # noqa: B023 (called at once)
-            for position, row in enumerate(rows):
-                if xxhash.xxh3_64_intdigest(target[position].data) != self._checksums[row, 1 + number]:
-                    raise CorruptGalleryError(
-                        f"{self.path}: image {self.keys[row]!r}: level {number} is not what was written (checksum)"
-                    )
+            self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
+            if verify and xxhash.xxh3_64_intdigest(target.data) != self._checksums[row, 1 + number]:
+                raise CorruptGalleryError(
+                    f"{self.path}: image {self.keys[row]!r}: level {number} is not what was written (checksum)"
+                )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Check every image; yields (key, what is wrong), at most one for each image."""
         image: Array = self._read("image features", lambda: self._image[:])
         damaged = dict.fromkeys(self._damaged_heads(image), DAMAGED_HEAD)
-        out = [np.empty((1, *shape), self._spec.dtype) for shape in self._spec.level_shapes]
+        out = [np.empty(shape, self._spec.dtype) for shape in self._spec.level_shapes]
         for row, key in enumerate(self.keys):
             try:
-                self.levels([row], out)
+                self.read_into(row, out)
             except CorruptGalleryError as error:
                 damaged.setdefault(row, str(error))
             if row in damaged:
@@ -208,8 +207,3 @@ class Shard:
             return read()
         except (OSError, RuntimeError) as error:
             raise CorruptGalleryError(f"{self.path}: {what} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _read_rows(dataset: Any, rows: Sequence[int], target: Array) -> None:
-    for position, row in enumerate(rows):
-        dataset.read_direct(target, np.s_[row], np.s_[position])

@@ -193,7 +193,7 @@ class GalleryWriter:
             image = shard.image_features()
             for row in sorted(set(range(entry.images)) - set(entry.removed)):
                 levels = [np.empty((1, *shape), manifest.spec.dtype) for shape in manifest.spec.level_shapes]
-                shard.levels([row], levels)
+                shard.read_into(row, [level[0] for level in levels])
                 self._write([shard.keys[row]], [shard.digests[row]], Features(image[row : row + 1], levels))
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in set(rewrite)]
