@@ -116,12 +116,21 @@ class Generation:
             )
         spec = self.manifest.spec
         out = [np.empty((len(ids), *shape), spec.dtype) for shape in spec.level_shapes]
+        self.read_into(ids, [[level[position] for level in out] for position in range(len(ids))])
+        return out
+
+    def read_into(self, ids: Sequence[int] | Ids, out: Sequence[list[Array]], verify: bool = True) -> None:
+        """Read the pyramid levels of n images into `out`, for each image [(c, h, w), ...]; see Shard.read_into."""
         places = [self._locate(row_id) for row_id in ids]
         with self._lock:
             for position in sorted(range(len(places)), key=places.__getitem__):  # in the order on disk
                 number, row = places[position]
-                self.shard(number).levels([row], [level[position : position + 1] for level in out])
-        return out
+                self.shard(number).read_into(row, out[position], verify)
+
+    def identity(self, row_id: int) -> tuple[str, int]:
+        """Return what names an image in every generation: the file of its shard, and the row in it."""
+        number, row = self._locate(row_id)
+        return self.manifest.shards[number].file, row
 
     def features(self, ids: Sequence[int]) -> Features:
         """Read whole features of images, in that order."""

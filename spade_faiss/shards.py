@@ -193,24 +193,23 @@ class Shard:
         feature: Array = image[0]
         return feature
 
-    def levels(self, rows: Sequence[int], out: list[Array]) -> None:
-        """Read the levels of some rows into `out`, one (len(rows), c, h, w) array a level.
+    def read_into(self, row: int, out: Sequence[Array], verify: bool = True) -> None:
+        """Read the levels of one image into `out`, contiguous arrays [(c, h, w), ...].
 
         Raises:
-            CorruptGalleryError: they cannot be read, or are not what was written.
+            CorruptGalleryError: they cannot be read, or are not what was written (unless `verify` is off).
         """
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
-            self._read(f"level {number}", lambda: _read_rows(dataset, rows, target))  # noqa: B023 (called at once)
-            for position, row in enumerate(rows):
-                if xxhash.xxh3_64_intdigest(target[position].data) != self._checksums[row, 1 + number]:
-                    raise CorruptGalleryError(
-                        f"{self.path}: image {self.keys[row]!r}: level {number} is not what was written (checksum)"
-                    )
+            self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
+            if verify and xxhash.xxh3_64_intdigest(target.data) != self._checksums[row, 1 + number]:
+                raise CorruptGalleryError(
+                    f"{self.path}: image {self.keys[row]!r}: level {number} is not what was written (checksum)"
+                )
 
-    def read(self, rows: Sequence[int]) -> list[Array]:
-        """Read the levels of some rows, one (len(rows), c, h, w) array a level; raises as levels."""
-        out = [np.empty((len(rows), *shape), self._dtype) for shape in self._level_shapes]
-        self.levels(rows, out)
+    def read(self, row: int) -> list[Array]:
+        """Read the levels of one image, [(c, h, w), ...]; none where they are recomputed. Raises as read_into."""
+        out = [np.empty(shape, self._dtype) for shape in self._level_shapes]
+        self.read_into(row, out)
         return out
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -219,7 +218,7 @@ class Shard:
         damaged = dict.fromkeys(self._damaged_heads(image), DAMAGED_HEAD)
         for row, key in enumerate(self.keys):
             try:
-                self.read([row])
+                self.read(row)
             except CorruptGalleryError as error:
                 damaged.setdefault(row, str(error))
             if row in damaged:
@@ -242,8 +241,3 @@ class Shard:
 
 def _level_shapes(spec: ExtractorSpec, patches: Patches) -> tuple[tuple[int, int, int], ...]:
     return spec.level_shapes if patches == "stored" else ()
-
-
-def _read_rows(dataset: Any, rows: Sequence[int], target: Array) -> None:
-    for position, row in enumerate(rows):
-        dataset.read_direct(target, np.s_[row], np.s_[position])

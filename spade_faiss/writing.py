@@ -133,7 +133,8 @@ class GalleryWriter:
         _check_texts("digests", digests, len(keys))
         if manifest.patches == "recompute":
             features = Features(features.image, [])
-        states = [self.status(*image) for image in zip(keys, digests, sources or [None] * len(keys), strict=True)]
+        files: Sequence[str | None] = sources or [None] * len(keys)
+        states = [self.status(*image) for image in zip(keys, digests, files, strict=True)]
         if "differs" in states and not replace:
             key = keys[states.index("differs")]
             raise KeyConflictError(
@@ -231,7 +232,7 @@ class GalleryWriter:
             image = shard.image_features()
             for row in sorted(set(range(entry.images)) - set(entry.removed)):
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
-                self._write(Features(image[row : row + 1], shard.read([row])), *texts)
+                self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in set(rewrite)]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))

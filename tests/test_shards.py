@@ -33,7 +33,8 @@ def write(path: Path, features: sf.Features, spec: sf.ExtractorSpec = OWN) -> Sh
 
 def read(shard: Shard, rows: list[int], spec: sf.ExtractorSpec = OWN) -> list[np.ndarray]:
     out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
-    shard.levels(rows, out)
+    for position, row in enumerate(rows):
+        shard.read_into(row, [level[position] for level in out])
     return out
 
 
