@@ -125,7 +125,7 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
     """
     ids = np.array(sorted(generation.id_of.values()))
     chosen = np.sort(np.random.default_rng(SEED).choice(ids, min(SAMPLE, len(ids)), replace=False)).tolist()
-    scales = _level_scales(generation, chosen) if detector.search.level_weights == "spread" else ()
+    scales = _level_scales(detector.levels(generation, chosen)) if detector.search.level_weights == "spread" else ()
     if len(ids) < 2:
         grid = generation.manifest.spec.level_shapes[0][1:]
         return Baseline(frozenset(), scales, np.zeros(grid), Typical(1, 1), Typical(1, 1))
@@ -142,9 +142,9 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
     )
 
 
-def _level_scales(generation: Generation, ids: list[int]) -> tuple[float, ...]:
+def _level_scales(levels: list[Array]) -> tuple[float, ...]:
     """Return, for each level, 1 over the root of the mean squared distance of its vectors from their mean."""
-    return tuple(1 / (_spread(level) or 1.0) for level in generation.levels(ids))
+    return tuple(1 / (_spread(level) or 1.0) for level in levels)
 
 
 def _spread(level: Array) -> float:

@@ -13,6 +13,7 @@ import click
 
 from .features import Extractor, load_extractor
 from .gallery import Gallery
+from .images import Source
 from .ingest import Skipped
 from .options import MIB, FeatureOptions, ScoreOptions, SearchOptions
 from .report import CARDS
@@ -69,7 +70,8 @@ originals = click.option(
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="DIR",
-    help="A source that GALLERY was built from: the report shows its images. May be given again.",
+    help="A source that GALLERY was built from, for its images: a report shows them, and patches that are not stored "
+    "are recomputed from them. May be given again.",
 )
 replace = click.option(
     "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
@@ -99,13 +101,19 @@ search = together(
 )  # fmt: skip
 
 
-def detector_of(opened: Gallery, weights: Path | None, given: dict[str, Any], calibrated: bool = True) -> Detector:
-    """Make a detector over a gallery: options that were not given are those of the gallery."""
+def detector_of(
+    opened: Gallery,
+    weights: Path | None,
+    given: dict[str, Any],
+    calibrated: bool = True,
+    normal: Sequence[Path | Source] = (),
+) -> Detector:
+    """Make a detector over a gallery, whose image files may be in `normal`: options not given are the gallery's."""
     from .detector import Detector
 
     given = given | {"block_bytes": given["block_mib"] and given["block_mib"] * MIB}
     search, score = replaced(SearchOptions(), given), replaced(ScoreOptions(), given)
-    return Detector(opened, extractor_of(opened, weights, given), search, score, calibrated)
+    return Detector(opened, extractor_of(opened, weights, given), search, score, calibrated, normal)
 
 
 def replaced(options: Options, given: dict[str, Any]) -> Options:

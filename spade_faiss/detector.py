@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from .features import Array, Extractor, Features
 from .gallery import Gallery
 from .generation import Generation
 from .image_index import Ids
-from .images import Pixels, batched, decode
+from .images import Pixels, Source, batched, decode
 from .options import DEFAULT_K, QueryOptions, ScoreOptions, SearchOptions, filled
 from .patch_search import search_patches
+from .reading import PyramidCache
 from .recipes import RECIPES
+from .recompute import pyramids_of
 from .scoring import anomaly_map, knn_score
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -40,6 +43,7 @@ class Detector:
         search: SearchOptions | None = None,
         score: ScoreOptions | None = None,
         calibrated: bool = True,
+        normal: Sequence[str | Path | Source] = (),
     ) -> None:
         """Check that everything fits together.
 
@@ -49,6 +53,8 @@ class Detector:
             search: retrieval and patch search; None: as the gallery was calibrated, or else as its recipe says.
             score: distances to scores; None: likewise.
             calibrated: judge by the gallery's calibration, where it has one of the same settings.
+            normal: of a gallery that recomputes patches, where its image files may be, besides where they were:
+                folders that it was built from, or the files.
 
         Raises:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
@@ -60,6 +66,8 @@ class Detector:
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
         self.extractor = extractor
+        self._normal = tuple(normal)
+        self._cache = PyramidCache(0)
         self.search, self.score = query_options(gallery, search, score, calibrated)
         n = len(gallery)
         for name, given in (("k", self.search.k), ("k_score", self.search.k_score)):
@@ -132,6 +140,7 @@ class Detector:
         Raises:
             ImageError: the image cannot be read.
             CorruptGalleryError: the gallery's files are damaged.
+            SourceError: an image file that the gallery recomputes patches from is gone or has changed.
         """
         return self.query_batch([image])[0]
 
@@ -173,9 +182,9 @@ class Detector:
         """Retrieve the neighbours of stored images; see leave_one_out."""
         pairs = zip(ids, without, strict=True) if without is not None else ((one, np.array([one])) for one in ids)
         for row_id, left_out in pairs:
-            features, watch = generation.features([row_id]), Stopwatch(1)
-            found, sq_distances = self._retrieve(generation, features.image, watch, left_out)
-            levels, size = [level[0] for level in features.levels], self.gallery.spec.view.resized
+            watch = Stopwatch(1)
+            found, sq_distances = self._retrieve(generation, generation.image_feature(row_id)[None], watch, left_out)
+            levels, size = [level[0] for level in self.levels(generation, [row_id])], self.gallery.spec.view.resized
             [key] = generation.keys([row_id])
             yield Retrieved(levels, found[0], sq_distances[0], size, None, watch, key)
 
@@ -183,6 +192,10 @@ class Detector:
         """Return the (h, w, kappa) squared distances of a query's patches, with each level multiplied by its scale."""
         levels = self._read(generation, query.ids[: self._k_of(generation)], query.watch)
         return self._match(query, levels, level_scales)[0]
+
+    def levels(self, generation: Generation, ids: Sequence[int] | Ids) -> list[Array]:
+        """Return the pyramid levels of images, [(len(ids), c, h, w), ...]: read, or recomputed from their files."""
+        return self._cache.read(pyramids_of(generation, self.extractor, self._normal), ids)
 
     # The stages of a query, in their order.
 
@@ -245,7 +258,7 @@ class Detector:
 
     def _read(self, generation: Generation, ids: Ids, watch: Stopwatch) -> list[Array]:
         with watch("read"):
-            return generation.levels(ids)
+            return self.levels(generation, ids)
 
     def _match(
         self, query: Retrieved, neighbour_levels: list[Array], level_scales: Sequence[float]
