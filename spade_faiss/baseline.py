@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .features import Array
-
 if TYPE_CHECKING:
     from .detector import Detector
     from .generation import Generation
@@ -144,10 +142,13 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
 
 def _level_scales(generation: Generation, ids: list[int]) -> tuple[float, ...]:
     """Return, for each level, 1 over the root of the mean squared distance of its vectors from their mean."""
-    return tuple(1 / (_spread(level) or 1.0) for level in generation.levels(ids))
-
-
-def _spread(level: Array) -> float:
-    values = level.astype(np.float64)
-    centred = values - values.mean(axis=(0, 2, 3), keepdims=True)
-    return float(np.sqrt((centred**2).sum(axis=1).mean()))
+    scales = []
+    sums = [np.zeros((2, shape[0])) for shape in generation.manifest.spec.level_shapes]  # of values and of squares
+    for one in ids:  # memory does not grow with the sample
+        for total, level in zip(sums, generation.levels([one]), strict=True):
+            values = level[0].astype(np.float64).reshape(level.shape[1], -1)
+            total += values.mean(axis=1), np.square(values).mean(axis=1)
+    for values, squares in (total / len(ids) for total in sums):
+        variance = float(np.maximum(squares - values**2, 0).sum())
+        scales.append(1 / np.sqrt(variance) if variance > 1e-12 * squares.sum() else 1.0)
+    return tuple(map(float, scales))
