@@ -23,7 +23,6 @@ from common import save
 
 import spade_faiss as sf
 from spade_faiss.images import find_images
-from spade_faiss.scoring import anomaly_map
 
 
 @dataclass
@@ -46,17 +45,22 @@ def main() -> None:
     parser.add_argument("--extractor", default="efficientnet_lite0")
     parser.add_argument("--false-alarms", type=float, default=0.01)
     parser.add_argument("--images", type=int, help="test images, evenly spread over good and over defective [all]")
+    parser.add_argument("--recipe", default="robust", choices=list(sf.RECIPES))
     parser.add_argument("-k", type=int, default=50)
+    parser.add_argument("--k-score", type=int, default=1)
     args = parser.parse_args()
 
-    extractor = sf.load_extractor(args.extractor)
-    with tempfile.TemporaryDirectory() as folder, sf.Gallery.create(f"{folder}/g", extractor.spec) as gallery:
+    extractor = sf.load_extractor(args.extractor, options=sf.RECIPES[args.recipe].features)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sf.Gallery.create(f"{folder}/g", extractor.spec, recipe=args.recipe) as gallery,
+    ):
         gallery.add_images(args.normal, extractor, progress=True)
-        search = sf.SearchOptions(k=args.k)
-        found = sf.calibrate(sf.Detector(gallery, extractor, search), args.false_alarms, progress=True)
+        search, score = sf.SearchOptions(k=args.k, k_score=args.k_score), sf.ScoreOptions(image_score="knn")
+        found = sf.calibrate(sf.Detector(gallery, extractor, search, score), args.false_alarms, progress=True)
         found.write(gallery.path)
-        every = sf.Detector(gallery, extractor, search)
-        suspicious = sf.Detector(gallery, extractor, sf.SearchOptions(k=args.k, localise="suspicious"))
+        every = sf.Detector(gallery, extractor)  # as calibrated
+        suspicious = sf.Detector(gallery, extractor, sf.SearchOptions(localise="suspicious"))
         good, defective = _test_images(args.test, args.images)
         every.query((good + defective)[0])  # warms up
         queries = [
@@ -69,7 +73,9 @@ def main() -> None:
         {
             "normal_images": normal_images,
             "extractor": args.extractor,
+            "recipe": args.recipe,
             "k": args.k,
+            "k_score": args.k_score,
             "false_alarms": args.false_alarms,
             "normal": _summary([query for query in queries if not query.defective]),
             "defective": _summary([query for query in queries if query.defective]),
@@ -100,7 +106,7 @@ def _query(every: sf.Detector, suspicious: sf.Detector, path: Path, defective: b
     (whole, seconds), (part, part_seconds) = found[False], found[True]
     view, calibration = every.gallery.spec.view, every.calibration
     assert calibration is not None
-    peak = anomaly_map(whole.sq_distances, view.resized, view, every.score.sigma).max()
+    peak = every.map_of(whole.sq_distances, view.resized, every.baseline(), None).max()
     return Query(
         defective,
         str(whole.verdict),

@@ -23,12 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("normal", type=Path, nargs="+")
     parser.add_argument("--extractor", default="efficientnet_lite0")
-    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--recipe", default="robust", choices=list(sf.RECIPES))
+    parser.add_argument("-k", type=int, default=50)
     parser.add_argument("--splits", type=int, default=200)
     args = parser.parse_args()
 
-    extractor = sf.load_extractor(args.extractor)
-    with tempfile.TemporaryDirectory() as folder, sf.Gallery.create(f"{folder}/g", extractor.spec) as gallery:
+    extractor = sf.load_extractor(args.extractor, options=sf.RECIPES[args.recipe].features)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sf.Gallery.create(f"{folder}/g", extractor.spec, recipe=args.recipe) as gallery,
+    ):
         gallery.add_images(args.normal, extractor)
         found = sf.calibrate(sf.Detector(gallery, extractor, sf.SearchOptions(k=args.k)), 0.01, progress=True)
     scores = np.stack([found.image_scores, found.map_maxima])
@@ -43,7 +47,16 @@ def main() -> None:
             rates.append([above[0].mean(), above[1].mean(), above.all(axis=0).mean()])
         means = np.mean(rates, axis=0)
         result[str(alpha)] = dict(zip(("image", "pixel", "cascade"), (round(float(m), 5) for m in means), strict=True))
-    save("conformal", {"normal_images": n, "k": args.k, "splits": args.splits, "mean_false_alarm_rate": result})
+    save(
+        "conformal",
+        {
+            "normal_images": n,
+            "recipe": args.recipe,
+            "k": args.k,
+            "splits": args.splits,
+            "mean_false_alarm_rate": result,
+        },
+    )
 
 
 if __name__ == "__main__":

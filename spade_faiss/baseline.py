@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .features import Array
+from .images import batched
 
 if TYPE_CHECKING:
     from .detector import Detector
@@ -125,7 +125,7 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
     """
     ids = np.array(sorted(generation.id_of.values()))
     chosen = np.sort(np.random.default_rng(SEED).choice(ids, min(SAMPLE, len(ids)), replace=False)).tolist()
-    scales = _level_scales(detector.levels(generation, chosen)) if detector.search.level_weights == "spread" else ()
+    scales = _level_scales(detector, generation, chosen) if detector.search.level_weights == "spread" else ()
     if len(ids) < 2:
         grid = generation.manifest.spec.level_shapes[0][1:]
         return Baseline(frozenset(), scales, np.zeros(grid), Typical(1, 1), Typical(1, 1))
@@ -142,12 +142,16 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
     )
 
 
-def _level_scales(levels: list[Array]) -> tuple[float, ...]:
+def _level_scales(detector: Detector, generation: Generation, ids: list[int]) -> tuple[float, ...]:
     """Return, for each level, 1 over the root of the mean squared distance of its vectors from their mean."""
-    return tuple(1 / (_spread(level) or 1.0) for level in levels)
-
-
-def _spread(level: Array) -> float:
-    values = level.astype(np.float64)
-    centred = values - values.mean(axis=(0, 2, 3), keepdims=True)
-    return float(np.sqrt((centred**2).sum(axis=1).mean()))
+    scales = []
+    sums = [np.zeros((2, shape[0])) for shape in generation.manifest.spec.level_shapes]  # of values and of squares
+    for some in batched(ids, detector.extractor.batch_size):  # memory does not grow with the sample
+        for total, levels in zip(sums, detector.levels(generation, some), strict=True):
+            for level in levels:
+                values = level.astype(np.float64).reshape(len(level), -1)
+                total += values.mean(axis=1), np.square(values).mean(axis=1)
+    for values, squares in (total / len(ids) for total in sums):
+        variance = float(np.maximum(squares - values**2, 0).sum())
+        scales.append(1 / np.sqrt(variance) if variance > 1e-12 * squares.sum() else 1.0)
+    return tuple(map(float, scales))

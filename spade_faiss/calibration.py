@@ -179,10 +179,13 @@ class Calibration:
             raise CorruptGalleryError(
                 f"{path}: expected format version {FORMAT_VERSION}, found {version}; calibrate again"
             )
-        for name in ("image_scores", "map_maxima"):
-            values[name] = np.array(values[name], np.float64)
-        values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
-        return cls(**values)
+        try:
+            for name in ("image_scores", "map_maxima"):
+                values[name] = np.array(values[name], np.float64)
+            values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptGalleryError(f"{path}: not as it is written: {error!r}; calibrate again") from error
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .baseline import SAMPLE
 from .features import Extractor, load_extractor
 from .gallery import Gallery
 from .images import Source
@@ -113,7 +114,13 @@ def detector_of(
 
     given = given | {"block_bytes": given["block_mib"] and given["block_mib"] * MIB}
     search, score = replaced(SearchOptions(), given), replaced(ScoreOptions(), given)
-    return Detector(opened, extractor_of(opened, weights, given), search, score, calibrated, normal)
+    detector = Detector(opened, extractor_of(opened, weights, given), search, score, calibrated, normal)
+    if calibrated and detector.calibration is None and detector.needs_baseline and not given["quiet"]:
+        n = min(SAMPLE, len(opened))
+        click.echo(
+            f"spade-faiss: note: {n} normal images are compared first, for a scale; calibrate keeps it", err=True
+        )
+    return detector
 
 
 def replaced(options: Options, given: dict[str, Any]) -> Options:

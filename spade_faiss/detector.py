@@ -93,14 +93,18 @@ class Detector:
         search = {name: getattr(self.search, name) for name in ("k", "kappa", "k_score", "nprobe", "level_weights")}
         return search | {name: getattr(self.score, name) for name in ("image_score", "positions", "sigma")}
 
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether the scale of normal images matters to the settings."""
+        weights, positions = self.search.level_weights, self.score.positions
+        return not weights == positions == "equal" or self.score.image_score == "map"
+
     def baseline(self) -> Baseline | None:
         """Return what normal images look like: the calibration's, or measured at the first need; None: not needed.
 
-        Raises:
-            NotEnoughImagesError: there are fewer than two normal images to measure it on.
+        It takes SAMPLE queries to measure.
         """
-        weights, positions = self.search.level_weights, self.score.positions
-        if weights == positions == "equal" and self.score.image_score != "map":
+        if not self.needs_baseline:
             return None
         with self._lock:
             if self._baseline is None:
@@ -266,7 +270,10 @@ class Detector:
         options = self.search
         with query.watch("match"):
             own, others = _scaled(query.levels, level_scales), _scaled(neighbour_levels, level_scales)
-            return search_patches(own, others, options.kappa, options.engine, options.device, options.block_bytes)
+            sq_distances, matches = search_patches(
+                own, others, options.kappa, options.engine, options.device, options.block_bytes
+            )
+            return (sq_distances * np.float32(level_scales[0] ** 2) if level_scales else sq_distances), matches
 
 
 def query_options(
@@ -291,9 +298,11 @@ def _filled(given: QueryOptions | None, settings: dict[str, Any], recipe: QueryO
 
 
 def _scaled(levels: list[Array], scales: Sequence[float]) -> list[Array]:
+    """Multiply all levels but the finest by their scales over its own: the largest is then not copied."""
     if not scales:
         return levels
-    return [level * np.float32(scale) for level, scale in zip(levels, scales, strict=True)]
+    coarser = zip(levels[1:], scales[1:], strict=True)
+    return [levels[0], *(level * np.float32(scale / scales[0]) for level, scale in coarser)]
 
 
 def _nothing_searched(levels: list[Array]) -> tuple[Array, Array]:

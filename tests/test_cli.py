@@ -162,7 +162,7 @@ def test_query_writes_a_report(tmp_path: Path, gallery: Path, normal: Path, spad
 
 
 def test_query_prints_json_lines(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:
-    run = spade("query", gallery, normal / "001.png", "--json", "-k", 1)
+    run = spade("query", gallery, normal / "001.png", "--json", "-k", 1, "--quiet")
     assert json.loads(run.out)["neighbours"] == [{"key": "001.png", "sq_distance": 0.0}]
     assert run.err == ""
     assert "K = 12, all images of the gallery" in spade("query", gallery, normal / "001.png").err

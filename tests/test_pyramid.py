@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +16,7 @@ from spade_faiss.errors import FeatureError
 from spade_faiss.patch_search import pyramid, search_patches, vectors
 from spade_faiss.patch_search.plan import Plan, doubts, rounded
 from spade_faiss.patch_search.pyramid import search_pyramid
+from spade_faiss.patch_search.threads import single_threads
 
 Levels = list[np.ndarray]
 SHAPES = [(24, 14, 12), (40, 7, 6), (30, 4, 3)]
@@ -87,6 +89,26 @@ def test_number_of_threads_does_not_change_the_answer(products: str, kappa: int)
     for other in found[1:]:
         np.testing.assert_array_equal(other[0], found[0][0])
         np.testing.assert_array_equal(other[1], found[0][1])
+
+
+def test_torch_computes_with_one_thread_in_each_search_thread() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for number in (1, 4):
+            gate = threading.Barrier(number)
+
+            def compute(_: int, gate: threading.Barrier = gate) -> int:
+                torch.mm(torch.ones(300, 300), torch.ones(300, 300))
+                gate.wait()
+                return torch.get_num_threads()
+
+            assert list(single_threads(number).map(compute, range(number))) == [1] * number
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_searches_at_the_same_time_leave_torch_its_threads(products: str) -> None:

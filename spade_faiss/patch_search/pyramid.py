@@ -13,7 +13,7 @@ a nearer patch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,11 +27,11 @@ from ..features import Array
 from . import kernels
 from .plan import Floats, Ints, Plan, bfloat16_pays, lifted, load, rounded
 from .plan import doubts as doubts_of
-from .threads import single_threads
+from .threads import in_one_thread, single_threads, torch_threads
 from .vectors import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
-CANDIDATES = 2**20  # a thread keeps before it decides among them
+CANDIDATES = 2**20  # kept, by all threads together, before it is decided among them: 24 MiB
 NARROW_KAPPA = 8  # beyond it, what bfloat16 leaves to be measured takes longer than products in float32
 FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
 CROWD = 32  # candidates of a query patch that are still in doubt after two rounds, and
@@ -48,10 +48,12 @@ def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tupl
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
-    plan = Plan.make(query, kappa <= NARROW_KAPPA and bfloat16_pays())
+    narrow = kappa <= NARROW_KAPPA and bfloat16_pays()
+    plan = in_one_thread(Plan.make, query, narrow)
     best, best_at, undecided = _search(plan, plan, gallery, kappa, False)
-    for lanes in _clusters(plan, np.flatnonzero(undecided)):
-        best[lanes], best_at[lanes], _ = _search(plan.centred(query, lanes), plan, gallery, kappa, True)
+    for lanes in in_one_thread(_clusters, plan, np.flatnonzero(undecided)):
+        centred = in_one_thread(plan.centred, query, lanes)
+        best[lanes], best_at[lanes], _ = _search(centred, plan, gallery, kappa, True)
     order = np.lexsort((best_at, best), axis=1)
     best = np.take_along_axis(best, order, 1)
     if not np.isfinite(best).all():
@@ -72,17 +74,20 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
     Returns:
         the nearest (q, kappa), their positions, and which patches are undecided (q,).
     """
-    k, (height, width), threads = len(gallery[0]), plan.grids[0], torch.get_num_threads()
+    k, (height, width), threads = len(gallery[0]), plan.grids[0], torch_threads()
     row_bytes = plan.finest[0].shape[1] * plan.finest[0].itemsize * width
     bands = min(height, max(-(-2 * threads // k), -(-height * row_bytes // TILE_BYTES)))
     edges = [height * band // bands for band in range(bands + 1)]
     work = [(n, top, end) for n in range(k) for top, end in pairwise(edges)]
-    workers = [Worker(plan, origin, gallery, kappa, final) for _ in range(min(threads, len(work)))]
+    number = min(threads, len(work))
+    workers = [Worker(plan, origin, gallery, kappa, final, CANDIDATES // number) for _ in range(number)]
     if len(workers) == 1:
         workers[0].run(iter(work))
     else:
         _in_threads(workers, work)
     first, *others = workers
+    if len(workers) > 1:
+        first.map = single_threads(len(workers)).map
     found = Candidates.joined([worker.candidates() for worker in workers])
     for other in others:  # what they have already measured
         first.undecided |= other.undecided
@@ -160,16 +165,17 @@ class Candidates:
 class Worker:
     """One thread's share of the search: compares bands of neighbours in the order of positions, keeps candidates."""
 
-    def __init__(self, plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: bool) -> None:
+    def __init__(self, plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: bool, room: int) -> None:
         self.plan, self.origin, self.gallery, self.final = plan, origin, gallery, final
         height, width = plan.grids[0]
         patches, self.a_neighbour = len(plan.lanes), height * width
         self.undecided = np.zeros(patches, bool)
+        self.map: Callable[..., Iterable[None]] = map  # what measures several neighbours
         self.bounds = np.full(patches + VECTOR, -np.inf, np.float32)  # of lows; padding passes none
         self.bounds[:patches] = np.inf
         self.heap = np.full((patches, kappa), np.inf, np.float32)  # the kappa least highs
         self.best, self.best_at = np.full((patches, kappa), np.inf, np.float32), np.full((patches, kappa), -1, np.int64)
-        size = max(CANDIDATES, 4 * PAIR * plan.block * width)
+        size = max(room, 4 * PAIR * plan.block * width)
         self.found = (
             np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.float32),
             np.zeros(1, np.int64),
@@ -296,8 +302,8 @@ class Worker:
         sums = np.zeros(len(some), np.float64)
         neighbours, theirs = np.divmod(some.places, self.a_neighbour)
         mine = self.plan.lanes[some.lanes]
-        order = np.argsort(neighbours, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(neighbours[order])) + 1):
+
+        def add(rows: Ints) -> None:
             part = np.zeros(len(rows), np.float64)
             for number, level in enumerate(self.gallery if len(rows) else []):
                 values, shift = load(level[neighbours[rows[0]]], self.origin.shifts[number])
@@ -306,6 +312,9 @@ class Worker:
                     *self._taps(number, mine[rows]), *self._taps(number, theirs[rows]), part,
                 )  # fmt: skip
             sums[rows] = part
+
+        order = np.argsort(neighbours, kind="stable")
+        list(self.map(add, np.split(order, np.flatnonzero(np.diff(neighbours[order])) + 1)))
         with np.errstate(over="ignore"):
             return sums.astype(np.float32)
 
