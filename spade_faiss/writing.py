@@ -50,7 +50,7 @@ class GalleryWriter:
         self._shard: ShardWriter | None = None
         # The writer's own view of the gallery, one commit after another.
         self.generation = Generation(folder, Manifest.read(folder))
-        self._appending = False  # between the first and the last row of an append
+        self._halfway = False  # between the first and the last row of an append, or within the end of a shard
         self._finished: list[ShardEntry] = []  # shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
@@ -73,7 +73,7 @@ class GalleryWriter:
         try:
             if kind is None:
                 self.finish()
-            elif kind is KeyboardInterrupt and self._pending and not self._appending:  # only what is whole
+            elif kind is KeyboardInterrupt and self._pending and not self._halfway:  # only what is whole
                 self.commit()
             elif self._shard is not None:
                 self._shard.abort()
@@ -144,7 +144,7 @@ class GalleryWriter:
         taken = [row for row, state in enumerate(states) if state not in passed_over]
         if any(keys[row] in self._pending for row in taken):
             self.commit()  # what takes their place can only remove rows that have an id
-        self._appending = True
+        self._halfway = True
         step = max(1, manifest.shard_bytes // manifest.bytes_per_image)  # images that fill a shard
         for start in range(0, len(taken), step):
             rows = taken[start : start + step]
@@ -153,7 +153,7 @@ class GalleryWriter:
             self._pending.update((keys[row], digests[row]) for row in rows)
         # In the same commit as the rows that take their place.
         self._tombstones |= {self.generation.id_of[keys[row]] for row in taken if keys[row] in self.generation.id_of}
-        self._appending = False
+        self._halfway = False
         if self._finished:
             self.commit()
         replaced = sum(states[row] != "new" for row in taken)
@@ -187,9 +187,10 @@ class GalleryWriter:
 
     def _finish_shard(self) -> None:
         if self._shard is not None:
+            halfway, self._halfway = self._halfway, True  # a shard cannot be finished twice, were this interrupted
             size = self._shard.finish()
             self._finished.append(ShardEntry(f"shards/{self._shard.path.name}", len(self._shard), size))
-            self._shard = None
+            self._shard, self._halfway = None, halfway
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove images by key; their rows stay in the shards until compact.

@@ -42,7 +42,7 @@ def create(path: Path, spec: sf.ExtractorSpec = OWN, shard_bytes: int = 1) -> sf
 def content(gallery: sf.Gallery) -> Content:
     """The levels of each image, by key."""
     keys = gallery.keys()
-    levels = gallery.read(gallery.ids(keys))
+    levels = gallery.read(gallery.ids(keys), toy() if gallery.patches == "recompute" else None)
     return {key: b"".join(level[row].tobytes() for level in levels) for row, key in enumerate(keys)}
 
 
