@@ -51,6 +51,17 @@ def test_keys_never_lead_out_of_the_folder(tmp_path: Path, image_folder: Path, t
         Originals(gallery.snapshot(), [tmp_path / "empty"]).decode(key)
 
 
+def test_one_that_cannot_be_read_does_not_hide_another(
+    toy_gallery: sf.Gallery, image_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "003.png").touch()
+    found = Originals(toy_gallery.snapshot(), [tmp_path / "empty", image_folder]).decode("003.png")
+    np.testing.assert_array_equal(found, np.asarray(Image.open(image_folder / "003.png")))
+    with pytest.raises(sf.ImageError, match="found an empty file"):
+        Originals(toy_gallery.snapshot(), [tmp_path / "empty"]).decode("003.png")
+
+
 def test_features_appended_without_images_are_taken_by_name(
     tmp_path: Path, image_folder: Path, toy: sf.Extractor
 ) -> None:

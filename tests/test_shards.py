@@ -178,6 +178,22 @@ def test_a_flipped_bit_in_front_of_a_key_is_noticed_or_harmless(tmp_path: Path, 
     assert set(outcomes.values()) <= {"reported", "refused", "same"}, outcomes
 
 
+def test_paths_in_place_of_levels_are_under_the_checksum_too(tmp_path: Path, features: sf.Features) -> None:
+    path, places = tmp_path / "s.h5", [f"/somewhere/{key}" for key in KEYS]
+    writer = ShardWriter(path, OWN, "recompute")
+    writer.append(KEYS, DIGESTS, sf.Features(features.image, []), places)
+    size = writer.finish()
+    shard = Shard(path, OWN, len(KEYS), size, "recompute")
+    assert shard.sources == places
+    assert_same_bits(shard.image_features(), features.image)
+    assert list(shard.problems()) == []
+    content = bytearray(path.read_bytes())
+    content[content.index(places[1].encode()) + 4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptGalleryError, match=f"{KEYS[1]}.*path or image feature is not what was written"):
+        Shard(path, OWN, len(KEYS), size, "recompute").image_features()
+
+
 def test_damage_names_the_image_and_spares_the_others(tmp_path: Path, features: sf.Features) -> None:
     path = tmp_path / "s.h5"
     size = write(path, features).path.stat().st_size
