@@ -19,7 +19,7 @@ import numpy as np
 
 from . import chunks
 from .errors import CorruptGalleryError, FeatureError, OptionError
-from .features import Array, Features
+from .features import Array
 from .image_index import Ids, ImageIndex
 from .images import batched
 from .locks import ReaderLock
@@ -121,11 +121,11 @@ class Generation:
         number, row = self._locate(row_id)
         return self.manifest.shards[number].file, row
 
-    def features(self, ids: Sequence[int]) -> Features:
-        """Read whole features of images, in that order."""
+    def image_feature(self, row_id: int) -> Array:
+        """Read the image feature of one image, (d,) float32."""
+        number, row = self._locate(row_id)
         with self._lock:
-            image = [self.shard(number).image_feature(row) for number, row in map(self._locate, ids)]
-        return Features(np.stack(image), self.levels(ids))
+            return self.shard(number).image_feature(row)
 
     def search(
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None

@@ -1,4 +1,4 @@
-"""Reading levels: straight from the files, equal to HDF5; through a cache that keeps its bound and is right under threads."""
+"""Reading levels: straight from the files as HDF5 does; through a cache within its bound, under threads."""
 
 from __future__ import annotations
 
