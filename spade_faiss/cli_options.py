@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .detector import Detector
 
 EXIT_SKIPPED = 3
+CACHE_MIB = SearchOptions.cache_bytes // MIB
 
 Options = TypeVar("Options", FeatureOptions, SearchOptions, ScoreOptions)
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -94,6 +95,9 @@ search = together(
                  help="Levels as they are, or each over its spread among normal images."),
     click.option("--engine", help="Of the patch search: auto, flat or pyramid."),
     click.option("--block-mib", type=int, help="Memory of the flat engine's gallery."),
+    click.option("--cache-mib", type=click.IntRange(0),
+                 help=f"Memory for the levels of normal images needed last.  [default: {CACHE_MIB}]"),
+    click.option("--no-verify", is_flag=True, help="Do not compare what is read with its checksums."),
     click.option("--image-score", type=click.Choice(["knn", "map_max", "map"]),
                  help="Distance to the nearest images, the map's maximum, or its maximum or mean."),
     click.option("--positions", type=click.Choice(["equal", "damped"]),
@@ -112,7 +116,11 @@ def detector_of(
     """Make a detector over a gallery, whose image files may be in `normal`: options not given are the gallery's."""
     from .detector import Detector
 
-    given = given | {"block_bytes": given["block_mib"] and given["block_mib"] * MIB}
+    given = given | {
+        f"{name}_bytes": None if given[f"{name}_mib"] is None else given[f"{name}_mib"] * MIB
+        for name in ("block", "cache")
+    }
+    given["verify_reads"] = not given["no_verify"]
     search, score = replaced(SearchOptions(), given), replaced(ScoreOptions(), given)
     detector = Detector(opened, extractor_of(opened, weights, given), search, score, calibrated, normal)
     if calibrated and detector.calibration is None and detector.needs_baseline and not given["quiet"]:

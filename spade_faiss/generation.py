@@ -17,14 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from . import chunks
 from .errors import CorruptGalleryError, FeatureError, OptionError
 from .features import Array
 from .image_index import Ids, ImageIndex
+from .images import batched
 from .locks import ReaderLock
 from .manifest import Manifest
 from .shards import Shard
 
 OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
+READ_TOGETHER = 64  # images that are read at a time; less than the above, so that their shards can all be open
 
 
 class Generation:
@@ -122,10 +125,16 @@ class Generation:
     def read_into(self, ids: Sequence[int] | Ids, out: Sequence[list[Array]], verify: bool = True) -> None:
         """Read the pyramid levels of n images into `out`, for each image [(c, h, w), ...]; see Shard.read_into."""
         places = [self._locate(row_id) for row_id in ids]
-        with self._lock:
-            for position in sorted(range(len(places)), key=places.__getitem__):  # in the order on disk
-                number, row = places[position]
-                self.shard(number).read_into(row, out[position], verify)
+        for some in batched(sorted(range(len(places)), key=places.__getitem__), READ_TOGETHER):  # in the order on disk
+            if chunks.SUPPORTED:
+                with self._lock:
+                    readers = {number: self.shard(number).reader() for number in {places[at][0] for at in some}}
+                jobs = [(readers[places[at][0]], places[at][1], out[at]) for at in some]
+                chunks.share_out(lambda share: _read(share, verify), jobs)  # not under the lock
+            else:
+                with self._lock:
+                    for at in some:
+                        self.shard(places[at][0]).read_into(places[at][1], out[at], verify)
 
     def identity(self, row_id: int) -> tuple[str, int]:
         """Return what names an image in every generation: the file of its shard, and the row in it."""
@@ -222,3 +231,8 @@ class Generation:
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
+
+
+def _read(jobs: Sequence[tuple[chunks.LevelReader, int, list[Array]]], verify: bool) -> None:
+    for reader, row, out in jobs:
+        reader.read(row, out, verify)

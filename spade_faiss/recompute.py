@@ -64,7 +64,7 @@ class RecomputedPyramids:
 
 
 def pyramids_of(
-    generation: Generation, extractor: Extractor, normal: Sequence[str | Path | Source] = ()
+    generation: Generation, extractor: Extractor, normal: Sequence[str | Path | Source] = (), verify: bool = True
 ) -> PyramidSource:
     """Return where a generation's levels come from: its shards, or the image files.
 
@@ -72,9 +72,10 @@ def pyramids_of(
         generation: of the gallery.
         extractor: that made it; only asked where levels are recomputed.
         normal: where the files may be, besides the paths that the gallery keeps: folders it was built from, or files.
+        verify: compare what shards give with its checksum. Image files are always compared.
     """
     if generation.manifest.patches == "stored":
-        return StoredPyramids(generation)
+        return StoredPyramids(generation, verify)
     return RecomputedPyramids(generation, extractor, _originals(generation, normal))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from .chunks import LevelReader, check
 from .errors import CorruptGalleryError
 from .features import Array, ExtractorSpec, Features
 from .options import Patches
@@ -134,6 +135,7 @@ class Shard:
         self.path = path
         self._level_shapes = _level_shapes(spec, patches)
         self._dtype = spec.dtype
+        self._reader: LevelReader | None = None
         try:
             found = path.stat().st_size
             if found != size:
@@ -171,7 +173,8 @@ class Shard:
         return [value.decode() for value in dataset[:]]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a reader stays good."""
+        self._reader = None
         self._file.close()
 
     def image_features(self) -> Array:
@@ -193,18 +196,29 @@ class Shard:
         feature: Array = image[0]
         return feature
 
+    def reader(self) -> LevelReader:
+        """Return what reads the levels without HDF5, from any number of threads, also after close.
+
+        Raises:
+            CorruptGalleryError: the levels are not stored as written, or lie outside the file.
+        """
+        if self._reader is None:
+            self._reader = self._read(
+                "where the levels are",
+                lambda: LevelReader(self.path, self._file, self._levels, self.keys, self._checksums),
+            )
+        return self._reader
+
     def read_into(self, row: int, out: Sequence[Array], verify: bool = True) -> None:
-        """Read the levels of one image into `out`, contiguous arrays [(c, h, w), ...].
+        """Read the levels of one image, through HDF5, into `out`, contiguous arrays [(c, h, w), ...].
 
         Raises:
             CorruptGalleryError: they cannot be read, or are not what was written (unless `verify` is off).
         """
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
             self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
-            if verify and xxhash.xxh3_64_intdigest(target.data) != self._checksums[row, 1 + number]:
-                raise CorruptGalleryError(
-                    f"{self.path}: image {self.keys[row]!r}: level {number} is not what was written (checksum)"
-                )
+            if verify:
+                check(self.path, self.keys[row], number, target, self._checksums[row, 1 + number])
 
     def read(self, row: int) -> list[Array]:
         """Read the levels of one image, [(c, h, w), ...]; none where they are recomputed. Raises as read_into."""

@@ -1,4 +1,4 @@
-"""The cache of pyramid levels: right under threads, within its bound, and it forgets what was needed least lately."""
+"""Reading levels: straight from the files as HDF5 does; through a cache within its bound, under threads."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import OWN, random_features_of
 
 import spade_faiss as sf
-from spade_faiss.reading import Identity, PyramidCache
+from spade_faiss import chunks, generation
+from spade_faiss.reading import Identity, PyramidCache, StoredPyramids
 
 SPEC = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
 SIZE = 2 * (3 * 5 * 7 + 2 * 3 * 3)  # bytes of an image
@@ -150,3 +153,83 @@ def test_threads_that_evict_each_others_images_get_what_they_asked_for() -> None
         list(pool.map(read, range(8)))
     assert cache.bytes == len(cache) * SIZE
     assert cache._reading == {}
+
+
+# From a gallery's files
+
+N = 90  # more than are read together
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> sf.Gallery:
+    """N images in shards of 7."""
+    gallery = sf.Gallery.create(tmp_path / "g", OWN, sf.IndexOptions("flat", device="cpu"), 7 * OWN.bytes_per_image)
+    gallery.append([f"{row}.png" for row in range(N)], random_features_of(N))
+    return gallery
+
+
+def assert_stored(found: list[np.ndarray], ids: Sequence[int]) -> None:
+    for level, expected in zip(found, random_features_of(N).levels, strict=True):
+        assert level.tobytes() == expected[list(ids)].tobytes()
+
+
+IDS = [*range(N - 1, -1, -1), 5, 0, 5]
+
+
+def test_without_hdf5_is_the_same(gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chunks.SUPPORTED
+    assert_stored(gallery.read(IDS), IDS)
+    monkeypatch.setattr(chunks, "SUPPORTED", False)  # as on Windows
+    monkeypatch.setattr(chunks.LevelReader, "read", None)
+    assert_stored(gallery.read(IDS), IDS)
+
+
+def test_threads_read_while_shards_are_closed_to_open_others(
+    gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(generation, "READ_TOGETHER", 2)
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(10):
+            ids = rng.integers(0, N, 9).tolist()
+            assert_stored(gallery.read(ids), ids)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
+
+
+def test_a_snapshot_reads_on_while_its_images_are_removed_and_compacted(gallery: sf.Gallery) -> None:
+    reader = sf.Gallery.open(gallery.path, device="cpu")
+    snapshot, cache = reader.snapshot(), PyramidCache(10 * SIZE)
+    assert_stored(cache.read(StoredPyramids(snapshot), [3, 4]), [3, 4])
+    gallery.remove([f"{row}.png" for row in range(3, 20)])
+    gallery.compact()
+    assert_stored(cache.read(StoredPyramids(snapshot), IDS), IDS)
+    # The same cache serves the new generation, in which other images have these ids.
+    moved = gallery.ids(["50.png", "1.png"])
+    assert moved != [50, 1]
+    assert_stored(cache.read(StoredPyramids(gallery.snapshot()), moved), [50, 1])
+
+
+def test_files_that_are_deleted_while_they_are_open_are_read_on(gallery: sf.Gallery) -> None:
+    gallery.read(range(N))
+    for file in gallery.path.glob("shards/*"):
+        file.unlink()
+    assert_stored(gallery.read(IDS), IDS)
+
+
+def test_unverified_reads_believe_the_disk(gallery: sf.Gallery) -> None:
+    expected = random_features_of(N).levels
+    for path in gallery.path.glob("shards/*"):
+        content = bytearray(path.read_bytes())
+        at = content.find(expected[1][12].tobytes())
+        if at >= 0:
+            content[at] ^= 1
+            path.write_bytes(content)
+    with pytest.raises(sf.CorruptGalleryError, match=r"12\.png.*level 1 is not what was written"):
+        PyramidCache(0).read(StoredPyramids(gallery.snapshot()), [11, 12])
+    found = PyramidCache(0).read(StoredPyramids(gallery.snapshot(), verify=False), [11, 12])
+    changed = np.flatnonzero(found[1].view(np.uint16) != expected[1][[11, 12]].view(np.uint16))
+    assert changed.tolist() == [expected[1][0].size]  # the first value of the second image
