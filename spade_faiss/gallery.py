@@ -83,7 +83,7 @@ class Gallery:
             recipe: a name in RECIPES, whose query options a Detector then takes unless it is given others. What it
                 says of features is for load_extractor: RECIPES[name].features.
             patches: "stored", or "recompute": keep no pyramid levels, but where each image file is, and extract the
-                levels of a query's neighbours from there. A hundredth of the disk, and many times the seconds.
+                levels of a query's neighbours from there: a fiftieth of the disk or less, and more seconds a query.
 
         Raises:
             GalleryError: something is there already, or the folder cannot be made.
