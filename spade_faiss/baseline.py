@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from .images import batched
+
 if TYPE_CHECKING:
     from .detector import Detector
     from .generation import Generation
@@ -123,7 +125,7 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
     """
     ids = np.array(sorted(generation.id_of.values()))
     chosen = np.sort(np.random.default_rng(SEED).choice(ids, min(SAMPLE, len(ids)), replace=False)).tolist()
-    scales = _level_scales(generation, chosen) if detector.search.level_weights == "spread" else ()
+    scales = _level_scales(detector, generation, chosen) if detector.search.level_weights == "spread" else ()
     if len(ids) < 2:
         grid = generation.manifest.spec.level_shapes[0][1:]
         return Baseline(frozenset(), scales, np.zeros(grid), Typical(1, 1), Typical(1, 1))
@@ -140,14 +142,15 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
     )
 
 
-def _level_scales(generation: Generation, ids: list[int]) -> tuple[float, ...]:
+def _level_scales(detector: Detector, generation: Generation, ids: list[int]) -> tuple[float, ...]:
     """Return, for each level, 1 over the root of the mean squared distance of its vectors from their mean."""
     scales = []
     sums = [np.zeros((2, shape[0])) for shape in generation.manifest.spec.level_shapes]  # of values and of squares
-    for one in ids:  # memory does not grow with the sample
-        for total, level in zip(sums, generation.levels([one]), strict=True):
-            values = level[0].astype(np.float64).reshape(level.shape[1], -1)
-            total += values.mean(axis=1), np.square(values).mean(axis=1)
+    for some in batched(ids, detector.extractor.batch_size):  # memory does not grow with the sample
+        for total, levels in zip(sums, detector.levels(generation, some), strict=True):
+            for level in levels:
+                values = level.astype(np.float64).reshape(len(level), -1)
+                total += values.mean(axis=1), np.square(values).mean(axis=1)
     for values, squares in (total / len(ids) for total in sums):
         variance = float(np.maximum(squares - values**2, 0).sum())
         scales.append(1 / np.sqrt(variance) if variance > 1e-12 * squares.sum() else 1.0)

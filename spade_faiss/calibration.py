@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,13 @@ from tqdm import tqdm
 
 from .baseline import Baseline
 from .errors import CorruptGalleryError, OptionError
-from .options import is_count
+from .options import QueryOptions, ScoreOptions, SearchOptions, filled, is_count
+from .recipes import RECIPES
 from .storage import storage_errors, write_whole
 
 if TYPE_CHECKING:
     from .detector import Detector
+    from .gallery import Gallery
 
 FILE = "calibration.json"
 FORMAT = "spade-faiss calibration"
@@ -280,3 +282,24 @@ def false_alarm_rate(scores: NDArray[np.float64], new: Iterable[float], false_al
     """Return the share of new normal scores above the threshold from others: what the promise is checked with."""
     threshold = conformal_threshold(scores, false_alarms)
     return float(np.mean([score > threshold for score in new]))
+
+
+def query_options(
+    gallery: Gallery, search: SearchOptions | None, score: ScoreOptions | None, calibrated: bool = True
+) -> tuple[SearchOptions, ScoreOptions]:
+    """Fill in what is not given: as the gallery was calibrated, or else as its recipe says, or else as published.
+
+    Raises:
+        CorruptGalleryError: calibration.json was damaged or edited.
+    """
+    recipe = gallery.recipe or RECIPES["paper"]
+    found = Calibration.read(gallery.path) if calibrated else None
+    settings = found.settings if found else {}
+    return _filled(search, settings, recipe.search), _filled(score, settings, recipe.score)
+
+
+def _filled(given: QueryOptions | None, settings: dict[str, Any], recipe: QueryOptions) -> QueryOptions:
+    if given is None:
+        known = {field.name for field in fields(recipe)}
+        return replace(recipe, **{name: value for name, value in settings.items() if name in known})
+    return filled(filled(given, settings), vars(recipe))

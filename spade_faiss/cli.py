@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -26,7 +26,7 @@ from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
 from .images import Source
 from .ingest import IngestReport, Skipped, estimate
-from .options import MIB, IndexOptions
+from .options import MIB, IndexOptions, Patches
 from .recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from .results import write_skipped
 
@@ -60,6 +60,12 @@ def cli() -> None:
 @click.option("--normalisation", type=click.Choice(["imagenet", "trained"]), help="Mean and std of the pixels.")
 @click.option("--neighbourhood", type=int, help="Average each level over P x P, odd.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored levels.")
+@click.option(
+    "--patches",
+    type=click.Choice(get_args(Patches)),
+    help="Keep the patches of every image, or recompute those that a query needs from the image files: far less disk, "
+    "slower queries.  [default: stored]",
+)
 @click.option("--index", default="auto", show_default=True, help="auto, flat, ivf or a FAISS factory string.")
 @click.option("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images]")
 @click.option("--nprobe", type=int, help="IVF: lists visited by a search.  [default: from nlist]")
@@ -91,17 +97,20 @@ def _build(
     """Make a gallery, or go on with it; returns the images that were skipped."""
     new = not (gallery / "gallery.json").exists()
     if new:
-        opened = Gallery.create(gallery, extractor.spec, index, recipe=given["recipe"])
+        patches: Patches = given["patches"] or "stored"
+        opened = Gallery.create(gallery, extractor.spec, index, recipe=given["recipe"], patches=patches)
     else:
         opened = Gallery.open(gallery)
         opened.spec.require(extractor.spec, str(gallery))
         if opened.recipe != recipe_named(given["recipe"]):
             made = opened.recipe.name if opened.recipe else "none"
             raise OptionError(f"{gallery}: expected its own recipe, {made}, found {given['recipe']}")
+        if given["patches"] not in (None, opened.patches):
+            raise OptionError(f"{gallery}: expected patches as it has them, {opened.patches}, found {given['patches']}")
     try:
         with opened:
             if not given["quiet"]:
-                need = estimate(images, extractor, gallery)
+                need = estimate(images, extractor, gallery, opened.patches)
                 click.echo(f"this will need: {need}", err=True)
                 if need.disk_bytes > need.free_bytes:
                     click.echo("spade-faiss: note: that is more than is free on that disk", err=True)
@@ -159,10 +168,8 @@ def info(gallery: Path, as_lines: bool) -> None:
     for name, value in (
         ("gallery", f"{facts['path']}, generation {facts['generation']}, made by {facts['created_by']}"),
         ("images", f"{facts['images']} ({facts['removed']} removed and not yet compacted)"),
-        (
-            "on disk",
-            f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards, {facts['bytes_per_image']} bytes an image",
-        ),
+        ("on disk", f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards"),
+        ("patches", _patches(facts)),
         ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
         ("levels", f"{levels} {spec['dtype']}; image feature {spec['image_dim']}"),
         ("weights", f"{spec['weights'] or 'as published'}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
@@ -175,26 +182,38 @@ def info(gallery: Path, as_lines: bool) -> None:
 @cli.command()
 @args.gallery
 @click.option("--repair", is_flag=True, help="Build the image index anew where it is damaged.")
+@click.option(
+    "--files/--no-files", default=True, help="Where patches are recomputed, read the image files too.  [default: yes]"
+)
+@args.originals
 @args.as_json_lines
-def verify(gallery: Path, repair: bool, as_lines: bool) -> None:
+def verify(gallery: Path, repair: bool, files: bool, normal: tuple[Path, ...], as_lines: bool) -> None:
     """Read all of GALLERY and check it against what was written."""
     with Gallery.open(gallery) as opened:
-        problems = opened.verify()
+        problems = opened.verify(files, normal)
         if repair and any(problem.file.startswith("index/") for problem in problems):
             opened.rebuild_index()
-            problems = opened.verify()
+            problems = opened.verify(files, normal)
             click.echo("image index built anew", err=True)
         if as_lines:
             found = [{"file": problem.file, "key": problem.key, "what": problem.what} for problem in problems]
             click.echo(json.dumps({"images": len(opened), "problems": found}))
         else:
             for problem in problems:
-                click.echo(
-                    f"{problem.file}: {problem.what}" if problem.key is None else f"{problem.key}: {problem.what}"
-                )
+                click.echo(f"{problem.key or problem.file}: {problem.what}")
             click.echo(f"{len(opened)} images checked, {len(problems)} problems")
     if problems:
         sys.exit(1)
+
+
+def _patches(facts: dict[str, Any]) -> str:
+    sizes = {patches: f"{size / 1000:.1f} kB an image" for patches, size in facts["bytes_per_image_if"].items()}
+    if facts["patches"] == "stored":
+        return f"stored, {sizes['stored']}; recomputed at each query they would take {sizes['recompute']}"
+    return (
+        f"recomputed from the image files, {sizes['recompute']}; stored they would take {sizes['stored']}, "
+        "and a query would not extract its K neighbours"
+    )
 
 
 def _recipe(recipe: dict[str, Any] | None) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     "--false-alarms", type=float, default=DEFAULT_FALSE_ALARMS, show_default=True, help="The rate to promise."
 )
 @args.normals
+@args.originals
 @args.network
 @args.quiet
 def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
@@ -43,7 +44,7 @@ def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
     from .calibration import calibrate as find_thresholds
 
     with Gallery.open(gallery, given["device"]) as opened:
-        detector = args.detector_of(opened, weights, given, calibrated=False)
+        detector = args.detector_of(opened, weights, given, calibrated=False, normal=given["normal"])
         found = find_thresholds(
             detector, given["false_alarms"], sample=given["sample"], group=given["group"], seed=given["seed"],
             progress=not given["quiet"],
@@ -71,7 +72,7 @@ def audit(gallery: Path, weights: Path | None, **given: Any) -> None:
     from .audit import find_suspects, look_at
 
     with Gallery.open(gallery, given["device"]) as opened:
-        detector = args.detector_of(opened, weights, given, calibrated=False)
+        detector = args.detector_of(opened, weights, given, calibrated=False, normal=given["normal"])
         suspects = find_suspects(
             detector, sample=given["sample"], group=given["group"], seed=given["seed"], progress=not given["quiet"]
         )[: given["top"]]
@@ -84,7 +85,7 @@ def audit(gallery: Path, weights: Path | None, **given: Any) -> None:
             if folder is None:
                 return
             for one, pixels, detection in look_at(
-                detector, suspects, Originals(opened, given["normal"]), given["group"]
+                detector, suspects, Originals(opened.snapshot(), given["normal"]), given["group"]
             ):
                 folder.write(Source(Path(one.key), one.key), pixels, detection)
             folder.close([])
@@ -107,7 +108,7 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **give
     """Look for anomalies in the images in SOURCE..., files and folders."""
     find_images(sources)
     with Gallery.open(gallery, given["device"]) as opened:
-        detector = args.detector_of(opened, weights, given)
+        detector = args.detector_of(opened, weights, given, normal=given["normal"])
         if given["k"] is None and detector.k < DEFAULT_K and not given["quiet"]:
             click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
         skipped: list[Skipped] = []
@@ -141,7 +142,7 @@ def _result_folder(detector: Detector, given: dict[str, Any], title: str) -> Ite
     with ExitStack() as stack:
         report = None
         if not given["no_report"]:
-            originals = Originals(gallery, given["normal"])
+            originals = Originals(gallery.snapshot(), given["normal"])
             report = Report(output / "report.html", detector, scale, title, originals, given["report_images"])
             stack.enter_context(report)
         yield stack.enter_context(ResultFolder(output, scale, report, detector.score.min_region))
@@ -184,7 +185,8 @@ def evaluate(gallery: Path, dataset: Path | None, weights: Path | None, output: 
     evaluations = []
     for path, category in zip(paths, categories, strict=True):
         with Gallery.open(path, given["device"]) as opened:
-            detector = args.detector_of(opened, weights, given)  # its calibration gives the report's verdicts
+            # Its calibration gives the report's verdicts.
+            detector = args.detector_of(opened, weights, given, normal=category.normal)
             folder = None if output is None else output / category.name if len(categories) > 1 else output
             reported = folder if not given["no_report"] else None
             with _category_report(reported, detector, category, given["report_images"]) as report:
@@ -216,7 +218,7 @@ def _category_report(
     """Begin the report of a category, where one was asked for."""
     if folder is None:
         return nullcontext()
-    originals = Originals(detector.gallery, sources=category.normal)
+    originals = Originals(detector.gallery.snapshot(), sources=category.normal)
     return Report(
         folder / "report.html", detector, colour_scale(detector), f"Evaluation of {category.name}", originals, cards
     )

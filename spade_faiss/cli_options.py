@@ -14,6 +14,7 @@ import click
 from .baseline import SAMPLE
 from .features import Extractor, load_extractor
 from .gallery import Gallery
+from .images import Source
 from .ingest import Skipped
 from .options import MIB, FeatureOptions, ScoreOptions, SearchOptions
 from .report import CARDS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .detector import Detector
 
 EXIT_SKIPPED = 3
+CACHE_MIB = SearchOptions.cache_bytes // MIB
 
 Options = TypeVar("Options", FeatureOptions, SearchOptions, ScoreOptions)
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -70,7 +72,8 @@ originals = click.option(
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="DIR",
-    help="A source that GALLERY was built from: the report shows its images. May be given again.",
+    help="A source that GALLERY was built from, for its images: a report shows them, and patches that are not stored "
+    "are recomputed from them. May be given again.",
 )
 replace = click.option(
     "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
@@ -92,6 +95,9 @@ search = together(
                  help="Levels as they are, or each over its spread among normal images."),
     click.option("--engine", help="Of the patch search: auto, flat or pyramid."),
     click.option("--block-mib", type=int, help="Memory of the flat engine's gallery."),
+    click.option("--cache-mib", type=click.IntRange(0),
+                 help=f"Memory for the levels of normal images needed last.  [default: {CACHE_MIB}]"),
+    click.option("--no-verify", is_flag=True, help="Do not compare what is read with its checksums."),
     click.option("--image-score", type=click.Choice(["knn", "map_max", "map"]),
                  help="Distance to the nearest images, the map's maximum, or its maximum or mean."),
     click.option("--positions", type=click.Choice(["equal", "damped"]),
@@ -100,13 +106,23 @@ search = together(
 )  # fmt: skip
 
 
-def detector_of(opened: Gallery, weights: Path | None, given: dict[str, Any], calibrated: bool = True) -> Detector:
-    """Make a detector over a gallery: options that were not given are those of the gallery."""
+def detector_of(
+    opened: Gallery,
+    weights: Path | None,
+    given: dict[str, Any],
+    calibrated: bool = True,
+    normal: Sequence[Path | Source] = (),
+) -> Detector:
+    """Make a detector over a gallery, whose image files may be in `normal`: options not given are the gallery's."""
     from .detector import Detector
 
-    given = given | {"block_bytes": given["block_mib"] and given["block_mib"] * MIB}
+    given = given | {
+        f"{name}_bytes": None if given[f"{name}_mib"] is None else given[f"{name}_mib"] * MIB
+        for name in ("block", "cache")
+    }
+    given["verify_reads"] = not given["no_verify"]
     search, score = replaced(SearchOptions(), given), replaced(ScoreOptions(), given)
-    detector = Detector(opened, extractor_of(opened, weights, given), search, score, calibrated)
+    detector = Detector(opened, extractor_of(opened, weights, given), search, score, calibrated, normal)
     if calibrated and detector.calibration is None and detector.needs_baseline and not given["quiet"]:
         n = min(SAMPLE, len(opened))
         click.echo(

@@ -61,7 +61,7 @@ def run_demo(output: Path, extractor_name: str, progress: bool) -> Iterator[str]
         detector = Detector(gallery, extractor)
         scale = colour_scale(detector)
         with (
-            Report(page, detector, scale, "spade-faiss demo", Originals(gallery, [normal])) as report,
+            Report(page, detector, scale, "spade-faiss demo", Originals(gallery.snapshot(), [normal])) as report,
             ResultFolder(output, scale, report) as folder,
         ):
             yield (

@@ -35,7 +35,8 @@ class Detection:
         neighbours: the K normal images that were searched.
         sq_distances: (h, w, kappa) float32 of the finest grid, ascending; kappa is 0 where the search was skipped.
         matches: (h, w, kappa, 3) int32: neighbour (as in `neighbours`), row and column of each matched patch.
-        seconds: time of each stage; of stages that work on a batch, this image's share.
+        seconds: time of each stage's own work; of stages that work on a batch, this image's share. In a stream stages
+            overlap, so that all of them together may be more than the time that passed.
         path: where the image came from, if it was a path.
         judgement: verdict, p-value and regions, where the gallery is calibrated.
     """
@@ -88,10 +89,10 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Time a block."""
+        """Time a block; blocks of one stage are added up."""
         start = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def of_one_image(self) -> Stopwatch:
         """Share out what was timed so far."""

@@ -6,7 +6,8 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .baseline import Baseline, measure
-from .calibration import Calibration
+from .calibration import Calibration, query_options
 from .detection import Detection, Neighbours, Retrieved, Stopwatch
+from .devices import torch_device
 from .errors import NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
 from .gallery import Gallery
 from .generation import Generation
 from .image_index import Ids
-from .images import Pixels, batched, decode
-from .options import DEFAULT_K, QueryOptions, ScoreOptions, SearchOptions, filled
+from .images import Pixels, Source, batched, decode, one_ahead
+from .options import DEFAULT_K, ScoreOptions, SearchOptions
 from .patch_search import search_patches
-from .recipes import RECIPES
+from .reading import PyramidCache
+from .recompute import pyramids_of
 from .scoring import anomaly_map, knn_score
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -40,6 +43,7 @@ class Detector:
         search: SearchOptions | None = None,
         score: ScoreOptions | None = None,
         calibrated: bool = True,
+        normal: Sequence[str | Path | Source] = (),
     ) -> None:
         """Check that everything fits together.
 
@@ -49,6 +53,8 @@ class Detector:
             search: retrieval and patch search; None: as the gallery was calibrated, or else as its recipe says.
             score: distances to scores; None: likewise.
             calibrated: judge by the gallery's calibration, where it has one of the same settings.
+            normal: of a gallery that recomputes patches, where its image files may be, besides where they were:
+                folders that it was built from, or the files.
 
         Raises:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
@@ -60,6 +66,7 @@ class Detector:
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
         self.extractor = extractor
+        self._normal = tuple(normal)
         self.search, self.score = query_options(gallery, search, score, calibrated)
         n = len(gallery)
         for name, given in (("k", self.search.k), ("k_score", self.search.k_score)):
@@ -71,6 +78,7 @@ class Detector:
         self.calibration = self._read_calibration() if calibrated else None
         self._baseline = self.calibration.baseline if self.calibration else None
         self._lock = threading.Lock()
+        self._cache = PyramidCache(self.search.cache_bytes)
         by = self.score.image_score
         if self.search.localise == "suspicious" and by != "knn":
             raise OptionError(f"localise: 'suspicious' goes by image_score 'knn', found {by!r}, which needs the map")
@@ -136,26 +144,67 @@ class Detector:
         Raises:
             ImageError: the image cannot be read.
             CorruptGalleryError: the gallery's files are damaged.
+            SourceError: an image file that the gallery recomputes patches from is gone or has changed.
         """
         return self.query_batch([image])[0]
 
     def query_batch(self, images: Sequence[ImageLike]) -> list[Detection]:
-        """Look for anomalies in several images; extraction and retrieval are done in batches."""
+        """Look for anomalies in several images, as stream does; extraction and retrieval are done in batches."""
         return list(self.stream(images))
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Detection]:
-        """Do as query_batch, but hand on each detection as it is made: memory does not grow with their number."""
+        """Do as query_batch, but hand on each detection as it is made: memory does not grow with their number.
+
+        While one query is searched, a thread reads the neighbours of the next; where a GPU takes part, another one
+        decodes and extracts the next batch. Images are taken from an iterator in the caller's thread, up to two batches
+        ahead of what is handed on. What cannot be read is raised at its turn, after the detections before it.
+        """
         generation, baseline = self.gallery.snapshot(), self.baseline()
-        for batch in batched(images, self.extractor.batch_size):
-            watch = Stopwatch(len(batch))
-            pixels = self._decode(batch, watch)
-            features = self._extract(pixels, watch)
-            ids, sq_distances = self._retrieve(generation, features.image, watch)
-            for row, image in enumerate(batch):
-                levels = [level[row] for level in features.levels]
-                path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-                one = Retrieved(levels, ids[row], sq_distances[row], pixels[row].shape[:2], path, watch.of_one_image())
-                yield self._detect(generation, baseline, one)
+        batches = batched(images, self.extractor.batch_size)
+        retrieved = one_ahead(batches, partial(self._retrieved, generation), self._overlaps())
+        yield from self._detections(generation, baseline, _one_by_one(retrieved))
+
+    def _overlaps(self) -> bool:
+        """Tell whether the network and the search do not compete for the same cores."""
+        devices = getattr(self.extractor, "device", "cpu"), torch_device(self.search.device)
+        return any(device != "cpu" for device in devices)
+
+    def _retrieved(
+        self, generation: Generation, images: Sequence[ImageLike]
+    ) -> tuple[list[Retrieved], Exception | None]:
+        """Decode, extract and retrieve a batch, up to the first image that cannot be read."""
+        error: Exception | None = None
+        views, sizes, watch = [], [], Stopwatch(len(images))
+        try:
+            for image in images:
+                pixels = self._decode(image, watch)
+                views.append(self.extractor.spec.view.apply(pixels))
+                sizes.append(pixels.shape[:2])
+        except Exception as raised:
+            error = raised
+        if not views:
+            return [], error
+        features = self._extract(views, watch)
+        ids, sq_distances = self._retrieve(generation, features.image, watch)
+        found = []
+        for row, (image, size) in enumerate(zip(images, sizes, strict=False)):
+            levels = [level[row] for level in features.levels]
+            path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+            found.append(Retrieved(levels, ids[row], sq_distances[row], size, path, watch.of_one_image()))
+        return found, error
+
+    def _detections(
+        self, generation: Generation, baseline: Baseline | None, queries: Iterable[Retrieved]
+    ) -> Iterator[Detection]:
+        """Read, match and score queries; the next one's neighbours are read while one is searched."""
+
+        def read(query: Retrieved) -> tuple[Retrieved, list[Array] | None]:
+            return query, self._read(generation, query) if self._is_searched(generation, query) else None
+
+        for query, levels in one_ahead(queries, read):
+            detection = self._detect(generation, baseline, query, levels)
+            del query, levels  # else those of the one after the next are read while these are here
+            yield detection
 
     def leave_one_out(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Detection]:
         """Query stored normal images, each against the others (k of them, or all), at the size of the resized image.
@@ -168,8 +217,7 @@ class Detector:
             NotEnoughImagesError: there is no other image.
         """
         generation, baseline = self.gallery.snapshot(), self.baseline()
-        for query in self.stored(generation, ids, without):
-            yield self._detect(generation, baseline, query)
+        yield from self._detections(generation, baseline, self.stored(generation, ids, without))
 
     def stored(
         self, generation: Generation, ids: Iterable[int], without: Iterable[Ids] | None = None
@@ -177,26 +225,30 @@ class Detector:
         """Retrieve the neighbours of stored images; see leave_one_out."""
         pairs = zip(ids, without, strict=True) if without is not None else ((one, np.array([one])) for one in ids)
         for row_id, left_out in pairs:
-            features, watch = generation.features([row_id]), Stopwatch(1)
-            found, sq_distances = self._retrieve(generation, features.image, watch, left_out)
-            levels, size = [level[0] for level in features.levels], self.gallery.spec.view.resized
+            watch = Stopwatch(1)
+            found, sq_distances = self._retrieve(generation, generation.image_feature(row_id)[None], watch, left_out)
+            levels, size = [level[0] for level in self.levels(generation, [row_id])], self.gallery.spec.view.resized
             [key] = generation.keys([row_id])
             yield Retrieved(levels, found[0], sq_distances[0], size, None, watch, key)
 
     def distances(self, generation: Generation, query: Retrieved, level_scales: Sequence[float]) -> Array:
         """Return the (h, w, kappa) squared distances of a query's patches, with each level multiplied by its scale."""
-        levels = self._read(generation, query.ids[: self._k_of(generation)], query.watch)
-        return self._match(query, levels, level_scales)[0]
+        return self._match(query, self._read(generation, query), level_scales)[0]
+
+    def levels(self, generation: Generation, ids: Sequence[int] | Ids) -> list[Array]:
+        """Return the pyramid levels of images, [(len(ids), c, h, w), ...]: those needed lately are in memory."""
+        source = pyramids_of(generation, self.extractor, self._normal, self.search.verify_reads)
+        return self._cache.read(source, ids)
 
     # The stages of a query, in their order.
 
-    def _decode(self, images: Sequence[ImageLike], watch: Stopwatch) -> list[Pixels]:
+    def _decode(self, image: ImageLike, watch: Stopwatch) -> Pixels:
         with watch("decode"):
-            return [decode(image) for image in images]
+            return decode(image)
 
-    def _extract(self, pixels: Sequence[Pixels], watch: Stopwatch) -> Features:
+    def _extract(self, views: Sequence[Pixels], watch: Stopwatch) -> Features:
         with watch("extract"):
-            return self.extractor.extract([self.extractor.spec.view.apply(image) for image in pixels])
+            return self.extractor.extract(views)
 
     def _retrieve(
         self, generation: Generation, image_features: Array, watch: Stopwatch, without: Ids | None = None
@@ -207,15 +259,30 @@ class Detector:
                 wanted = max(1, min(wanted, len(generation) - len(without)))
             return generation.search(image_features, wanted, without, self.search.nprobe)
 
-    def _detect(self, generation: Generation, baseline: Baseline | None, query: Retrieved) -> Detection:
+    def _is_searched(self, generation: Generation, query: Retrieved) -> bool:
+        """Tell whether the patches of a query are searched, or its image score says already that it is normal."""
+        if self.calibration is None or query.key is not None or self.search.localise == "all":
+            return True
+        return self._knn(generation, query) > self.calibration.image_threshold
+
+    def _knn(self, generation: Generation, query: Retrieved) -> float:
+        return knn_score(query.sq_distances, self.search.k_score or self._k_of(generation))
+
+    def _read(self, generation: Generation, query: Retrieved) -> list[Array]:
+        with query.watch("read"):
+            return self.levels(generation, query.ids[: self._k_of(generation)])
+
+    def _detect(
+        self, generation: Generation, baseline: Baseline | None, query: Retrieved, levels: list[Array] | None
+    ) -> Detection:
+        """Match and score a query; `levels` are its neighbours', None where it is not searched."""
         k, view = self._k_of(generation), self.gallery.spec.view
         calibration = self.calibration if query.key is None else None
-        knn = knn_score(query.sq_distances, self.search.k_score or k)
+        knn = self._knn(generation, query)
         neighbours = Neighbours(generation.keys(query.ids[:k]), query.sq_distances[:k])
-        if calibration and self.search.localise == "suspicious" and knn <= calibration.image_threshold:
+        if levels is None:
             found, matches = _nothing_searched(query.levels)
         else:
-            levels = self._read(generation, query.ids[:k], query.watch)
             found, matches = self._match(query, levels, baseline.level_scales if baseline else ())
         with query.watch("score"):
             scores = self.map_of(found, query.image_size, baseline, query.key)
@@ -247,10 +314,6 @@ class Detector:
             return float(at_view.max())
         return baseline.image_score(at_view)
 
-    def _read(self, generation: Generation, ids: Ids, watch: Stopwatch) -> list[Array]:
-        with watch("read"):
-            return generation.levels(ids)
-
     def _match(
         self, query: Retrieved, neighbour_levels: list[Array], level_scales: Sequence[float]
     ) -> tuple[Array, Array]:
@@ -263,25 +326,13 @@ class Detector:
             return (sq_distances * np.float32(level_scales[0] ** 2) if level_scales else sq_distances), matches
 
 
-def query_options(
-    gallery: Gallery, search: SearchOptions | None, score: ScoreOptions | None, calibrated: bool = True
-) -> tuple[SearchOptions, ScoreOptions]:
-    """Fill in what is not given: as the gallery was calibrated, or else as its recipe says, or else as published.
-
-    Raises:
-        CorruptGalleryError: calibration.json was damaged or edited.
-    """
-    recipe = gallery.recipe or RECIPES["paper"]
-    found = Calibration.read(gallery.path) if calibrated else None
-    settings = found.settings if found else {}
-    return _filled(search, settings, recipe.search), _filled(score, settings, recipe.score)
-
-
-def _filled(given: QueryOptions | None, settings: dict[str, Any], recipe: QueryOptions) -> QueryOptions:
-    if given is None:
-        known = {field.name for field in fields(recipe)}
-        return replace(recipe, **{name: value for name, value in settings.items() if name in known})
-    return filled(filled(given, settings), vars(recipe))
+def _one_by_one(batches: Iterable[tuple[list[Retrieved], Exception | None]]) -> Iterator[Retrieved]:
+    """Hand on the queries of batches, and raise what ended a batch early."""
+    for queries, error in batches:
+        while queries:
+            yield queries.pop(0)  # and keep none
+        if error is not None:
+            raise error
 
 
 def _scaled(levels: list[Array], scales: Sequence[float]) -> list[Array]:

@@ -10,6 +10,7 @@ SpadeError
 └── GalleryError          (OSError)            a gallery that cannot be opened, read or written
     ├── GalleryNotFoundError  (FileNotFoundError)
     ├── CorruptGalleryError                    a file that is missing, cut short or changed
+    ├── SourceError                            an image file that patches are recomputed from is gone or has changed
     ├── SpecMismatchError     (ValueError)     features of another extractor or other settings
     ├── KeyConflictError      (ValueError)     a key that exists with other content
     └── GalleryLockedError    (BlockingIOError) another process is writing
@@ -62,6 +63,10 @@ class GalleryNotFoundError(GalleryError, FileNotFoundError):
 
 class CorruptGalleryError(GalleryError):
     """A file of the gallery is missing, cut short, or not what was written."""
+
+
+class SourceError(GalleryError):
+    """An image file that the gallery recomputes patches from is gone, or is not what it was."""
 
 
 class SpecMismatchError(GalleryError, ValueError):

@@ -23,9 +23,10 @@ from .detector import Detector
 from .errors import ImageError, OptionError
 from .gallery import Gallery
 from .images import decode, read_file
-from .ingest import Skipped, content_digest
+from .ingest import Skipped
 from .metrics import IMAGE_METRICS, INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit, image_metrics
 from .options import is_count
+from .originals import content_digest
 from .report import Report
 from .storage import storage_errors
 

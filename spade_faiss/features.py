@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from .errors import FeatureError, OptionError, SpecMismatchError
 from .images import Pixels, View
-from .options import FeatureOptions, StoredDtype, is_count
+from .options import FeatureOptions, Patches, StoredDtype, is_count
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
 IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # of a channel in [0, 1]
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+NAMES_BYTES = 256  # about what key, digest, checksum and path of an image take where its levels are not stored
 
 Array = NDArray[Any]
 
@@ -99,6 +101,10 @@ class ExtractorSpec:
         """Bytes of one image's features on disk."""
         values = sum(c * h * w for c, h, w in self.level_shapes)
         return int(values * np.dtype(self.dtype).itemsize + 4 * self.image_dim)
+
+    def bytes_with(self, patches: Patches) -> int:
+        """Return about the bytes of one image in a gallery that stores its patches, or recomputes them."""
+        return self.bytes_per_image if patches == "stored" else 4 * self.image_dim + NAMES_BYTES
 
     def options(self, batch_size: int = FeatureOptions.batch_size, device: str = "auto") -> FeatureOptions:
         """Return the options that make features of this spec."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from .errors import CorruptGalleryError
+from .errors import CorruptGalleryError, OptionError
 from .features import Array, Extractor, ExtractorSpec, Features
 from .generation import Generation
 from .image_index import Ids, check_kind
@@ -16,11 +16,14 @@ from .images import Source
 from .ingest import IngestReport, ingest
 from .locks import ReaderLock
 from .manifest import Manifest
-from .options import MIB, IndexOptions
+from .options import MIB, IndexOptions, Patches
+from .reading import PyramidCache
 from .recipes import RECIPES, Recipe, recipe_named
+from .recompute import missing_sources, pyramids_of
 from .writing import Appended, GalleryWriter, create_folder
 
-SHARD_BYTES = 256 * MIB  # what is lost at most when a build is killed
+# Of a shard, which is what is lost at most when a build is killed: without levels, a byte stands for more work.
+SHARD_BYTES: dict[Patches, int] = {"stored": 256 * MIB, "recompute": 16 * MIB}
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class Gallery:
         path: str | Path,
         spec: ExtractorSpec,
         index: str | IndexOptions = "auto",
-        shard_bytes: int = SHARD_BYTES,
+        shard_bytes: int | None = None,
         recipe: str | None = None,
+        patches: Patches = "stored",
     ) -> Gallery:
         """Make an empty gallery for features of one spec.
 
@@ -74,13 +78,17 @@ class Gallery:
             path: a folder that does not exist, or is empty.
             spec: what makes the features: an extractor's, or one of your own.
             index: auto, flat, ivf, a FAISS factory string, or IndexOptions.
-            shard_bytes: the size at which a shard is closed and committed.
+            shard_bytes: the size at which a shard is closed and committed; None: 256 MiB, or 16 where patches are
+                recomputed.
             recipe: a name in RECIPES, whose query options a Detector then takes unless it is given others. What it
                 says of features is for load_extractor: RECIPES[name].features.
+            patches: "stored", or "recompute": keep no pyramid levels, but where each image file is, and extract the
+                levels of a query's neighbours from there: a fiftieth of the disk or less, and more seconds a query.
 
         Raises:
             GalleryError: something is there already, or the folder cannot be made.
-            OptionError: FAISS has no such index, or there is no such recipe.
+            OptionError: FAISS has no such index, there is no such recipe or way to have patches, or patches are to be
+                recomputed of features that are not made from images.
         """
         options = IndexOptions(kind=index) if isinstance(index, str) else index
         check_kind(options, spec.image_dim)
@@ -88,8 +96,11 @@ class Gallery:
 
         if recipe is not None:
             recipe_named(recipe)
-        by = f"spade-faiss {__version__}"
-        create_folder(Path(path), Manifest(spec, options, shard_bytes, created_by=by, recipe=recipe))
+        if patches not in get_args(Patches) or (patches == "recompute" and spec.resized is None):
+            choice = " or ".join(get_args(Patches)) if spec.resized else "stored, as features are not made from images"
+            raise OptionError(f"patches: expected {choice}, found {patches!r}")
+        by, size = f"spade-faiss {__version__}", shard_bytes or SHARD_BYTES[patches]
+        create_folder(Path(path), Manifest(spec, options, size, created_by=by, recipe=recipe, patches=patches))
         return cls(Path(path), options.device)
 
     def _read_generation(self) -> Generation:
@@ -118,6 +129,11 @@ class Gallery:
     def spec(self) -> ExtractorSpec:
         """What makes its features."""
         return self._generation.manifest.spec
+
+    @property
+    def patches(self) -> Patches:
+        """Whether pyramid levels are stored, or recomputed from the image files."""
+        return self._generation.manifest.patches
 
     @property
     def generation(self) -> int:
@@ -162,13 +178,26 @@ class Gallery:
         """
         return self._generation.search(image_features, k, without, nprobe)
 
-    def read(self, ids: Sequence[int] | Ids) -> list[Array]:
+    def read(
+        self, ids: Sequence[int] | Ids, extractor: Extractor | None = None, normal: Sequence[str | Path | Source] = ()
+    ) -> list[Array]:
         """Read the pyramid levels of images: [(len(ids), c, h, w), ...] in the stored dtype, in that order.
+
+        Args:
+            ids: the images.
+            extractor: the one that made the gallery: needed where it recomputes patches.
+            normal: where the image files may be, besides where they were: folders, or the files.
 
         Raises:
             CorruptGalleryError: a shard is missing, cut short, or not what was written, naming file, key and level.
+            OptionError: the gallery recomputes patches, and there is no extractor.
+            SourceError: an image file that it recomputes patches from is gone or has changed.
+            SpecMismatchError: the extractor is another, or has other settings.
         """
-        return self._generation.levels(ids)
+        if extractor is None:
+            return self._generation.levels(ids)
+        self.spec.require(extractor.spec, str(self.path))
+        return PyramidCache(0).read(pyramids_of(self._generation, extractor, normal), ids)
 
     def append(
         self,
@@ -250,8 +279,13 @@ class Gallery:
         finally:
             self.refresh()
 
-    def verify(self) -> list[Problem]:
-        """Read everything and check it against what was written; an empty list is a clean gallery."""
+    def verify(self, files: bool = True, normal: Sequence[str | Path | Source] = ()) -> list[Problem]:
+        """Read everything and check it against what was written; an empty list is a clean gallery.
+
+        Args:
+            files: of a gallery that recomputes patches, read every image file as well.
+            normal: where those may be, besides where they were: folders, or the files.
+        """
         generation = self._read_generation()  # afresh: a file that is open looks well even when it is gone
         problems, manifest = [], generation.manifest
         for number, entry in enumerate(manifest.shards):
@@ -261,6 +295,11 @@ class Gallery:
                 problems.append(Problem(entry.file, str(error)))
             else:
                 problems += [Problem(entry.file, what, key) for key, what in found]
+        if files and not problems:  # a damaged shard does not say reliably where a file is
+            problems += [
+                Problem(str(generation.source(row_id)), str(error), *generation.keys([row_id]))
+                for row_id, error in missing_sources(generation, normal)
+            ]
         if manifest.index is not None:
             try:
                 generation.load_index_file()
@@ -285,7 +324,9 @@ class Gallery:
             "removed": manifest.removed,
             "shards": len(manifest.shards),
             "bytes": sum(shard.bytes for shard in manifest.shards) + (manifest.index.bytes if manifest.index else 0),
-            "bytes_per_image": manifest.spec.bytes_per_image,
+            "patches": manifest.patches,
+            "bytes_per_image": manifest.bytes_per_image,
+            "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},
             "index": asdict(manifest.index_options) | {"file": manifest.index.file if manifest.index else None},
             "extractor": manifest.spec.to_json(),
             "recipe": self.recipe.to_json() if self.recipe else None,

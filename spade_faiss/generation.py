@@ -17,14 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from . import chunks
 from .errors import CorruptGalleryError, FeatureError, OptionError
-from .features import Array, Features
+from .features import Array
 from .image_index import Ids, ImageIndex
+from .images import batched
 from .locks import ReaderLock
 from .manifest import Manifest
 from .shards import Shard
 
 OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
+READ_TOGETHER = 64  # images that are read at a time; less than the above, so that their shards can all be open
 
 
 class Generation:
@@ -75,7 +78,8 @@ class Generation:
             shard = self._open.get(number)
             if shard is None:
                 entry = self.manifest.shards[number]
-                shard = Shard(self.folder / entry.file, self.manifest.spec, entry.images, entry.bytes)
+                path, manifest = self.folder / entry.file, self.manifest
+                shard = Shard(path, manifest.spec, entry.images, entry.bytes, manifest.patches)
                 self._open[number] = shard
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)[1].close()
@@ -92,22 +96,56 @@ class Generation:
         with self._lock:
             return [self.shard(number).digests[row] for number, row in map(self._locate, ids)]
 
+    def source(self, row_id: int) -> str | None:
+        """Return the path of the image file that patches are recomputed from; None where they are stored."""
+        if self.manifest.patches == "stored":
+            return None
+        number, row = self._locate(row_id)
+        with self._lock:
+            sources = self.shard(number).sources
+        assert sources is not None
+        return sources[row]
+
     def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
-        """Read the pyramid levels of images, in that order: [(len(ids), c, h, w), ...]."""
+        """Read the pyramid levels of images, in that order: [(len(ids), c, h, w), ...].
+
+        Raises:
+            OptionError: they are not stored, but recomputed from image files.
+        """
+        if self.manifest.patches == "recompute":
+            raise OptionError(
+                f"{self.folder}: it recomputes patches from image files, which takes the extractor: "
+                "use a Detector, or Gallery.read(ids, extractor)"
+            )
         spec = self.manifest.spec
         out = [np.empty((len(ids), *shape), spec.dtype) for shape in spec.level_shapes]
-        places = [self._locate(row_id) for row_id in ids]
-        with self._lock:
-            for position in sorted(range(len(places)), key=places.__getitem__):  # in the order on disk
-                number, row = places[position]
-                self.shard(number).levels([row], [level[position : position + 1] for level in out])
+        self.read_into(ids, [[level[position] for level in out] for position in range(len(ids))])
         return out
 
-    def features(self, ids: Sequence[int]) -> Features:
-        """Read whole features of images, in that order."""
+    def read_into(self, ids: Sequence[int] | Ids, out: Sequence[list[Array]], verify: bool = True) -> None:
+        """Read the pyramid levels of n images into `out`, for each image [(c, h, w), ...]; see Shard.read_into."""
+        places = [self._locate(row_id) for row_id in ids]
+        for some in batched(sorted(range(len(places)), key=places.__getitem__), READ_TOGETHER):  # in the order on disk
+            if chunks.SUPPORTED:
+                with self._lock:
+                    readers = {number: self.shard(number).reader() for number in {places[at][0] for at in some}}
+                jobs = [(readers[places[at][0]], places[at][1], out[at]) for at in some]
+                chunks.share_out(lambda share: _read(share, verify), jobs)  # not under the lock
+            else:
+                with self._lock:
+                    for at in some:
+                        self.shard(places[at][0]).read_into(places[at][1], out[at], verify)
+
+    def identity(self, row_id: int) -> tuple[str, int]:
+        """Return what names an image in every generation: the file of its shard, and the row in it."""
+        number, row = self._locate(row_id)
+        return self.manifest.shards[number].file, row
+
+    def image_feature(self, row_id: int) -> Array:
+        """Read the image feature of one image, (d,) float32."""
+        number, row = self._locate(row_id)
         with self._lock:
-            image = [self.shard(number).image_feature(row) for number, row in map(self._locate, ids)]
-            return Features(np.stack(image), self.levels(ids))
+            return self.shard(number).image_feature(row)
 
     def search(
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
@@ -193,3 +231,8 @@ class Generation:
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
+
+
+def _read(jobs: Sequence[tuple[chunks.LevelReader, int, list[Array]]], verify: bool) -> None:
+    for reader, row, out in jobs:
+        reader.read(row, out, verify)

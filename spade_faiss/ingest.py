@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -10,13 +9,15 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from .errors import ImageError, KeyConflictError, SpadeError
 from .features import Extractor, ExtractorSpec
 from .images import Pixels, Source, batched, decode, find_images, read_ahead, read_file
-from .options import MIB
+from .options import MIB, Patches
+from .originals import content_digest
 from .writing import Appended, GalleryWriter
 
 
@@ -48,16 +49,22 @@ class Estimate:
     free_bytes: int  # on the disk it goes to
     memory_bytes: int  # beyond the network and the libraries
     seconds_per_image: float
+    bytes_per_image: dict[Patches, int]  # on disk without the index, for each way to have patches
 
     def __str__(self) -> str:
         minutes = self.images * self.seconds_per_image / 60
         disk = f"{self.disk_bytes / MIB:.0f} MiB on disk ({self.free_bytes / MIB:.0f} free)"
         space = f"{disk}, about {self.memory_bytes / MIB:.0f} MiB of memory"
         pace = f"{self.seconds_per_image * 1000:.0f} ms an image, about {minutes:.1f} min"
-        return f"{self.images} images: {space} beyond the network, {pace}"
+        stored, recomputed = (self.bytes_per_image[patches] / 1000 for patches in ("stored", "recompute"))
+        ways = f"patches stored: {stored:.0f} kB an image; recomputed (--patches recompute): {recomputed:.1f} kB"
+        return (
+            f"{self.images} images: {space} beyond the network, {pace}; {ways}, and about "
+            f"{self.seconds_per_image * 1000:.0f} ms for each neighbour of a query"
+        )
 
 
-def estimate(sources: Sequence[Source], extractor: Extractor, folder: Path) -> Estimate:
+def estimate(sources: Sequence[Source], extractor: Extractor, folder: Path, patches: Patches = "stored") -> Estimate:
     """Estimate what a build of these images into a folder will need; time is measured on the first that can be read."""
     spec, n = extractor.spec, len(sources)
     seconds = 0.0
@@ -74,7 +81,8 @@ def estimate(sources: Sequence[Source], extractor: Extractor, folder: Path) -> E
     index = 4 * spec.image_dim * n
     batches = 3 * extractor.batch_size * spec.bytes_per_image + _read_ahead(extractor) * _view_bytes(spec)
     free = shutil.disk_usage(folder).free
-    return Estimate(n, n * spec.bytes_per_image + index, free, index + batches, seconds)
+    sizes = {way: spec.bytes_with(way) for way in get_args(Patches)}
+    return Estimate(n, n * sizes[patches] + index, free, index + batches, seconds, sizes)
 
 
 def _read_ahead(extractor: Extractor) -> int:
@@ -96,11 +104,6 @@ class _Read:
     error: SpadeError | None = None  # neither a view nor an error: it is there already
 
 
-def content_digest(content: bytes) -> str:
-    """Return what a gallery remembers the content of an image file by."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
 def ingest(
     writer: GalleryWriter,
     paths: Sequence[str | Path | Source],
@@ -118,8 +121,8 @@ def ingest(
         try:
             content = read_file(source.path)
             digest = content_digest(content)
-            state = writer.status(source.key, digest)
-            if state == "same":
+            state = writer.status(source.key, digest, _absolute(source))
+            if state == "same" or (state == "moved" and not replace):
                 return _Read(source, digest)
             if state == "differs" and not replace:
                 raise KeyConflictError(
@@ -156,13 +159,18 @@ def ingest(
             features = extractor.extract([image.view for image in batch if image.view is not None])
             _count(report, writing)  # one batch is written while the next goes through the network
             keys, digests = [image.source.key for image in batch], [image.digest for image in batch]
-            writing = pool.submit(writer.append, keys, features, digests, replace)
+            files = [_absolute(image.source) for image in batch]
+            writing = pool.submit(writer.append, keys, features, digests, replace, files)
         _count(report, writing)
     if stopped_by is not None:
         writer.commit()
         raise stopped_by
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _absolute(source: Source) -> str:
+    return str(source.path.absolute())  # not resolved: a link may be what stays when the files move
 
 
 def _count(report: IngestReport, writing: Future[Appended] | None) -> None:

@@ -6,11 +6,11 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .errors import CorruptGalleryError, GalleryNotFoundError
 from .features import ExtractorSpec
-from .options import IndexOptions
+from .options import IndexOptions, Patches
 from .recipes import RECIPES
 from .storage import write_whole
 
@@ -57,6 +57,7 @@ class Manifest:
     index: IndexEntry | None = None
     created_by: str = ""
     recipe: str | None = None  # whose query options are the gallery's defaults; None: the plain defaults
+    patches: Patches = "stored"  # recompute: shards hold no levels, but where the image files are
 
     @property
     def rows(self) -> int:
@@ -67,6 +68,11 @@ class Manifest:
     def removed(self) -> int:
         """Rows that no longer count."""
         return sum(len(shard.removed) for shard in self.shards)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of one image in a shard, about."""
+        return self.spec.bytes_with(self.patches)
 
     def on(self, device: str) -> Manifest:
         """Return it with a device for the image index: of this machine, not of the gallery."""
@@ -130,7 +136,10 @@ class Manifest:
             index=index,
             created_by=str(values["created_by"]),
             recipe=values.get("recipe"),
+            patches=values.get("patches", "stored"),
         )
+        if manifest.patches not in get_args(Patches):
+            raise ValueError(f"patches: expected {' or '.join(get_args(Patches))}, found {manifest.patches!r}")
         if manifest.recipe is not None and manifest.recipe not in RECIPES:
             raise ValueError(f"recipe {manifest.recipe!r} is not one that this release knows: {', '.join(RECIPES)}")
         if len({shard.file for shard in shards}) != len(shards):

@@ -32,7 +32,7 @@ class NetworkExtractor:
         self.spec = spec
         self.batch_size = batch_size
         self._forward = forward
-        self._device = device
+        self.device = device
         self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255
 
@@ -43,7 +43,7 @@ class NetworkExtractor:
         Raises:
             FeatureError: an activation does not fit the stored dtype, naming the level.
         """
-        batch = torch.from_numpy(np.stack(views)).to(self._device).permute(0, 3, 1, 2).float()
+        batch = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2).float()
         image, levels = self._forward(batch.sub_(self._mean).div_(self._std))
         pooled = average_neighbourhoods([level.float().cpu().numpy() for level in levels], self.spec.neighbourhood)
         return self.spec.cast(Features(image.float().cpu().numpy(), pooled))

@@ -14,6 +14,7 @@ MIB = 2**20
 
 Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
+Patches = Literal["stored", "recompute"]  # whether a gallery keeps pyramid levels, or computes them from image files
 Engine = Literal["auto", "flat", "pyramid"]
 Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map"]
@@ -128,6 +129,10 @@ class SearchOptions:
     level_weights: LevelWeights | None = None  # None: as the gallery's recipe says, or else equal
     block_bytes: int = 256 * MIB  # the most that the flat engine's temporary gallery may take at a time
     device: str = "auto"  # of the patch search: auto, cpu, cuda, cuda:N
+    # Levels of normal images that are kept in memory, those needed last: K = 50 of wide_resnet50_2 are 134 MiB, of
+    # efficientnet_lite0 13 MiB. Queries share neighbours; 0: none are kept
+    cache_bytes: int = 512 * MIB
+    verify_reads: bool = True  # compare what is read from a gallery's files with its checksums
     localise: Localise = "all"  # suspicious: no patch search for images whose kNN score is at or under the threshold
 
     def __post_init__(self) -> None:
@@ -136,6 +141,9 @@ class SearchOptions:
             _check(value is None or is_count(value), name, "a number >= 1", value)
         _check(is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
         _check(is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
+        cached = self.cache_bytes == 0 or is_count(self.cache_bytes)
+        _check(cached and self.cache_bytes is not False, "cache_bytes", "a number of bytes >= 0", self.cache_bytes)
+        _check(isinstance(self.verify_reads, bool), "verify_reads", "True or False", self.verify_reads)
         _check(
             self.level_weights in (None, *get_args(LevelWeights)),
             "level_weights",

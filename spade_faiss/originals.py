@@ -3,51 +3,76 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from .errors import ImageError
-from .gallery import Gallery
+from .generation import Generation
 from .images import Pixels, Source, decode, read_file
+
+FILE_DIGEST = "sha256:"  # how the digest of an image file begins; features appended without one have another kind
+
+
+def content_digest(content: bytes) -> str:
+    """Return what a gallery remembers the content of an image file by."""
+    return f"{FILE_DIGEST}{hashlib.sha256(content).hexdigest()}"
 
 
 class Originals:
     """Finds the files of normal images by their keys; a file that is not the one in the gallery is not taken for it."""
 
-    def __init__(self, gallery: Gallery, folders: Sequence[Path] = (), sources: Sequence[Source] = ()) -> None:
-        """Say where to look.
+    def __init__(self, generation: Generation, folders: Sequence[Path] = (), sources: Sequence[Source] = ()) -> None:
+        """Say where to look, besides the paths that a gallery keeps which recomputes its patches.
 
         Args:
-            gallery: of the images.
+            generation: of a gallery, that the images are in.
             folders: the sources that it was built from: a key is a path relative to one of them.
             sources: or the files themselves, of which a key is the end of a path.
         """
-        self._generation = gallery.snapshot()
+        self._generation = generation
         self._folders = folders
         self._sources = sources
 
     def decode(self, key: str) -> Pixels:
-        """Return the pixels of a normal image.
+        """Return the pixels of a normal image; raises as find."""
+        content, path = self.find(self._generation.id_of[key])
+        return decode(content, str(path))
+
+    def find(self, row_id: int) -> tuple[bytes, Path]:
+        """Return the content of a normal image's file, and where it is.
 
         Raises:
             ImageError: its file is not there, is another one, or cannot be read; the message is a few words.
         """
-        if not self._folders and not self._sources:
+        [key], [digest] = self._generation.keys([row_id]), self._generation.digests([row_id])
+        kept = self._generation.source(row_id)
+        if not self._folders and not self._sources and kept is None:
             raise ImageError("no folder of normal images given")
-        digest = self._generation.digests([self._generation.id_of[key]])[0]
         reason = "not found"
-        for path in self._candidates(key):
-            content = read_file(path)
-            # Features that were appended without images have digests of another kind: nothing to compare with.
-            if digest.startswith("sha256:") and digest != f"sha256:{hashlib.sha256(content).hexdigest()}":
-                reason = "not the file that is in the gallery"
+        for path in self._candidates(key, kept):
+            try:
+                content = read_file(path)
+            except ImageError as error:
+                reason = str(error)
                 continue
-            return decode(content, str(path))
+            if not digest.startswith(FILE_DIGEST) or content_digest(content) == digest:
+                return content, path
+            reason = "not the file that is in the gallery"
         raise ImageError(reason)
 
-    def _candidates(self, key: str) -> list[Path]:
+    def _candidates(self, key: str, kept: str | None) -> Iterator[Path]:
+        if kept is not None and _is_file(Path(kept)):
+            yield Path(kept)
         parts = PurePosixPath(key)
         if parts.is_absolute() or ".." in parts.parts:  # a gallery from elsewhere may name anything
-            return []
-        found = [path for folder in self._folders if (path := folder / key).is_file()]
-        return found + [source.path for source in self._sources if f"/{source.path.as_posix()}".endswith(f"/{key}")]
+            return
+        yield from (path for folder in self._folders if _is_file(path := folder / key))
+        yield from (source.path for source in self._sources if f"/{source.path.as_posix()}".endswith(f"/{key}"))
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether it is a file, neither a pipe nor a device; what may not be looked at is left for reading to say."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True

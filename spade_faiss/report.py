@@ -75,7 +75,7 @@ class Report:
         self._scale = scale
         self._title = title
         self._detector = detector
-        self._maker = CardMaker(detector, scale, originals or Originals(detector.gallery))
+        self._maker = CardMaker(detector, scale, originals or Originals(detector.gallery.snapshot()))
         self._cards = cards
         self._rows: list[Row] = []
         self._worst: list[tuple[float, int]] = []  # heap of (score, -number) of the images that have a card

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from .correspondence import match_arrays
 from .detection import Detection
 from .detector import Detector
 from .errors import ImageError
-from .images import Pixels, Source, batched, decode, find_images, read_ahead
+from .images import Pixels, Source, decode, find_images, read_ahead
 from .ingest import Skipped
 from .report import Report
 from .storage import storage_errors
@@ -96,16 +97,24 @@ def query_sources(
 
     batch_size = detector.extractor.batch_size
     reads = read_ahead(sources, read, min(8, os.cpu_count() or 1), 2 * batch_size)
+    taken: deque[_Read] = deque()  # by the detector, which is ahead of its detections
     with tqdm(total=len(sources), unit="image", disable=None if progress else True, desc="query") as bar:
-        for batch in batched(reads, batch_size):
-            skipped += [Skipped(image.source.path, image.error) for image in batch if image.pixels is None]
-            bar.update(sum(image.pixels is None for image in batch))
-            good = [image for image in batch if image.pixels is not None]
-            # A map is handed on, and can be let go, before the next is made.
-            for image, detection in zip(good, detector.stream(image.pixels for image in good), strict=True):  # type: ignore[misc]
-                detection.seconds["decode"] = image.seconds
-                yield image.source, image.pixels, detection  # type: ignore[misc]
-                bar.update()
+
+        def pixels() -> Iterator[Pixels]:
+            for image in reads:
+                if image.pixels is None:
+                    skipped.append(Skipped(image.source.path, image.error))
+                    bar.update()
+                else:
+                    taken.append(image)
+                    yield image.pixels
+
+        for detection in detector.stream(pixels()):
+            image = taken.popleft()
+            assert image.pixels is not None
+            detection.seconds["decode"] = image.seconds
+            yield image.source, image.pixels, detection
+            bar.update()
 
 
 class ResultFolder:

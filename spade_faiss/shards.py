@@ -4,6 +4,9 @@ Datasets, for n images: `levels/0` ... (n, c, h, w) float16 or float32 at native
 compressed; `image` (n, d) float32; `keys` and `digests`, UTF-8 of fixed length; `checksums` (n, 1 + L) uint64, of
 xxh3-64: first over key, digest and image feature, then over each level. The newest HDF5 file format is used because it
 also has checksums over its own structures.
+
+Where a gallery recomputes its patches there are no levels, but `sources`, the path of each image file, UTF-8 of fixed
+length; it counts into the first checksum.
 """
 
 from __future__ import annotations
@@ -17,30 +20,35 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from .chunks import LevelReader, check
 from .errors import CorruptGalleryError
 from .features import Array, ExtractorSpec, Features
+from .options import Patches
 from .storage import TEMPORARY, PatientFile, publish, storage_errors
 
-DAMAGED_HEAD = "key, digest or image feature is not what was written (checksum)"
+DAMAGED_HEAD = "key, digest, path or image feature is not what was written (checksum)"
 
 T = TypeVar("T")
 
 
-def checksums(key: str, digest: str, features: Features, row: int) -> list[int]:
-    """Return the checksums of one image: of (key, digest, image feature), then of each level."""
+def checksums(key: str, digest: str, features: Features, row: int, source: str | None = None) -> list[int]:
+    """Return the checksums of one image: of (key, digest, source where there is one, image feature), then of levels."""
     head = xxhash.xxh3_64()
-    for part in (key.encode(), b"\0", digest.encode(), b"\0", features.image[row].data):
-        head.update(part)
+    for text in (key, digest, source):
+        if text is not None:
+            head.update(text.encode() + b"\0")
+    head.update(features.image[row].data)
     return [head.intdigest(), *(xxhash.xxh3_64_intdigest(level[row].data) for level in features.levels)]
 
 
 class ShardWriter:
     """Writes one shard under a temporary name; finish() gives it its own."""
 
-    def __init__(self, path: Path, spec: ExtractorSpec) -> None:
+    def __init__(self, path: Path, spec: ExtractorSpec, patches: Patches = "stored") -> None:
         self.path = path
         self.keys: list[str] = []
         self._digests: list[str] = []
+        self._sources: list[str] | None = None if patches == "stored" else []
         self._image: list[Array] = []  # small beside the levels: written in one piece at the end
         self._checksums: list[list[int]] = []
         self._temporary = path.with_name(path.name + TEMPORARY)
@@ -49,14 +57,22 @@ class ShardWriter:
             self._file = h5py.File(self._disk, "w", libver="latest")
             self._levels = [
                 self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
-                for number, s in enumerate(spec.level_shapes)
+                for number, s in enumerate(_level_shapes(spec, patches))
             ]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def append(self, keys: Sequence[str], digests: Sequence[str], features: Features) -> None:
+    def append(
+        self, keys: Sequence[str], digests: Sequence[str], features: Features, sources: Sequence[str] = ()
+    ) -> None:
         """Append n images whose features were cast by the spec.
+
+        Args:
+            keys: n names.
+            digests: n digests.
+            features: of n images; without levels where patches are recomputed.
+            sources: n paths where patches are recomputed.
 
         Raises:
             GalleryError: the disk is full or refuses; the shard is then to be aborted.
@@ -69,11 +85,15 @@ class ShardWriter:
                     dataset.id.write_direct_chunk((start + row, 0, 0, 0), level[row])
             self._disk.check()
         self._image.append(features.image.copy())
+        named: Sequence[str | None] = [None] * len(keys) if self._sources is None else sources
         self._checksums += [
-            checksums(key, digest, features, row) for row, (key, digest) in enumerate(zip(keys, digests, strict=True))
+            checksums(key, digest, features, row, source)
+            for row, (key, digest, source) in enumerate(zip(keys, digests, named, strict=True))
         ]
         self.keys += keys
         self._digests += digests
+        if self._sources is not None:
+            self._sources += sources
 
     def finish(self) -> int:
         """Write what is still in memory, flush to disk, give the file its name; returns its size in bytes."""
@@ -81,7 +101,9 @@ class ShardWriter:
             for dataset in self._levels:  # an append that was interrupted may have made them longer
                 dataset.resize(len(self.keys), axis=0)
             self._file.create_dataset("image", data=np.concatenate(self._image))
-            for name, strings in (("keys", self.keys), ("digests", self._digests)):
+            for name, strings in (("keys", self.keys), ("digests", self._digests), ("sources", self._sources)):
+                if strings is None:
+                    continue
                 # Of fixed length: HDF5 keeps others in a heap that has no checksums, and can hang on a damaged one.
                 encoded = [text.encode() for text in strings]
                 utf8 = h5py.string_dtype("utf-8", max(map(len, encoded)))
@@ -104,31 +126,35 @@ class ShardWriter:
 class Shard:
     """Reads one shard. Every read is verified against the checksums."""
 
-    def __init__(self, path: Path, spec: ExtractorSpec, images: int, size: int) -> None:
+    def __init__(self, path: Path, spec: ExtractorSpec, images: int, size: int, patches: Patches = "stored") -> None:
         """Open a shard.
 
         Raises:
             CorruptGalleryError: the file is missing, cut short, or does not hold what the manifest says.
         """
         self.path = path
-        self._spec = spec
+        self._level_shapes = _level_shapes(spec, patches)
+        self._dtype = spec.dtype
+        self._reader: LevelReader | None = None
         try:
             found = path.stat().st_size
             if found != size:
                 raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
             self._file: Any = h5py.File(path, "r", libver="latest", locking=False)
-            self._levels: list[Any] = [self._file[f"levels/{number}"] for number in range(len(spec.level_shapes))]
+            self._levels: list[Any] = [self._file[f"levels/{number}"] for number in range(len(self._level_shapes))]
             self._image: Any = self._file["image"]
             self._checksums: NDArray[np.uint64] = self._file["checksums"][:]
             self.keys: list[str] = self._strings("keys", images)
             self.digests: list[str] = self._strings("digests", images)
+            # Paths of the image files; None where there are levels instead.
+            self.sources: list[str] | None = None if patches == "stored" else self._strings("sources", images)
         except CorruptGalleryError:
             raise
         except FileNotFoundError as error:
             raise CorruptGalleryError(f"{path}: expected a shard of {images} images, found nothing there") from error
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
-        expected = [(images, *shape) for shape in spec.level_shapes]
+        expected = [(images, *shape) for shape in self._level_shapes]
         if [level.shape for level in self._levels] != expected or any(
             level.dtype != spec.dtype for level in self._levels
         ):
@@ -147,7 +173,8 @@ class Shard:
         return [value.decode() for value in dataset[:]]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a reader stays good."""
+        self._reader = None
         self._file.close()
 
     def image_features(self) -> Array:
@@ -164,44 +191,60 @@ class Shard:
     def image_feature(self, row: int) -> Array:
         """Read one image feature, (d,) float32; raises as image_features."""
         image: Array = self._read("image features", lambda: self._image[row : row + 1])
-        if checksums(self.keys[row], self.digests[row], Features(image, []), 0)[0] != self._checksums[row, 0]:
+        if self._head(row, image) != self._checksums[row, 0]:
             raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_HEAD}")
         feature: Array = image[0]
         return feature
 
-    def levels(self, rows: Sequence[int], out: list[Array]) -> None:
-        """Read the levels of some rows into `out`, one (len(rows), c, h, w) array a level.
+    def reader(self) -> LevelReader:
+        """Return what reads the levels without HDF5, from any number of threads, also after close.
 
         Raises:
-            CorruptGalleryError: they cannot be read, or are not what was written.
+            CorruptGalleryError: the levels are not stored as written, or lie outside the file.
+        """
+        if self._reader is None:
+            self._reader = self._read(
+                "where the levels are",
+                lambda: LevelReader(self.path, self._file, self._levels, self.keys, self._checksums),
+            )
+        return self._reader
+
+    def read_into(self, row: int, out: Sequence[Array], verify: bool = True) -> None:
+        """Read the levels of one image, through HDF5, into `out`, contiguous arrays [(c, h, w), ...].
+
+        Raises:
+            CorruptGalleryError: they cannot be read, or are not what was written (unless `verify` is off).
         """
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
-            self._read(f"level {number}", lambda: _read_rows(dataset, rows, target))  # noqa: B023 (called at once)
-            for position, row in enumerate(rows):
-                if xxhash.xxh3_64_intdigest(target[position].data) != self._checksums[row, 1 + number]:
-                    raise CorruptGalleryError(
-                        f"{self.path}: image {self.keys[row]!r}: level {number} is not what was written (checksum)"
-                    )
+            self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
+            if verify:
+                check(self.path, self.keys[row], number, target, self._checksums[row, 1 + number])
+
+    def read(self, row: int) -> list[Array]:
+        """Read the levels of one image, [(c, h, w), ...]; none where they are recomputed. Raises as read_into."""
+        out = [np.empty(shape, self._dtype) for shape in self._level_shapes]
+        self.read_into(row, out)
+        return out
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Check every image; yields (key, what is wrong), at most one for each image."""
         image: Array = self._read("image features", lambda: self._image[:])
         damaged = dict.fromkeys(self._damaged_heads(image), DAMAGED_HEAD)
-        out = [np.empty((1, *shape), self._spec.dtype) for shape in self._spec.level_shapes]
         for row, key in enumerate(self.keys):
             try:
-                self.levels([row], out)
+                self.read(row)
             except CorruptGalleryError as error:
                 damaged.setdefault(row, str(error))
             if row in damaged:
                 yield key, damaged[row]
 
     def _damaged_heads(self, image: Array) -> list[int]:
-        heads = [
-            checksums(key, digest, Features(image, []), row)[0]
-            for row, (key, digest) in enumerate(zip(self.keys, self.digests, strict=True))
-        ]
+        heads = [self._head(row, image[row : row + 1]) for row in range(len(self.keys))]
         return [int(row) for row in np.flatnonzero(np.array(heads, np.uint64) != self._checksums[:, 0])]
+
+    def _head(self, row: int, image: Array) -> int:
+        source = None if self.sources is None else self.sources[row]
+        return checksums(self.keys[row], self.digests[row], Features(image, []), 0, source)[0]
 
     def _read(self, what: str, read: Callable[[], T]) -> T:
         try:
@@ -210,6 +253,5 @@ class Shard:
             raise CorruptGalleryError(f"{self.path}: {what} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _read_rows(dataset: Any, rows: Sequence[int], target: Array) -> None:
-    for position, row in enumerate(rows):
-        dataset.read_direct(target, np.s_[row], np.s_[position])
+def _level_shapes(spec: ExtractorSpec, patches: Patches) -> tuple[tuple[int, int, int], ...]:
+    return spec.level_shapes if patches == "stored" else ()

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import xxhash
 
 from .errors import FeatureError, GalleryError, KeyConflictError, OptionError
@@ -51,7 +50,7 @@ class GalleryWriter:
         self._shard: ShardWriter | None = None
         # The writer's own view of the gallery, one commit after another.
         self.generation = Generation(folder, Manifest.read(folder))
-        self._appending = False  # between the first and the last row of an append
+        self._halfway = False  # between the first and the last row of an append, or within the end of a shard
         self._finished: list[ShardEntry] = []  # shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
@@ -74,7 +73,7 @@ class GalleryWriter:
         try:
             if kind is None:
                 self.finish()
-            elif kind is KeyboardInterrupt and self._pending and not self._appending:  # only what is whole
+            elif kind is KeyboardInterrupt and self._pending and not self._halfway:  # only what is whole
                 self.commit()
             elif self._shard is not None:
                 self._shard.abort()
@@ -82,18 +81,33 @@ class GalleryWriter:
             self.generation.close()
             self._lock.release()
 
-    def status(self, key: str, digest: str) -> str:
-        """Tell whether content is "new", the "same" as the gallery's under that key, or "differs" from it."""
-        found = self._pending.get(key)
+    def status(self, key: str, digest: str, source: str | None = None) -> str:
+        """Tell how content compares with the gallery's under that key.
+
+        Args:
+            key: of the image.
+            digest: of its content.
+            source: path of its file.
+
+        Returns:
+            "new", the "same", "differs", or "moved": the same, but patches are recomputed from a file elsewhere.
+        """
+        found, moved = self._pending.get(key), False
         if found is None:
             row_id = self.generation.id_of.get(key)
             if row_id is None or row_id in self._tombstones:
                 return "new"
             found = self.generation.digests([row_id])[0]
-        return "same" if found == digest else "differs"
+            moved = source is not None and self.generation.source(row_id) not in (None, source)
+        return "differs" if found != digest else "moved" if moved else "same"
 
     def append(
-        self, keys: Sequence[str], features: Features, digests: Sequence[str] | None = None, replace: bool = False
+        self,
+        keys: Sequence[str],
+        features: Features,
+        digests: Sequence[str] | None = None,
+        replace: bool = False,
+        sources: Sequence[str] | None = None,
     ) -> Appended:
         """Append n images: refused whole or taken whole.
 
@@ -102,55 +116,81 @@ class GalleryWriter:
             features: of n images, of the gallery's spec; levels are stored in the spec's dtype.
             digests: n digests of the content that the features are of; None: of the features themselves.
             replace: put other content under an existing key in its place, rather than refuse it.
+            sources: n paths of the image files; kept, and needed, where the gallery recomputes patches from them.
 
         Raises:
+            OptionError: the gallery recomputes patches, and sources or digests are missing.
             FeatureError: wrong shapes, NaN or infinity, keys that do not fit.
             KeyConflictError: a key is there with other content.
             GalleryError: the disk is full or refuses.
         """
-        spec = self.generation.manifest.spec
-        features = spec.cast(features)
+        manifest = self.generation.manifest
+        features = manifest.spec.cast(features)
         _check_keys(keys, len(features))
+        sources = self._check_sources(sources, digests, len(features))
         if digests is None:
             digests = [_features_digest(features, row) for row in range(len(keys))]
         _check_texts("digests", digests, len(keys))
-        states = [self.status(key, digest) for key, digest in zip(keys, digests, strict=True)]
+        if manifest.patches == "recompute":
+            features = Features(features.image, [])
+        files: Sequence[str | None] = sources or [None] * len(keys)
+        states = [self.status(*image) for image in zip(keys, digests, files, strict=True)]
         if "differs" in states and not replace:
             key = keys[states.index("differs")]
             raise KeyConflictError(
                 f"{self.folder}: key {key!r} is there with other content; replace it (--replace), or use another key"
             )
-        taken = [row for row, state in enumerate(states) if state != "same"]
+        passed_over = ("same",) if replace else ("same", "moved")
+        taken = [row for row, state in enumerate(states) if state not in passed_over]
         if any(keys[row] in self._pending for row in taken):
             self.commit()  # what takes their place can only remove rows that have an id
-        self._appending = True
-        step = max(1, self.generation.manifest.shard_bytes // spec.bytes_per_image)  # images that fill a shard
+        self._halfway = True
+        step = max(1, manifest.shard_bytes // manifest.bytes_per_image)  # images that fill a shard
         for start in range(0, len(taken), step):
             rows = taken[start : start + step]
-            self._write([keys[row] for row in rows], [digests[row] for row in rows], features[rows])
+            texts = [[texts[row] for row in rows] for texts in (keys, digests, sources) if texts]
+            self._write(features[rows], *texts)
             self._pending.update((keys[row], digests[row]) for row in rows)
         # In the same commit as the rows that take their place.
         self._tombstones |= {self.generation.id_of[keys[row]] for row in taken if keys[row] in self.generation.id_of}
-        self._appending = False
+        self._halfway = False
         if self._finished:
             self.commit()
-        return Appended(len(taken), states.count("differs"), states.count("same"))
+        replaced = sum(states[row] != "new" for row in taken)
+        return Appended(len(taken), replaced, len(keys) - len(taken))
 
-    def _write(self, keys: Sequence[str], digests: Sequence[str], features: Features) -> None:
+    def _check_sources(
+        self, sources: Sequence[str] | None, digests: Sequence[str] | None, n: int
+    ) -> Sequence[str] | None:
+        """Return the paths to keep: of n image files where patches are recomputed, none where they are stored."""
+        if self.generation.manifest.patches == "stored":
+            return None
+        if sources is None or digests is None:  # a digest of features says nothing of a file
+            raise OptionError(
+                f"{self.folder}: it recomputes patches from image files, so it cannot take features without them; "
+                "use add_images, or make a gallery with patches 'stored'"
+            )
+        _check_texts("sources", sources, n)
+        return sources
+
+    def _write(
+        self, features: Features, keys: Sequence[str], digests: Sequence[str], sources: Sequence[str] = ()
+    ) -> None:
         """Write to the open shard, and finish it when it is full."""
         manifest = self.generation.manifest
         if self._shard is None:
             number = manifest.next_shard + len(self._finished)
-            self._shard = ShardWriter(self.folder / f"shards/{number:06d}.h5", manifest.spec)
-        self._shard.append(keys, digests, features)
-        if len(self._shard) * manifest.spec.bytes_per_image >= manifest.shard_bytes:
+            self._shard = ShardWriter(self.folder / f"shards/{number:06d}.h5", manifest.spec, manifest.patches)
+        self._shard.append(keys, digests, features, sources)
+        if len(self._shard) * manifest.bytes_per_image >= manifest.shard_bytes:
             self._finish_shard()
 
     def _finish_shard(self) -> None:
         if self._shard is not None:
+            halfway, self._halfway = self._halfway, True  # a shard cannot be finished twice, were this interrupted
             size = self._shard.finish()
             self._finished.append(ShardEntry(f"shards/{self._shard.path.name}", len(self._shard), size))
-            self._shard = None
+            self._shard, self._halfway = None, halfway
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove images by key; their rows stay in the shards until compact.
@@ -192,9 +232,8 @@ class GalleryWriter:
             shard, entry = old.shard(number), manifest.shards[number]
             image = shard.image_features()
             for row in sorted(set(range(entry.images)) - set(entry.removed)):
-                levels = [np.empty((1, *shape), manifest.spec.dtype) for shape in manifest.spec.level_shapes]
-                shard.levels([row], levels)
-                self._write([shard.keys[row]], [shard.digests[row]], Features(image[row : row + 1], levels))
+                texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
+                self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in set(rewrite)]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))

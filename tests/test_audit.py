@@ -55,8 +55,8 @@ def test_pictures_are_of_the_view_and_grey_where_the_file_is_missing(tmp_path: P
     gallery, extractor = make_gallery(tmp_path / "g", contaminated)
     detector = sf.Detector(gallery, extractor)
     worst = sf.find_suspects(detector, sample=16)[:1]
-    [(_, missing, detection)] = look_at(detector, worst, Originals(gallery))
-    [(_, there, _)] = look_at(detector, worst, Originals(gallery, [contaminated]))
+    [(_, missing, detection)] = look_at(detector, worst, Originals(gallery.snapshot()))
+    [(_, there, _)] = look_at(detector, worst, Originals(gallery.snapshot(), [contaminated]))
     assert missing.shape == there.shape == (*detection.anomaly_map.shape, 3)
     assert (missing == GREY).all()
     row, column = np.unravel_index(detection.anomaly_map.argmax(), detection.anomaly_map.shape)

@@ -123,6 +123,22 @@ def test_query_writes_results_maps_and_overlays(tmp_path: Path, gallery: Path, s
     assert detector.query(line["path"]).image_score == pytest.approx(line["image_score"], rel=1e-6)
 
 
+def test_reading_with_a_small_cache_or_unverified(tmp_path: Path, gallery: Path, spade: Spade) -> None:
+    make_images(tmp_path / "test", 3, seed=4)
+    expected = spade("query", gallery, tmp_path / "test", "--quiet").out
+    assert spade("query", gallery, tmp_path / "test", "--quiet", "--cache-mib", 0).out == expected
+    with sf.Gallery.open(gallery) as opened:
+        [level, *_] = opened.read([4])
+    [shard] = gallery.glob("shards/*")
+    content = bytearray(shard.read_bytes())
+    content[content.index(level.tobytes())] ^= 1
+    shard.write_bytes(content)
+    damaged = spade("query", gallery, tmp_path / "test", "--quiet")
+    assert damaged.status == 1
+    assert "004.png" in damaged.err
+    assert spade("query", gallery, tmp_path / "test", "--quiet", "--no-verify").status == 0
+
+
 def test_a_calibrated_gallery_gives_verdicts(tmp_path: Path, normal: Path, spade: Spade) -> None:
     gallery = tmp_path / "g"
     spade("build", gallery, normal, "--extractor", "toy", "--recipe", "paper", "--image-size", 32, "--crop", 32)

@@ -20,6 +20,7 @@ from conftest import OWN, random_features_of, write_images
 
 import spade_faiss as sf
 from spade_faiss.manifest import Manifest
+from spade_faiss.options import Patches
 
 N_IMAGES = 24
 KEYS = [f"{number:02d}" for number in range(14)]
@@ -35,14 +36,14 @@ def reopen(path: Path) -> sf.Gallery:
     return sf.Gallery.open(path, device="cpu")
 
 
-def create(path: Path, spec: sf.ExtractorSpec = OWN, shard_bytes: int = 1) -> sf.Gallery:
-    return sf.Gallery.create(path, spec, sf.IndexOptions(device="cpu"), shard_bytes)
+def create(path: Path, spec: sf.ExtractorSpec = OWN, shard_bytes: int = 1, patches: Patches = "stored") -> sf.Gallery:
+    return sf.Gallery.create(path, spec, sf.IndexOptions(device="cpu"), shard_bytes, patches=patches)
 
 
 def content(gallery: sf.Gallery) -> Content:
     """The levels of each image, by key."""
     keys = gallery.keys()
-    levels = gallery.read(gallery.ids(keys))
+    levels = gallery.read(gallery.ids(keys), toy() if gallery.patches == "recompute" else None)
     return {key: b"".join(level[row].tobytes() for level in levels) for row, key in enumerate(keys)}
 
 
@@ -51,6 +52,10 @@ def content(gallery: sf.Gallery) -> Content:
 
 def add_images(gallery: sf.Gallery, images: Path) -> None:
     gallery.add_images(images, toy())
+
+
+def add_images_recompute(gallery: sf.Gallery, images: Path) -> None:
+    gallery.add_images(images, toy(), replace=True)
 
 
 def append(gallery: sf.Gallery, images: Path) -> None:
@@ -71,7 +76,7 @@ def compact(gallery: sf.Gallery, images: Path) -> None:
     gallery.rebuild_index()
 
 
-COMMANDS = {command.__name__: command for command in (add_images, append, remove, compact)}
+COMMANDS = {command.__name__: command for command in (add_images, add_images_recompute, append, remove, compact)}
 
 CHILD = """
 import os, signal, sys
@@ -116,6 +121,8 @@ def beginnings(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[s
     """The gallery that each command starts from, with images in it already."""
     folder = tmp_path_factory.mktemp("beginnings")
     with create(folder / "add_images", toy().spec) as gallery:
+        gallery.add_images([images / f"{number:03d}.png" for number in range(0, 6, 2)], toy())
+    with create(folder / "add_images_recompute", toy().spec, patches="recompute") as gallery:
         gallery.add_images([images / f"{number:03d}.png" for number in range(0, 6, 2)], toy())
     with create(folder / "append", shard_bytes=3 * OWN.bytes_per_image) as gallery:
         gallery.append(["before", KEYS[3]], pick(random_features_of(2, seed=77), random_features_of(2, seed=3)))
@@ -194,14 +201,14 @@ def test_killed_it_is_as_it_was_at_a_commit_and_goes_on(
             process = start(name, path, images)
             time.sleep(share * seconds)
             process.kill()
-        committed = Manifest.read(path).rows if how == "at a random time" and name == "add_images" else 0
+        committed = Manifest.read(path).rows if how == "at a random time" and name.startswith("add_images") else 0
         said = process.communicate()[0].splitlines()
         if how == "at a random flush":
             assert process.returncode == -signal.SIGKILL or "done" in said
         found = check_interrupted(path, before, after)
         assert len(found) >= committed
         assert all((line.split()[1] in found) == line.startswith("has") for line in said if line != "done")
-        if name == "add_images":
+        if name.startswith("add_images"):
             done = sorted(found.keys() - before.keys())
             assert done == sorted(after.keys() - before.keys())[: len(done)]  # in their order, none left out
     with reopen(path) as gallery:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,3 +195,170 @@ def test_another_extractor_is_refused(tmp_path: Path, normal: Path) -> None:
     other = sf.load_extractor("toy", options=sf.FeatureOptions(image_size=64))
     with pytest.raises(sf.SpecMismatchError, match=r"resized: expected \(32, 32\), found \(64, 64\)"):
         sf.Detector(gallery, other)
+
+
+# A stream: reading, and where a GPU takes part the network, are ahead of the search
+
+
+def streaming(tmp_path: Path, normal: Path, overlaps: bool = True, **options: int) -> sf.Detector:
+    """A detector with batches of 3 that overlaps the network with the search, as with a GPU."""
+    gallery, extractor = make_gallery(tmp_path / "g", normal, sf.FeatureOptions(batch_size=3))
+    detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=4, **options))
+    detector._overlaps = lambda: overlaps  # type: ignore[method-assign]
+    return detector
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 10**9])
+def test_a_stream_equals_single_queries(tmp_path: Path, normal: Path, overlaps: bool, cache_bytes: int) -> None:
+    detector = streaming(tmp_path, normal, overlaps, cache_bytes=cache_bytes)
+    paths = sorted(make_images(tmp_path / "query", 11, seed=5).iterdir())
+    streamed = list(detector.stream(iter(paths)))
+    assert [found.path for found in streamed] == [str(path) for path in paths]
+    bare = streaming(tmp_path / "bare", normal, cache_bytes=0)
+    for path, found in zip(paths, streamed, strict=True):
+        alone = bare.query(path)
+        assert alone.image_score == found.image_score
+        np.testing.assert_array_equal(alone.anomaly_map, found.anomaly_map)
+        np.testing.assert_array_equal(alone.matches, found.matches)
+        assert set(found.seconds) == {"decode", "extract", "retrieve", "read", "match", "score"}
+    assert detector._cache.bytes <= cache_bytes
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+@pytest.mark.parametrize("bad", [0, 1, 3, 7])
+def test_what_cannot_be_read_is_raised_after_what_comes_before(
+    tmp_path: Path, normal: Path, overlaps: bool, bad: int
+) -> None:
+    detector = streaming(tmp_path, normal, overlaps)
+    images: list[Path | np.ndarray] = sorted(make_images(tmp_path / "query", 9, seed=5).iterdir())  # type: ignore[assignment]
+    images[bad] = tmp_path / "nowhere.png"
+    stream, found = detector.stream(images), []
+    with pytest.raises(sf.ImageError, match="nowhere"):
+        found.extend(stream)  # keeps what came before
+    assert [one.path for one in found] == [str(path) for path in images[:bad]]
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_an_exception_of_the_iterator_comes_at_its_turn(tmp_path: Path, normal: Path, overlaps: bool) -> None:
+    detector = streaming(tmp_path, normal, overlaps)
+    paths = sorted(make_images(tmp_path / "query", 4, seed=5).iterdir())
+
+    def camera() -> Iterator[Path]:
+        yield from paths
+        raise ConnectionError("the camera is gone")
+
+    stream = detector.stream(camera())
+    assert [next(stream).path for _ in paths] == [str(path) for path in paths]
+    with pytest.raises(ConnectionError, match="camera"):
+        next(stream)
+
+
+def test_damage_in_the_gallery_is_raised_at_the_queries_turn(tmp_path: Path, normal: Path) -> None:
+    detector = streaming(tmp_path, normal, cache_bytes=0)
+    paths, read, turns = sorted(make_images(tmp_path / "query", 6, seed=5).iterdir()), detector.levels, []
+
+    def damaged_at_2(generation: Any, ids: Any) -> list[np.ndarray]:
+        turns.append(ids)
+        if len(turns) == 3:
+            raise sf.CorruptGalleryError("damaged")
+        return read(generation, ids)
+
+    detector.levels = damaged_at_2  # type: ignore[method-assign]
+    stream = detector.stream(paths)
+    assert [next(stream).path, next(stream).path] == [str(path) for path in paths[:2]]
+    with pytest.raises(sf.CorruptGalleryError):
+        next(stream)
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_a_stream_closed_early_ends_its_threads(tmp_path: Path, normal: Path, overlaps: bool) -> None:
+    detector = streaming(tmp_path, normal, overlaps)
+    paths = sorted(make_images(tmp_path / "query", 12, seed=5).iterdir())
+    detector.query(paths[0])  # starts the threads that are kept
+    before = threading.active_count()
+    for number in (0, 1, 4):
+        stream = detector.stream(paths)
+        for _ in range(number):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_memory_does_not_grow_with_a_stream(tmp_path: Path, normal: Path, overlaps: bool) -> None:
+    """Neither images, nor features, nor neighbours' levels, nor detections are kept."""
+    detector = streaming(tmp_path, normal, overlaps, cache_bytes=0)
+    images: list[weakref.ref[np.ndarray]] = []
+    levels: list[weakref.ref[np.ndarray]] = []
+    maps: list[weakref.ref[np.ndarray]] = []
+    read = detector.levels
+
+    def noted(generation: Any, ids: Any) -> list[np.ndarray]:
+        found = read(generation, ids)
+        levels.append(weakref.ref(found[0]))
+        return found
+
+    detector.levels = noted  # type: ignore[method-assign]
+
+    def camera() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(0)
+        for _ in range(30):
+            image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            images.append(weakref.ref(image))
+            yield image
+            del image
+
+    def alive(references: list[weakref.ref[np.ndarray]]) -> int:
+        return sum(reference() is not None for reference in references)
+
+    for number, found in enumerate(detector.stream(camera())):
+        maps.append(weakref.ref(found.anomaly_map))
+        assert len(images) <= number + 1 + 3 * 3  # taken: three batches more at the most
+        assert alive(images) <= 3 * 3
+        assert alive(levels) <= 2  # the next query's; this one's are done with
+        assert alive(maps) <= 2
+    assert len(maps) == 30
+
+
+def test_queries_that_share_neighbours_share_reads(tmp_path: Path, normal: Path) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    paths = sorted(make_images(tmp_path / "query", 8, seed=5).iterdir())
+    kept, bare = sf.Detector(gallery, extractor), sf.Detector(gallery, extractor, sf.SearchOptions(cache_bytes=0))
+    kept.query_batch(paths)
+    bare.query_batch(paths)
+    assert (kept._cache.misses, kept._cache.hits) == (12, 7 * 12)
+    assert (bare._cache.misses, bare._cache.hits) == (8 * 12, 0)
+
+
+def test_how_it_reads_is_no_setting_of_a_calibration(tmp_path: Path, normal: Path) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    options = sf.SearchOptions(cache_bytes=1, verify_reads=False)
+    assert sf.Detector(gallery, extractor, options).settings() == sf.Detector(gallery, extractor).settings()
+
+
+def test_a_detector_verifies_unless_told_not_to(tmp_path: Path, normal: Path) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    [shard] = gallery.path.glob("shards/*")
+    content, [level, *_] = bytearray(shard.read_bytes()), gallery.read([4])
+    content[content.index(level.tobytes())] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(sf.CorruptGalleryError, match=r"004\.png"):
+        sf.Detector(gallery, extractor).query(normal / "004.png")
+    found = sf.Detector(gallery, extractor, sf.SearchOptions(verify_reads=False)).query(normal / "004.png")
+    assert found.neighbours.keys[0] == "004.png"
+
+
+def test_an_older_generation_is_queried_while_the_gallery_is_compacted(tmp_path: Path, normal: Path) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    paths = sorted(make_images(tmp_path / "query", 6, seed=5).iterdir())
+    expected = sf.Detector(gallery, extractor).query_batch(paths)
+    reader = sf.Gallery.open(gallery.path)
+    stream = sf.Detector(reader, extractor, sf.SearchOptions(cache_bytes=0)).stream(paths)
+    found = [next(stream)]
+    gallery.remove([f"{number:03d}.png" for number in range(6)])
+    gallery.compact()
+    found.extend(stream)
+    for one, other in zip(found, expected, strict=True):
+        assert one.neighbours.keys == other.neighbours.keys
+        np.testing.assert_array_equal(one.anomaly_map, other.anomaly_map)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spade_faiss.errors import ImageError
-from spade_faiss.images import View, batched, decode, find_images, read_ahead, read_file
+from spade_faiss.images import View, batched, decode, find_images, one_ahead, read_ahead, read_file
 
 RNG = np.random.default_rng(0)
 UPRIGHT = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -668,3 +669,95 @@ def test_batched(count: int, expected: list[list[int]]) -> None:
 
 def test_batched_is_lazy() -> None:
     assert next(batched(itertools.count(), 2)) == [0, 1]
+
+
+def failing_at(bad: int) -> Iterator[int]:
+    for item in itertools.count():
+        if item == bad:
+            raise ImageError(f"item {bad}: no image")
+        yield item
+
+
+def test_batched_hands_on_what_comes_before_an_exception() -> None:
+    batches = batched(failing_at(5), 3)
+    assert [next(batches), next(batches)] == [[0, 1, 2], [3, 4]]
+    with pytest.raises(ImageError, match="item 5"):
+        next(batches)
+    with pytest.raises(ImageError, match="item 6"):  # at the start of a batch
+        list(batched(failing_at(6), 3))
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 2, 30])
+def test_one_ahead_keeps_the_order(count: int, background: bool) -> None:
+    assert list(one_ahead(iter(range(count)), str, background)) == [str(item) for item in range(count)]
+
+
+def test_one_ahead_computes_the_next_meanwhile_and_no_more() -> None:
+    started: list[int] = []
+    second = threading.Event()
+
+    def note(item: int) -> int:
+        started.append(item)
+        if item == 1:
+            second.set()
+        return item
+
+    results = one_ahead(itertools.count(), note)
+    assert next(results) == 0
+    assert second.wait(timeout=10)  # though nobody has asked for it yet
+    time.sleep(0.02)
+    assert started == [0, 1]
+    assert next(results) == 1
+    results.close()  # type: ignore[attr-defined]
+    assert started[:2] == [0, 1]
+    assert len(started) <= 3
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_one_ahead_raises_at_the_items_turn(background: bool) -> None:
+    def fail_at_2(item: int) -> int:
+        if item == 2:
+            raise ImageError("item 2: no image")
+        return item
+
+    for results in (one_ahead(range(9), fail_at_2, background), one_ahead(failing_at(2), int, background)):
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(ImageError, match="item 2"):
+            next(results)
+        assert list(results) == []
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_one_ahead_keeps_no_result(background: bool) -> None:
+    class Result:
+        pass
+
+    alive: weakref.WeakSet[Result] = weakref.WeakSet()
+
+    def make(item: int) -> Result:
+        alive.add(result := Result())
+        return result
+
+    for result in one_ahead(range(50), make, background):
+        assert len(alive) <= 3  # this one, the next, and for a moment the one after that
+        assert result in alive
+        del result
+        assert len(alive) <= 2
+
+
+def test_one_ahead_takes_items_in_the_callers_thread() -> None:
+    def whose() -> Iterator[int]:
+        for _ in range(5):
+            yield threading.get_ident()
+
+    assert set(one_ahead(whose(), lambda item: item)) == {threading.get_ident()}
+
+
+def test_one_ahead_closed_early_ends_its_thread() -> None:
+    before = threading.active_count()
+    results = one_ahead(range(9), lambda item: time.sleep(0.02) or item)
+    next(results)
+    assert threading.active_count() == before + 1
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

@@ -61,6 +61,15 @@ def test_it_reads_what_was_written(folder: Path, own_spec: sf.ExtractorSpec, toy
     assert Manifest.read(folder) == bare
 
 
+def test_a_gallery_of_before_there_was_a_choice_stores_its_patches(folder: Path) -> None:
+    edit(folder, lambda values: values.update(patches="recompute"))
+    assert Manifest.read(folder).patches == "recompute"
+    edit(folder, lambda values: values.pop("patches"))
+    assert Manifest.read(folder).patches == "stored"
+    edit(folder, lambda values: values.update(patches="forgotten"))
+    assert "expected stored or recompute, found 'forgotten'" in refusal(folder)
+
+
 def test_the_device_is_of_the_machine_not_of_the_gallery(folder: Path, own_spec: sf.ExtractorSpec) -> None:
     a_manifest(own_spec).on("cuda:3").write(folder)
     assert Manifest.read(folder).index_options.device == "auto"
@@ -122,7 +131,7 @@ def at(values: Any, path: tuple[str | int, ...]) -> Any:
 # Where the field may hold None, and where it may be left out, because it has a default.
 OPTIONAL = {"index", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
 OPTIONAL |= {"spec.resized", "spec.crop", "recipe"}
-DEFAULTED = {"recipe"} | {f"index_options.{name}" for name in ("kind", "nlist", "nprobe", "train_images")}
+DEFAULTED = {"recipe", "patches"} | {f"index_options.{name}" for name in ("kind", "nlist", "nprobe", "train_images")}
 DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if field.default is not MISSING}
 
 

@@ -114,7 +114,7 @@ def make(tmp_path: Path) -> Make:
         cards: int = 200,
         **end: object,
     ) -> Page:
-        originals = Originals(detector.gallery, [normal] if normal else [])
+        originals = Originals(detector.gallery.snapshot(), [normal] if normal else [])
         path = tmp_path / "out" / "report.html"
         with Report(path, detector, scale_of(detector), "A <run>", originals, cards) as report:
             for key, pixels, *rest in images:

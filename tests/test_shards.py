@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -33,7 +36,16 @@ def write(path: Path, features: sf.Features, spec: sf.ExtractorSpec = OWN) -> Sh
 
 def read(shard: Shard, rows: list[int], spec: sf.ExtractorSpec = OWN) -> list[np.ndarray]:
     out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
-    shard.levels(rows, out)
+    for position, row in enumerate(rows):
+        shard.read_into(row, [level[position] for level in out])
+    return out
+
+
+def read_straight(shard: Shard, rows: list[int], spec: sf.ExtractorSpec = OWN, verify: bool = True) -> list[np.ndarray]:
+    """Read without HDF5."""
+    out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
+    for position, row in enumerate(rows):
+        shard.reader().read(row, [level[position] for level in out], verify)
     return out
 
 
@@ -60,8 +72,9 @@ def test_it_reads_what_was_written(tmp_path: Path, random_features: RandomFeatur
     for row in range(len(KEYS)):
         assert_same_bits(shard.image_feature(row), features.image[row])
     order = [3, 0, 0, 2]
-    for found, level in zip(read(shard, order, spec), features.levels, strict=True):
-        assert_same_bits(found, level[order])
+    for how in (read, read_straight):
+        for found, level in zip(how(shard, order, spec), features.levels, strict=True):
+            assert_same_bits(found, level[order])
     assert list(shard.problems()) == []
     assert list(tmp_path.iterdir()) == [tmp_path / "s.h5"]  # and nothing temporary is left
 
@@ -110,7 +123,7 @@ def state():
     problems = list(shard.problems())
     if problems:
         return "reported"
-    levels = read(shard, list(range(n)))
+    levels = read(shard, list(range(n))) + read_straight(shard, list(range(n)))
     return [shard.keys, shard.digests, shard.image_features().tobytes(), *(level.tobytes() for level in levels)]
 
 changed.write_bytes(content)
@@ -177,6 +190,22 @@ def test_a_flipped_bit_in_front_of_a_key_is_noticed_or_harmless(tmp_path: Path, 
     assert set(outcomes.values()) <= {"reported", "refused", "same"}, outcomes
 
 
+def test_paths_in_place_of_levels_are_under_the_checksum_too(tmp_path: Path, features: sf.Features) -> None:
+    path, places = tmp_path / "s.h5", [f"/somewhere/{key}" for key in KEYS]
+    writer = ShardWriter(path, OWN, "recompute")
+    writer.append(KEYS, DIGESTS, sf.Features(features.image, []), places)
+    size = writer.finish()
+    shard = Shard(path, OWN, len(KEYS), size, "recompute")
+    assert shard.sources == places
+    assert_same_bits(shard.image_features(), features.image)
+    assert list(shard.problems()) == []
+    content = bytearray(path.read_bytes())
+    content[content.index(places[1].encode()) + 4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptGalleryError, match=f"{KEYS[1]}.*path or image feature is not what was written"):
+        Shard(path, OWN, len(KEYS), size, "recompute").image_features()
+
+
 def test_damage_names_the_image_and_spares_the_others(tmp_path: Path, features: sf.Features) -> None:
     path = tmp_path / "s.h5"
     size = write(path, features).path.stat().st_size
@@ -185,9 +214,14 @@ def test_damage_names_the_image_and_spares_the_others(tmp_path: Path, features: 
     path.write_bytes(content)
     shard = Shard(path, OWN, len(KEYS), size)
     assert [key for key, _ in shard.problems()] == [KEYS[2]]
-    with pytest.raises(CorruptGalleryError, match=f"{KEYS[2]}.*level 1"):
-        read(shard, [0, 2])
-    assert_same_bits(read(shard, [3])[0], features.levels[0][[3]])
+    for how in (read, read_straight):
+        with pytest.raises(CorruptGalleryError, match=f"{KEYS[2]}.*level 1"):
+            how(shard, [0, 2])
+        assert_same_bits(how(shard, [3])[0], features.levels[0][[3]])
+    unverified = read_straight(shard, [2], verify=False)
+    assert_same_bits(unverified[0], features.levels[0][[2]])
+    assert unverified[1].tobytes() in content  # as it is in the file
+    assert unverified[1].tobytes() != features.levels[1][2].tobytes()
     assert_same_bits(shard.image_features(), features.image)
 
 
@@ -260,3 +294,90 @@ def test_an_aborted_shard_was_never_there(tmp_path: Path, features: sf.Features)
 def test_no_folder_to_write_to(tmp_path: Path) -> None:
     with pytest.raises(GalleryError, match=r"cannot write .*s\.h5: No such file or directory"):
         ShardWriter(tmp_path / "nowhere" / "s.h5", OWN)
+
+
+def test_many_threads_read_at_once_and_after_the_shard_was_closed_and_deleted(
+    tmp_path: Path, features: sf.Features
+) -> None:
+    shard = write(tmp_path / "s.h5", features)
+    reader = shard.reader()
+    shard.close()
+    (tmp_path / "s.h5").unlink()
+
+    def read_one(number: int) -> None:
+        row = number % len(KEYS)
+        out = [np.empty(shape, OWN.dtype) for shape in OWN.level_shapes]
+        reader.read(row, out)
+        for found, level in zip(out, features.levels, strict=True):
+            assert_same_bits(found, level[row])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_one, range(400)))
+
+
+def test_its_descriptor_goes_with_the_last_reader(tmp_path: Path, features: sf.Features) -> None:
+    shard = write(tmp_path / "s.h5", features)
+    reader = shard.reader()
+    descriptor = reader._descriptor
+    shard.close()
+    os.fstat(descriptor)
+    del reader
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_a_file_cut_short_while_it_is_open(tmp_path: Path, features: sf.Features) -> None:
+    shard = write(tmp_path / "s.h5", features)
+    reader, end = shard.reader(), int(shard.reader()._offsets[1, 2])
+    os.truncate(tmp_path / "s.h5", end + 3)
+    out = [np.empty(shape, OWN.dtype) for shape in OWN.level_shapes]
+    for verify in (True, False):
+        with pytest.raises(
+            CorruptGalleryError, match=rf"s\.h5: level 1 of image '{KEYS[2]}' cannot be read: .*cut short"
+        ):
+            reader.read(2, out, verify)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"chunks": (2, 3, 5, 7)}, {"compression": "gzip"}, {}],
+    ids=["larger chunks", "compressed", "contiguous"],
+)
+def test_levels_that_are_stored_otherwise_are_refused(
+    tmp_path: Path, features: sf.Features, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "s.h5"
+    write(path, features).close()
+    with h5py.File(path, "r+", libver="latest") as file:
+        del file["levels/0"]
+        file.create_dataset("levels/0", data=features.levels[0], **options)
+    shard = Shard(path, OWN, len(KEYS), path.stat().st_size)
+    with pytest.raises(CorruptGalleryError, match=r"s\.h5: level 0: expected 4 chunks of 210 bytes, not compressed"):
+        shard.reader()
+
+
+class Far:
+    """A dataset whose chunks HDF5 says are elsewhere."""
+
+    def __init__(self, dataset: Any, place: int) -> None:
+        self.shape, self.dtype, self.chunks, self.id = dataset.shape, dataset.dtype, dataset.chunks, self
+        self._dataset, self._place = dataset, place
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def get_create_plist(self) -> Any:
+        return self._dataset.id.get_create_plist()
+
+    def chunk_iter(self, callback: Any) -> None:
+        self._dataset.id.chunk_iter(lambda chunk: callback(chunk._replace(byte_offset=self._place)))
+
+
+@pytest.mark.parametrize("place", [-1, 10**6, 2**64 - 1])
+def test_levels_outside_the_file_are_refused(tmp_path: Path, features: sf.Features, place: int) -> None:
+    shard = write(tmp_path / "s.h5", features)
+    shard._levels[1] = Far(shard._levels[1], place)
+    with pytest.raises(
+        CorruptGalleryError, match=rf"level 1 of image .*within the file's \d+ bytes, found it at {place}"
+    ):
+        shard.reader()

@@ -1,0 +1,188 @@
+"""The pyramid levels of neighbours, wherever they come from, and a cache of them in memory that is bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from .features import Array, ExtractorSpec
+from .generation import Generation
+from .image_index import Ids
+
+Identity = tuple[str, int]  # of an image in every generation of a gallery: its shard's file and row, never used again
+
+
+class PyramidSource(Protocol):
+    """Where the pyramid levels of one generation's images come from. Threads may share one."""
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """Shapes and dtype of the levels."""
+        ...
+
+    def identity(self, row_id: int) -> Identity:
+        """Return what names an image in every generation of its gallery: the file of its shard, and the row in it."""
+        ...
+
+    def read_into(self, ids: Sequence[int], out: Sequence[list[Array]]) -> None:
+        """Write the levels of images.
+
+        Args:
+            ids: of n images.
+            out: for each image its levels, n times [(c, h, w), ...], contiguous, of the spec's shapes and dtype.
+        """
+        ...
+
+
+class StoredPyramids:
+    """The levels that a gallery's shards hold."""
+
+    def __init__(self, generation: Generation, verify: bool = True) -> None:
+        """Read from a generation; without `verify`, whatever the disk gives is believed."""
+        self._generation = generation
+        self._verify = verify
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """See PyramidSource."""
+        return self._generation.manifest.spec
+
+    def identity(self, row_id: int) -> Identity:
+        """See PyramidSource."""
+        return self._generation.identity(row_id)
+
+    def read_into(self, ids: Sequence[int], out: Sequence[list[Array]]) -> None:
+        """See PyramidSource.
+
+        Raises:
+            CorruptGalleryError: they cannot be read, or are not what was written.
+        """
+        self._generation.read_into(ids, out, self._verify)
+
+
+@dataclass
+class _Plan:
+    """How each image of one read is come by; a slot is an image's place in the result, [(c, h, w), ...]."""
+
+    ready: list[tuple[list[Array], list[Array]]] = field(default_factory=list)  # slot, levels
+    mine: dict[Identity, tuple[int, Future[list[Array]]]] = field(default_factory=dict)  # to be read and kept
+    waiting: list[tuple[int, list[Array], Future[list[Array]]]] = field(default_factory=list)  # id, slot; being read
+    direct: list[tuple[int, list[Array]]] = field(default_factory=list)  # id, slot; to be read, no room to keep
+
+
+class PyramidCache:
+    """The levels of the images that were needed last, at most `limit` bytes of them. Threads may share one.
+
+    What a thread needs and another one is reading already is waited for, not read again. The bound counts what is
+    being read as well.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.hits = 0  # images that were found here, or with a thread that was reading them
+        self.misses = 0
+        self._entries: OrderedDict[Identity, list[Array]] = OrderedDict()  # least recently needed first
+        self._reading: dict[Identity, Future[list[Array]]] = {}
+        self._bytes = 0  # of entries, and of what is being read to become one
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """What it holds, at most `limit`."""
+        return self._bytes
+
+    def read(self, source: PyramidSource, ids: Sequence[int] | Ids) -> list[Array]:
+        """Return the levels of images, in that order: [(len(ids), c, h, w), ...], the caller's own.
+
+        Raises:
+            Whatever the source raises.
+        """
+        spec = source.spec
+        out = [np.empty((len(ids), *shape), spec.dtype) for shape in spec.level_shapes]
+        slots = [[level[position] for level in out] for position in range(len(ids))]
+        plan = self._plan(source, [int(row_id) for row_id in ids], slots)
+        self._read_mine(source, plan)
+        for row_id, slot, future in plan.waiting:
+            if future.exception() is None:
+                plan.ready.append((slot, future.result()))
+            else:  # of the other thread's, and not for this one to raise
+                source.read_into([row_id], [slot])
+        for slot, levels in plan.ready:
+            for target, level in zip(slot, levels, strict=True):
+                np.copyto(target, level)
+        return out
+
+    def _plan(self, source: PyramidSource, ids: list[int], slots: list[list[Array]]) -> _Plan:
+        plan, size = _Plan(), _bytes(source.spec)
+        identities = [source.identity(row_id) for row_id in ids]
+        with self._lock:
+            for identity in identities:  # all before anything is evicted, so that it is not one of these
+                if identity in self._entries:
+                    self._entries.move_to_end(identity)
+            wanted = set(identities)
+            for identity, row_id, slot in zip(identities, ids, slots, strict=True):
+                if identity in self._entries:
+                    self.hits += 1
+                    plan.ready.append((slot, self._entries[identity]))
+                elif identity in self._reading:
+                    self.hits += 1
+                    plan.waiting.append((row_id, slot, self._reading[identity]))
+                elif self._make_room(size, wanted):
+                    self.misses += 1
+                    self._reading[identity] = Future()
+                    plan.mine[identity] = row_id, self._reading[identity]
+                    plan.waiting.append((row_id, slot, self._reading[identity]))
+                else:
+                    self.misses += 1
+                    plan.direct.append((row_id, slot))
+        return plan
+
+    def _make_room(self, size: int, wanted: set[Identity]) -> bool:
+        """Set bytes aside for one more image, at the cost of those least recently needed, but not of those wanted."""
+        while self._bytes + size > self.limit:
+            oldest = next(iter(self._entries), None)
+            if oldest is None or oldest in wanted:
+                return False
+            del self._entries[oldest]
+            self._bytes -= size
+        self._bytes += size
+        return True
+
+    def _read_mine(self, source: PyramidSource, plan: _Plan) -> None:
+        """Read what is missing, keep what there is room for, and hand it to the threads that wait for it."""
+        ids = [row_id for row_id, _ in plan.mine.values()] + [row_id for row_id, _ in plan.direct]
+        try:
+            buffers = [_buffer(source.spec) for _ in plan.mine]
+            if ids:
+                source.read_into(ids, buffers + [slot for _, slot in plan.direct])
+        except BaseException as error:
+            with self._lock:
+                for identity in plan.mine:
+                    del self._reading[identity]
+                self._bytes -= len(plan.mine) * _bytes(source.spec)
+            for _, future in plan.mine.values():
+                future.set_exception(error)
+            raise
+        with self._lock:
+            for identity, levels in zip(plan.mine, buffers, strict=True):
+                self._entries[identity] = levels
+                del self._reading[identity]
+        for (_, future), levels in zip(plan.mine.values(), buffers, strict=True):
+            future.set_result(levels)
+
+
+def _bytes(spec: ExtractorSpec) -> int:
+    return sum(int(np.prod(shape)) for shape in spec.level_shapes) * np.dtype(spec.dtype).itemsize
+
+
+def _buffer(spec: ExtractorSpec) -> list[Array]:
+    return [np.empty(shape, spec.dtype) for shape in spec.level_shapes]
