@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -99,3 +99,28 @@ class Stopwatch:
         own = Stopwatch(1)
         own.seconds = {stage: seconds / self._images for stage, seconds in self.seconds.items()}
         return own
+
+
+def one_by_one(
+    batches: Iterable[tuple[list[Retrieved], Exception | None]],
+    next_of: Callable[[Sequence[Retrieved]], int],
+    order: list[int] | None,
+) -> Iterator[Retrieved]:
+    """Hand on the queries of batches, and raise what ended a batch early.
+
+    Args:
+        batches: the queries of each, and what could not be read after them.
+        next_of: the index of the one that comes next, among those left of a batch.
+        order: receives the position of each among all.
+    """
+    start = 0
+    for queries, error in batches:
+        positions = list(range(start, start + len(queries)))
+        start += len(queries)
+        while queries:
+            at = next_of(queries)
+            if order is not None:
+                order.append(positions.pop(at))
+            yield queries.pop(at)  # and keep none
+        if error is not None:
+            raise error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image
 
 from .baseline import Baseline, measure
 from .calibration import Calibration, query_options
-from .detection import Detection, Neighbours, Retrieved, Stopwatch
+from .detection import Detection, Neighbours, Retrieved, Stopwatch, one_by_one
 from .devices import torch_device
 from .errors import NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
@@ -26,7 +26,7 @@ from .image_index import Ids
 from .images import Pixels, Source, batched, decode, one_ahead
 from .options import DEFAULT_K, ScoreOptions, SearchOptions
 from .patch_search import search_patches
-from .reading import PyramidCache
+from .reading import PyramidCache, PyramidSource
 from .recompute import pyramids_of
 from .scoring import anomaly_map, knn_score
 
@@ -149,8 +149,18 @@ class Detector:
         return self.query_batch([image])[0]
 
     def query_batch(self, images: Sequence[ImageLike]) -> list[Detection]:
-        """Look for anomalies in several images, as stream does; extraction and retrieval are done in batches."""
-        return list(self.stream(images))
+        """Look for anomalies in several images, as stream does, and return all that is found, in their order.
+
+        Within a batch, the query comes next that has the most neighbours in memory.
+        """
+        generation, order = self.gallery.snapshot(), list[int]()
+
+        def next_of(queries: Sequence[Retrieved]) -> int:
+            source, k = self._pyramids(generation), self._k_of(generation)
+            return max(range(len(queries)), key=lambda at: self._cache.holds(source, queries[at].ids[:k]))
+
+        found = list(self._stream(generation, images, next_of, order))
+        return [detection for _, detection in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Detection]:
         """Do as query_batch, but hand on each detection as it is made: memory does not grow with their number.
@@ -159,10 +169,20 @@ class Detector:
         decodes and extracts the next batch. Images are taken from an iterator in the caller's thread, up to two batches
         ahead of what is handed on. What cannot be read is raised at its turn, after the detections before it.
         """
-        generation, baseline = self.gallery.snapshot(), self.baseline()
+        yield from self._stream(self.gallery.snapshot(), images)
+
+    def _stream(
+        self,
+        generation: Generation,
+        images: Iterable[ImageLike],
+        next_of: Callable[[Sequence[Retrieved]], int] = lambda queries: 0,
+        order: list[int] | None = None,
+    ) -> Iterator[Detection]:
+        """Query images, in each batch the one next that `next_of` chooses; `order` receives their positions."""
+        baseline = self.baseline()
         batches = batched(images, self.extractor.batch_size)
         retrieved = one_ahead(batches, partial(self._retrieved, generation), self._overlaps())
-        yield from self._detections(generation, baseline, _one_by_one(retrieved))
+        yield from self._detections(generation, baseline, one_by_one(retrieved, next_of, order))
 
     def _overlaps(self) -> bool:
         """Tell whether the network and the search do not compete for the same cores."""
@@ -178,7 +198,8 @@ class Detector:
         try:
             for image in images:
                 pixels = self._decode(image, watch)
-                views.append(self.extractor.spec.view.apply(pixels))
+                with watch("extract"):
+                    views.append(self.extractor.spec.view.apply(pixels))  # and the whole image can be let go
                 sizes.append(pixels.shape[:2])
         except Exception as raised:
             error = raised
@@ -237,8 +258,10 @@ class Detector:
 
     def levels(self, generation: Generation, ids: Sequence[int] | Ids) -> list[Array]:
         """Return the pyramid levels of images, [(len(ids), c, h, w), ...]: those needed lately are in memory."""
-        source = pyramids_of(generation, self.extractor, self._normal, self.search.verify_reads)
-        return self._cache.read(source, ids)
+        return self._cache.read(self._pyramids(generation), ids)
+
+    def _pyramids(self, generation: Generation) -> PyramidSource:
+        return pyramids_of(generation, self.extractor, self._normal, self.search.verify_reads)
 
     # The stages of a query, in their order.
 
@@ -324,15 +347,6 @@ class Detector:
                 own, others, options.kappa, options.engine, options.device, options.block_bytes
             )
             return (sq_distances * np.float32(level_scales[0] ** 2) if level_scales else sq_distances), matches
-
-
-def _one_by_one(batches: Iterable[tuple[list[Retrieved], Exception | None]]) -> Iterator[Retrieved]:
-    """Hand on the queries of batches, and raise what ended a batch early."""
-    for queries, error in batches:
-        while queries:
-            yield queries.pop(0)  # and keep none
-        if error is not None:
-            raise error
 
 
 def _scaled(levels: list[Array], scales: Sequence[float]) -> list[Array]:

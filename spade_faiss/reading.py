@@ -100,6 +100,12 @@ class PyramidCache:
         """What it holds, at most `limit`."""
         return self._bytes
 
+    def holds(self, source: PyramidSource, ids: Sequence[int] | Ids) -> int:
+        """Return how many of these images it holds, or a thread is reading."""
+        identities = [source.identity(int(row_id)) for row_id in ids]
+        with self._lock:
+            return sum(identity in self._entries or identity in self._reading for identity in identities)
+
     def read(self, source: PyramidSource, ids: Sequence[int] | Ids) -> list[Array]:
         """Return the levels of images, in that order: [(len(ids), c, h, w), ...], the caller's own.
 

@@ -331,6 +331,21 @@ def test_queries_that_share_neighbours_share_reads(tmp_path: Path, normal: Path)
     assert (bare._cache.misses, bare._cache.hits) == (8 * 12, 0)
 
 
+def test_a_batch_is_queried_in_the_order_that_reads_least(tmp_path: Path) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", make_images(tmp_path / "normal", 40))
+    image = gallery.spec.bytes_per_image - 4 * gallery.spec.image_dim
+    options = sf.SearchOptions(k=4, cache_bytes=6 * image)
+    ordered, given = sf.Detector(gallery, extractor, options), sf.Detector(gallery, extractor, options)
+    paths = [tmp_path / "normal" / f"{number:03d}.png" for number in (3, 17, 30, 8) * 4]  # one batch
+    found, expected = ordered.query_batch(paths), list(given.stream(paths))
+    assert [one.path for one in found] == [str(path) for path in paths]
+    for one, other in zip(found, expected, strict=True):
+        assert one.neighbours.keys == other.neighbours.keys
+        np.testing.assert_array_equal(one.anomaly_map, other.anomaly_map)
+    assert ordered._cache.misses < given._cache.misses / 2
+    assert ordered._cache.misses <= 4 * 4  # no neighbour of these four is read again
+
+
 def test_how_it_reads_is_no_setting_of_a_calibration(tmp_path: Path, normal: Path) -> None:
     gallery, extractor = make_gallery(tmp_path / "g", normal)
     options = sf.SearchOptions(cache_bytes=1, verify_reads=False)

@@ -66,6 +66,7 @@ def test_what_was_needed_least_lately_goes_first() -> None:
     assert_read(cache, source, [0, 1, 2])
     assert_read(cache, source, [0])  # now 1 is the oldest
     assert_read(cache, source, [3])
+    assert cache.holds(source, [0, 1, 2, 3, 7]) == 3
     source.asked.clear()
     assert_read(cache, source, [0, 2, 3])
     assert source.asked == []
