@@ -218,11 +218,12 @@ class Detector:
         self, generation: Generation, baseline: Baseline | None, queries: Iterable[Retrieved]
     ) -> Iterator[Detection]:
         """Read, match and score queries; the next one's neighbours are read while one is searched."""
+        background = generation.manifest.patches == "stored" or self._overlaps()  # recomputing takes the network
 
         def read(query: Retrieved) -> tuple[Retrieved, list[Array] | None]:
             return query, self._read(generation, query) if self._is_searched(generation, query) else None
 
-        for query, levels in one_ahead(queries, read):
+        for query, levels in one_ahead(queries, read, background):
             detection = self._detect(generation, baseline, query, levels)
             del query, levels  # else those of the one after the next are read while these are here
             yield detection
