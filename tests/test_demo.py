@@ -17,7 +17,7 @@ def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     assert lines[0].startswith("40 normal images, toy")
     tests = sorted(path for path in (sample_folder() / "test").rglob("*") if path.is_file())
     keys = [path.relative_to(sample_folder() / "test").as_posix() for path in tests]
-    assert [line.split()[0] for line in lines[2 : 2 + len(keys)]] == keys
+    assert [line.split()[0] for line in lines[3 : 3 + len(keys)]] == keys
     assert re.fullmatch(r"\d of 9 maps of defective images peak on the defect; \d+ s in all", lines[-2])
 
     page = (tmp_path / "index.html").read_text()

@@ -6,7 +6,7 @@ mistake is patched in between the detector and one of its stages, whichever engi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -156,17 +156,17 @@ def take_roots(search: Callable[..., Any], *args: Any, **named: Any) -> Any:
 
 
 def normalise_by_the_test_set(patch: pytest.MonkeyPatch) -> None:
-    stream = sf.Detector.stream
+    query_batch = sf.Detector.query_batch
 
-    def normalised(self: sf.Detector, images: Iterable[Any]) -> Iterator[sf.Detection]:
-        found = list(stream(self, images))
+    def normalised(self: sf.Detector, images: Sequence[Any]) -> list[sf.Detection]:
+        found = query_batch(self, images)
         for values in (np.array([one.image_score for one in found]), np.array([one.anomaly_map for one in found])):
             low, span = values.min(), np.ptp(values) or 1
             name = "image_score" if values.ndim == 1 else "anomaly_map"
             found = [replace(one, **{name: (getattr(one, name) - low) / span}) for one in found]
-        yield from found
+        return found
 
-    patch.setattr(sf.Detector, "stream", normalised)
+    patch.setattr(sf.Detector, "query_batch", normalised)
 
 
 def edit_images(edit: Callable[[Image.Image], Image.Image]) -> Break:
