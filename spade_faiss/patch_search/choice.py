@@ -8,6 +8,7 @@ from collections.abc import Sequence
 MULTIPLY = 0.01  # a channel of a pair of patches
 FLAT_PAIR = 1.6  # keeping the nearest of FAISS's products
 FLAT_FILL = 4.5  # a channel of an upsampled gallery patch
+FLAT_COPY = 3.0  # a channel of one that needs no upsampling
 FLAT_MEASURE = 2.0  # a channel of a match, measured
 PYRAMID_PAIR = 0.5  # interpolating and comparing
 PYRAMID_LOAD = 3.0  # a stored value, converted and rounded
@@ -21,7 +22,8 @@ def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> flo
     """Estimate the flat engine's nanoseconds, for levels (c, h, w), the finest first."""
     patches, channels = shapes[0][1] * shapes[0][2], sum(shape[0] for shape in shapes)
     compare = patches * patches * k * (FLAT_PAIR + MULTIPLY * channels)
-    return compare + k * patches * channels * FLAT_FILL + patches * kappa * channels * FLAT_MEASURE
+    fill = sum(c * (FLAT_COPY if (h, w) == shapes[0][1:] else FLAT_FILL) for c, h, w in shapes)
+    return compare + k * patches * fill + patches * kappa * channels * FLAT_MEASURE
 
 
 def pyramid_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
