@@ -59,7 +59,7 @@ def calibrate(gallery: Path, weights: Path | None, **given: Any) -> None:
 @click.command()
 @args.gallery
 @args.search
-@click.option("--top", type=int, default=20, show_default=True, help="Show so many.")
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Show so many.")
 @args.normals
 @args.output("Write results.jsonl, report.html, maps/, matches/ and overlays/ of those shown here.")
 @args.originals
@@ -109,7 +109,7 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **give
     find_images(sources)
     with Gallery.open(gallery, given["device"]) as opened:
         detector = args.detector_of(opened, weights, given, normal=given["normal"])
-        if given["k"] is None and detector.k < DEFAULT_K and not given["quiet"]:
+        if detector.search.k is None and detector.k < DEFAULT_K and not given["quiet"]:
             click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
         skipped: list[Skipped] = []
         with _result_folder(detector, given, f"Query against {gallery.name}") as folder:

@@ -76,6 +76,7 @@ def test_the_command(tmp_path: Path, contaminated: Path, spade: Spade) -> None: 
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [line["key"] for line in results] == [line.split()[-1] for line in lines[1:]]
     assert (out / "overlays" / "011.png.png").is_file()
+    assert spade("audit", path, "--top", 0).status == 2
     line = json.loads(spade("audit", path, "--top", 1, "--json", "--quiet").out)
     assert set(line) == {"key", "image_score", "map_max", "oddity"}
 

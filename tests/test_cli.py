@@ -145,7 +145,9 @@ def test_a_calibrated_gallery_gives_verdicts(tmp_path: Path, normal: Path, spade
     run = spade("calibrate", gallery, "-k", 2, "--false-alarms", 0.1)
     assert run.status == 0
     assert "12 images: image score above" in run.out
-    line = json.loads(spade("query", gallery, normal / "001.png", "--json").out)
+    run = spade("query", gallery, normal / "001.png", "--json")
+    assert "all images of the gallery" not in run.err  # K is the calibration's
+    line = json.loads(run.out)
     assert (line["verdict"], line["regions"]) == ("normal", [])
     assert line["p_value"] == 1.0
     other = make_images(tmp_path / "other", 1, seed=321)
