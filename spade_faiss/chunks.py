@@ -43,7 +43,7 @@ class LevelReader:
             file: the open h5py file.
             datasets: of its levels, (n, c, h, w) each.
             keys: of its n images, for errors.
-            checksums: (n, 1 + L), as in the shard.
+            checksums: (n, 2 + L), as in the shard.
 
         Raises:
             CorruptGalleryError: a level is not one chunk an image, as written, or lies outside the file.
@@ -88,7 +88,7 @@ class LevelReader:
                 what = f"level {number} of image {self._keys[row]!r}"
                 raise CorruptGalleryError(f"{self._path}: {what} cannot be read: {error.strerror or error}") from error
             if verify:
-                check(self._path, self._keys[row], number, target, self._checksums[row, 1 + number])
+                check(self._path, self._keys[row], number, target, self._checksums[row, 2 + number])
 
     def _fill(self, rest: memoryview, offset: int) -> None:
         while rest:

@@ -25,6 +25,8 @@ from .errors import ImageError, OptionError, SpadeError
 from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
 from .images import Source
+from .index_kinds import NAMES
+from .index_state import IndexState
 from .ingest import IngestReport, Skipped, estimate
 from .options import MIB, IndexOptions, Patches
 from .recipes import DEFAULT_RECIPE, RECIPES, recipe_named
@@ -66,10 +68,13 @@ def cli() -> None:
     help="Keep the patches of every image, or recompute those that a query needs from the image files: far less disk, "
     "slower queries.  [default: stored]",
 )
-@click.option("--index", default="auto", show_default=True, help="auto, flat, ivf or a FAISS factory string.")
-@click.option("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images]")
-@click.option("--nprobe", type=int, help="IVF: lists visited by a search.  [default: from nlist]")
-@click.option("--train-images", type=int, help="IVF: size of the training sample.  [default: from nlist]")
+@click.option(
+    "--index",
+    default="auto",
+    show_default=True,
+    help=f"Of the image features: auto, {', '.join(NAMES)}, or a FAISS factory string.",
+)
+@args.index
 @args.network
 @args.replace
 @args.strict
@@ -86,7 +91,7 @@ def build(
     options = args.replaced(recipe_named(given["recipe"]).features, given)
     galleries = training_images(gallery, sources, dataset, given)
     loaded = load_extractor(extractor, weights, options)
-    index = IndexOptions(given["index"], given["nlist"], given["nprobe"], given["train_images"])
+    index = args.replaced(IndexOptions(given["index"]), given | {"device": None})
     skipped = [item for path, images in galleries.items() for item in _build(path, images, loaded, index, given)]
     args.exit_status(skipped)
 
@@ -154,11 +159,26 @@ def compact(gallery: Path) -> None:
 
 @cli.command()
 @args.gallery
+@click.option("--index", "kind", help="Another kind, as for `build`.  [default: as it is]")
+@args.index
+def reindex(gallery: Path, **given: Any) -> None:
+    """Build the image index of GALLERY anew, for what it holds now, while others go on using the old one."""
+    with Gallery.open(gallery) as opened:
+        state = opened.reindex(**given)
+        click.echo(_index(opened.info()["index"], state))
+
+
+def _index(facts: dict[str, Any], state: IndexState) -> str:
+    return f"{facts['kind']}: {state}" + (f" ({facts['reason']})" if facts["file"] else "")
+
+
+@cli.command()
+@args.gallery
 @args.as_json_lines
 def info(gallery: Path, as_lines: bool) -> None:
     """Tell what GALLERY holds."""
     with Gallery.open(gallery) as opened:
-        facts = opened.info()
+        facts, state = opened.info(), opened.index_state()
     if as_lines:
         click.echo(json.dumps(facts))
         return
@@ -174,7 +194,7 @@ def info(gallery: Path, as_lines: bool) -> None:
         ("levels", f"{levels} {spec['dtype']}; image feature {spec['image_dim']}"),
         ("weights", f"{spec['weights'] or 'as published'}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
         ("recipe", _recipe(facts["recipe"])),
-        ("index", f"{facts['index']['kind']}, {facts['index']['file'] or 'not written yet'}"),
+        ("index", _index(facts["index"], state)),
     ):
         click.echo(f"{name:10} {value}")
 
@@ -237,6 +257,8 @@ def _add(
     taken = f"{report.added} added ({report.replaced} replaced), {report.unchanged} unchanged"
     rate = report.added / max(report.seconds, 1e-9)
     click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {gallery.path}; {rate:.1f} images/s")
+    if report.added and not given["quiet"]:
+        click.echo(f"index: {_index(gallery.info()['index'], gallery.index_state())}", err=True)
     write_skipped(gallery.path / "skipped.jsonl", report.skipped)
     args.name_skipped(report.skipped)
     if not len(gallery):

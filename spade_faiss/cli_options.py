@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from .features import Extractor, load_extractor
 from .gallery import Gallery
 from .images import Source
 from .ingest import Skipped
-from .options import MIB, FeatureOptions, ScoreOptions, SearchOptions
+from .options import MIB, FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
 from .report import CARDS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 EXIT_SKIPPED = 3
 CACHE_MIB = SearchOptions.cache_bytes // MIB
 
-Options = TypeVar("Options", FeatureOptions, SearchOptions, ScoreOptions)
+Options = TypeVar("Options", FeatureOptions, IndexOptions, SearchOptions, ScoreOptions)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -40,6 +41,22 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic f
         if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
             self.fail(f"expected pixels, as 224 or 224x448 (height x width), found {value!r}", param, ctx)
         return int(parts[0]), int(parts[-1])
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes with a unit: 4GB, 512MiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Turn the text into bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", str(value).strip(), re.IGNORECASE)
+        size = (
+            0 if not found else float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")
+        )
+        if size < 1:
+            self.fail(f"expected a size, as 4GB or 512MiB, found {value!r}", param, ctx)
+        return int(size)
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -85,6 +102,14 @@ report = together(
         help="Images of the highest scores that report.html shows; its table has all.",
     ),
 )  # fmt: skip
+
+index = together(
+    click.option("--recall", type=float, help="Share of the nearest images that it is to find.  [default: 0.99]"),
+    click.option("--memory", type=Bytes(), help="What it may take, as 4GB.  [default: half of this machine's]"),
+    click.option("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images]"),
+    click.option("--nprobe", type=int, help="IVF: lists visited by a search.  [default: as many as the recall needs]"),
+    click.option("--train-images", type=int, help="IVF: size of the training sample.  [default: from nlist]"),
+)
 
 search = together(
     click.option("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .calibration import Judgement, Region
 from .features import Array
-from .image_index import Ids
+from .rows import Ids
 
 
 @dataclass(frozen=True)

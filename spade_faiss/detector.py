@@ -22,12 +22,12 @@ from .errors import NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
 from .gallery import Gallery
 from .generation import Generation
-from .image_index import Ids
 from .images import Pixels, Source, batched, decode, one_ahead
 from .options import DEFAULT_K, ScoreOptions, SearchOptions
 from .patch_search import search_patches
 from .reading import PyramidCache, PyramidSource
 from .recompute import pyramids_of
+from .rows import Ids
 from .scoring import anomaly_map, knn_score
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]

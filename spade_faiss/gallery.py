@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from .errors import CorruptGalleryError, OptionError
 from .features import Array, Extractor, ExtractorSpec, Features
 from .generation import Generation
-from .image_index import Ids, check_kind
 from .images import Source
+from .index_kinds import check_kind
+from .index_state import IndexState
 from .ingest import IngestReport, ingest
 from .locks import ReaderLock
 from .manifest import Manifest
@@ -20,6 +21,7 @@ from .options import MIB, IndexOptions, Patches
 from .reading import PyramidCache
 from .recipes import RECIPES, Recipe, recipe_named
 from .recompute import missing_sources, pyramids_of
+from .rows import Ids
 from .writing import Appended, GalleryWriter, create_folder
 
 # Of a shard, which is what is lost at most when a build is killed: without levels, a byte stands for more work.
@@ -255,10 +257,31 @@ class Gallery:
         with self.writer() as writer:
             return writer.compact()
 
-    def rebuild_index(self) -> None:
-        """Build the image index from the shards and write it."""
+    def reindex(self, kind: str | None = None, **options: Any) -> IndexState:
+        """Build the image index anew from the shards, beside the old one, which readers go on using.
+
+        Args:
+            kind: see IndexOptions; None: as the gallery has it.
+            options: memory, recall, nlist, nprobe, train_images of IndexOptions, likewise.
+
+        Raises:
+            OptionError: FAISS has no such index, or it does not reach the recall; the old one stays.
+        """
+        old = self._generation.manifest.index_options
+        given = {"kind": kind, **options}
+        new = replace(old, **{name: value for name, value in given.items() if value is not None})
+        check_kind(new, self.spec.image_dim)
         with self.writer() as writer:
-            writer.write_index(rebuild=True)
+            writer.write_index(new)
+        return self.index_state()
+
+    def rebuild_index(self) -> None:
+        """Build the image index anew as it is."""
+        self.reindex()
+
+    def index_state(self) -> IndexState:
+        """Return how the image index is made and searched, and whether it has been outgrown."""
+        return IndexState.of(self._generation.manifest)
 
     @contextmanager
     def writer(self, timeout: float = 0) -> Iterator[GalleryWriter]:
@@ -327,7 +350,7 @@ class Gallery:
             "patches": manifest.patches,
             "bytes_per_image": manifest.bytes_per_image,
             "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},
-            "index": asdict(manifest.index_options) | {"file": manifest.index.file if manifest.index else None},
+            "index": asdict(manifest.index_options) | self.index_state().to_json(),
             "extractor": manifest.spec.to_json(),
             "recipe": self.recipe.to_json() if self.recipe else None,
             "created_by": manifest.created_by,

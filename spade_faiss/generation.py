@@ -9,21 +9,24 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import chunks
 from .errors import CorruptGalleryError, FeatureError, OptionError
 from .features import Array
-from .image_index import Ids, ImageIndex
+from .image_index import ImageIndex
 from .images import batched
 from .locks import ReaderLock
 from .manifest import Manifest
+from .options import IndexOptions
+from .rows import FeatureRows, Ids
 from .shards import Shard
 
 OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
@@ -54,6 +57,15 @@ class Generation:
             for row in shard.removed
         ]
         return np.array(rows, np.int64)
+
+    @cached_property
+    def removed_mask(self) -> NDArray[np.bool_] | None:
+        """Which rows are removed, (rows,); None: none is."""
+        if not self.manifest.removed:
+            return None
+        mask = np.zeros(self.manifest.rows, bool)
+        mask[self.removed] = True
+        return mask
 
     @cached_property
     def id_of(self) -> dict[str, int]:
@@ -157,16 +169,12 @@ class Generation:
             raise FeatureError(f"image features: expected (m, {d}) floats, found {queries.shape} {queries.dtype}")
         if not np.isfinite(queries).all():
             raise FeatureError("image features: expected finite values, found NaN or infinity")
-        left_out = self.removed if without is None else np.union1d(self.removed, without)
-        return self.index().search(queries, k, left_out, nprobe)
+        return self.index().search(queries, k, without, nprobe, self.removed_mask)
 
-    def image_features(self, start: int = 0) -> Iterator[Array]:
-        """Read the image features of ids from `start` on, removed ones included, a shard at a time."""
-        for number, (first, entry) in enumerate(zip(self._starts, self.manifest.shards, strict=False)):
-            if first + entry.images > start:
-                with self._lock:
-                    block = self.shard(number).image_features()
-                yield block[max(0, start - first) :]
+    @cached_property
+    def features(self) -> FeatureRows:
+        """The image features of all rows, removed ones included."""
+        return FeatureRows(self.folder, self.manifest.shards, self.manifest.spec.image_dim)
 
     def _locate(self, row_id: int) -> tuple[int, int]:
         if not 0 <= row_id < self.manifest.rows:
@@ -181,39 +189,48 @@ class Generation:
                 self._index = self._load_index() or self.build_index()
             return self._index
 
-    def build_index(self) -> ImageIndex:
-        """Build the index from the shards: a flat one while there are too few images for the kind asked for."""
-        rows, d, options = self.manifest.rows, self.manifest.spec.image_dim, self.manifest.index_options
+    def build_index(self, options: IndexOptions | None = None) -> ImageIndex:
+        """Build the index from the shards: a flat one while there are too few images for the kind asked for.
+
+        Args:
+            options: of the index; None: the gallery's.
+        """
+        options = options or self.manifest.index_options
+        d = self.manifest.spec.image_dim
         try:
-            return ImageIndex.build(self.image_features, rows, d, options)
+            return ImageIndex.build(self.features, d, options)
         except OptionError as error:
             warnings.warn(f"image index is flat until there are more images: {error}", stacklevel=2)
-            return ImageIndex.build(self.image_features, rows, d, replace(options, kind="flat"), stands_in=True)
+            index = ImageIndex.build(self.features, d, replace(options, kind="flat"))
+            index.stands_in = True
+            return index
 
     def _load_index(self) -> ImageIndex | None:
-        entry = self.manifest.index
-        if entry is None:
+        if self.manifest.index is None:
             return None
         try:
-            index = self.load_index_file()
+            return self.load_index_file()
         except CorruptGalleryError as error:
             warnings.warn(f"image index is rebuilt from the shards: {error}", stacklevel=2)
             return None
-        for block in self.image_features(start=len(index)):
-            index.add(block)
-        return index
 
-    def load_index_file(self) -> ImageIndex:
-        """Read the file of the index, which may cover fewer rows than there are.
+    def load_index_file(self, grows: bool = False) -> ImageIndex:
+        """Read the file of the index, and fill in the rows that it does not cover from the shards.
+
+        Args:
+            grows: so that it can be saved again; see ImageIndex.load.
 
         Raises:
             CorruptGalleryError: it is missing or does not match.
         """
         entry, manifest = self.manifest.index, self.manifest
         assert entry is not None
-        index = ImageIndex.load(self.folder / entry.file, entry.xxh3, manifest.spec.image_dim, manifest.index_options)
+        path, d = self.folder / entry.file, manifest.spec.image_dim
+        index = ImageIndex.load(path, entry.xxh3, d, manifest.index_options, entry.facts, self.features, grows)
         if len(index) != entry.images:
             raise CorruptGalleryError(f"{entry.file}: expected {entry.images} images, found {len(index)}")
+        for block in self.features.blocks(entry.images):
+            index.add(block)
         return index
 
     def hold(self, lock: ReaderLock) -> None:

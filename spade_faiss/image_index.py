@@ -1,11 +1,10 @@
-"""The FAISS index over image features: which kind, training, search, its file."""
+"""The FAISS index over image features: training, search, its file."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
-from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,118 +16,123 @@ from numpy.typing import NDArray
 from .devices import faiss_device, free_gpu_bytes, gpu_lock, gpu_number, gpu_resources
 from .errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from .features import Array
+from .index_kinds import choose
+from .index_training import ImageFeatures, train, tune, variances
+from .manifest import IndexFacts
 from .options import MIB, IndexOptions
+from .rows import Ids
 from .storage import TEMPORARY, publish, storage_errors
 
-Ids = NDArray[np.int64]
-Stream = Callable[[], Iterator[Array]]  # opens a new pass over all image features, in blocks of (n, d) float32
-
-IVF_FROM = 100_000  # images from which `auto` takes ivf: below, a flat scan is over in some 50 ms
-POINTS_A_LIST = 39  # FAISS's own minimum of training points for a list
-TRAIN_A_LIST = 64  # training points for a list where there are enough
-SEED = 0
 ROUNDING = 4 * 2.0**-24  # of a float32 sum of d products, times sqrt(d); a few times what was ever seen
 GPU_MAX_K = 2048  # of FAISS's GPU indexes
 SPARE = 2  # neighbours fetched beyond k, to see that rounding has kept none out
 OVERFETCH = 64  # neighbours fetched beyond k at first, to stand in for removed ones
-
-
-def resolve_kind(options: IndexOptions, n: int) -> str:
-    """Return the FAISS factory string for n images.
-
-    Raises:
-        OptionError: more lists than images.
-    """
-    kind = options.kind
-    if kind == "auto":
-        kind = "ivf" if n >= IVF_FROM else "flat"
-    if kind == "flat":
-        return "Flat"
-    if kind != "ivf":
-        return kind
-    if options.nlist is not None and n and options.nlist > n:
-        raise OptionError(f"nlist: expected at most the number of images, {n}, found {options.nlist}")
-    # 4 sqrt(N): a query then visits about as many centroids as vectors at nprobe = nlist / 16 (FAISS's guidelines).
-    nlist = options.nlist or max(1, min(int(4 * np.sqrt(n)), n // POINTS_A_LIST))
-    return f"IVF{nlist},Flat"
-
-
-def check_kind(options: IndexOptions, d: int) -> None:
-    """Check that FAISS can make such an index of d dimensions.
-
-    Raises:
-        OptionError: it cannot.
-    """
-    expected = f"index: expected auto, flat, ivf or a FAISS factory string for {d} dimensions, found {options.kind!r}"
-    if re.search(r"\D0+(\D|$)", options.kind):  # HNSW0 and its like end the process inside FAISS
-        raise OptionError(f"{expected}, with a zero in it")
-    try:
-        index = faiss.index_factory(d, resolve_kind(options, 0))
-    except RuntimeError as error:
-        raise OptionError(expected) from error
-    if isinstance(index, faiss.IndexIDMap):
-        raise OptionError(f"{expected}; leave IDMap away: ids are those of the gallery anyway")
-    if isinstance(index, faiss.IndexLSH):
-        raise OptionError(f"{expected}, whose distances are not squared L2")
+TOGETHER = 32  # queries whose candidates are in memory at a time: 13 MB of 80 with 1280 dimensions
+EXACT = (faiss.IndexFlat, faiss.IndexIVFFlat)  # whose distances are exact but for rounding
 
 
 class ImageIndex:
     """Nearest images by squared L2. A row's number is its id."""
 
-    def __init__(self, index: Any, options: IndexOptions, stands_in: bool = False) -> None:
-        self.stands_in = stands_in  # for a kind that takes more images than there are
-        self._index = index  # on the CPU
+    def __init__(
+        self, index: Any, options: IndexOptions, facts: IndexFacts, features: ImageFeatures | None = None
+    ) -> None:
+        """Take a FAISS index.
+
+        Args:
+            index: on the CPU.
+            options: device, and nprobe where one was given.
+            facts: how it was made, and is searched.
+            features: what it is of: compared exactly with queries, where codes only choose candidates. None: they are
+                not at hand, and distances are those between codes.
+        """
+        self.facts = facts
+        self.stands_in = False  # for a kind that takes more images than there are
+        self._index = index
         self._options = options
+        self._features = features
+        self._exact = isinstance(index, EXACT)
+        self._tail: Any = None  # images after those of a mapped index, which cannot grow
         self._on_device: Any = None
 
     @classmethod
-    def build(cls, stream: Stream, n: int, d: int, options: IndexOptions, stands_in: bool = False) -> ImageIndex:
-        """Train, where the kind needs it, and add n image features of d dimensions.
+    def build(cls, features: ImageFeatures, d: int, options: IndexOptions) -> ImageIndex:
+        """Train, where the kind needs it, add all image features, of d dimensions, and tune to the recall wanted.
 
         Raises:
             OptionError: the kind cannot be made of so few images.
         """
-        factory = resolve_kind(options, n)
-        index = faiss.index_factory(d, factory)
+        n = len(features)
+        kind = choose(options, n, d, lambda: variances(features) if n else np.ones(d))
+        index = faiss.index_factory(d, kind.factory)
         if not index.is_trained and n:
-            _train(index, _sample(stream, n, _train_images(index, n, options)), factory)
-        built = cls(index, options, stands_in)
+            train(index, features, options, kind.factory)
+        built = cls(index, options, IndexFacts(kind.factory, kind.reason, mapped=kind.mapped), features)
         if n:
-            for block in stream():
+            for block in features.blocks():
                 built.add(block)
+        balance = built._imbalance()
+        built.facts = replace(built.facts, imbalance=balance, imbalance_trained=balance)
+        built.tune()
         return built
 
+    def tune(self) -> None:
+        """Find how many lists to visit, and candidates to compare, for the recall wanted; see index_training.tune."""
+        ivf = faiss.try_extract_index_ivf(self._index)
+        self.facts = replace(self.facts, imbalance=self._imbalance())
+        if self._features is None or len(self) < 2 or isinstance(self._index, faiss.IndexFlat):
+            return
+
+        def search(queries: Array, fetch: int, nprobe: int) -> Ids:
+            return self._search(queries, fetch, nprobe)[1]
+
+        nlist, given = ivf.nlist if ivf else None, self._options.nprobe
+        visited = [min(nlist, given)] if nlist and given else None
+        found = tune(search, nlist, not self._exact, self._features, self._options.recall, visited)
+        self.facts = replace(self.facts, **asdict(found))
+
+    def _imbalance(self) -> float:
+        ivf = faiss.try_extract_index_ivf(self._index)
+        return max(1.0, float(ivf.invlists.imbalance_factor())) if ivf and len(self) else 1.0
+
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return int(self._index.ntotal) + (int(self._tail.ntotal) if self._tail else 0)
 
     @property
     def dimension(self) -> int:
         """Dimensions of the image features."""
         return int(self._index.d)
 
-    @property
-    def description(self) -> str:
-        """The kind, with its number of lists and of those visited."""
-        ivf = faiss.try_extract_index_ivf(self._index)
-        name = type(self._index).__name__
-        return f"{name} (nlist {ivf.nlist}, nprobe {self._nprobe(ivf.nlist, None)})" if ivf else name
-
     def add(self, features: Array) -> None:
         """Append image features, (n, d) float32."""
-        if len(features):
-            self._index.add(np.ascontiguousarray(features, dtype=np.float32))
-            self._on_device = None
+        if not len(features):
+            return
+        growing = self._index
+        if self._is_mapped():  # FAISS would end the process
+            growing = self._tail = self._tail or faiss.IndexFlatL2(self.dimension)
+        growing.add(np.ascontiguousarray(features, dtype=np.float32))
+        self._on_device = None
+
+    def _is_mapped(self) -> bool:
+        ivf = faiss.try_extract_index_ivf(self._index)
+        return bool(ivf) and isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.OnDiskInvertedLists)
 
     def search(
-        self, queries: Array, k: int, without: Ids | None = None, nprobe: int | None = None
+        self,
+        queries: Array,
+        k: int,
+        without: Ids | None = None,
+        nprobe: int | None = None,
+        removed: NDArray[np.bool_] | None = None,
     ) -> tuple[Ids, NDArray[np.float32]]:
         """Find the k nearest images of each query.
 
         Args:
             queries: (m, d) float32.
             k: how many.
-            without: ids that must not be returned, such as removed images.
-            nprobe: IVF lists to visit; raised where they hold fewer than k images. None: as the index was made.
+            without: ids that must not be returned, such as the query's own.
+            nprobe: IVF lists to visit; raised where they hold fewer than k images. None: as tuned.
+            removed: rows that no longer count, (len(self),); None: all count.
 
         Returns:
             ids (m, k) int64 and squared distances (m, k) float32, ascending; ties in the order of ids.
@@ -140,28 +144,44 @@ class ImageIndex:
             raise OptionError(f"k: expected a number >= 1, found {k}")
         without = np.empty(0, np.int64) if without is None else np.unique(without)
         without = without[(without >= 0) & (without < len(self))]
-        available = len(self) - len(without)
+        unusable = len(without)
+        if removed is not None:
+            unusable += int(np.count_nonzero(removed)) - int(np.count_nonzero(removed[without]))
+        available = len(self) - unusable
         if k > available:
             raise NotEnoughImagesError(f"expected at least K = {k} normal images, found {available}; use a smaller K")
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         ivf = faiss.try_extract_index_ivf(self._index)
-        fetch = min(len(self), k + SPARE + min(len(without), OVERFETCH))
+        # So many of those found must count.
+        wanted = k if self._exact else min(available, int(np.ceil(k * self.facts.candidates)))
+        fetch = min(len(self), max(wanted, k + SPARE) + min(unusable, OVERFETCH))
         probes = self._nprobe(ivf.nlist, nprobe) if ivf else 0
         while True:
             distances, ids = self._search(queries, fetch, probes)
             usable = (ids >= 0) & ~np.isin(ids, without)
-            if usable.sum(axis=1).min(initial=k) >= k:
+            if removed is not None:
+                usable &= ~removed[ids]
+            found = usable.sum(axis=1).min(initial=wanted)
+            # Where lists end before there are as many candidates as wanted, there are enough in them all the same.
+            if found >= wanted or (found >= k and (ids < 0).any()):
                 break
             if fetch == len(self) and (not ivf or probes == ivf.nlist):
+                if found >= k:
+                    break
                 raise NotEnoughImagesError(
                     f"index {self._options.kind}: expected {k} neighbours of {available} images, "
-                    f"found {int(usable.sum(axis=1).min())} for one query; use a smaller K or another kind of index"
+                    f"found {found} for one query; use a smaller K or another kind of index"
                 )
             fetch = min(len(self), 2 * fetch)
-            probes = min(ivf.nlist, 2 * probes) if ivf else 0
+            probes = min(ivf.nlist, 2 * probes) if ivf and found < k else probes
         if isinstance(self._index, faiss.IndexFlat):
             self._settle(queries, ids, distances, np.where(usable, distances, np.inf), k)
             usable = ~np.isin(ids, without)
+            if removed is not None:
+                usable &= ~removed[ids]
+        elif not self._exact and self._features is not None:
+            usable &= usable.cumsum(axis=1) <= wanted
+            distances = _compared(queries, ids, usable, self._features)
         distances[~usable] = np.inf
         order = np.lexsort((ids, distances), axis=1)[:, :k]
         return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
@@ -170,7 +190,10 @@ class ImageIndex:
         index = self._placed() if fetch <= GPU_MAX_K else self._index
         params = _search_parameters(index, nprobe) if nprobe else None
         with gpu_lock if index is not self._index else contextlib.nullcontext():
-            distances, ids = index.search(queries, fetch, params=params)
+            distances, ids = index.search(queries, min(fetch, int(index.ntotal)), params=params)
+        if self._tail:
+            tail, at = self._tail.search(queries, min(fetch, int(self._tail.ntotal)))
+            distances, ids = np.hstack([distances, tail]), np.hstack([ids, at + int(self._index.ntotal)])
         return distances, ids
 
     def _settle(self, queries: Array, ids: Ids, distances: Array, usable: Array, k: int) -> None:
@@ -190,7 +213,7 @@ class ImageIndex:
                 distances[row] = exact
 
     def _nprobe(self, nlist: int, wanted: int | None) -> int:
-        return min(nlist, wanted or self._options.nprobe or max(8, nlist // 16))
+        return min(nlist, wanted or self._options.nprobe or self.facts.nprobe or max(8, nlist // 16))
 
     def _placed(self) -> Any:
         if self._on_device is None:
@@ -217,8 +240,26 @@ class ImageIndex:
         return digest.hexdigest()
 
     @classmethod
-    def load(cls, path: Path, checksum: str, d: int, options: IndexOptions) -> ImageIndex:
+    def load(
+        cls,
+        path: Path,
+        checksum: str,
+        d: int,
+        options: IndexOptions,
+        facts: IndexFacts,
+        features: ImageFeatures | None = None,
+        grows: bool = False,
+    ) -> ImageIndex:
         """Read an index's file. FAISS trusts what it reads: nothing reaches it whose checksum differs.
+
+        Args:
+            path: of the file.
+            checksum: that save returned.
+            d: dimensions of the image features.
+            options: see ImageIndex.
+            facts: see ImageIndex; where they say `mapped`, lists stay in the file.
+            features: see ImageIndex.
+            grows: read a mapped one into memory all the same, so that it can be added to and saved.
 
         Raises:
             CorruptGalleryError: the file is missing, is not what was written, or is of another dimension.
@@ -227,12 +268,26 @@ class ImageIndex:
             found = _file_checksum(path)
             if found != checksum:
                 raise CorruptGalleryError(f"{path}: expected checksum {checksum}, found {found}")
-            index = faiss.read_index(str(path))
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if facts.mapped and not grows else 0)
         except (OSError, RuntimeError) as error:
             raise CorruptGalleryError(str(error).splitlines()[0]) from error
         if index.d != d:
             raise CorruptGalleryError(f"{path}: expected an index of {d} dimensions, found {index.d}")
-        return cls(index, options)
+        return cls(index, options, facts, features)
+
+
+def _compared(queries: Array, ids: Ids, usable: NDArray[np.bool_], features: ImageFeatures) -> Array:
+    """Return the squared distances, as sums of squares, between queries and the images found, where usable."""
+    exact = np.full(ids.shape, np.inf, np.float32)
+    for start in range(0, len(queries), TOGETHER):
+        some = slice(start, start + TOGETHER)
+        needed, at = np.unique(ids[some][usable[some]], return_inverse=True)
+        images, end = features.read(needed), 0
+        for row in range(start, min(start + TOGETHER, len(queries))):
+            first, end = end, end + np.count_nonzero(usable[row])
+            differences = images[at[first:end]] - queries[row]
+            exact[row, usable[row]] = np.einsum("ij,ij->i", differences, differences)
+    return exact
 
 
 def _search_parameters(index: Any, nprobe: int) -> Any:
@@ -261,37 +316,6 @@ def _place(index: Any, wanted: str) -> Any:
             raise OptionError(f"index cannot be put on {device}: {str(error).splitlines()[0]}") from error
         warnings.warn(f"image index stays on the CPU: {str(error).splitlines()[0]}", stacklevel=2)
         return index
-
-
-def _train_images(index: Any, n: int, options: IndexOptions) -> int:
-    ivf = faiss.try_extract_index_ivf(index)
-    wanted = options.train_images or (max(TRAIN_A_LIST * ivf.nlist, 10_000) if ivf else 100_000)
-    return min(n, wanted)
-
-
-def _sample(stream: Stream, n: int, size: int) -> Array:
-    """Draw a seeded sample without holding more than the sample and one block."""
-    chosen = np.sort(np.random.default_rng(SEED).choice(n, size, replace=False))
-    parts, start = [], 0
-    for block in stream():
-        low, high = np.searchsorted(chosen, (start, start + len(block)))
-        parts.append(block[chosen[low:high] - start])
-        start += len(block)
-    return np.concatenate(parts)
-
-
-def _train(index: Any, sample: Array, factory: str) -> None:
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf:
-        ivf.cp.seed = SEED
-        ivf.cp.min_points_per_centroid = 1  # the number of lists was chosen here, or by the user: no warning
-    try:
-        index.train(sample)
-    except RuntimeError as error:
-        reason = str(error).rpartition("failed: ")[2].strip()
-        raise OptionError(
-            f"index {factory}: cannot be trained on {len(sample)} images: {reason}; use flat, or fewer lists"
-        ) from error
 
 
 def _file_checksum(path: Path) -> str:

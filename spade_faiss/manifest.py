@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,8 @@ from .storage import write_whole
 FILE = "gallery.json"
 FORMAT = "spade-faiss gallery"
 FORMAT_VERSION = 1
+
+MOST_CANDIDATES = 100  # for each neighbour; more than is ever tried
 
 # Names are made here and matched whole: nothing in a manifest can point outside its folder.
 SHARD_NAME = re.compile(r"shards/\d{6,9}\.h5")
@@ -34,6 +37,51 @@ class ShardEntry:
 
 
 @dataclass(frozen=True)
+class IndexFacts:
+    """How an image index was made and is searched, and what was measured of that."""
+
+    factory: str = "Flat"  # FAISS's name for it
+    reason: str = ""  # why it was taken
+    nprobe: int | None = None  # IVF lists visited; None: there are none, or it was not tuned
+    candidates: float = 1.0  # for each neighbour, compared exactly
+    recall: float | None = None  # share of the k nearest that it finds, of held-out normal images; None: not measured
+    k: int = 0  # neighbours that the recall was measured for
+    imbalance: float = 1.0  # FAISS's imbalance factor of its lists; 1: all of one length
+    imbalance_trained: float = 1.0  # the same when it was built
+    mapped: bool = False  # its lists stay in the file
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it finds the nearest images always."""
+        return self.factory == "Flat"
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> IndexFacts:
+        """Read it back.
+
+        Raises:
+            ValueError, TypeError: the values are not what was written.
+        """
+        if set(values) != {field.name for field in fields(cls)}:
+            raise ValueError(f"index: expected all facts and no others, found {', '.join(values)}")
+        facts = cls(**values)
+        numbers = {
+            "candidates": (facts.candidates, 1, MOST_CANDIDATES),
+            "recall": (0.0 if facts.recall is None else facts.recall, 0, 1),
+            "imbalance": (facts.imbalance, 1, math.inf),
+            "imbalance_trained": (facts.imbalance_trained, 1, math.inf),
+        }
+        for name, (number, least, most) in numbers.items():
+            if not isinstance(number, (int, float)) or not least <= number <= most or math.isinf(number):
+                raise ValueError(f"{name}: expected a number from {least} to {most}, found {number!r}")
+        if not (isinstance(facts.factory, str) and isinstance(facts.reason, str) and isinstance(facts.mapped, bool)):
+            raise ValueError("index: expected factory and reason as text, and mapped as true or false")
+        _count(facts.k, "k")
+        _count(0 if facts.nprobe is None else facts.nprobe, "nprobe")
+        return facts
+
+
+@dataclass(frozen=True)
 class IndexEntry:
     """The file of the image index, which holds the image features of ids 0 to images - 1."""
 
@@ -42,6 +90,7 @@ class IndexEntry:
     trained: int  # images that there were when it was last built from the shards
     bytes: int
     xxh3: str
+    facts: IndexFacts
 
 
 @dataclass(frozen=True)
@@ -125,7 +174,7 @@ class Manifest:
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> Manifest:
         shards = tuple(_shard(entry) for entry in _list(values["shards"]))
-        index = None if values["index"] is None else IndexEntry(**_typed(values["index"], {"file", "xxh3"}))
+        index = None if values["index"] is None else _index(values["index"])
         manifest = cls(
             spec=ExtractorSpec.from_json(values["spec"]),
             index_options=IndexOptions(**values["index_options"]),
@@ -161,6 +210,11 @@ def _shard(values: dict[str, Any]) -> ShardEntry:
     if list(removed) != sorted(set(removed)) or any(row >= entry.images for row in removed):
         raise ValueError(f"{entry.file}: removed rows are not ascending rows below {entry.images}")
     return entry
+
+
+def _index(values: dict[str, Any]) -> IndexEntry:
+    facts = IndexFacts.from_json(values.pop("facts"))
+    return IndexEntry(**_typed(values, {"file", "xxh3"}), facts=facts)
 
 
 def _typed(values: dict[str, Any], texts: set[str]) -> dict[str, Any]:

@@ -97,22 +97,27 @@ class FeatureOptions:
 class IndexOptions:
     """The FAISS index over image features."""
 
-    kind: str = "auto"  # auto, flat, ivf, or any FAISS factory string
+    kind: str = "auto"  # auto, flat, ivf, ivf-sq, ivf-pq, hnsw, or any FAISS factory string
     nlist: int | None = None  # IVF: number of lists; None: from N
-    nprobe: int | None = None  # IVF: lists visited by a search; None: from the number of lists
+    nprobe: int | None = None  # IVF: lists visited by a search; None: as many as the recall needs
     train_images: int | None = None  # IVF: size of the training sample; None: from the number of lists
+    # share of the nearest images to be found; measured on normal images when the index is made
+    recall: float = 0.99
+    memory: int | None = None  # bytes that `auto` may take for the index; None: half of the machine's memory
     device: str = "auto"  # auto (a GPU where there is one and the index fits), cpu, cuda, cuda:N
 
     def __post_init__(self) -> None:
         _check(
             isinstance(self.kind, str) and bool(self.kind),
             "index",
-            "auto, flat, ivf or a FAISS factory string",
+            "auto, flat, ivf, ivf-sq, ivf-pq, hnsw or a FAISS factory string",
             self.kind,
         )
-        for name in ("nlist", "nprobe", "train_images"):
+        for name in ("nlist", "nprobe", "train_images", "memory"):
             value = getattr(self, name)
             _check(value is None or is_count(value), name, "a number >= 1", value)
+        share = isinstance(self.recall, float) and 0 < self.recall <= 1
+        _check(share or self.recall == 1, "recall", "a share above 0 and at most 1", self.recall)
 
 
 @dataclass(frozen=True)

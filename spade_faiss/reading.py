@@ -13,7 +13,7 @@ import numpy as np
 
 from .features import Array, ExtractorSpec
 from .generation import Generation
-from .image_index import Ids
+from .rows import Ids
 
 Identity = tuple[str, int]  # of an image in every generation of a gallery: its shard's file and row, never used again
 

@@ -1,9 +1,9 @@
 """A shard: the features of many images in one HDF5 file, written once and never changed.
 
 Datasets, for n images: `levels/0` ... (n, c, h, w) float16 or float32 at native resolution, one image a chunk, not
-compressed; `image` (n, d) float32; `keys` and `digests`, UTF-8 of fixed length; `checksums` (n, 1 + L) uint64, of
-xxh3-64: first over key, digest and image feature, then over each level. The newest HDF5 file format is used because it
-also has checksums over its own structures.
+compressed; `image` (n, d) float32; `keys` and `digests`, UTF-8 of fixed length; `checksums` (n, 2 + L) uint64, of
+xxh3-64: over key and digest, over the image feature, then over each level. The newest HDF5 file format is used because
+it also has checksums over its own structures.
 
 Where a gallery recomputes its patches there are no levels, but `sources`, the path of each image file, UTF-8 of fixed
 length; it counts into the first checksum.
@@ -26,19 +26,24 @@ from .features import Array, ExtractorSpec, Features
 from .options import Patches
 from .storage import TEMPORARY, PatientFile, publish, storage_errors
 
-DAMAGED_HEAD = "key, digest, path or image feature is not what was written (checksum)"
+DAMAGED_NAMES = "key, digest or path is not what was written (checksum)"
+DAMAGED_IMAGE = "image feature is not what was written (checksum)"
 
 T = TypeVar("T")
 
 
 def checksums(key: str, digest: str, features: Features, row: int, source: str | None = None) -> list[int]:
-    """Return the checksums of one image: of (key, digest, source where there is one, image feature), then of levels."""
-    head = xxhash.xxh3_64()
+    """Return the checksums of one image: of its names, of the image feature, then of levels."""
+    arrays = [features.image[row], *(level[row] for level in features.levels)]
+    return [_of_names(key, digest, source), *(xxhash.xxh3_64_intdigest(array.data) for array in arrays)]
+
+
+def _of_names(key: str, digest: str, source: str | None) -> int:
+    names = xxhash.xxh3_64()
     for text in (key, digest, source):
         if text is not None:
-            head.update(text.encode() + b"\0")
-    head.update(features.image[row].data)
-    return [head.intdigest(), *(xxhash.xxh3_64_intdigest(level[row].data) for level in features.levels)]
+            names.update(text.encode() + b"\0")
+    return names.intdigest()
 
 
 class ShardWriter:
@@ -161,7 +166,7 @@ class Shard:
             shapes = [(level.shape, str(level.dtype)) for level in self._levels]
             raise CorruptGalleryError(f"{path}: expected levels {expected} {spec.dtype}, found {shapes}")
         found_rows = [self._image.shape, self._checksums.shape]
-        if found_rows != [(images, spec.image_dim), (images, 1 + len(expected))]:
+        if found_rows != [(images, spec.image_dim), (images, 2 + len(expected))]:
             raise CorruptGalleryError(
                 f"{path}: expected {images} images of {spec.image_dim} dimensions, found {found_rows}"
             )
@@ -184,15 +189,15 @@ class Shard:
             CorruptGalleryError: they cannot be read, or are not what was written.
         """
         image: Array = self._read("image features", lambda: self._image[:])
-        for row in self._damaged_heads(image):
-            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_HEAD}")
+        for row in self._damaged_images(image):
+            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_IMAGE}")
         return image
 
     def image_feature(self, row: int) -> Array:
         """Read one image feature, (d,) float32; raises as image_features."""
         image: Array = self._read("image features", lambda: self._image[row : row + 1])
-        if self._head(row, image) != self._checksums[row, 0]:
-            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_HEAD}")
+        if xxhash.xxh3_64_intdigest(image.data) != self._checksums[row, 1]:
+            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_IMAGE}")
         feature: Array = image[0]
         return feature
 
@@ -218,7 +223,7 @@ class Shard:
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
             self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
             if verify:
-                check(self.path, self.keys[row], number, target, self._checksums[row, 1 + number])
+                check(self.path, self.keys[row], number, target, self._checksums[row, 2 + number])
 
     def read(self, row: int) -> list[Array]:
         """Read the levels of one image, [(c, h, w), ...]; none where they are recomputed. Raises as read_into."""
@@ -229,7 +234,8 @@ class Shard:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Check every image; yields (key, what is wrong), at most one for each image."""
         image: Array = self._read("image features", lambda: self._image[:])
-        damaged = dict.fromkeys(self._damaged_heads(image), DAMAGED_HEAD)
+        damaged = dict.fromkeys(self._damaged_images(image), DAMAGED_IMAGE)
+        damaged.update(dict.fromkeys(self._damaged_names(), DAMAGED_NAMES))
         for row, key in enumerate(self.keys):
             try:
                 self.read(row)
@@ -238,13 +244,16 @@ class Shard:
             if row in damaged:
                 yield key, damaged[row]
 
-    def _damaged_heads(self, image: Array) -> list[int]:
-        heads = [self._head(row, image[row : row + 1]) for row in range(len(self.keys))]
-        return [int(row) for row in np.flatnonzero(np.array(heads, np.uint64) != self._checksums[:, 0])]
+    def _damaged_images(self, image: Array) -> list[int]:
+        return self._differing(1, [xxhash.xxh3_64_intdigest(feature.data) for feature in image])
 
-    def _head(self, row: int, image: Array) -> int:
-        source = None if self.sources is None else self.sources[row]
-        return checksums(self.keys[row], self.digests[row], Features(image, []), 0, source)[0]
+    def _damaged_names(self) -> list[int]:
+        sources: Sequence[str | None] = self.sources or [None] * len(self.keys)
+        return self._differing(0, list(map(_of_names, self.keys, self.digests, sources)))
+
+    def _differing(self, column: int, found: list[int]) -> list[int]:
+        """Return the rows whose checksums of one column are not those found."""
+        return [int(row) for row in np.flatnonzero(np.array(found, np.uint64) != self._checksums[:, column])]
 
     def _read(self, what: str, read: Callable[[], T]) -> T:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,15 +16,18 @@ from types import TracebackType
 
 import xxhash
 
-from .errors import FeatureError, GalleryError, KeyConflictError, OptionError
+from .errors import CorruptGalleryError, FeatureError, GalleryError, KeyConflictError, OptionError
 from .features import Features
 from .generation import Generation
+from .image_index import ImageIndex
+from .index_kinds import IVF_FROM
 from .locks import READERS, ReaderLock, WriterLock
-from .manifest import IndexEntry, Manifest, ShardEntry
+from .manifest import IndexEntry, IndexFacts, Manifest, ShardEntry
+from .options import IndexOptions
 from .shards import ShardWriter
 from .storage import TEMPORARY, storage_errors
 
-INDEX_LAG = 0.05  # the file of the index is written anew when this share of the images is not in it
+INDEX_LAG = 0.02  # the file of the index is written anew when this share of the images is not in it
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
 
@@ -249,20 +253,43 @@ class GalleryWriter:
         if manifest.rows - covered > INDEX_LAG * manifest.rows:
             self.write_index()
 
-    def write_index(self, rebuild: bool = False) -> None:
-        """Commit an index over every row of this generation: grown from the last one, or built from the shards."""
+    def write_index(self, options: IndexOptions | None = None) -> None:
+        """Commit an index over every row of this generation.
+
+        The last one is grown while it serves; built anew it is with `options`, when there is none yet, or when a small
+        one has been outgrown. A large one is built anew only when that is asked for: see IndexState.
+
+        Args:
+            options: build it anew, and keep these for the gallery; None: see above.
+
+        Raises:
+            OptionError: the index that `options` ask for does not reach their recall; the old one stays.
+        """
         manifest = self.generation.manifest
         trained = manifest.index.trained if manifest.index else 0
-        if rebuild or manifest.rows >= INDEX_GROWTH * trained:
-            index, trained = self.generation.build_index(), manifest.rows
+        small = trained < IVF_FROM and manifest.rows >= INDEX_GROWTH * trained
+        index = None if options or small else self._grown_index()
+        if index is None:
+            index, trained = self.generation.build_index(options), manifest.rows
             if index.stands_in:
                 trained = 0  # try again at the next chance
         else:
-            index = self.generation.index()
+            index.tune()
+        if options:
+            _check_recall(index.facts, options)
+            manifest = replace(manifest, index_options=options)
         name = f"index/image-{manifest.generation + 1:06d}.faiss"
         checksum = index.save(self.folder / name)
-        entry = IndexEntry(name, len(index), trained, (self.folder / name).stat().st_size, checksum)
+        entry = IndexEntry(name, len(index), trained, (self.folder / name).stat().st_size, checksum, index.facts)
         self._publish(replace(manifest, index=entry))
+
+    def _grown_index(self) -> ImageIndex | None:
+        """Return the last index with what has been added since; None: it is gone or damaged."""
+        try:
+            return self.generation.load_index_file(grows=True)
+        except CorruptGalleryError as error:
+            warnings.warn(f"image index is rebuilt from the shards: {error}", stacklevel=2)
+            return None
 
     def _publish(self, manifest: Manifest) -> None:
         next_shard = manifest.next_shard + len(self._finished)
@@ -283,6 +310,16 @@ class GalleryWriter:
         with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
             for path in set(found) - named:
                 path.unlink(missing_ok=True)
+
+
+def _check_recall(facts: IndexFacts, options: IndexOptions) -> None:
+    if facts.recall is not None and facts.recall < options.recall:
+        how = f"{facts.nprobe} lists visited, " if facts.nprobe else ""
+        raise OptionError(
+            f"index {options.kind}: expected a recall of {options.recall}, found {facts.recall:.3f} of {facts.factory} "
+            f"({how}{facts.candidates:g} candidates for each neighbour); ask for less recall, for another kind of "
+            "index, or for more memory"
+        )
 
 
 def create_folder(folder: Path, manifest: Manifest) -> None:

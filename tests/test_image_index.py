@@ -13,7 +13,9 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, NotEnoughImagesError, OptionError
-from spade_faiss.image_index import ImageIndex, check_kind, resolve_kind
+from spade_faiss.image_index import ImageIndex
+from spade_faiss.index_kinds import check_kind, choose
+from spade_faiss.manifest import IndexFacts
 
 N, D = 300, 8
 SINGLE_AND_BATCH = [1, 25]  # FAISS may search batches of 20 and more through BLAS
@@ -21,13 +23,28 @@ SINGLE_AND_BATCH = [1, 25]  # FAISS may search batches of 20 and more through BL
 Build = Callable[..., ImageIndex]
 
 
+class Held:
+    """Image features in memory, which come in blocks of uneven size."""
+
+    def __init__(self, xb: np.ndarray) -> None:
+        self.xb = xb
+
+    def __len__(self) -> int:
+        return len(self.xb)
+
+    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
+        yield from np.array_split(self.xb[start:], 4)
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        return self.xb[ids]
+
+
 def build(xb: np.ndarray, kind: str = "flat", device: str = "cpu", **options: Any) -> ImageIndex:
-    """An index over xb, which it gets in blocks of uneven size."""
+    return ImageIndex.build(Held(xb), xb.shape[1], sf.IndexOptions(kind, device=device, **options))
 
-    def stream() -> Iterator[np.ndarray]:
-        yield from np.array_split(xb, 4)
 
-    return ImageIndex.build(stream, *xb.shape, sf.IndexOptions(kind, device=device, **options))
+def factory(n: int, *options: Any, **named: Any) -> str:
+    return choose(sf.IndexOptions(*options, **named), n, 1280, lambda: np.r_[np.ones(50), np.zeros(1230)]).factory
 
 
 def brute_force(xq: np.ndarray, xb: np.ndarray, k: int, without: Any = ()) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +128,6 @@ def test_all_images_equal(kind: str) -> None:
 
 def test_ivf_that_visits_every_list_equals_flat(xb: np.ndarray, xq: np.ndarray) -> None:
     index = build(xb, "ivf", nlist=10, nprobe=10)
-    assert "nlist 10, nprobe 10" in index.description
     assert_equal(index.search(xq, 7), brute_force(xq, xb, 7))
 
 
@@ -153,13 +169,27 @@ def test_lists_too_short_for_k_are_made_up_for(xb: np.ndarray, xq: np.ndarray) -
     assert_equal(index.search(xq, N), brute_force(xq, xb, N))
 
 
-def test_the_kind_is_chosen_from_the_number_of_images() -> None:
-    assert resolve_kind(sf.IndexOptions(), 1000) == "Flat"
-    assert resolve_kind(sf.IndexOptions(), 1_000_000) == "IVF4000,Flat"
-    assert resolve_kind(sf.IndexOptions("ivf"), 0) == "IVF1,Flat"
-    assert resolve_kind(sf.IndexOptions("ivf"), 390) == "IVF10,Flat"  # enough training points for each list
-    assert resolve_kind(sf.IndexOptions("ivf", nlist=7), 390) == "IVF7,Flat"
-    assert resolve_kind(sf.IndexOptions("HNSW8", nlist=7), 390) == "HNSW8"
+def test_the_kind_is_chosen_from_the_number_of_images_and_the_memory() -> None:
+    assert factory(1000) == "Flat"
+    assert factory(1000, memory=10**6) == "PCA64,IVF25,SQ8"
+    assert factory(1_000_000) == "PCA64,IVF4000,SQ8"
+    assert factory(1_000_000, memory=72_000_000) == "PCA64,IVF4000,SQ8"
+    assert factory(1_000_000, memory=71_999_999) == "PCA64,IVF4000,PQ32"
+    assert factory(1_000_000, memory=24_000_000) == "PCA64,IVF4000,PQ16"
+    assert factory(1_000_000, memory=16_000_000) == "PCA64,IVF4000,PQ8"
+    assert factory(0, "ivf") == "IVF1,Flat"
+    assert factory(390, "ivf") == "IVF10,Flat"  # enough training points for each list
+    assert factory(390, "ivf", nlist=7) == "IVF7,Flat"
+    assert factory(390, "ivf-sq") == "PCA64,IVF10,SQ8"
+    assert factory(390, "ivf-pq") == "PCA64,IVF10,PQ32"
+    assert factory(390, "hnsw") == "PCA64,HNSW32_SQ8"
+    assert factory(390, "HNSW8", nlist=7) == "HNSW8"
+
+
+def test_what_fits_no_memory_stays_in_the_file() -> None:
+    kind = choose(sf.IndexOptions(memory=15_000_000), 1_000_000, 1280, lambda: np.r_[np.ones(50), np.zeros(1230)])
+    assert (kind.factory, kind.mapped) == ("PCA64,IVF4000,SQ8", True)
+    assert "72.0 MB of codes for 15.0 MB of memory" in kind.reason
 
 
 def test_the_training_sample_has_the_size_that_was_set(xb: np.ndarray, xq: np.ndarray) -> None:
@@ -287,7 +317,7 @@ def test_a_saved_index_is_the_same_index(tmp_path: Path, xb: np.ndarray, xq: np.
     path = tmp_path / "image.faiss"
     checksum = index.save(path)
     assert list(tmp_path.iterdir()) == [path]
-    loaded = ImageIndex.load(path, checksum, D, sf.IndexOptions(kind, device="cpu"))
+    loaded = ImageIndex.load(path, checksum, D, sf.IndexOptions(kind, device="cpu"), index.facts, Held(xb))
     expected = index.search(xq, 7)
     for found, wanted in zip(loaded.search(xq, 7), expected, strict=True):
         assert found.tobytes() == wanted.tobytes()
@@ -298,7 +328,7 @@ def test_images_added_later_are_found(tmp_path: Path, xb: np.ndarray, xq: np.nda
     index = build(xb[:200], kind, nprobe=100)
     checksum = index.save(tmp_path / "image.faiss")
     options = sf.IndexOptions(kind, nprobe=100, device="cpu")
-    for grown in (index, ImageIndex.load(tmp_path / "image.faiss", checksum, D, options)):
+    for grown in (index, ImageIndex.load(tmp_path / "image.faiss", checksum, D, options, index.facts)):
         grown.search(xq, 1)  # a search before must not fix what a search after finds
         grown.add(xb[200:250])
         grown.add(xb[250:250])
@@ -316,22 +346,22 @@ def test_a_file_that_was_changed_never_reaches_faiss(tmp_path: Path, xb: np.ndar
         changed[place] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
         with pytest.raises(CorruptGalleryError, match="expected checksum"):
-            ImageIndex.load(path, checksum, D, options)
+            ImageIndex.load(path, checksum, D, options, IndexFacts())
     for changed in (b"", content[:-1], content + b"\0", bytes(len(content))):
         path.write_bytes(changed)
         with pytest.raises(CorruptGalleryError, match="expected checksum"):
-            ImageIndex.load(path, checksum, D, options)
+            ImageIndex.load(path, checksum, D, options, IndexFacts())
     path.unlink()
     with pytest.raises(CorruptGalleryError, match=r"image\.faiss"):
-        ImageIndex.load(path, checksum, D, options)
+        ImageIndex.load(path, checksum, D, options, IndexFacts())
     path.write_bytes(content)
-    assert len(ImageIndex.load(path, checksum, D, options)) == N
+    assert len(ImageIndex.load(path, checksum, D, options, IndexFacts())) == N
 
 
 def test_an_index_of_another_dimension_is_refused(tmp_path: Path, xb: np.ndarray) -> None:
     checksum = build(xb).save(tmp_path / "image.faiss")
     with pytest.raises(CorruptGalleryError, match="expected an index of 9 dimensions, found 8"):
-        ImageIndex.load(tmp_path / "image.faiss", checksum, 9, sf.IndexOptions())
+        ImageIndex.load(tmp_path / "image.faiss", checksum, 9, sf.IndexOptions(), IndexFacts())
 
 
 def test_a_gpu_asked_for_by_name_that_is_not_there(xb: np.ndarray, xq: np.ndarray) -> None:

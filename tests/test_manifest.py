@@ -12,9 +12,11 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, GalleryNotFoundError
-from spade_faiss.manifest import FILE, IndexEntry, Manifest, ShardEntry
+from spade_faiss.manifest import FILE, IndexEntry, IndexFacts, Manifest, ShardEntry
 
 WRONG = ["a text", -1, 2.5, None, [], {}]  # whatever a field holds, most of these are of another kind
+
+FACTS = IndexFacts("IVF4,Flat", "asked for", nprobe=2, candidates=1.5, recall=0.98, k=5, imbalance=1.2, mapped=True)
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -27,7 +29,7 @@ def a_manifest(spec: sf.ExtractorSpec) -> Manifest:
         generation=7,
         next_shard=3,
         shards=(ShardEntry("shards/000000.h5", 5, 900, (0, 3)), ShardEntry("shards/000002.h5", 4, 800)),
-        index=IndexEntry("index/image-000007.faiss", 9, 9, 400, "0123456789abcdef"),
+        index=IndexEntry("index/image-000007.faiss", 9, 9, 400, "0123456789abcdef", FACTS),
         created_by="a test",
     )
 
@@ -130,8 +132,8 @@ def at(values: Any, path: tuple[str | int, ...]) -> Any:
 
 # Where the field may hold None, and where it may be left out, because it has a default.
 OPTIONAL = {"index", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
-OPTIONAL |= {"spec.resized", "spec.crop", "recipe"}
-DEFAULTED = {"recipe", "patches"} | {f"index_options.{name}" for name in ("kind", "nlist", "nprobe", "train_images")}
+OPTIONAL |= {"spec.resized", "spec.crop", "recipe", "index_options.memory", "index.facts.nprobe", "index.facts.recall"}
+DEFAULTED = {"recipe", "patches"} | {f"index_options.{field.name}" for field in fields(sf.IndexOptions)}
 DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if field.default is not MISSING}
 
 

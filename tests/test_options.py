@@ -56,7 +56,9 @@ def test_outside_its_bounds(options: type, name: str, value: Any) -> None:
 
 
 def test_index_kind_must_be_named() -> None:
-    with pytest.raises(OptionError, match=r"^index: expected auto, flat, ivf or a FAISS factory string, found ''"):
+    with pytest.raises(
+        OptionError, match=r"^index: expected auto, flat, ivf, ivf-sq, ivf-pq, hnsw or a FAISS factory string, found ''"
+    ):
         IndexOptions(kind="")
 
 
