@@ -105,7 +105,7 @@ def test_neighbours_beyond_the_bound_stay_off_the_device(tmp_path: Path, device:
 def test_a_batch_is_queried_in_the_order_that_uploads_least(tmp_path: Path, device: str) -> None:
     made = Made(tmp_path, device)
     paths = [tmp_path / "normal" / f"{number:03d}.png" for number in (3, 7) * 2]
-    ordered, given = made.detector(4, k=4), made.detector(4, k=4)
+    ordered, given = (made.detector(4, k=4, cache_bytes=0) for _ in range(2))
     assert_equal(ordered.query_batch(paths), list(given.stream(paths)))
     assert kept(ordered).misses < kept(given).misses
 
