@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .detector import Detector
 
 EXIT_SKIPPED = 3
-CACHE_MIB = SearchOptions.cache_bytes // MIB
+CACHE_MIB, DEVICE_CACHE_MIB = SearchOptions.cache_bytes // MIB, SearchOptions.device_cache_bytes // MIB
 
 Options = TypeVar("Options", FeatureOptions, IndexOptions, SearchOptions, ScoreOptions)
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -122,6 +122,8 @@ search = together(
     click.option("--block-mib", type=int, help="Memory of the flat engine's gallery."),
     click.option("--cache-mib", type=click.IntRange(0),
                  help=f"Memory for the levels of normal images needed last.  [default: {CACHE_MIB}]"),
+    click.option("--device-cache-mib", type=click.IntRange(0),
+                 help=f"Likewise on a GPU, for engine pyramid there.  [default: {DEVICE_CACHE_MIB}]"),
     click.option("--no-verify", is_flag=True, help="Do not compare what is read with its checksums."),
     click.option("--image-score", type=click.Choice(["knn", "map_max", "map"]),
                  help="Distance to the nearest images, the map's maximum, or its maximum or mean."),
@@ -143,7 +145,7 @@ def detector_of(
 
     given = given | {
         f"{name}_bytes": None if given[f"{name}_mib"] is None else given[f"{name}_mib"] * MIB
-        for name in ("block", "cache")
+        for name in ("block", "cache", "device_cache")
     }
     given["verify_reads"] = not given["no_verify"]
     search, score = replaced(SearchOptions(), given), replaced(ScoreOptions(), given)

@@ -17,7 +17,8 @@ from PIL import Image
 from .baseline import Baseline, measure
 from .calibration import Calibration, query_options
 from .detection import Detection, Neighbours, Retrieved, Stopwatch, one_by_one
-from .devices import torch_device
+from .device_cache import device_cache
+from .devices import as_arrays, beside, torch_device
 from .errors import NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
 from .gallery import Gallery
@@ -25,7 +26,7 @@ from .generation import Generation
 from .images import Pixels, Source, batched, decode, one_ahead
 from .options import DEFAULT_K, ScoreOptions, SearchOptions
 from .patch_search import search_patches
-from .reading import PyramidCache, PyramidSource
+from .reading import LevelCache, PyramidCache, PyramidSource
 from .recompute import pyramids_of
 from .rows import Ids
 from .scoring import anomaly_map, knn_score
@@ -60,6 +61,7 @@ class Detector:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
             NotEnoughImagesError: the gallery is empty, or has fewer images than the k or k_score that was given.
             CorruptGalleryError: calibration.json was damaged or edited.
+            DeviceError: engine "pyramid" is to run on a GPU that torch does not see.
             OptionError: localise "suspicious" with an image score from the map, or without a calibration for these
                 settings.
         """
@@ -79,6 +81,7 @@ class Detector:
         self._baseline = self.calibration.baseline if self.calibration else None
         self._lock = threading.Lock()
         self._cache = PyramidCache(self.search.cache_bytes)
+        self._device_cache = device_cache(self.search, self._cache)
         by = self.score.image_score
         if self.search.localise == "suspicious" and by != "knn":
             raise OptionError(f"localise: 'suspicious' goes by image_score 'knn', found {by!r}, which needs the map")
@@ -157,7 +160,8 @@ class Detector:
 
         def next_of(queries: Sequence[Retrieved]) -> int:
             source, k = self._pyramids(generation), self._k_of(generation)
-            return max(range(len(queries)), key=lambda at: self._cache.holds(source, queries[at].ids[:k]))
+            cache = self._cache_for(source, k)
+            return max(range(len(queries)), key=lambda at: cache.holds(source, queries[at].ids[:k]))
 
         found = list(self._stream(generation, images, next_of, order))
         return [detection for _, detection in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
@@ -220,7 +224,7 @@ class Detector:
         """Read, match and score queries; the next one's neighbours are read while one is searched."""
         background = generation.manifest.patches == "stored" or self._overlaps()  # recomputing takes the network
 
-        def read(query: Retrieved) -> tuple[Retrieved, list[Array] | None]:
+        def read(query: Retrieved) -> tuple[Retrieved, list[Any] | None]:
             return query, self._read(generation, query) if self._is_searched(generation, query) else None
 
         for query, levels in one_ahead(queries, read, background):
@@ -264,6 +268,11 @@ class Detector:
     def _pyramids(self, generation: Generation) -> PyramidSource:
         return pyramids_of(generation, self.extractor, self._normal, self.search.verify_reads)
 
+    def _cache_for(self, source: PyramidSource, n: int) -> LevelCache[Any]:
+        """Return the cache for a query's n neighbours: the GPU's where they fit its bound, as they are copied there."""
+        on_device = self._device_cache
+        return on_device if on_device is not None and on_device.fits(source, n) else self._cache
+
     # The stages of a query, in their order.
 
     def _decode(self, image: ImageLike, watch: Stopwatch) -> Pixels:
@@ -292,12 +301,14 @@ class Detector:
     def _knn(self, generation: Generation, query: Retrieved) -> float:
         return knn_score(query.sq_distances, self.search.k_score or self._k_of(generation))
 
-    def _read(self, generation: Generation, query: Retrieved) -> list[Array]:
+    def _read(self, generation: Generation, query: Retrieved) -> list[Any]:
+        """Return the neighbours' levels: arrays, or tensors on the device that they are searched on."""
         with query.watch("read"):
-            return self.levels(generation, query.ids[: self._k_of(generation)])
+            source, ids = self._pyramids(generation), query.ids[: self._k_of(generation)]
+            return self._cache_for(source, len(ids)).read(source, ids)
 
     def _detect(
-        self, generation: Generation, baseline: Baseline | None, query: Retrieved, levels: list[Array] | None
+        self, generation: Generation, baseline: Baseline | None, query: Retrieved, levels: list[Any] | None
     ) -> Detection:
         """Match and score a query; `levels` are its neighbours', None where it is not searched."""
         k, view = self._k_of(generation), self.gallery.spec.view
@@ -339,22 +350,25 @@ class Detector:
         return baseline.image_score(at_view)
 
     def _match(
-        self, query: Retrieved, neighbour_levels: list[Array], level_scales: Sequence[float]
+        self, query: Retrieved, neighbour_levels: list[Any], level_scales: Sequence[float]
     ) -> tuple[Array, Array]:
         options = self.search
         with query.watch("match"):
             own, others = _scaled(query.levels, level_scales), _scaled(neighbour_levels, level_scales)
-            sq_distances, matches = search_patches(
-                own, others, options.kappa, options.engine, options.device, options.block_bytes
+            found = search_patches(
+                beside(own, others), others, options.kappa, options.engine, options.device, options.block_bytes
             )
+            sq_distances, matches = as_arrays(found)
             return (sq_distances * np.float32(level_scales[0] ** 2) if level_scales else sq_distances), matches
 
 
-def _scaled(levels: list[Array], scales: Sequence[float]) -> list[Array]:
+def _scaled(levels: list[Any], scales: Sequence[float]) -> list[Any]:
     """Multiply all levels but the finest by their scales over its own: the largest is then not copied."""
     if not scales:
         return levels
-    coarser = zip(levels[1:], scales[1:], strict=True)
+    # NumPy multiplies float16 in float32, torch only what is float32 already.
+    wide = (level if isinstance(level, np.ndarray) else level.float() for level in levels[1:])
+    coarser = zip(wide, scales[1:], strict=True)
     return [levels[0], *(level * np.float32(scale / scales[0]) for level, scale in coarser)]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from .errors import DeviceError
 
@@ -63,3 +66,22 @@ def free_gpu_bytes(device: str) -> int:
     import torch
 
     return int(torch.cuda.mem_get_info(gpu_number(device))[0])
+
+
+def as_arrays(levels: Sequence[Any]) -> list[Any]:
+    """Return tensors as NumPy arrays, and arrays as they are."""
+    if all(isinstance(level, np.ndarray) for level in levels):
+        return list(levels)
+    import torch
+
+    # NumPy has no bfloat16, which float32 holds exactly.
+    return [(level.float() if level.dtype == torch.bfloat16 else level).detach().cpu().numpy() for level in levels]
+
+
+def beside(levels: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Return arrays as tensors on the device of the others, or as they are where those are arrays too."""
+    if isinstance(others[0], np.ndarray):
+        return list(levels)
+    import torch
+
+    return [torch.tensor(np.ascontiguousarray(level), device=others[0].device) for level in levels]

@@ -137,6 +137,9 @@ class SearchOptions:
     # Levels of normal images that are kept in memory, those needed last: K = 50 of wide_resnet50_2 are 134 MiB, of
     # efficientnet_lite0 13 MiB. Queries share neighbours; 0: none are kept
     cache_bytes: int = 512 * MIB
+    # Likewise on a GPU, for engine pyramid there. It has not run on one yet. Each query in hand has copies of its
+    # neighbours besides; those that do not fit the bound stay off the GPU. 0: none are kept
+    device_cache_bytes: int = 512 * MIB
     verify_reads: bool = True  # compare what is read from a gallery's files with its checksums
     localise: Localise = "all"  # suspicious: no patch search for images whose kNN score is at or under the threshold
 
@@ -146,8 +149,9 @@ class SearchOptions:
             _check(value is None or is_count(value), name, "a number >= 1", value)
         _check(is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
         _check(is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
-        cached = self.cache_bytes == 0 or is_count(self.cache_bytes)
-        _check(cached and self.cache_bytes is not False, "cache_bytes", "a number of bytes >= 0", self.cache_bytes)
+        for name in ("cache_bytes", "device_cache_bytes"):
+            value = getattr(self, name)
+            _check(value is not False and (value == 0 or is_count(value)), name, "a number of bytes >= 0", value)
         _check(isinstance(self.verify_reads, bool), "verify_reads", "True or False", self.verify_reads)
         _check(
             self.level_weights in (None, *get_args(LevelWeights)),

@@ -1,13 +1,14 @@
-"""The pyramid levels of neighbours, wherever they come from, and a cache of them in memory that is bounded in bytes."""
+"""The pyramid levels of neighbours, wherever they come from, and a cache of them that is bounded in bytes."""
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from .features import Array, ExtractorSpec
 from .generation import Generation
 from .rows import Ids
 
+if TYPE_CHECKING:
+    import torch
+
+Level = TypeVar("Level", Array, "torch.Tensor")
 Identity = tuple[str, int]  # of an image in every generation of a gallery: its shard's file and row, never used again
 
 
@@ -67,30 +72,42 @@ class StoredPyramids:
 
 
 @dataclass
-class _Plan:
+class _Plan(Generic[Level]):
     """How each image of one read is come by; a slot is an image's place in the result, [(c, h, w), ...]."""
 
-    ready: list[tuple[list[Array], list[Array]]] = field(default_factory=list)  # slot, levels
-    mine: dict[Identity, tuple[int, Future[list[Array]]]] = field(default_factory=dict)  # to be read and kept
-    waiting: list[tuple[int, list[Array], Future[list[Array]]]] = field(default_factory=list)  # id, slot; being read
-    direct: list[tuple[int, list[Array]]] = field(default_factory=list)  # id, slot; to be read, no room to keep
+    ready: list[tuple[list[Level], list[Level]]] = field(default_factory=list)  # slot, levels
+    mine: dict[Identity, tuple[int, Future[list[Level]]]] = field(default_factory=dict)  # to be read and kept
+    waiting: list[tuple[int, list[Level], Future[list[Level]]]] = field(default_factory=list)  # id, slot; being read
+    direct: list[tuple[int, list[Level]]] = field(default_factory=list)  # id, slot; to be read, no room to keep
 
 
-class PyramidCache:
+class LevelCache(ABC, Generic[Level]):
     """The levels of the images that were needed last, at most `limit` bytes of them. Threads may share one.
 
     What a thread needs and another one is reading already is waited for, not read again. The bound counts what is
-    being read as well.
+    being read as well. Where levels lie, and how they get there, is the subclass's.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.hits = 0  # images that were found here, or with a thread that was reading them
         self.misses = 0
-        self._entries: OrderedDict[Identity, list[Array]] = OrderedDict()  # least recently needed first
-        self._reading: dict[Identity, Future[list[Array]]] = {}
+        self._entries: OrderedDict[Identity, list[Level]] = OrderedDict()  # least recently needed first
+        self._reading: dict[Identity, Future[list[Level]]] = {}
         self._bytes = 0  # of entries, and of what is being read to become one
         self._lock = threading.Lock()
+
+    @abstractmethod
+    def _empty(self, spec: ExtractorSpec, *n: int) -> list[Level]:
+        """Return room for the levels of n images, [(n, c, h, w), ...], or of one, [(c, h, w), ...]."""
+
+    @abstractmethod
+    def _copy(self, target: Level, level: Level) -> None:
+        """Write a level into such room."""
+
+    @abstractmethod
+    def _fetch(self, source: PyramidSource, ids: Sequence[int], out: Sequence[list[Level]]) -> None:
+        """Do as PyramidSource.read_into, with such room."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,14 +123,17 @@ class PyramidCache:
         with self._lock:
             return sum(identity in self._entries or identity in self._reading for identity in identities)
 
-    def read(self, source: PyramidSource, ids: Sequence[int] | Ids) -> list[Array]:
+    def fits(self, source: PyramidSource, n: int) -> bool:
+        """Tell whether n images are within the bound."""
+        return n * _bytes(source.spec) <= self.limit
+
+    def read(self, source: PyramidSource, ids: Sequence[int] | Ids) -> list[Level]:
         """Return the levels of images, in that order: [(len(ids), c, h, w), ...], the caller's own.
 
         Raises:
             Whatever the source raises.
         """
-        spec = source.spec
-        out = [np.empty((len(ids), *shape), spec.dtype) for shape in spec.level_shapes]
+        out = self._empty(source.spec, len(ids))
         slots = [[level[position] for level in out] for position in range(len(ids))]
         plan = self._plan(source, [int(row_id) for row_id in ids], slots)
         self._read_mine(source, plan)
@@ -121,14 +141,14 @@ class PyramidCache:
             if future.exception() is None:
                 plan.ready.append((slot, future.result()))
             else:  # of the other thread's, and not for this one to raise
-                source.read_into([row_id], [slot])
+                self._fetch(source, [row_id], [slot])
         for slot, levels in plan.ready:
             for target, level in zip(slot, levels, strict=True):
-                np.copyto(target, level)
+                self._copy(target, level)
         return out
 
-    def _plan(self, source: PyramidSource, ids: list[int], slots: list[list[Array]]) -> _Plan:
-        plan, size = _Plan(), _bytes(source.spec)
+    def _plan(self, source: PyramidSource, ids: list[int], slots: list[list[Level]]) -> _Plan[Level]:
+        plan, size = _Plan[Level](), _bytes(source.spec)
         identities = [source.identity(row_id) for row_id in ids]
         with self._lock:
             for identity in identities:  # all before anything is evicted, so that it is not one of these
@@ -163,13 +183,13 @@ class PyramidCache:
         self._bytes += size
         return True
 
-    def _read_mine(self, source: PyramidSource, plan: _Plan) -> None:
+    def _read_mine(self, source: PyramidSource, plan: _Plan[Level]) -> None:
         """Read what is missing, keep what there is room for, and hand it to the threads that wait for it."""
         ids = [row_id for row_id, _ in plan.mine.values()] + [row_id for row_id, _ in plan.direct]
         try:
-            buffers = [_buffer(source.spec) for _ in plan.mine]
+            buffers = [self._empty(source.spec) for _ in plan.mine]
             if ids:
-                source.read_into(ids, buffers + [slot for _, slot in plan.direct])
+                self._fetch(source, ids, buffers + [slot for _, slot in plan.direct])
         except BaseException as error:
             with self._lock:
                 for identity in plan.mine:
@@ -186,9 +206,18 @@ class PyramidCache:
             future.set_result(levels)
 
 
+class PyramidCache(LevelCache[Array]):
+    """A LevelCache in memory: arrays, read from the source itself."""
+
+    def _empty(self, spec: ExtractorSpec, *n: int) -> list[Array]:
+        return [np.empty((*n, *shape), spec.dtype) for shape in spec.level_shapes]
+
+    def _copy(self, target: Array, level: Array) -> None:
+        np.copyto(target, level)
+
+    def _fetch(self, source: PyramidSource, ids: Sequence[int], out: Sequence[list[Array]]) -> None:
+        source.read_into(ids, out)
+
+
 def _bytes(spec: ExtractorSpec) -> int:
     return sum(int(np.prod(shape)) for shape in spec.level_shapes) * np.dtype(spec.dtype).itemsize
-
-
-def _buffer(spec: ExtractorSpec) -> list[Array]:
-    return [np.empty(shape, spec.dtype) for shape in spec.level_shapes]

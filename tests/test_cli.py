@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,22 @@ def test_query_writes_results_maps_and_overlays(tmp_path: Path, gallery: Path, s
     extractor = sf.load_extractor("toy", options=sf.RECIPES["robust"].features)
     detector = sf.Detector(sf.Gallery.open(gallery), extractor, sf.SearchOptions(k=3, kappa=2, k_score=5))
     assert detector.query(line["path"]).image_score == pytest.approx(line["image_score"], rel=1e-6)
+
+
+def test_memory_is_given_in_mib(tmp_path: Path, gallery: Path, spade: Spade, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_images(tmp_path / "test", 1, seed=4)
+    made: list[sf.SearchOptions] = []
+    init = sf.Detector.__init__
+
+    def noted(self: sf.Detector, gallery: Any, extractor: Any, search: Any, *rest: Any) -> None:
+        made.append(search)
+        init(self, gallery, extractor, search, *rest)
+
+    monkeypatch.setattr(sf.Detector, "__init__", noted)
+    given = ("--block-mib", 1, "--cache-mib", 2, "--device-cache-mib", 3)
+    assert spade("query", gallery, tmp_path / "test", "--quiet", *given).status == 0
+    [search] = made
+    assert (search.block_bytes, search.cache_bytes, search.device_cache_bytes) == (2**20, 2 * 2**20, 3 * 2**20)
 
 
 def test_reading_with_a_small_cache_or_unverified(tmp_path: Path, gallery: Path, spade: Spade) -> None:

@@ -256,15 +256,15 @@ def test_an_exception_of_the_iterator_comes_at_its_turn(tmp_path: Path, normal: 
 
 def test_damage_in_the_gallery_is_raised_at_the_queries_turn(tmp_path: Path, normal: Path) -> None:
     detector = streaming(tmp_path, normal, cache_bytes=0)
-    paths, read, turns = sorted(make_images(tmp_path / "query", 6, seed=5).iterdir()), detector.levels, []
+    paths, read, turns = sorted(make_images(tmp_path / "query", 6, seed=5).iterdir()), detector._cache.read, []
 
-    def damaged_at_2(generation: Any, ids: Any) -> list[np.ndarray]:
+    def damaged_at_2(source: Any, ids: Any) -> list[np.ndarray]:
         turns.append(ids)
         if len(turns) == 3:
             raise sf.CorruptGalleryError("damaged")
-        return read(generation, ids)
+        return read(source, ids)
 
-    detector.levels = damaged_at_2  # type: ignore[method-assign]
+    detector._cache.read = damaged_at_2  # type: ignore[method-assign]
     stream = detector.stream(paths)
     assert [next(stream).path, next(stream).path] == [str(path) for path in paths[:2]]
     with pytest.raises(sf.CorruptGalleryError):
@@ -292,14 +292,14 @@ def test_memory_does_not_grow_with_a_stream(tmp_path: Path, normal: Path, overla
     images: list[weakref.ref[np.ndarray]] = []
     levels: list[weakref.ref[np.ndarray]] = []
     maps: list[weakref.ref[np.ndarray]] = []
-    read = detector.levels
+    read = detector._cache.read
 
-    def noted(generation: Any, ids: Any) -> list[np.ndarray]:
-        found = read(generation, ids)
+    def noted(source: Any, ids: Any) -> list[np.ndarray]:
+        found = read(source, ids)
         levels.append(weakref.ref(found[0]))
         return found
 
-    detector.levels = noted  # type: ignore[method-assign]
+    detector._cache.read = noted  # type: ignore[method-assign]
 
     def camera() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(0)

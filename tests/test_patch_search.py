@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
+from spade_faiss import devices
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.patch_search import choice, pyramid, search_patches
-from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch
+from spade_faiss.patch_search.patches import as_tensor
 
 ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
 
@@ -36,11 +37,20 @@ PYRAMIDS = {
 
 def backends() -> Iterator[Any]:
     """Each engine on each device, as (engine, device, variant of its arithmetic)."""
-    variants = {"flat": ["", "blas"], "pyramid": ["float32", "bfloat16", "torch"]}
+    variants = {"flat": ["", "blas"], "pyramid": ["float32", "bfloat16", "torch", "tensors"]}
     for engine in ENGINES:
         for variant in variants[engine]:
             yield pytest.param((engine, "cpu", variant), id="-".join(filter(None, (engine, "cpu", variant))))
-        yield pytest.param((engine, "cuda", ""), id=f"{engine}-cuda", marks=pytest.mark.gpu)
+        for variant in ("", "tensors"):
+            name = "-".join(filter(None, (engine, "cuda", variant)))
+            yield pytest.param((engine, "cuda", variant), id=name, marks=pytest.mark.gpu)
+
+
+def as_tensors(levels: Sequence[Any], device: str) -> list[torch.Tensor]:
+    """Tensors of what torch has no dtype for as well."""
+    dtypes = [np.dtype(np.float64 if level.dtype == np.longdouble else level.dtype) for level in levels]
+    native = [level.astype(dtype.newbyteorder("=")) for level, dtype in zip(levels, dtypes, strict=True)]
+    return [as_tensor(level).to(device) for level in native]
 
 
 @pytest.fixture(scope="module", params=backends())
@@ -53,18 +63,20 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
         pytest.skip("FAISS sees no GPU")
 
     def bound(query_levels: Sequence[Any], neighbour_levels: Sequence[Any], **options: Any) -> tuple[Any, Any]:
-        return search_patches(query_levels, neighbour_levels, **{"engine": engine, "device": device, **options})
+        options = {"engine": engine, "device": device, **options}
+        arrays = all(isinstance(level, np.ndarray) for level in (*query_levels, *neighbour_levels))
+        if variant == "tensors" and arrays:
+            tensors = as_tensors(query_levels, device), as_tensors(neighbour_levels, device)
+            sq_distances, matches = search_patches(*tensors, **options)
+            return sq_distances.cpu().numpy(), matches.cpu().numpy()
+        return search_patches(query_levels, neighbour_levels, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         if variant == "blas":  # what FAISS does at the size of real features, with other rounding
             patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
-        elif variant == "torch":  # what runs on a GPU
-
-            def on_cpu(*arguments: Any) -> tuple[Any, Any]:
-                return search_pyramid_torch(*arguments, "cpu")
-
-            patch.setattr(pyramid, "search_pyramid", on_cpu)
-        elif variant:  # what a machine does that multiplies bfloat16 no faster, or faster, than float32
+        elif device == "cpu" and variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
+            patch.setattr("spade_faiss.patch_search.torch_device", lambda _: "cpu:0")
+        elif variant in ("float32", "bfloat16"):  # what a machine does that multiplies bfloat16 no faster, or faster
             patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
         yield bound
 
@@ -391,6 +403,30 @@ def test_tensors_that_are_not_contiguous(search: Search) -> None:
     assert_same((sq_distances.cpu().numpy(), matches.cpu().numpy()), search(query, neighbours))
 
 
+def test_neighbours_that_are_tensors_are_searched_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, neighbours = (as_tensors(levels, "cpu") for levels in make(PYRAMIDS["indivisible"], 3, np.float16))
+    moved: list[tuple[int, ...]] = []
+
+    def noted(levels: Sequence[Any]) -> list[Any]:
+        moved.extend(tuple(level.shape) for level in levels)
+        return devices.as_arrays(levels)
+
+    monkeypatch.setattr("spade_faiss.patch_search.as_arrays", noted)
+    monkeypatch.setattr("spade_faiss.patch_search.torch_device", lambda _: "cpu:0")
+    on_device = search_patches(query, neighbours, 2, "pyramid")
+    assert moved == PYRAMIDS["indivisible"]  # the query
+    monkeypatch.undo()
+    on_host = search_patches(query, neighbours, 2, "pyramid", "cpu")
+    np.testing.assert_allclose(on_device[0], on_host[0], rtol=1e-5)
+
+
+def test_tensors_that_numpy_has_no_dtype_for_and_that_have_gradients(search: Search) -> None:
+    query, neighbours = (as_tensors(levels, "cpu") for levels in make(PYRAMIDS["halved"], 3))
+    narrow = [[level.bfloat16().requires_grad_() for level in levels] for levels in (query, neighbours)]
+    wide = [[level.detach().float().numpy() for level in levels] for levels in narrow]
+    assert_same([part.cpu().numpy() for part in search(*narrow)], search(*wide))
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 GOOD_SHAPES = [(13, 4, 5), (17, 2, 3)]  # with K = 2: 40 patches
@@ -485,6 +521,29 @@ def test_bad_features(
     with pytest.raises(FeatureError) as caught:
         search(query, neighbours)
     assert_says(str(caught.value), *names)
+
+
+def as_integers(levels: Levels) -> None:
+    levels[1] = levels[1].astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("query_change", "neighbours_change"),
+    [change[:2] for change in BAD_FEATURES.values() if not {as_torch, last_as_torch} & {*change[:2]}]
+    + [(as_integers, nothing), (nothing, as_integers)],
+)
+def test_bad_tensors_are_refused_in_the_words_for_arrays(
+    query_change: Callable[[Levels], None], neighbours_change: Callable[[Levels], None]
+) -> None:
+    query, neighbours = make(GOOD_SHAPES, 2)
+    query_change(query)
+    neighbours_change(neighbours)
+    messages = []
+    for levels in ((query, neighbours), (as_tensors(query, "cpu"), as_tensors(neighbours, "cpu"))):
+        with pytest.raises(FeatureError) as caught:
+            search_patches(*levels)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import OWN, random_features_of
 
 import spade_faiss as sf
 from spade_faiss import chunks, generation
-from spade_faiss.reading import Identity, PyramidCache, StoredPyramids
+from spade_faiss.device_cache import DeviceCache
+from spade_faiss.devices import as_arrays
+from spade_faiss.reading import Identity, LevelCache, PyramidCache, StoredPyramids
 
 SPEC = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
 SIZE = 2 * (3 * 5 * 7 + 2 * 3 * 3)  # bytes of an image
@@ -42,8 +46,21 @@ class Counted:
                 level[:] = row_id
 
 
-def assert_read(cache: PyramidCache, source: Counted, ids: Sequence[int]) -> None:
-    levels = cache.read(source, ids)
+Make = Callable[[int], LevelCache[Any]]
+
+
+@pytest.fixture(params=["memory", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def make(request: pytest.FixtureRequest) -> Make:
+    """A cache of a bound, in memory, or on a torch device over one in memory that keeps nothing."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    if request.param == "memory":
+        return PyramidCache
+    return lambda limit: DeviceCache(limit, request.param, PyramidCache(0))
+
+
+def assert_read(cache: LevelCache[Any], source: Counted, ids: Sequence[int]) -> None:
+    levels = as_arrays(cache.read(source, ids))
     assert [level.shape for level in levels] == [(len(ids), *shape) for shape in SPEC.level_shapes]
     for level in levels:
         assert level.dtype == SPEC.dtype
@@ -52,8 +69,8 @@ def assert_read(cache: PyramidCache, source: Counted, ids: Sequence[int]) -> Non
     assert cache.bytes <= cache.limit
 
 
-def test_what_was_read_is_not_read_again() -> None:
-    cache, source = PyramidCache(100 * SIZE), Counted()
+def test_what_was_read_is_not_read_again(make: Make) -> None:
+    cache, source = make(100 * SIZE), Counted()
     assert_read(cache, source, [4, 1, 4])
     assert_read(cache, source, [1, 2, 4])
     assert source.asked == [4, 1, 2]
@@ -61,8 +78,8 @@ def test_what_was_read_is_not_read_again() -> None:
     assert_read(cache, source, [])
 
 
-def test_what_was_needed_least_lately_goes_first() -> None:
-    cache, source = PyramidCache(3 * SIZE + SIZE - 1), Counted()
+def test_what_was_needed_least_lately_goes_first(make: Make) -> None:
+    cache, source = make(3 * SIZE + SIZE - 1), Counted()
     assert_read(cache, source, [0, 1, 2])
     assert_read(cache, source, [0])  # now 1 is the oldest
     assert_read(cache, source, [3])
@@ -74,8 +91,8 @@ def test_what_was_needed_least_lately_goes_first() -> None:
     assert source.asked == [1]
 
 
-def test_a_read_does_not_evict_what_it_needs_itself() -> None:
-    cache, source = PyramidCache(3 * SIZE), Counted()
+def test_a_read_does_not_evict_what_it_needs_itself(make: Make) -> None:
+    cache, source = make(3 * SIZE), Counted()
     assert_read(cache, source, [0, 1, 2])
     assert_read(cache, source, [5, 6, 2, 7])
     assert source.asked == [0, 1, 2, 5, 6, 7]
@@ -85,16 +102,21 @@ def test_a_read_does_not_evict_what_it_needs_itself() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, SIZE - 1])
-def test_without_room_everything_is_read(limit: int) -> None:
-    cache, source = PyramidCache(limit), Counted()
+def test_without_room_everything_is_read(make: Make, limit: int) -> None:
+    cache, source = make(limit), Counted()
     for _ in range(2):
         assert_read(cache, source, [3, 1])
     assert source.asked == [3, 1, 3, 1]
     assert (len(cache), cache.bytes, cache.hits) == (0, 0, 0)
 
 
-def test_what_is_returned_is_the_callers_own() -> None:
-    cache, source = PyramidCache(10 * SIZE), Counted()
+def test_what_fits(make: Make) -> None:
+    cache = make(3 * SIZE)
+    assert [cache.fits(Counted(), n) for n in (0, 3, 4)] == [True, True, False]
+
+
+def test_what_is_returned_is_the_callers_own(make: Make) -> None:
+    cache, source = make(10 * SIZE), Counted()
     for _ in range(2):  # as it was read, and from the cache
         for level in cache.read(source, [2]):
             level[:] = 99
@@ -102,8 +124,19 @@ def test_what_is_returned_is_the_callers_own() -> None:
     assert source.asked == [2]
 
 
-def test_a_read_that_fails_leaves_nothing_behind() -> None:
-    cache, source = PyramidCache(10 * SIZE), Counted(broken=[5])
+def test_a_device_is_filled_from_memory() -> None:
+    memory, source = PyramidCache(10 * SIZE), Counted()
+    cache = DeviceCache(2 * SIZE, "cpu", memory)
+    for ids in ([0, 1], [2, 3], [1, 2, 0]):
+        assert_read(cache, source, ids)
+        assert {level.device.type for level in cache.read(source, ids)} == {"cpu"}
+    assert source.asked == [0, 1, 2, 3]
+    assert len(cache) == 2
+    assert memory.hits > 0
+
+
+def test_a_read_that_fails_leaves_nothing_behind(make: Make) -> None:
+    cache, source = make(10 * SIZE), Counted(broken=[5])
     for _ in range(2):
         with pytest.raises(sf.CorruptGalleryError, match="image 5"):
             cache.read(source, [4, 5])
@@ -111,8 +144,8 @@ def test_a_read_that_fails_leaves_nothing_behind() -> None:
     assert_read(cache, source, [4])
 
 
-def test_threads_that_need_the_same_read_it_once() -> None:
-    cache, source = PyramidCache(100 * SIZE), Counted(delay=0.005)
+def test_threads_that_need_the_same_read_it_once(make: Make) -> None:
+    cache, source = make(100 * SIZE), Counted(delay=0.005)
     start = threading.Barrier(8)
 
     def read(shift: int) -> None:
@@ -124,9 +157,9 @@ def test_threads_that_need_the_same_read_it_once() -> None:
     assert sorted(source.asked) == list(range(8))
 
 
-def test_an_error_is_that_of_the_thread_that_reads() -> None:
+def test_an_error_is_that_of_the_thread_that_reads(make: Make) -> None:
     """One that waited for another tries for itself."""
-    cache, source = PyramidCache(100 * SIZE), Counted(delay=0.05, broken=[5])
+    cache, source = make(100 * SIZE), Counted(delay=0.05, broken=[5])
     started = threading.Event()
 
     def first() -> None:
@@ -142,8 +175,8 @@ def test_an_error_is_that_of_the_thread_that_reads() -> None:
             failing.result()
 
 
-def test_threads_that_evict_each_others_images_get_what_they_asked_for() -> None:
-    cache, source = PyramidCache(7 * SIZE), Counted()
+def test_threads_that_evict_each_others_images_get_what_they_asked_for(make: Make) -> None:
+    cache, source = make(7 * SIZE), Counted()
 
     def read(seed: int) -> None:
         rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import faiss_device, torch_device
+from ..devices import as_arrays, faiss_device, torch_device
 from ..errors import FeatureError, OptionError
 from ..features import Array, all_finite
 from ..options import SearchOptions
@@ -36,7 +36,7 @@ def search_patches(
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: how many nearest patches.
         engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto" takes the one
-            that is expected to be faster.
+            that is expected to be faster, on a GPU always "flat": nothing has been measured there.
         device: auto, cpu, cuda, cuda:N; None: auto.
         block_bytes: the most that the flat engine's temporary gallery may take at a time; at least one neighbour.
 
@@ -44,11 +44,13 @@ def search_patches(
         sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour, row, column).
         Ties are in the order of neighbour, row, column. NumPy for NumPy, torch (on the same device) for torch.
 
+    Neighbours' tensors stay where they are for "pyramid" on a GPU; all other ways go over arrays on the host.
+
     Raises:
         FeatureError: shapes that do not fit each other, NaN or infinity.
         OptionError: an unknown engine, or kappa larger than the number of gallery patches.
     """
-    query, gallery, like = _as_numpy(query_levels, neighbour_levels)
+    query, gallery, like = _as_levels(query_levels, neighbour_levels)
     _check(query, gallery, kappa)
     if engine not in ("auto", *ENGINES):
         raise OptionError(f"engine: expected auto or {' or '.join(ENGINES)}, found {engine!r}")
@@ -65,7 +67,7 @@ def search_patches(
 
 
 def _search(
-    engine: str, query: list[Array], gallery: list[Array], kappa: int, device: str | None, block_bytes: int
+    engine: str, query: list[Array], gallery: list[Any], kappa: int, device: str | None, block_bytes: int
 ) -> tuple[Array, Array]:
     """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
     if engine == "auto":  # on a GPU FAISS is the one that is known to be fast
@@ -75,19 +77,19 @@ def _search(
     if engine == "flat":
         from .flat import search_flat
 
-        return search_flat(query, gallery, kappa, faiss_device(device), block_bytes)
+        return search_flat(query, as_arrays(gallery), kappa, faiss_device(device), block_bytes)
     where = torch_device(device)
     if where == "cpu":
         from .pyramid import search_pyramid
 
-        return search_pyramid(query, gallery, kappa)
+        return search_pyramid(query, as_arrays(gallery), kappa)
     from .pyramid_torch import search_pyramid_torch
 
     return search_pyramid_torch(query, gallery, kappa, where)
 
 
-def _as_numpy(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array], list[Array], Any]:
-    """Return both pyramids as NumPy arrays, and the torch device that they came from, or None."""
+def _as_levels(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array], list[Any], Any]:
+    """Return the query as arrays, the gallery as arrays or tensors, and the torch device they came from, or None."""
     arrays = [*query, *gallery]
     if all(isinstance(array, np.ndarray) for array in arrays):
         native = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
@@ -102,12 +104,20 @@ def _as_numpy(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array]
     devices = {array.device for array in arrays}
     if len(devices) > 1:
         raise FeatureError(f"levels: expected one device, found {' and '.join(sorted(map(str, devices)))}")
-    # NumPy has no bfloat16, which float32 holds exactly.
-    moved = [(array.float() if array.dtype == torch.bfloat16 else array).detach().cpu().numpy() for array in arrays]
-    return moved[: len(query)], moved[len(query) :], devices.pop()
+    # The query is small, and its channels' means are taken on the host.
+    return as_arrays(query), [tensor.detach() for tensor in gallery], devices.pop()
 
 
-def _check(query: list[Array], gallery: list[Array], kappa: int) -> None:
+def _is_finite(level: Any) -> bool:
+    if isinstance(level, np.ndarray):
+        return all_finite(level)
+    import torch
+
+    # As all_finite, where the level is.
+    return bool(level.sum(dtype=torch.float32).isfinite() or level.isfinite().all())
+
+
+def _check(query: list[Array], gallery: list[Any], kappa: int) -> None:
     if not query or len(query) != len(gallery):
         raise FeatureError(
             f"levels: expected as many for the neighbours as for the query, found {len(gallery)} and {len(query)}"
@@ -117,18 +127,20 @@ def _check(query: list[Array], gallery: list[Array], kappa: int) -> None:
         if level.ndim != 3 or others.ndim != 4 or others.shape[1:] != level.shape or len(others) != k:
             raise FeatureError(
                 f"level {number}: expected (c, h, w) for the query and ({k}, c, h, w) for the neighbours, "
-                f"found {level.shape} and {others.shape}"
+                f"found {level.shape} and {tuple(others.shape)}"
             )
         if 0 in level.shape or k == 0:
-            raise FeatureError(f"level {number}: expected sizes >= 1, found {level.shape} and {others.shape}")
+            raise FeatureError(f"level {number}: expected sizes >= 1, found {level.shape} and {tuple(others.shape)}")
         if level.shape[1] > query[0].shape[1] or level.shape[2] > query[0].shape[2]:
             raise FeatureError(
                 f"level {number}: expected the finest level first, found {level.shape} after {query[0].shape}"
             )
         for what, array in (("query", level), ("neighbours", others)):
-            if array.dtype.kind != "f":
-                raise FeatureError(f"level {number} of the {what}: expected floats, found {array.dtype}")
-            if not all_finite(array):
+            is_float = array.dtype.kind == "f" if isinstance(array, np.ndarray) else array.is_floating_point()
+            if not is_float:
+                found = str(array.dtype).removeprefix("torch.")
+                raise FeatureError(f"level {number} of the {what}: expected floats, found {found}")
+            if not _is_finite(array):
                 raise FeatureError(f"level {number} of the {what}: expected finite values, found NaN or infinity")
     patches = k * query[0].shape[1] * query[0].shape[2]
     if not isinstance(kappa, (int, np.integer)) or not 1 <= kappa <= patches:

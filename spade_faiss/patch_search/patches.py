@@ -22,8 +22,10 @@ def shift_of(level: Array) -> torch.Tensor:
     return torch.from_numpy(means).float()
 
 
-def as_tensor(level: Array) -> torch.Tensor:
-    """Return a level as a tensor, of the same memory where torch can."""
+def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:
+    """Return a level as a contiguous tensor, of the same memory where torch can."""
+    if isinstance(level, torch.Tensor):
+        return level.contiguous()
     level = np.ascontiguousarray(level)
     # A copy where torch would warn that it could be used to write into a read-only array.
     return torch.from_numpy(level if level.flags.writeable else level.copy())

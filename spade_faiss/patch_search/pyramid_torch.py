@@ -1,12 +1,13 @@
 """The pyramid engine in plain torch, for a GPU; see pyramid.py for the identity and the bound of what rounding hides.
 
 The query's levels are upsampled before the products, whose upsampling then concerns the gallery's rows and columns
-only. Products are in float32, of a band of one neighbour's rows at a time.
+only. Products are in float32, of a band of one neighbour's rows at a time. Neighbours that are tensors on the device
+are searched where they are; arrays are uploaded one neighbour at a time, when they are needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from .flat import SPARE
 from .patches import as_tensor, shift_of, taps
 from .plan import BFLOAT16, Floats, Ints
 
+Levels = Sequence[Array | torch.Tensor]
+
 TILE = 2**25  # pairs of patches compared at a time: 128 MiB
 
 
-def search_pyramid_torch(query: list[Array], gallery: list[Array], kappa: int, device: str) -> tuple[Floats, Ints]:
+def search_pyramid_torch(query: list[Array], gallery: Levels, kappa: int, device: str) -> tuple[Floats, Ints]:
     """Search all neighbours on a torch device; see pyramid.search_pyramid."""
     search = _Search(query, gallery, kappa, device)
     search.choose()
@@ -36,7 +39,7 @@ def search_pyramid_torch(query: list[Array], gallery: list[Array], kappa: int, d
 
 
 class _Search:
-    def __init__(self, query: list[Array], gallery: list[Array], kappa: int, device: str) -> None:
+    def __init__(self, query: list[Array], gallery: Levels, kappa: int, device: str) -> None:
         self.gallery, self.device, self.grid = gallery, torch.device(device), query[0].shape[1:]
         self.shifts = [shift_of(level).to(self.device) for level in query]
         self.parts = self._upsampled(query)
@@ -54,13 +57,13 @@ class _Search:
         ]
         self.best, self.best_at = np.full((patches, kappa), np.inf, np.float32), np.full((patches, kappa), -1, np.int64)
 
-    def _native(self, levels: list[Array]) -> list[torch.Tensor]:
+    def _native(self, levels: Levels) -> list[torch.Tensor]:
         """Load levels [(c, h, w), ...] onto the device, shifted."""
         return [
             (as_tensor(level).to(self.device) - shift).float() for level, shift in zip(levels, self.shifts, strict=True)
         ]
 
-    def _upsampled(self, levels: list[Array]) -> list[torch.Tensor]:
+    def _upsampled(self, levels: Levels) -> list[torch.Tensor]:
         """Load levels and upsample them to (c, h * w)."""
         return [self._resize(level[None])[0].flatten(1) for level in self._native(levels)]
 
