@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .devices import faiss_device, free_gpu_bytes, gpu_lock, gpu_number, gpu_res
 from .errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from .features import Array
 from .index_kinds import choose
-from .index_training import ImageFeatures, train, tune, variances
+from .index_training import ImageFeatures, Principal, train, tune
 from .manifest import IndexFacts
 from .options import MIB, IndexOptions
 from .rows import Ids
@@ -63,8 +64,11 @@ class ImageIndex:
             OptionError: the kind cannot be made of so few images.
         """
         n = len(features)
-        kind = choose(options, n, d, lambda: variances(features) if n else np.ones(d))
-        index = faiss.index_factory(d, kind.factory)
+        principal = lru_cache(lambda: Principal.of(features))
+        kind = choose(options, n, d, lambda: principal().variances if n else np.ones(d))
+        index = faiss.index_factory(kind.dimensions or d, kind.inner)
+        if kind.dimensions:
+            index = faiss.IndexPreTransform(principal().transform(kind.dimensions), index)
         if not index.is_trained and n:
             train(index, features, options, kind.factory)
         built = cls(index, options, IndexFacts(kind.factory, kind.reason, mapped=kind.mapped), features)

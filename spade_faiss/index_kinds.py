@@ -31,7 +31,13 @@ class Kind:
 
     factory: str
     reason: str
+    dimensions: int | None = None  # principal ones, that the factory string begins with; None: it does not
     mapped: bool = False  # its lists stay in the file, from where the system reads what a search visits
+
+    @property
+    def inner(self) -> str:
+        """The factory string of what comes after the principal dimensions."""
+        return self.factory.partition(",")[2] if self.dimensions else self.factory
 
 
 def choose(options: IndexOptions, n: int, d: int, spectrum: Spectrum) -> Kind:
@@ -49,21 +55,23 @@ def choose(options: IndexOptions, n: int, d: int, spectrum: Spectrum) -> Kind:
     if name == "ivf":
         return Kind(f"{_lists(options, n)},Flat", f"ivf: {exact}, searched by lists")
     m = principal_dimensions(spectrum(), d)
-    first, kept = (f"PCA{m},", f"{m} of {d} dimensions keep {VARIANCE:.0%} of the variance") if m < d else ("", exact)
+    dims, first, kept = None, "", f"fewer than {d} dimensions would lose too much"
+    if m < d:
+        dims, first, kept = m, f"PCA{m},", f"{m} of {d} dimensions keep {VARIANCE:.0%} of the variance"
     if name == "hnsw":
-        return Kind(f"{first}HNSW32_SQ8", f"hnsw over 8-bit codes: {kept}; candidates are compared exactly")
+        return Kind(f"{first}HNSW32_SQ8", f"hnsw over 8-bit codes: {kept}; candidates are compared exactly", dims)
     lists, then = _lists(options, n), "candidates are compared exactly, with the stored image features"
     scalar, sizes = f"{first}{lists},SQ8", {m: _bytes(n, m)}
     sizes |= {max(1, m // step): _bytes(n, m // step) for step in PQ_BYTES if m % step == 0}
     if name == "ivf-sq" or (name == "auto" and sizes[m] <= memory):
-        return Kind(scalar, f"ivf-sq: {exact}; {kept}, in 8-bit codes {_size(sizes[m])} of memory; {then}")
+        return Kind(scalar, f"ivf-sq: {exact}; {kept}, in 8-bit codes {_size(sizes[m])} of memory; {then}", dims)
     fitting = [code for code in sorted(sizes, reverse=True) if code < m and sizes[code] <= memory]
     if fitting or name == "ivf-pq":
         code = fitting[0] if fitting else min(sizes)
         reason = f"ivf-pq: 8-bit codes would take {_size(sizes[m])}, these {_size(sizes[code])}; {kept}; {then}"
-        return Kind(f"{first}{lists},PQ{code}", reason)
+        return Kind(f"{first}{lists},PQ{code}", reason, dims)
     reason = f"ivf-sq in the file: {_size(sizes[m])} of codes for {_size(memory)} of memory, read as they are needed"
-    return Kind(scalar, f"{reason}; {then}", mapped=True)
+    return Kind(scalar, f"{reason}; {then}", dims, mapped=True)
 
 
 def principal_dimensions(variances: Array, d: int) -> int:
