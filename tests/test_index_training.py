@@ -1,0 +1,232 @@
+"""Indexes at size, at a small one: what auto takes, its recall, exact distances, growth, files that stay on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_image_index import Held, brute_force
+
+import spade_faiss as sf
+from spade_faiss import index_kinds, writing
+from spade_faiss.errors import OptionError
+from spade_faiss.features import Features
+from spade_faiss.image_index import ImageIndex
+from spade_faiss.index_training import tune
+
+N, D, K = 3000, 96, 50
+
+
+@pytest.fixture(autouse=True)
+def _large_from_a_few_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_kinds, "IVF_FROM", 500)
+    monkeypatch.setattr(writing, "IVF_FROM", 500)
+
+
+def low_dimensional(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Clusters in 12 of 96 dimensions, and some noise in all."""
+    frame = np.random.default_rng(7)
+    centres, directions = frame.normal(size=(20, D)) * 2, frame.normal(size=(12, D))
+    values = centres[rng.integers(20, size=n)] + rng.normal(size=(n, 12)) @ directions
+    return (values + 0.1 * rng.normal(size=(n, D))).astype(np.float32)
+
+
+@pytest.fixture
+def xb(rng: np.random.Generator) -> np.ndarray:
+    return low_dimensional(rng, N)
+
+
+@pytest.fixture
+def xq(rng: np.random.Generator, xb: np.ndarray) -> np.ndarray:
+    return low_dimensional(rng, 100)
+
+
+def build(xb: np.ndarray, **options: Any) -> ImageIndex:
+    return ImageIndex.build(Held(xb), xb.shape[1], sf.IndexOptions(device="cpu", **options))
+
+
+def recall(index: ImageIndex, xq: np.ndarray, xb: np.ndarray, k: int = K) -> float:
+    pairs = zip(index.search(xq, k)[0], brute_force(xq, xb, k)[0], strict=True)
+    return float(np.mean([np.isin(found, true).mean() for found, true in pairs]))
+
+
+@pytest.mark.parametrize("kind", ["auto", "ivf", "ivf-sq", "ivf-pq", "hnsw"])
+@pytest.mark.parametrize("target", [0.8, 0.99])
+def test_the_recall_asked_for_is_had(xb: np.ndarray, xq: np.ndarray, kind: str, target: float) -> None:
+    index = build(xb, kind=kind, recall=target)
+    assert index.facts.recall is not None
+    assert index.facts.recall >= target
+    assert recall(index, xq, xb) >= target - 0.02  # of other images than it was measured on
+    assert index.facts.k == K
+
+
+def test_less_recall_is_less_work(xb: np.ndarray) -> None:
+    few, many = (build(xb, kind="ivf-sq", recall=target).facts for target in (0.5, 0.99))
+    assert few.nprobe is not None
+    assert many.nprobe is not None
+    assert few.nprobe < many.nprobe < 76  # of as many lists
+
+
+def test_distances_are_exact_whatever_chose_the_images(xb: np.ndarray, xq: np.ndarray) -> None:
+    for kind in ("ivf-sq", "ivf-pq", "hnsw"):
+        ids, sq_distances = build(xb, kind=kind).search(xq, 10)
+        exact = ((xb[ids].astype(np.float64) - xq[:, None]) ** 2).sum(axis=2)
+        np.testing.assert_allclose(sq_distances, exact, rtol=1e-5)
+        assert (np.diff(sq_distances, axis=1) >= 0).all()
+        assert build(xb, kind=kind).search(xb[:5], 1)[1].tolist() == [[0]] * 5  # an image and itself
+
+
+def test_removed_images_are_replaced_by_the_next(xb: np.ndarray, xq: np.ndarray, rng: np.random.Generator) -> None:
+    removed = rng.random(N) < 0.6
+    index = build(xb, recall=1.0)
+    without = np.flatnonzero(~removed)[:3]
+    ids, _ = index.search(xq, 10, without, removed=removed)
+    expected, _ = brute_force(xq, xb, 10, [*np.flatnonzero(removed), *without])
+    assert not removed[ids].any()
+    assert not np.isin(ids, without).any()
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(ids, expected, strict=True)]) > 0.98
+
+
+def test_images_that_are_all_equal(xq: np.ndarray) -> None:
+    index = build(np.ones((N, D), np.float32))
+    assert index.facts.recall is None  # whatever it finds is right
+    ids, sq_distances = index.search(np.ones((2, D), np.float32), 20)
+    assert sq_distances.max() == 0
+    assert all(len(set(row)) == 20 for row in ids.tolist())
+
+
+def test_images_that_are_all_there_several_times(rng: np.random.Generator) -> None:
+    xb = np.repeat(low_dimensional(rng, N // 60), 60, axis=0)
+    found = build(xb).facts.recall
+    assert found is None or found >= 0.99
+
+
+def test_a_given_nprobe_is_kept(xb: np.ndarray) -> None:
+    facts = build(xb, kind="ivf-sq", nprobe=1).facts
+    assert facts.nprobe == 1
+    assert facts.recall is not None
+    assert facts.recall < 0.99
+
+
+def test_the_same_images_are_tuned_alike(xb: np.ndarray) -> None:
+    assert build(xb).facts == build(xb).facts
+
+
+def test_recall_is_of_the_images_and_not_of_the_index(xb: np.ndarray) -> None:
+    """A search that always finds the first k has the recall that these are worth."""
+    xb = xb[np.argsort(xb[:, 0])]
+
+    def first(queries: np.ndarray, many: int, nprobe: int) -> np.ndarray:
+        return np.tile(np.arange(many), (len(queries), 1))
+
+    assert tune(first, None, False, Held(xb), 0.99).recall == pytest.approx(K / N, abs=0.05)
+
+
+def test_lists_that_stay_in_the_file(tmp_path: Path, xb: np.ndarray, xq: np.ndarray) -> None:
+    index = build(xb, memory=1)
+    assert index.facts.mapped
+    checksum = index.save(tmp_path / "i.faiss")
+    options = sf.IndexOptions(device="cpu", memory=1)
+    arguments = (tmp_path / "i.faiss", checksum, D, options, index.facts)
+    mapped, grown = (ImageIndex.load(*arguments, Held(xb), grows=grows) for grows in (False, True))
+    for found, expected in zip(mapped.search(xq, K), index.search(xq, K), strict=True):
+        assert found.tobytes() == expected.tobytes()
+    more = xq[:40]  # a mapped one cannot grow: what is added is searched beside it
+    for one in (mapped, grown):
+        one._features = Held(np.concatenate([xb, more]))
+        one.add(more[:30])
+        one.add(more[30:])
+        assert len(one) == N + 40
+        assert one.search(more, 1)[0][:, 0].tolist() == [*range(N, N + 40)]
+    found, expected = mapped.search(xq[40:], K)[0], grown.search(xq[40:], K)[0]
+    assert (found == expected).mean() > 0.98
+    grown.save(tmp_path / "j.faiss")
+
+
+def gallery_of(path: Path, xb: np.ndarray, **options: Any) -> sf.Gallery:
+    spec = sf.ExtractorSpec("own", ((1, 1, 1),), D)
+    gallery = sf.Gallery.create(path, spec, sf.IndexOptions(device="cpu", **options), shard_bytes=200_000)
+    append(gallery, xb, 0)
+    return gallery
+
+
+def append(gallery: sf.Gallery, xb: np.ndarray, start: int) -> None:
+    keys = [f"{number:05d}" for number in range(start, start + len(xb))]
+    gallery.append(keys, Features(xb, [np.zeros((len(xb), 1, 1, 1), np.float16)]))
+
+
+def test_adding_grows_the_index_and_reindex_builds_it_anew(
+    tmp_path: Path, rng: np.random.Generator, xb: np.ndarray, xq: np.ndarray
+) -> None:
+    gallery = gallery_of(tmp_path / "g", xb[:1000])
+    lists, reader = gallery.index_state(), sf.Gallery.open(tmp_path / "g", "cpu")
+    assert lists.entry is not None
+    assert (lists.entry.trained, lists.outgrown) == (1000, ())
+    assert "IVF25,SQ8" in str(lists)
+    append(gallery, xb[1000:], 1000)
+    grown = gallery.index_state()
+    assert grown.entry is not None
+    assert (grown.entry.images, grown.entry.trained) == (3000, 1000)  # with the lists that there were
+    assert grown.outgrown == ()  # 3000 are few to FAISS: nobody gains by other lists
+    expected = reader.search(xq, 10)
+    state = gallery.reindex()
+    assert state.entry is not None
+    assert state.entry.trained == 3000
+    assert "IVF76,SQ8" in state.entry.facts.factory
+    for found, before in zip(reader.search(xq, 10), expected, strict=True):  # in its own generation still
+        assert found.tobytes() == before.tobytes()
+    reader.refresh()
+    assert recall_of(reader, xq, xb) >= 0.97
+    assert reader.verify() == []
+
+
+def recall_of(gallery: sf.Gallery, xq: np.ndarray, xb: np.ndarray) -> float:
+    pairs = zip(gallery.search(xq, K)[0], brute_force(xq, xb, K)[0], strict=True)
+    return float(np.mean([np.isin(found, true).mean() for found, true in pairs]))
+
+
+def test_info_says_when_the_index_was_outgrown(
+    tmp_path: Path, rng: np.random.Generator, xb: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spade_faiss.index_state.IVF_FROM", 500)
+    gallery = gallery_of(tmp_path / "g", xb[:1000])
+    elsewhere = np.full((1500, D), 40, np.float32) + low_dimensional(rng, 1500) * 0.01
+    append(gallery, elsewhere, 1000)  # all in one list
+    state = gallery.index_state()
+    assert [text.split()[0] for text in state.outgrown] == ["2500", "lists"]
+    assert "2500 images, built for 1000" in str(state)
+    assert gallery.info()["index"]["outgrown"] == list(state.outgrown)
+    assert gallery.reindex().outgrown == ()
+
+
+def test_reindex_to_another_kind_and_back(tmp_path: Path, xb: np.ndarray, xq: np.ndarray) -> None:
+    gallery = gallery_of(tmp_path / "g", xb)
+    for kind, factory in (("flat", "Flat"), ("ivf-pq", "IVF76,PQ16"), ("HNSW8", "HNSW8"), ("auto", "IVF76,SQ8")):
+        assert factory in gallery.reindex(kind).entry.facts.factory  # type: ignore[union-attr]
+        assert gallery.info()["index"]["kind"] == kind
+        assert recall_of(gallery, xq, xb) >= 0.95
+    gallery.reindex(memory=50_000)
+    assert "PQ" in gallery.info()["index"]["factory"]
+    assert gallery.info()["index"]["memory"] == 50_000
+
+
+def test_a_recall_that_cannot_be_had_is_refused_and_says_what_can(tmp_path: Path, xb: np.ndarray) -> None:
+    gallery = gallery_of(tmp_path / "g", xb)
+    before, generation = gallery.index_state(), gallery.generation
+    with pytest.raises(OptionError, match=r"expected a recall of 0\.999, found 0\.\d+ of PCA32,IVF76,SQ8 \(1 lists vis"):
+        gallery.reindex("ivf-sq", recall=0.999, nprobe=1)
+    with pytest.raises(OptionError, match="FAISS factory string"):
+        gallery.reindex("nonsense")
+    assert (gallery.index_state(), gallery.generation) == (before, generation)
+    assert {path.name for path in (tmp_path / "g" / "index").iterdir() if path.suffix == ".faiss"} == {
+        Path(before.entry.file).name  # type: ignore[union-attr]
+    }
+
+
+def test_building_with_a_recall_out_of_reach_says_so_in_info(tmp_path: Path, xb: np.ndarray) -> None:
+    state = gallery_of(tmp_path / "g", xb, kind="ivf-sq", nprobe=1).index_state()
+    [why] = state.outgrown
+    assert why.startswith("recall 0.")
+    assert why.endswith("less than the 0.99 wanted")
