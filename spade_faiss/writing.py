@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,21 +222,21 @@ class GalleryWriter:
         """
         self.commit()
         old, manifest = self.generation, self.generation.manifest
-        rewrite = [
+        rewrite = {
             number
             for number, entry in enumerate(manifest.shards)
             if entry.removed or entry.bytes < manifest.shard_bytes // 2
-        ]
+        }
         if not any(manifest.shards[number].removed for number in rewrite) and len(rewrite) < 2:
             return 0
-        for number in rewrite:
+        for number in sorted(rewrite):
             shard, entry = old.shard(number), manifest.shards[number]
             image = shard.image_features()
             for row in sorted(set(range(entry.images)) - set(entry.removed)):
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
                 self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
         self._finish_shard()
-        kept = [entry for number, entry in enumerate(manifest.shards) if number not in set(rewrite)]
+        kept = [entry for number, entry in enumerate(manifest.shards) if number not in rewrite]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
         # Ids are counted anew, so the old index is of no use to the new generation.
         self._publish(replace(manifest, shards=(*kept, *self._finished), index=None))
@@ -319,7 +320,7 @@ def _with_tombstones(shards: Sequence[ShardEntry], ids: set[int]) -> list[ShardE
 def _check_keys(keys: Sequence[str], n: int) -> None:
     _check_texts("keys", keys, n)
     if len(set(keys)) != n:
-        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        twice = next(key for key, times in Counter(keys).items() if times > 1)
         raise FeatureError(f"keys: expected each once, found {twice!r} twice")
 
 

@@ -293,6 +293,15 @@ def test_keys_that_are_no_names_are_refused_whole(
     assert named(gallery.path) == before
 
 
+def test_one_key_twice_among_very_many_is_refused_at_once(tmp_path: Path) -> None:
+    """Comparing each with all before it would take the rest of the day."""
+    n, spec = 500_000, sf.ExtractorSpec(name="tiny", level_shapes=((1, 1, 1),), image_dim=1)
+    keys = [*map(str, range(n - 1)), str(n - 2)]
+    features = sf.Features(np.zeros((n, 1), np.float32), [np.zeros((n, 1, 1, 1), np.float16)])
+    with pytest.raises(sf.FeatureError, match=f"'{n - 2}' twice"):
+        create(tmp_path / "g", spec).append(keys, features)
+
+
 @pytest.mark.parametrize(
     "digests",
     [["a"], ["a", 7], ["a", "b\0"], ["a", "\udcff"]],
