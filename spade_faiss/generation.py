@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import chunks
 from .errors import CorruptGalleryError, FeatureError, OptionError
@@ -48,12 +49,20 @@ class Generation:
     @cached_property
     def removed(self) -> Ids:
         """Ids of removed images, ascending."""
-        rows = [
-            start + row
-            for start, shard in zip(self._starts, self.manifest.shards, strict=False)
-            for row in shard.removed
-        ]
-        return np.array(rows, np.int64)
+        return np.flatnonzero(self.removed_mask)
+
+    @cached_property
+    def removed_mask(self) -> NDArray[np.bool_]:
+        """For each id whether that image was removed, (rows,)."""
+        mask = np.zeros(self.manifest.rows, np.bool_)
+        for start, shard in zip(self._starts, self.manifest.shards, strict=False):
+            if shard.removed:
+                mask[start : start + shard.images] = shard.removed_mask
+        return mask
+
+    def ids(self) -> Ids:
+        """Return the ids of all images but the removed ones, ascending."""
+        return np.flatnonzero(~self.removed_mask)
 
     @cached_property
     def id_of(self) -> dict[str, int]:
@@ -169,8 +178,8 @@ class Generation:
                 yield block[max(0, start - first) :]
 
     def _locate(self, row_id: int) -> tuple[int, int]:
-        if not 0 <= row_id < self.manifest.rows:
-            raise OptionError(f"ids: expected 0 to {self.manifest.rows - 1}, found {row_id}")
+        if not 0 <= row_id < self._starts[-1]:
+            raise OptionError(f"ids: expected 0 to {self._starts[-1] - 1}, found {row_id}")
         number = bisect_right(self._starts, row_id) - 1
         return number, int(row_id) - self._starts[number]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import xxhash
 
 from .errors import FeatureError, GalleryError, KeyConflictError, OptionError
@@ -211,7 +212,7 @@ class GalleryWriter:
         self._finish_shard()
         if self._finished or self._tombstones:
             manifest = self.generation.manifest
-            shards = _with_tombstones(manifest.shards, self._tombstones)
+            shards = _with_tombstones(self.generation, self._tombstones)
             self._publish(replace(manifest, shards=(*shards, *self._finished)))
 
     def compact(self) -> int:
@@ -227,12 +228,12 @@ class GalleryWriter:
             for number, entry in enumerate(manifest.shards)
             if entry.removed or entry.bytes < manifest.shard_bytes // 2
         }
-        if not any(manifest.shards[number].removed for number in rewrite) and len(rewrite) < 2:
+        if not manifest.removed and len(rewrite) < 2:
             return 0
         for number in sorted(rewrite):
-            shard, entry = old.shard(number), manifest.shards[number]
+            shard = old.shard(number)
             image = shard.image_features()
-            for row in sorted(set(range(entry.images)) - set(entry.removed)):
+            for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
                 self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
         self._finish_shard()
@@ -308,13 +309,12 @@ def create_folder(folder: Path, manifest: Manifest) -> None:
             raise
 
 
-def _with_tombstones(shards: Sequence[ShardEntry], ids: set[int]) -> list[ShardEntry]:
-    marked, start = [], 0
-    for shard in shards:
-        rows = {row_id - start for row_id in ids if start <= row_id < start + shard.images}
-        marked.append(replace(shard, removed=tuple(sorted({*shard.removed, *rows}))) if rows else shard)
-        start += shard.images
-    return marked
+def _with_tombstones(generation: Generation, ids: set[int]) -> list[ShardEntry]:
+    rows: dict[str, list[int]] = {}
+    for file, row in map(generation.identity, ids):
+        rows.setdefault(file, []).append(row)
+    shards = generation.manifest.shards
+    return [shard.without(rows[shard.file]) if shard.file in rows else shard for shard in shards]
 
 
 def _check_keys(keys: Sequence[str], n: int) -> None:
