@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 # Names are made here and matched whole: nothing in a manifest can point outside its folder.
 SHARD_NAME = re.compile(r"shards/\d{6,9}\.h5")
 INDEX_NAME = re.compile(r"index/image-\d{6,9}\.faiss")
+KEYS_NAME = re.compile(r"index/keys-\d{6,9}\.npy")
 HEX = re.compile(r"([0-9a-f]{2})*")
 
 Bits = bytes  # within the classes below, bytes is a number of them
@@ -75,6 +76,16 @@ class IndexEntry:
 
 
 @dataclass(frozen=True)
+class KeysEntry:
+    """The file of the key table, which tells the ids 0 to images - 1 by their keys."""
+
+    file: str
+    images: int
+    bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One generation of a gallery. The id of an image is its row, counted through all shards in this order."""
 
@@ -85,6 +96,7 @@ class Manifest:
     next_shard: int = 0  # numbers are never used again: a reader of an older generation may still read that name
     shards: tuple[ShardEntry, ...] = ()
     index: IndexEntry | None = None
+    keys: KeysEntry | None = None
     created_by: str = ""
     recipe: str | None = None  # whose query options are the gallery's defaults; None: the plain defaults
     patches: Patches = "stored"  # recompute: shards hold no levels, but where the image files are
@@ -160,6 +172,7 @@ class Manifest:
     def _parse(cls, values: dict[str, Any]) -> Manifest:
         shards = tuple(_shard(entry) for entry in _list(values["shards"]))
         index = None if values["index"] is None else IndexEntry(**_typed(values["index"], {"file", "xxh3"}))
+        keys = None if values["keys"] is None else KeysEntry(**_typed(values["keys"], {"file", "xxh3"}))
         manifest = cls(
             spec=ExtractorSpec.from_json(values["spec"]),
             index_options=IndexOptions(**values["index_options"]),
@@ -168,6 +181,7 @@ class Manifest:
             next_shard=_count(values["next_shard"]),
             shards=shards,
             index=index,
+            keys=keys,
             created_by=str(values["created_by"]),
             recipe=values.get("recipe"),
             patches=values.get("patches", "stored"),
@@ -180,6 +194,8 @@ class Manifest:
             raise ValueError("a shard is named twice")
         if index is not None and (not INDEX_NAME.fullmatch(index.file) or index.images > manifest.rows):
             raise ValueError(f"index {index.file!r} of {index.images} images is not one of this gallery's")
+        if keys is not None and (not KEYS_NAME.fullmatch(keys.file) or keys.images > manifest.rows):
+            raise ValueError(f"key table {keys.file!r} of {keys.images} images is not one of this gallery's")
         if values["images"] != manifest.rows - manifest.removed:
             raise ValueError(
                 f"images: expected {manifest.rows - manifest.removed} from the shards, found {values['images']}"

@@ -21,11 +21,12 @@ from .errors import FeatureError, GalleryError, KeyConflictError, OptionError
 from .features import Features
 from .generation import Generation
 from .locks import READERS, ReaderLock, WriterLock
-from .manifest import IndexEntry, Manifest, ShardEntry
+from .manifest import IndexEntry, KeysEntry, Manifest, ShardEntry
 from .shards import ShardWriter
 from .storage import TEMPORARY, storage_errors
 
 INDEX_LAG = 0.05  # the file of the index is written anew when this share of the images is not in it
+KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
 
@@ -96,7 +97,7 @@ class GalleryWriter:
         """
         found, moved = self._pending.get(key), False
         if found is None:
-            row_id = self.generation.id_of.get(key)
+            row_id = self.generation.find(key)
             if row_id is None or row_id in self._tombstones:
                 return "new"
             found = self.generation.digests([row_id])[0]
@@ -154,12 +155,12 @@ class GalleryWriter:
             self._write(features[rows], *texts)
             self._pending.update((keys[row], digests[row]) for row in rows)
         # In the same commit as the rows that take their place.
-        self._tombstones |= {self.generation.id_of[keys[row]] for row in taken if keys[row] in self.generation.id_of}
+        replaced = [keys[row] for row in taken if states[row] != "new"]
+        self._tombstones |= {row_id for row_id in self.generation.find_all(replaced) if row_id is not None}
         self._halfway = False
         if self._finished:
             self.commit()
-        replaced = sum(states[row] != "new" for row in taken)
-        return Appended(len(taken), replaced, len(keys) - len(taken))
+        return Appended(len(taken), len(replaced), len(keys) - len(taken))
 
     def _check_sources(
         self, sources: Sequence[str] | None, digests: Sequence[str] | None, n: int
@@ -202,10 +203,11 @@ class GalleryWriter:
         """
         if self._pending:
             self.commit()
-        for key in keys:
-            if key not in self.generation.id_of:
-                raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
-        self._tombstones |= {self.generation.id_of[key] for key in keys}
+        found = self.generation.find_all(keys)
+        if None in found:
+            key = keys[found.index(None)]
+            raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
+        self._tombstones |= {row_id for row_id in found if row_id is not None}
 
     def commit(self) -> None:
         """Make what was appended and removed since the last commit a new generation."""
@@ -239,20 +241,29 @@ class GalleryWriter:
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in rewrite]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
-        # Ids are counted anew, so the old index is of no use to the new generation.
-        self._publish(replace(manifest, shards=(*kept, *self._finished), index=None))
+        # Ids are counted anew, so the old index and key table are of no use to the new generation.
+        self._publish(replace(manifest, shards=(*kept, *self._finished), index=None, keys=None))
         return saved
 
     def finish(self) -> None:
-        """Commit, and write the file of the index anew when it has fallen behind; readers fill in the rest."""
+        """Commit, and write the derived files anew when they have fallen behind; readers fill in the rest."""
         self.commit()
         manifest = self.generation.manifest
         covered = manifest.index.images if manifest.index else 0
         if manifest.rows - covered > INDEX_LAG * manifest.rows:
             self.write_index()
+        elif self._keys_lag():
+            self._publish(replace(manifest, keys=self._write_keys()))
+
+    def _keys_lag(self) -> bool:
+        manifest = self.generation.manifest
+        covered = manifest.keys.images if manifest.keys else 0
+        lately = sum(shard.images for shard in manifest.shards[-KEYS_LAG:])
+        return manifest.rows - covered > min(lately, INDEX_LAG * manifest.rows)
 
     def write_index(self, rebuild: bool = False) -> None:
-        """Commit an index over every row of this generation: grown from the last one, or built from the shards."""
+        """Commit an index and a key table over every row of this generation: grown, or built from the shards."""
+        self.commit()
         manifest = self.generation.manifest
         trained = manifest.index.trained if manifest.index else 0
         if rebuild or manifest.rows >= INDEX_GROWTH * trained:
@@ -264,7 +275,12 @@ class GalleryWriter:
         name = f"index/image-{manifest.generation + 1:06d}.faiss"
         checksum = index.save(self.folder / name)
         entry = IndexEntry(name, len(index), trained, (self.folder / name).stat().st_size, checksum)
-        self._publish(replace(manifest, index=entry))
+        self._publish(replace(manifest, index=entry, keys=self._write_keys(rebuild)))
+
+    def _write_keys(self, rebuild: bool = False) -> KeysEntry:
+        table = self.generation.build_key_table() if rebuild else self.generation.key_table()
+        name = f"index/keys-{self.generation.manifest.generation + 1:06d}.npy"
+        return KeysEntry(name, len(table), *table.save(self.folder / name))
 
     def _publish(self, manifest: Manifest) -> None:
         next_shard = manifest.next_shard + len(self._finished)
@@ -272,16 +288,15 @@ class GalleryWriter:
         with storage_errors(f"cannot write {self.folder}"):
             manifest.write(self.folder)
         self.generation.close()
-        self.generation = self.generation.followed_by(manifest, self._tombstones, self._pending)
+        self.generation = self.generation.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
 
     def sweep(self) -> None:
-        """Delete shards and indexes that the last commit does not name, unless a reader may be using them."""
+        """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
         manifest = self.generation.manifest
-        named = {self.folder / shard.file for shard in manifest.shards}
-        if manifest.index:
-            named.add(self.folder / manifest.index.file)
-        found = [path for pattern in ("shards/*.h5", "index/*.faiss") for path in self.folder.glob(pattern)]
+        named = {self.folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
+        patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
+        found = [path for pattern in patterns for path in self.folder.glob(pattern)]
         with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
             for path in set(found) - named:
                 path.unlink(missing_ok=True)

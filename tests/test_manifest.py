@@ -13,7 +13,7 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, GalleryNotFoundError
-from spade_faiss.manifest import FILE, IndexEntry, Manifest, ShardEntry
+from spade_faiss.manifest import FILE, IndexEntry, KeysEntry, Manifest, ShardEntry
 
 WRONG = ["a text", -1, 2.5, None, [], {}]  # whatever a field holds, most of these are of another kind
 
@@ -29,6 +29,7 @@ def a_manifest(spec: sf.ExtractorSpec) -> Manifest:
         next_shard=3,
         shards=(ShardEntry("shards/000000.h5", 5, 900).without([0, 3]), ShardEntry("shards/000002.h5", 4, 800)),
         index=IndexEntry("index/image-000007.faiss", 9, 9, 400, "0123456789abcdef"),
+        keys=KeysEntry("index/keys-000007.npy", 9, 300, "0123456789abcdef"),
         created_by="a test",
     )
 
@@ -130,7 +131,7 @@ def at(values: Any, path: tuple[str | int, ...]) -> Any:
 
 
 # Where the field may hold None, and where it may be left out, because it has a default.
-OPTIONAL = {"index", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
+OPTIONAL = {"index", "keys", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
 OPTIONAL |= {"spec.resized", "spec.crop", "recipe"}
 DEFAULTED = {"recipe", "patches"} | {f"index_options.{name}" for name in ("kind", "nlist", "nprobe", "train_images")}
 DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if field.default is not MISSING}
@@ -187,7 +188,7 @@ def test_no_name_leaves_the_folder(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../{}", "/tmp/{}", "index/{}\0", "index/../{}", "gallery.json"])
-@pytest.mark.parametrize(("entry", "file"), [("index", "image-000007.faiss")])
+@pytest.mark.parametrize(("entry", "file"), [("index", "image-000007.faiss"), ("keys", "keys-000007.npy")])
 def test_no_name_of_a_derived_file_leaves_the_folder(folder: Path, entry: str, file: str, name: str) -> None:
     assert json.loads((folder / FILE).read_bytes())[entry]["file"] == f"index/{file}"
     edit(folder, lambda values: values[entry].update(file=name.format(file)))
@@ -239,7 +240,7 @@ def test_counts_that_contradict_each_other_are_refused(folder: Path) -> None:
     content = (folder / FILE).read_bytes()
     edit(folder, lambda values: values.update(images=8))
     assert "expected 7" in refusal(folder)
-    for entry in ("index",):
+    for entry in ("index", "keys"):
         (folder / FILE).write_bytes(content)
         edit(folder, lambda values, entry=entry: values[entry].update(images=10))
         assert "10 images" in refusal(folder)
