@@ -95,14 +95,26 @@ class GalleryWriter:
         Returns:
             "new", the "same", "differs", or "moved": the same, but patches are recomputed from a file elsewhere.
         """
-        found, moved = self._pending.get(key), False
-        if found is None:
-            row_id = self.generation.find(key)
-            if row_id is None or row_id in self._tombstones:
-                return "new"
-            found = self.generation.digests([row_id])[0]
-            moved = source is not None and self.generation.source(row_id) not in (None, source)
-        return "differs" if found != digest else "moved" if moved else "same"
+        return self._states([key], [digest], [source])[0]
+
+    def _states(self, keys: Sequence[str], digests: Sequence[str], sources: Sequence[str | None]) -> list[str]:
+        pending = [self._pending.get(key) for key in keys]  # first: a commit by another thread moves them on
+        generation, tombstones = self.generation, self._tombstones
+        ids = [None if row_id in tombstones else row_id for row_id in generation.find_all(keys)]
+        there = [row_id for row_id in ids if row_id is not None]
+        stored = dict(zip(there, generation.digests(there), strict=True))
+        states = []
+        for digest, source, waiting, row_id in zip(digests, sources, pending, ids, strict=True):
+            if waiting is not None:
+                states.append("same" if waiting == digest else "differs")
+            elif row_id is None:
+                states.append("new")
+            elif stored[row_id] != digest:
+                states.append("differs")
+            else:
+                moved = source is not None and generation.source(row_id) not in (None, source)
+                states.append("moved" if moved else "same")
+        return states
 
     def append(
         self,
@@ -137,7 +149,7 @@ class GalleryWriter:
         if manifest.patches == "recompute":
             features = Features(features.image, [])
         files: Sequence[str | None] = sources or [None] * len(keys)
-        states = [self.status(*image) for image in zip(keys, digests, files, strict=True)]
+        states = self._states(keys, digests, files)
         if "differs" in states and not replace:
             key = keys[states.index("differs")]
             raise KeyConflictError(
