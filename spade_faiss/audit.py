@@ -66,10 +66,9 @@ def look_at(
     detector: Detector, suspects: list[Suspect], originals: Originals, group: str | None = None
 ) -> Iterator[tuple[Suspect, Pixels, Detection]]:
     """Query suspects again, for their maps; yields each with its picture, which is grey where the file is missing."""
-    id_of = detector.gallery.snapshot().id_of
-    groups = leave_out_groups(id_of, group)
-    ids = [id_of[suspect.key] for suspect in suspects]
-    for suspect, detection in zip(suspects, detector.leave_one_out(ids, [groups[row] for row in ids]), strict=True):
+    ids = detector.gallery.ids([suspect.key for suspect in suspects])
+    groups = leave_out_groups(detector.gallery.snapshot(), ids, group)
+    for suspect, detection in zip(suspects, detector.leave_one_out(ids, groups), strict=True):
         yield suspect, _picture(suspect.key, detector, originals), detection
 
 

@@ -123,7 +123,7 @@ def measure(detector: Detector, generation: Generation) -> Baseline:
 
     With one image there is nothing to compare: distances keep their own scale, and positions are equal.
     """
-    ids = np.array(sorted(generation.id_of.values()))
+    ids = generation.ids()
     chosen = np.sort(np.random.default_rng(SEED).choice(ids, min(SAMPLE, len(ids)), replace=False)).tolist()
     scales = _level_scales(detector, generation, chosen) if detector.search.level_weights == "spread" else ()
     if len(ids) < 2:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 from .baseline import Baseline
 from .errors import CorruptGalleryError, OptionError
+from .generation import TEXTS_TOGETHER, Generation
+from .images import batched
 from .options import QueryOptions, ScoreOptions, SearchOptions, filled, is_count
 from .recipes import RECIPES
 from .storage import storage_errors, write_whole
@@ -235,7 +237,7 @@ def draw(detector: Detector, sample: int | None, seed: int) -> NDArray[np.int64]
     """
     if not (sample is None or is_count(sample)) or not (is_count(seed) or seed == 0):
         raise OptionError(f"sample, seed: expected whole numbers >= 1 and >= 0, found {sample} and {seed}")
-    ids = np.array(sorted(detector.gallery.snapshot().id_of.values()))
+    ids = detector.gallery.snapshot().ids()
     chosen: NDArray[np.int64] = np.random.default_rng(seed).choice(
         ids, min(sample or len(ids), len(ids)), replace=False
     )
@@ -250,32 +252,38 @@ def normal_scores(
     Returns:
         ids (n,), and (n, 2): image scores and maxima of maps.
     """
-    groups = leave_out_groups(detector.gallery.snapshot().id_of, group)
     chosen = draw(detector, sample, seed)
+    groups = leave_out_groups(detector.gallery.snapshot(), chosen.tolist(), group)
     bar = tqdm(chosen.tolist(), unit="image", disable=None if progress else True, desc=what)
-    found = detector.leave_one_out(bar, [groups[row] for row in chosen.tolist()])
+    found = detector.leave_one_out(bar, groups)
     scores = np.array([(one.image_score, one.map_max) for one in found], np.float64)
     return chosen, scores.reshape(len(chosen), 2)
 
 
-def leave_out_groups(id_of: dict[str, int], group: str | None) -> dict[int, NDArray[np.int64]]:
-    """Return, for each id, the ids that are left out with it: its own, or all of its group.
+def leave_out_groups(generation: Generation, ids: Sequence[int], group: str | None) -> list[NDArray[np.int64]]:
+    """Return, for each of some ids, the ids that are left out with it: its own, or all of its group.
 
     Raises:
         OptionError: the group is no regular expression.
     """
     if group is None:
-        return {row: np.array([row]) for row in id_of.values()}
+        return [np.array([row]) for row in ids]
     try:
         pattern = re.compile(group)
     except re.error as error:
         raise OptionError(f"group: expected a regular expression, found {group!r}: {error}") from error
-    members: dict[str, list[int]] = {}
-    for key, row in id_of.items():
+
+    def name(key: str) -> str:
         match = pattern.search(key)
-        name = key if match is None else "\0" + (match[1] if pattern.groups else match[0])
-        members.setdefault(name, []).append(row)
-    return {row: np.array(rows) for rows in members.values() for row in rows}
+        return key if match is None else "\0" + (match[1] if pattern.groups else match[0])
+
+    names = [name(key) for key in generation.keys(ids)]
+    members: dict[str, list[int]] = {name: [] for name in names}
+    for rows in batched(generation.ids().tolist(), TEXTS_TOGETHER):
+        for row, key in zip(rows, generation.keys(rows), strict=True):
+            if (found := members.get(name(key))) is not None:
+                found.append(row)
+    return [np.array(members[name]) for name in names]
 
 
 def false_alarm_rate(scores: NDArray[np.float64], new: Iterable[float], false_alarms: float) -> float:

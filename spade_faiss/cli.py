@@ -201,7 +201,7 @@ def info(gallery: Path, as_lines: bool) -> None:
 
 @cli.command()
 @args.gallery
-@click.option("--repair", is_flag=True, help="Build the image index anew where it is damaged.")
+@click.option("--repair", is_flag=True, help="Build the image index and the key table anew where one is damaged.")
 @click.option(
     "--files/--no-files", default=True, help="Where patches are recomputed, read the image files too.  [default: yes]"
 )
@@ -214,7 +214,7 @@ def verify(gallery: Path, repair: bool, files: bool, normal: tuple[Path, ...], a
         if repair and any(problem.file.startswith("index/") for problem in problems):
             opened.rebuild_index()
             problems = opened.verify(files, normal)
-            click.echo("image index built anew", err=True)
+            click.echo("image index and key table built anew", err=True)
         if as_lines:
             found = [{"file": problem.file, "key": problem.key, "what": problem.what} for problem in problems]
             click.echo(json.dumps({"images": len(opened), "problems": found}))

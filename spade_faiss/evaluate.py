@@ -22,7 +22,8 @@ from .detection import Detection
 from .detector import Detector
 from .errors import ImageError, OptionError
 from .gallery import Gallery
-from .images import decode, read_file
+from .generation import TEXTS_TOGETHER
+from .images import batched, decode, read_file
 from .ingest import Skipped
 from .metrics import IMAGE_METRICS, INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit, image_metrics
 from .options import is_count
@@ -154,8 +155,11 @@ def _at_size(
 def _in_gallery(gallery: Gallery, category: Category) -> list[str]:
     """Return the keys of the test images that are in the gallery too, by their content; warns where there are any."""
     generation = gallery.snapshot()
-    digests = set(generation.digests(list(generation.id_of.values())))
-    known = [sample.key for sample in category.test if content_digest(read_file(sample.path)) in digests]
+    tested = [(sample.key, content_digest(read_file(sample.path))) for sample in category.test]
+    wanted, found = {digest for _, digest in tested}, set[str]()
+    for ids in batched(generation.ids().tolist(), TEXTS_TOGETHER):
+        found |= wanted.intersection(generation.digests(ids))
+    known = [key for key, digest in tested if digest in found]
     if known:
         warnings.warn(
             f"{category.name}: {len(known)} of {len(category.test)} test images are in {gallery.path} too "

@@ -146,11 +146,12 @@ class Gallery:
         return len(self._generation)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._generation.id_of
+        return isinstance(key, str) and self._generation.find(key) is not None
 
     def keys(self, ids: Sequence[int] | Ids | None = None) -> list[str]:
         """Return the keys of images, in that order; of all images where no ids are given."""
-        return list(self._generation.id_of) if ids is None else self._generation.keys(ids)
+        generation = self._generation
+        return generation.keys(generation.ids() if ids is None else ids)
 
     def ids(self, keys: Sequence[str]) -> list[int]:
         """Return the ids of keys.
@@ -158,7 +159,10 @@ class Gallery:
         Raises:
             KeyError: a key that is not in the gallery.
         """
-        return [self._generation.id_of[key] for key in keys]
+        found = self._generation.find_all(keys)
+        if None in found:
+            raise KeyError(keys[found.index(None)])
+        return [row_id for row_id in found if row_id is not None]
 
     def search(
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
@@ -328,6 +332,11 @@ class Gallery:
                 generation.load_index_file()
             except CorruptGalleryError as error:
                 problems.append(Problem(manifest.index.file, str(error)))
+        if manifest.keys is not None:
+            try:
+                generation.load_key_file()
+            except CorruptGalleryError as error:
+                problems.append(Problem(manifest.keys.file, str(error)))
         generation.close()
         return problems
 
@@ -346,7 +355,7 @@ class Gallery:
             "images": len(self),
             "removed": manifest.removed,
             "shards": len(manifest.shards),
-            "bytes": sum(shard.bytes for shard in manifest.shards) + (manifest.index.bytes if manifest.index else 0),
+            "bytes": sum(file.bytes for file in (*manifest.shards, manifest.index, manifest.keys) if file),
             "patches": manifest.patches,
             "bytes_per_image": manifest.bytes_per_image,
             "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},

@@ -9,10 +9,10 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from .errors import CorruptGalleryError, FeatureError, OptionError
 from .features import Array
 from .image_index import ImageIndex
 from .images import batched
+from .keys import KeyTable
 from .locks import ReaderLock
 from .manifest import Manifest
 from .options import IndexOptions
@@ -30,6 +31,7 @@ from .rows import FeatureRows, Ids
 from .shards import Shard
 
 OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
+TEXTS_TOGETHER = 10_000  # keys or digests in memory at a time, for those who look at all of them
 READ_TOGETHER = 64  # images that are read at a time; less than the above, so that their shards can all be open
 
 
@@ -43,6 +45,7 @@ class Generation:
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._lock = threading.RLock()
         self._index: ImageIndex | None = None
+        self._key_table: KeyTable | None = None
         self._reader_lock = lock
 
     def __len__(self) -> int:
@@ -51,38 +54,88 @@ class Generation:
     @cached_property
     def removed(self) -> Ids:
         """Ids of removed images, ascending."""
-        rows = [
-            start + row
-            for start, shard in zip(self._starts, self.manifest.shards, strict=False)
-            for row in shard.removed
-        ]
-        return np.array(rows, np.int64)
+        return np.flatnonzero(self.removed_mask)
 
     @cached_property
-    def removed_mask(self) -> NDArray[np.bool_] | None:
-        """Which rows are removed, (rows,); None: none is."""
-        if not self.manifest.removed:
-            return None
-        mask = np.zeros(self.manifest.rows, bool)
-        mask[self.removed] = True
+    def removed_mask(self) -> NDArray[np.bool_]:
+        """For each id whether that image was removed, (rows,)."""
+        mask = np.zeros(self.manifest.rows, np.bool_)
+        for start, shard in zip(self._starts, self.manifest.shards, strict=False):
+            if shard.removed:
+                mask[start : start + shard.images] = shard.removed_mask
         return mask
 
-    @cached_property
-    def id_of(self) -> dict[str, int]:
-        """The id of each key."""
-        removed = set(self.removed.tolist())
-        keys = (key for number in range(len(self.manifest.shards)) for key in self.shard(number).keys)
-        return {key: row for row, key in enumerate(keys) if row not in removed}
+    def ids(self) -> Ids:
+        """Return the ids of all images but the removed ones, ascending."""
+        return np.flatnonzero(~self.removed_mask)
 
-    def followed_by(self, manifest: Manifest, removed: set[int], added: Mapping[str, str]) -> Generation:
-        """Return the generation that a commit makes of this one; `added` are the keys of its last shard, in order."""
+    def find(self, key: str) -> int | None:
+        """Return the id of a key; None where there is no such image."""
+        return self.find_all([key])[0]
+
+    def find_all(self, keys: Sequence[str]) -> list[int | None]:
+        """Return for each of n keys its id, or None; opens only the shards that these keys are in."""
+        found: list[int | None] = [None] * len(keys)
+        candidates = [
+            (at, row_id)
+            for at, row_ids in enumerate(self.key_table().candidates(keys))
+            for row_id in row_ids
+            if not self._is_removed(row_id)
+        ]
+        for (at, row_id), key in zip(candidates, self.keys([row_id for _, row_id in candidates]), strict=True):
+            if key == keys[at]:  # else another key has the same hash
+                found[at] = row_id
+        return found
+
+    def _is_removed(self, row_id: int) -> bool:
+        number, row = self._locate(row_id)
+        return self.manifest.shards[number].is_removed(row)
+
+    def followed_by(self, manifest: Manifest, added: Collection[str]) -> Generation:
+        """Return the generation that a commit makes of this one; `added` are the keys of the new rows, in order."""
         following = Generation(self.folder, manifest)
-        if "id_of" in self.__dict__ and manifest.rows == self.manifest.rows + len(added):
+        ours, theirs = ([shard.file for shard in one.shards] for one in (self.manifest, manifest))
+        grown = theirs[: len(ours)] == ours and manifest.rows == self.manifest.rows + len(added)  # else ids are others
+        if self._key_table is not None and grown:
             # Looking up keys must not cost a pass over all shards at every commit.
-            known = {key: row for key, row in self.id_of.items() if row not in removed} if removed else self.id_of
-            known.update(zip(added, range(self.manifest.rows, manifest.rows), strict=True))
-            following.__dict__["id_of"] = known
+            following._key_table = self._key_table.extended(key.encode() for key in added)
         return following
+
+    def key_table(self) -> KeyTable:
+        """Return the ids of every row by its key: from its file as far as that goes, the rest from the shards."""
+        with self._lock:
+            if self._key_table is None:
+                self._key_table = self.build_key_table(self._filed_key_table())
+            return self._key_table
+
+    def build_key_table(self, filed: KeyTable | None = None) -> KeyTable:
+        """Build the key table from the shards, but for the rows that a file has of it."""
+        table = filed or KeyTable()
+        return table.extended(
+            key
+            for number, first in enumerate(self._starts[:-1])
+            if self._starts[number + 1] > len(table)
+            for key in self.shard(number).keys.stored[max(0, len(table) - first) :].tolist()
+        )
+
+    def _filed_key_table(self) -> KeyTable | None:
+        if self.manifest.keys is None:
+            return None
+        try:
+            return self.load_key_file()
+        except CorruptGalleryError as error:
+            warnings.warn(f"key table is rebuilt from the shards: {error}", stacklevel=2)
+            return None
+
+    def load_key_file(self) -> KeyTable:
+        """Read the file of the key table, which may cover fewer rows than there are.
+
+        Raises:
+            CorruptGalleryError: it is missing or does not match.
+        """
+        entry = self.manifest.keys
+        assert entry is not None
+        return KeyTable.load(self.folder / entry.file, entry.images, entry.bytes, entry.xxh3)
 
     def shard(self, number: int) -> Shard:
         """Open a shard, or return it where it is open."""
@@ -100,13 +153,22 @@ class Generation:
 
     def keys(self, ids: Sequence[int] | Ids) -> list[str]:
         """Return the keys of images."""
-        with self._lock:
-            return [self.shard(number).keys[row] for number, row in map(self._locate, ids)]
+        return self._texts(ids, lambda shard: shard.keys)
 
     def digests(self, ids: Sequence[int] | Ids) -> list[str]:
         """Return the content digests of images."""
-        with self._lock:
-            return [self.shard(number).digests[row] for number, row in map(self._locate, ids)]
+        return self._texts(ids, lambda shard: shard.digests)
+
+    def _texts(self, ids: Sequence[int] | Ids, column: Callable[[Shard], Sequence[str]]) -> list[str]:
+        places = [self._locate(row_id) for row_id in ids]
+        texts = [""] * len(places)
+        on_disk = sorted(range(len(places)), key=places.__getitem__)  # so that each shard is opened once
+        for number, some in groupby(on_disk, key=lambda at: places[at][0]):
+            with self._lock:
+                found = column(self.shard(number))
+            for at in some:
+                texts[at] = found[places[at][1]]
+        return texts
 
     def source(self, row_id: int) -> str | None:
         """Return the path of the image file that patches are recomputed from; None where they are stored."""
@@ -116,7 +178,8 @@ class Generation:
         with self._lock:
             sources = self.shard(number).sources
         assert sources is not None
-        return sources[row]
+        path: str = sources[row]
+        return path
 
     def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
         """Read the pyramid levels of images, in that order: [(len(ids), c, h, w), ...].
@@ -177,8 +240,8 @@ class Generation:
         return FeatureRows(self.folder, self.manifest.shards, self.manifest.spec.image_dim)
 
     def _locate(self, row_id: int) -> tuple[int, int]:
-        if not 0 <= row_id < self.manifest.rows:
-            raise OptionError(f"ids: expected 0 to {self.manifest.rows - 1}, found {row_id}")
+        if not 0 <= row_id < self._starts[-1]:
+            raise OptionError(f"ids: expected 0 to {self._starts[-1] - 1}, found {row_id}")
         number = bisect_right(self._starts, row_id) - 1
         return number, int(row_id) - self._starts[number]
 

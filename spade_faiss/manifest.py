@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import CorruptGalleryError, GalleryNotFoundError
 from .features import ExtractorSpec
@@ -24,16 +29,42 @@ MOST_CANDIDATES = 100  # for each neighbour; more than is ever tried
 # Names are made here and matched whole: nothing in a manifest can point outside its folder.
 SHARD_NAME = re.compile(r"shards/\d{6,9}\.h5")
 INDEX_NAME = re.compile(r"index/image-\d{6,9}\.faiss")
+KEYS_NAME = re.compile(r"index/keys-\d{6,9}\.npy")
+HEX = re.compile(r"([0-9a-f]{2})*")
+
+Bits = bytes  # within the classes below, bytes is a number of them
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard file. `removed` are rows in it that no longer count, ascending."""
+    """One shard file, and which rows of it no longer count."""
 
     file: str
     images: int  # rows, removed ones included
     bytes: int
-    removed: tuple[int, ...] = ()
+    removed: Bits = b""  # a bit a row, the first row's the highest of its byte; empty where no row is removed
+
+    @cached_property
+    def removed_count(self) -> int:
+        """Rows that no longer count."""
+        return int.from_bytes(self.removed, "big").bit_count()
+
+    @property
+    def removed_mask(self) -> NDArray[np.bool_]:
+        """For each row whether it no longer counts, (images,)."""
+        if not self.removed:
+            return np.zeros(self.images, np.bool_)
+        return np.unpackbits(np.frombuffer(self.removed, np.uint8), count=self.images).view(np.bool_)
+
+    def is_removed(self, row: int) -> bool:
+        """Tell whether a row no longer counts, without a look at the others."""
+        return bool(self.removed) and bool(self.removed[row // 8] & (128 >> row % 8))
+
+    def without(self, rows: Iterable[int]) -> ShardEntry:
+        """Return it with more rows removed."""
+        mask = self.removed_mask
+        mask[list(rows)] = True
+        return replace(self, removed=np.packbits(mask).tobytes())
 
 
 @dataclass(frozen=True)
@@ -94,6 +125,16 @@ class IndexEntry:
 
 
 @dataclass(frozen=True)
+class KeysEntry:
+    """The file of the key table, which tells the ids 0 to images - 1 by their keys."""
+
+    file: str
+    images: int
+    bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One generation of a gallery. The id of an image is its row, counted through all shards in this order."""
 
@@ -104,19 +145,20 @@ class Manifest:
     next_shard: int = 0  # numbers are never used again: a reader of an older generation may still read that name
     shards: tuple[ShardEntry, ...] = ()
     index: IndexEntry | None = None
+    keys: KeysEntry | None = None
     created_by: str = ""
     recipe: str | None = None  # whose query options are the gallery's defaults; None: the plain defaults
     patches: Patches = "stored"  # recompute: shards hold no levels, but where the image files are
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of all shards, removed ones included: ids are below this."""
         return sum(shard.images for shard in self.shards)
 
-    @property
+    @cached_property
     def removed(self) -> int:
         """Rows that no longer count."""
-        return sum(len(shard.removed) for shard in self.shards)
+        return sum(shard.removed_count for shard in self.shards)
 
     @property
     def bytes_per_image(self) -> int:
@@ -133,10 +175,14 @@ class Manifest:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "images": self.rows - self.removed,
-            **asdict(self),
+            **asdict(replace(self, shards=())),
         }
         values["index_options"].pop("device")  # of the machine, not of the gallery
-        write_whole(folder / FILE, json.dumps(values, indent=1).encode())
+        del values["shards"]
+        # A line a shard, last: there may be ten thousand of them.
+        head = json.dumps(values, indent=1).removesuffix("\n}")
+        shards = ",\n  ".join(_line(shard) for shard in self.shards)
+        write_whole(folder / FILE, f'{head},\n "shards": [\n  {shards}\n ]\n}}\n'.encode())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -175,6 +221,7 @@ class Manifest:
     def _parse(cls, values: dict[str, Any]) -> Manifest:
         shards = tuple(_shard(entry) for entry in _list(values["shards"]))
         index = None if values["index"] is None else _index(values["index"])
+        keys = None if values["keys"] is None else KeysEntry(**_typed(values["keys"], {"file", "xxh3"}))
         manifest = cls(
             spec=ExtractorSpec.from_json(values["spec"]),
             index_options=IndexOptions(**values["index_options"]),
@@ -183,6 +230,7 @@ class Manifest:
             next_shard=_count(values["next_shard"]),
             shards=shards,
             index=index,
+            keys=keys,
             created_by=str(values["created_by"]),
             recipe=values.get("recipe"),
             patches=values.get("patches", "stored"),
@@ -195,6 +243,8 @@ class Manifest:
             raise ValueError("a shard is named twice")
         if index is not None and (not INDEX_NAME.fullmatch(index.file) or index.images > manifest.rows):
             raise ValueError(f"index {index.file!r} of {index.images} images is not one of this gallery's")
+        if keys is not None and (not KEYS_NAME.fullmatch(keys.file) or keys.images > manifest.rows):
+            raise ValueError(f"key table {keys.file!r} of {keys.images} images is not one of this gallery's")
         if values["images"] != manifest.rows - manifest.removed:
             raise ValueError(
                 f"images: expected {manifest.rows - manifest.removed} from the shards, found {values['images']}"
@@ -202,13 +252,21 @@ class Manifest:
         return manifest
 
 
+def _line(shard: ShardEntry) -> str:
+    return json.dumps(
+        {"file": shard.file, "images": shard.images, "bytes": shard.bytes, "removed": shard.removed.hex()}
+    )
+
+
 def _shard(values: dict[str, Any]) -> ShardEntry:
-    removed = tuple(_count(row) for row in _list(values.pop("removed")))
-    entry = ShardEntry(**_typed(values, {"file"}), removed=removed)
+    text = _typed(values, {"file", "removed"}).pop("removed")
+    entry = ShardEntry(**values, removed=bytes.fromhex(text) if HEX.fullmatch(text) else b"")
     if not SHARD_NAME.fullmatch(entry.file):
         raise ValueError(f"{entry.file!r} is no name of a shard")
-    if list(removed) != sorted(set(removed)) or any(row >= entry.images for row in removed):
-        raise ValueError(f"{entry.file}: removed rows are not ascending rows below {entry.images}")
+    unused = -entry.images % 8  # bits at the end
+    whole = len(entry.removed) == (entry.images + unused) // 8 and entry.removed_count
+    if text and not (whole and entry.removed[-1] % (1 << unused) == 0):
+        raise ValueError(f"{entry.file}: removed: expected a bit for each of {entry.images} rows, found {text[:80]!r}")
     return entry
 
 

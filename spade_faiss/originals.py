@@ -35,7 +35,10 @@ class Originals:
 
     def decode(self, key: str) -> Pixels:
         """Return the pixels of a normal image; raises as find."""
-        content, path = self.find(self._generation.id_of[key])
+        row_id = self._generation.find(key)
+        if row_id is None:
+            raise ImageError("not in the gallery")
+        content, path = self.find(row_id)
         return decode(content, str(path))
 
     def find(self, row_id: int) -> tuple[bytes, Path]:

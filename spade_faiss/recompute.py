@@ -97,7 +97,7 @@ def missing_sources(
             return _source_error(generation, row_id, error)
         return None
 
-    ids = sorted(generation.id_of.values())
+    ids = generation.ids().tolist()
     found = zip(ids, read_ahead(ids, check, min(READERS, os.cpu_count() or 1)), strict=True)
     return [(row_id, error) for row_id, error in found if error is not None]
 

@@ -205,7 +205,7 @@ def colour_scale(detector: Detector) -> Scale:
     """Take the colour scale of a run from the calibration; without one, from a few normal images among the others."""
     if detector.calibration:
         return Scale.from_calibration(detector.calibration)
-    ids = list(detector.gallery.snapshot().id_of.values())
+    ids = detector.gallery.snapshot().ids()
     if len(ids) < 2:
         return Scale(0.0, 1.0)
     chosen = np.random.default_rng(0).choice(ids, min(SCALE_IMAGES, len(ids)), replace=False)

@@ -128,6 +128,28 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
 
+class Texts(Sequence[str]):
+    """The keys, digests or paths of a shard as they are stored: opening one for one key makes no string of the rest."""
+
+    def __init__(self, path: Path, stored: NDArray[np.bytes_]) -> None:
+        self._path = path
+        self.stored = stored  # (n,) UTF-8
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return the text of a row.
+
+        Raises:
+            CorruptGalleryError: it is no UTF-8.
+        """
+        try:
+            return self.stored[row].decode()
+        except UnicodeDecodeError as error:
+            raise CorruptGalleryError(f"{self._path}: damaged: {error}") from error
+
+
 class Shard:
     """Reads one shard. Every read is verified against the checksums."""
 
@@ -149,10 +171,10 @@ class Shard:
             self._levels: list[Any] = [self._file[f"levels/{number}"] for number in range(len(self._level_shapes))]
             self._image: Any = self._file["image"]
             self._checksums: NDArray[np.uint64] = self._file["checksums"][:]
-            self.keys: list[str] = self._strings("keys", images)
-            self.digests: list[str] = self._strings("digests", images)
+            self.keys = self._texts("keys", images)
+            self.digests = self._texts("digests", images)
             # Paths of the image files; None where there are levels instead.
-            self.sources: list[str] | None = None if patches == "stored" else self._strings("sources", images)
+            self.sources = None if patches == "stored" else self._texts("sources", images)
         except CorruptGalleryError:
             raise
         except FileNotFoundError as error:
@@ -171,11 +193,14 @@ class Shard:
                 f"{path}: expected {images} images of {spec.image_dim} dimensions, found {found_rows}"
             )
 
-    def _strings(self, name: str, images: int) -> list[str]:
+    def _texts(self, name: str, images: int) -> Texts:
         dataset = self._file[name]
         if dataset.shape != (images,):
             raise CorruptGalleryError(f"{self.path}: expected {images} {name}, found shape {dataset.shape}")
-        return [value.decode() for value in dataset[:]]
+        stored = dataset[:]
+        if stored.dtype.kind != "S":
+            raise CorruptGalleryError(f"{self.path}: expected {name} of fixed length, found {stored.dtype}")
+        return Texts(self.path, stored)
 
     def close(self) -> None:
         """Close the file; a reader stays good."""

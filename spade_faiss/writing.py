@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import xxhash
 
 from .errors import CorruptGalleryError, FeatureError, GalleryError, KeyConflictError, OptionError
@@ -22,12 +24,13 @@ from .generation import Generation
 from .image_index import ImageIndex
 from .index_kinds import IVF_FROM
 from .locks import READERS, ReaderLock, WriterLock
-from .manifest import IndexEntry, IndexFacts, Manifest, ShardEntry
+from .manifest import IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
 from .options import IndexOptions
 from .shards import ShardWriter
 from .storage import TEMPORARY, storage_errors
 
 INDEX_LAG = 0.02  # the file of the index is written anew when this share of the images is not in it
+KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
 
@@ -96,14 +99,26 @@ class GalleryWriter:
         Returns:
             "new", the "same", "differs", or "moved": the same, but patches are recomputed from a file elsewhere.
         """
-        found, moved = self._pending.get(key), False
-        if found is None:
-            row_id = self.generation.id_of.get(key)
-            if row_id is None or row_id in self._tombstones:
-                return "new"
-            found = self.generation.digests([row_id])[0]
-            moved = source is not None and self.generation.source(row_id) not in (None, source)
-        return "differs" if found != digest else "moved" if moved else "same"
+        return self._states([key], [digest], [source])[0]
+
+    def _states(self, keys: Sequence[str], digests: Sequence[str], sources: Sequence[str | None]) -> list[str]:
+        pending = [self._pending.get(key) for key in keys]  # first: a commit by another thread moves them on
+        generation, tombstones = self.generation, self._tombstones
+        ids = [None if row_id in tombstones else row_id for row_id in generation.find_all(keys)]
+        there = [row_id for row_id in ids if row_id is not None]
+        stored = dict(zip(there, generation.digests(there), strict=True))
+        states = []
+        for digest, source, waiting, row_id in zip(digests, sources, pending, ids, strict=True):
+            if waiting is not None:
+                states.append("same" if waiting == digest else "differs")
+            elif row_id is None:
+                states.append("new")
+            elif stored[row_id] != digest:
+                states.append("differs")
+            else:
+                moved = source is not None and generation.source(row_id) not in (None, source)
+                states.append("moved" if moved else "same")
+        return states
 
     def append(
         self,
@@ -138,7 +153,7 @@ class GalleryWriter:
         if manifest.patches == "recompute":
             features = Features(features.image, [])
         files: Sequence[str | None] = sources or [None] * len(keys)
-        states = [self.status(*image) for image in zip(keys, digests, files, strict=True)]
+        states = self._states(keys, digests, files)
         if "differs" in states and not replace:
             key = keys[states.index("differs")]
             raise KeyConflictError(
@@ -156,12 +171,12 @@ class GalleryWriter:
             self._write(features[rows], *texts)
             self._pending.update((keys[row], digests[row]) for row in rows)
         # In the same commit as the rows that take their place.
-        self._tombstones |= {self.generation.id_of[keys[row]] for row in taken if keys[row] in self.generation.id_of}
+        replaced = [keys[row] for row in taken if states[row] != "new"]
+        self._tombstones |= {row_id for row_id in self.generation.find_all(replaced) if row_id is not None}
         self._halfway = False
         if self._finished:
             self.commit()
-        replaced = sum(states[row] != "new" for row in taken)
-        return Appended(len(taken), replaced, len(keys) - len(taken))
+        return Appended(len(taken), len(replaced), len(keys) - len(taken))
 
     def _check_sources(
         self, sources: Sequence[str] | None, digests: Sequence[str] | None, n: int
@@ -204,17 +219,18 @@ class GalleryWriter:
         """
         if self._pending:
             self.commit()
-        for key in keys:
-            if key not in self.generation.id_of:
-                raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
-        self._tombstones |= {self.generation.id_of[key] for key in keys}
+        found = self.generation.find_all(keys)
+        if None in found:
+            key = keys[found.index(None)]
+            raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
+        self._tombstones |= {row_id for row_id in found if row_id is not None}
 
     def commit(self) -> None:
         """Make what was appended and removed since the last commit a new generation."""
         self._finish_shard()
         if self._finished or self._tombstones:
             manifest = self.generation.manifest
-            shards = _with_tombstones(manifest.shards, self._tombstones)
+            shards = _with_tombstones(self.generation, self._tombstones)
             self._publish(replace(manifest, shards=(*shards, *self._finished)))
 
     def compact(self) -> int:
@@ -225,46 +241,55 @@ class GalleryWriter:
         """
         self.commit()
         old, manifest = self.generation, self.generation.manifest
-        rewrite = [
+        rewrite = {
             number
             for number, entry in enumerate(manifest.shards)
             if entry.removed or entry.bytes < manifest.shard_bytes // 2
-        ]
-        if not any(manifest.shards[number].removed for number in rewrite) and len(rewrite) < 2:
+        }
+        if not manifest.removed and len(rewrite) < 2:
             return 0
-        for number in rewrite:
-            shard, entry = old.shard(number), manifest.shards[number]
+        for number in sorted(rewrite):
+            shard = old.shard(number)
             image = shard.image_features()
-            for row in sorted(set(range(entry.images)) - set(entry.removed)):
+            for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
                 self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
         self._finish_shard()
-        kept = [entry for number, entry in enumerate(manifest.shards) if number not in set(rewrite)]
+        kept = [entry for number, entry in enumerate(manifest.shards) if number not in rewrite]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
-        # Ids are counted anew, so the old index is of no use to the new generation.
-        self._publish(replace(manifest, shards=(*kept, *self._finished), index=None))
+        # Ids are counted anew, so the old index and key table are of no use to the new generation.
+        self._publish(replace(manifest, shards=(*kept, *self._finished), index=None, keys=None))
         return saved
 
     def finish(self) -> None:
-        """Commit, and write the file of the index anew when it has fallen behind; readers fill in the rest."""
+        """Commit, and write the derived files anew when they have fallen behind; readers fill in the rest."""
         self.commit()
         manifest = self.generation.manifest
         covered = manifest.index.images if manifest.index else 0
         if manifest.rows - covered > INDEX_LAG * manifest.rows:
             self.write_index()
+        elif self._keys_lag():
+            self._publish(replace(manifest, keys=self._write_keys()))
+
+    def _keys_lag(self) -> bool:
+        manifest = self.generation.manifest
+        covered = manifest.keys.images if manifest.keys else 0
+        lately = sum(shard.images for shard in manifest.shards[-KEYS_LAG:])
+        return manifest.rows - covered > min(lately, INDEX_LAG * manifest.rows)
 
     def write_index(self, options: IndexOptions | None = None) -> None:
-        """Commit an index over every row of this generation.
+        """Commit an index and a key table over every row of this generation.
 
-        The last one is grown while it serves; built anew it is with `options`, when there is none yet, or when a small
-        one has been outgrown. A large one is built anew only when that is asked for: see IndexState.
+        The last index is grown while it serves; built anew it is with `options`, when there is none yet, or when a
+        small one has been outgrown. A large one is built anew only when that is asked for: see IndexState.
 
         Args:
-            options: build it anew, and keep these for the gallery; None: see above.
+            options: build both anew, and keep these for the gallery; None: see above.
 
         Raises:
             OptionError: the index that `options` ask for does not reach their recall; the old one stays.
         """
+        self.commit()
         manifest = self.generation.manifest
         trained = manifest.index.trained if manifest.index else 0
         small = trained < IVF_FROM and manifest.rows >= INDEX_GROWTH * trained
@@ -281,7 +306,12 @@ class GalleryWriter:
         name = f"index/image-{manifest.generation + 1:06d}.faiss"
         checksum = index.save(self.folder / name)
         entry = IndexEntry(name, len(index), trained, (self.folder / name).stat().st_size, checksum, index.facts)
-        self._publish(replace(manifest, index=entry))
+        self._publish(replace(manifest, index=entry, keys=self._write_keys(rebuild=options is not None)))
+
+    def _write_keys(self, rebuild: bool = False) -> KeysEntry:
+        table = self.generation.build_key_table() if rebuild else self.generation.key_table()
+        name = f"index/keys-{self.generation.manifest.generation + 1:06d}.npy"
+        return KeysEntry(name, len(table), *table.save(self.folder / name))
 
     def _grown_index(self) -> ImageIndex | None:
         """Return the last index with what has been added since; None: it is gone or damaged."""
@@ -297,16 +327,15 @@ class GalleryWriter:
         with storage_errors(f"cannot write {self.folder}"):
             manifest.write(self.folder)
         self.generation.close()
-        self.generation = self.generation.followed_by(manifest, self._tombstones, self._pending)
+        self.generation = self.generation.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
 
     def sweep(self) -> None:
-        """Delete shards and indexes that the last commit does not name, unless a reader may be using them."""
+        """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
         manifest = self.generation.manifest
-        named = {self.folder / shard.file for shard in manifest.shards}
-        if manifest.index:
-            named.add(self.folder / manifest.index.file)
-        found = [path for pattern in ("shards/*.h5", "index/*.faiss") for path in self.folder.glob(pattern)]
+        named = {self.folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
+        patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
+        found = [path for pattern in patterns for path in self.folder.glob(pattern)]
         with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
             for path in set(found) - named:
                 path.unlink(missing_ok=True)
@@ -344,19 +373,18 @@ def create_folder(folder: Path, manifest: Manifest) -> None:
             raise
 
 
-def _with_tombstones(shards: Sequence[ShardEntry], ids: set[int]) -> list[ShardEntry]:
-    marked, start = [], 0
-    for shard in shards:
-        rows = {row_id - start for row_id in ids if start <= row_id < start + shard.images}
-        marked.append(replace(shard, removed=tuple(sorted({*shard.removed, *rows}))) if rows else shard)
-        start += shard.images
-    return marked
+def _with_tombstones(generation: Generation, ids: set[int]) -> list[ShardEntry]:
+    rows: dict[str, list[int]] = {}
+    for file, row in map(generation.identity, ids):
+        rows.setdefault(file, []).append(row)
+    shards = generation.manifest.shards
+    return [shard.without(rows[shard.file]) if shard.file in rows else shard for shard in shards]
 
 
 def _check_keys(keys: Sequence[str], n: int) -> None:
     _check_texts("keys", keys, n)
     if len(set(keys)) != n:
-        twice = next(key for number, key in enumerate(keys) if key in keys[:number])
+        twice = next(key for key, times in Counter(keys).items() if times > 1)
         raise FeatureError(f"keys: expected each once, found {twice!r} twice")
 
 

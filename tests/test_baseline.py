@@ -81,7 +81,7 @@ def test_the_search_is_that_of_scaled_levels(tmp_path: Path) -> None:
     found, baseline = detector.query(image), detector.baseline()
     assert baseline is not None
     levels = [level[0] for level in extractor.extract([gallery.spec.view.apply(image)]).levels]
-    ids = [gallery.snapshot().id_of[key] for key in found.neighbours.keys]
+    ids = gallery.ids(found.neighbours.keys)
     scaled = [
         [level * np.float32(scale) for level, scale in zip(some, baseline.level_scales, strict=True)]
         for some in (levels, gallery.read(ids))

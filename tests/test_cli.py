@@ -294,6 +294,11 @@ def test_wrong_usage_exits_with_2(spade: Spade, gallery: Path) -> None:
 
 @pytest.mark.filterwarnings("always:image index is rebuilt")
 def test_damage_is_found_and_the_index_repaired(gallery: Path, normal: Path, spade: Spade) -> None:
+    keys = next(gallery.glob("index/*.npy"))
+    keys.write_bytes(keys.read_bytes()[:-5])
+    assert f"index/{keys.name}: " in spade("verify", gallery).out
+    assert "key table built anew" in spade("verify", gallery, "--repair").err
+    assert spade("verify", gallery).status == 0
     index = next(gallery.glob("index/*.faiss"))
     index.write_bytes(index.read_bytes()[:-5])
     assert spade("verify", gallery).status == 1

@@ -293,6 +293,15 @@ def test_keys_that_are_no_names_are_refused_whole(
     assert named(gallery.path) == before
 
 
+def test_one_key_twice_among_very_many_is_refused_at_once(tmp_path: Path) -> None:
+    """Comparing each with all before it would take the rest of the day."""
+    n, spec = 500_000, sf.ExtractorSpec(name="tiny", level_shapes=((1, 1, 1),), image_dim=1)
+    keys = [*map(str, range(n - 1)), str(n - 2)]
+    features = sf.Features(np.zeros((n, 1), np.float32), [np.zeros((n, 1, 1, 1), np.float16)])
+    with pytest.raises(sf.FeatureError, match=f"'{n - 2}' twice"):
+        create(tmp_path / "g", spec).append(keys, features)
+
+
 @pytest.mark.parametrize(
     "digests",
     [["a"], ["a", 7], ["a", "b\0"], ["a", "\udcff"]],
@@ -548,7 +557,8 @@ def test_old_files_go_with_the_last_reader(gallery: sf.Gallery, features: sf.Fea
         reader.close()
     gallery.append(["last"], random_features_of(1, seed=2))
     manifest = json.loads((gallery.path / "gallery.json").read_bytes())
-    expected = {shard["file"] for shard in manifest["shards"]} | {manifest["index"]["file"], "gallery.json"}
+    expected = {shard["file"] for shard in manifest["shards"]} | {"gallery.json"}
+    expected |= {manifest[derived]["file"] for derived in ("index", "keys")}
     assert named(gallery.path).keys() == expected
     assert not old & expected
 
@@ -651,7 +661,7 @@ def test_an_index_that_is_missing_or_damaged_is_rebuilt(
     gallery.append(KEYS, features)
     query = random_features_of(3, seed=8).image
     expected = [array.tolist() for array in gallery.search(query, 5)]
-    (index,) = gallery.path.glob("index/*")
+    (index,) = gallery.path.glob("index/*.faiss")
     harm(index)
     reader = reopen(gallery.path)
     assert [problem.file for problem in reader.verify()] == [f"index/{index.name}"]
@@ -664,7 +674,7 @@ def test_an_index_that_is_missing_or_damaged_is_rebuilt(
 
 
 def test_an_append_mends_a_damaged_index(gallery: sf.Gallery, features: sf.Features) -> None:
-    (index,) = gallery.path.glob("index/*")
+    (index,) = gallery.path.glob("index/*.faiss")
     index.unlink()
     new = random_features_of(3, seed=3)
     with pytest.warns(UserWarning, match="rebuilt from the shards"):
@@ -678,12 +688,12 @@ def test_an_index_that_lags_behind_is_filled_in(tmp_path: Path) -> None:
     gallery, features = create(tmp_path / "g"), random_features_of(62)
     keys = [str(row) for row in range(62)]
     gallery.append(keys[:60], features[:60])
-    (index,) = gallery.path.glob("index/*")
+    (index,) = gallery.path.glob("index/*.faiss")
     before = index.read_bytes()
     gallery.append(keys[60:61], features[60:61])
     gallery.remove(keys[:1])
     gallery.append(keys[61:], features[61:])
-    assert list(gallery.path.glob("index/*")) == [index]
+    assert list(gallery.path.glob("index/*.faiss")) == [index]
     assert index.read_bytes() == before
     assert_holds(reopen(tmp_path / "g"), keys[1:], features[1:])
 
@@ -692,7 +702,7 @@ def test_an_index_of_another_gallery_is_not_taken(gallery: sf.Gallery, tmp_path:
     other = create(tmp_path / "other")
     other.append(KEYS[:5], random_features_of(5, seed=1))
     other.append(KEYS[5:], random_features_of(N - 5, seed=2))
-    (mine,), (theirs,) = gallery.path.glob("index/*"), other.path.glob("index/*")
+    (mine,), (theirs,) = gallery.path.glob("index/*.faiss"), other.path.glob("index/*.faiss")
     assert mine.name == theirs.name
     mine.write_bytes(theirs.read_bytes())
     reader = reopen(gallery.path)

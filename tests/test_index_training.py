@@ -1,4 +1,4 @@
-"""Indexes at size, at a small one: what auto takes, its recall, exact distances, growth, files that stay on the disk."""
+"""Indexes at size, at a small one: what auto takes, its recall, exact distances, growth, files that stay on disk."""
 
 from __future__ import annotations
 
@@ -215,7 +215,9 @@ def test_reindex_to_another_kind_and_back(tmp_path: Path, xb: np.ndarray, xq: np
 def test_a_recall_that_cannot_be_had_is_refused_and_says_what_can(tmp_path: Path, xb: np.ndarray) -> None:
     gallery = gallery_of(tmp_path / "g", xb)
     before, generation = gallery.index_state(), gallery.generation
-    with pytest.raises(OptionError, match=r"expected a recall of 0\.999, found 0\.\d+ of PCA32,IVF76,SQ8 \(1 lists vis"):
+    with pytest.raises(
+        OptionError, match=r"expected a recall of 0\.999, found 0\.\d+ of PCA32,IVF76,SQ8 \(1 lists vis"
+    ):
         gallery.reindex("ivf-sq", recall=0.999, nprobe=1)
     with pytest.raises(OptionError, match="FAISS factory string"):
         gallery.reindex("nonsense")

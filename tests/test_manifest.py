@@ -8,11 +8,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, GalleryNotFoundError
-from spade_faiss.manifest import FILE, IndexEntry, IndexFacts, Manifest, ShardEntry
+from spade_faiss.manifest import FILE, IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
 
 WRONG = ["a text", -1, 2.5, None, [], {}]  # whatever a field holds, most of these are of another kind
 
@@ -28,8 +29,9 @@ def a_manifest(spec: sf.ExtractorSpec) -> Manifest:
         shard_bytes=1000,
         generation=7,
         next_shard=3,
-        shards=(ShardEntry("shards/000000.h5", 5, 900, (0, 3)), ShardEntry("shards/000002.h5", 4, 800)),
+        shards=(ShardEntry("shards/000000.h5", 5, 900).without([0, 3]), ShardEntry("shards/000002.h5", 4, 800)),
         index=IndexEntry("index/image-000007.faiss", 9, 9, 400, "0123456789abcdef", FACTS),
+        keys=KeysEntry("index/keys-000007.npy", 9, 300, "0123456789abcdef"),
         created_by="a test",
     )
 
@@ -131,7 +133,7 @@ def at(values: Any, path: tuple[str | int, ...]) -> Any:
 
 
 # Where the field may hold None, and where it may be left out, because it has a default.
-OPTIONAL = {"index", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
+OPTIONAL = {"index", "keys", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
 OPTIONAL |= {"spec.resized", "spec.crop", "recipe", "index_options.memory", "index.facts.nprobe", "index.facts.recall"}
 DEFAULTED = {"recipe", "patches"} | {f"index_options.{field.name}" for field in fields(sf.IndexOptions)}
 DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if field.default is not MISSING}
@@ -187,22 +189,48 @@ def test_no_name_leaves_the_folder(folder: Path, name: str) -> None:
     refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.faiss", "/tmp/image-000007.faiss", "index/image-000007.faiss\0", "gallery.json"]
-)
-def test_no_name_of_an_index_leaves_the_folder(folder: Path, name: str) -> None:
-    edit(folder, lambda values: values["index"].update(file=name))
+@pytest.mark.parametrize("name", ["../{}", "/tmp/{}", "index/{}\0", "index/../{}", "gallery.json"])
+@pytest.mark.parametrize(("entry", "file"), [("index", "image-000007.faiss"), ("keys", "keys-000007.npy")])
+def test_no_name_of_a_derived_file_leaves_the_folder(folder: Path, entry: str, file: str, name: str) -> None:
+    assert json.loads((folder / FILE).read_bytes())[entry]["file"] == f"index/{file}"
+    edit(folder, lambda values: values[entry].update(file=name.format(file)))
     refusal(folder)
 
 
-@pytest.mark.parametrize("removed", [[5], [0, 99], [3, 0], [1, 1], [-1], [True], ["0"], [0.0], "01", [[0]]])
-def test_removed_rows_are_ascending_rows_of_the_shard(folder: Path, removed: object) -> None:
+@pytest.mark.parametrize("removed", [[0, 3], "9", "9000", "94", "00", "9x", "0x90", "9 0", "٩٠", "90\n", "", None])
+def test_removed_rows_are_a_bit_for_each_row_of_the_shard(folder: Path, removed: object) -> None:
+    """Which for rows 0 and 3 of 5 is 10010000, hexadecimal 90."""
+
     def change(values: dict[str, Any]) -> None:
-        values["shards"][0].update(removed=removed)
-        values["images"] = 9 - len(removed)  # type: ignore[arg-type]  # so that nothing else gives it away
+        assert values["shards"][0]["removed"] == "90"
+        values["shards"][0]["removed"] = removed
 
     edit(folder, change)
-    refusal(folder)
+    assert "removed: expected" in refusal(folder) or removed == ""  # "": then the number of images is wrong
+
+
+@pytest.mark.parametrize("images", [1, 7, 8, 9, 16, 100])
+def test_rows_may_be_removed_one_after_another(folder: Path, own_spec: sf.ExtractorSpec, images: int) -> None:
+    entry, removed = ShardEntry("shards/000000.h5", images, 900), set[int]()
+    for row in np.random.default_rng(images).permutation(images).tolist():
+        assert [row for row in range(images) if entry.is_removed(row)] == sorted(removed)
+        entry = entry.without([row])
+        removed.add(row)
+        Manifest(own_spec, sf.IndexOptions(), 1, shards=(entry,)).write(folder)
+        read = Manifest.read(folder)
+        assert (read.shards, read.removed) == ((entry,), len(removed))
+        assert np.flatnonzero(entry.removed_mask).tolist() == sorted(removed)
+
+
+@pytest.mark.parametrize("shards", [1, 10_000])
+def test_it_stays_small_with_half_of_a_million_images_removed(
+    folder: Path, own_spec: sf.ExtractorSpec, shards: int
+) -> None:
+    images = 1_000_000 // shards
+    entries = [ShardEntry(f"shards/{n:06d}.h5", images, 10**9).without(range(0, images, 2)) for n in range(shards)]
+    Manifest(own_spec, sf.IndexOptions(), 1, shards=tuple(entries)).write(folder)
+    assert (folder / FILE).stat().st_size < 1.2e6
+    assert Manifest.read(folder).removed == 500_000
 
 
 def test_a_shard_named_twice_is_refused(folder: Path) -> None:
@@ -214,9 +242,10 @@ def test_counts_that_contradict_each_other_are_refused(folder: Path) -> None:
     content = (folder / FILE).read_bytes()
     edit(folder, lambda values: values.update(images=8))
     assert "expected 7" in refusal(folder)
-    (folder / FILE).write_bytes(content)
-    edit(folder, lambda values: values["index"].update(images=10))
-    assert "10 images" in refusal(folder)
+    for entry in ("index", "keys"):
+        (folder / FILE).write_bytes(content)
+        edit(folder, lambda values, entry=entry: values[entry].update(images=10))
+        assert "10 images" in refusal(folder)
 
 
 def test_a_field_of_a_later_release_is_refused_rather_than_ignored(folder: Path) -> None:

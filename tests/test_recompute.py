@@ -416,7 +416,7 @@ STEPS: dict[str, Callable[[sf.Gallery, sf.Extractor, Path], object]] = {
 
 def state(gallery: sf.Gallery) -> dict[str, tuple[bytes, str | None]]:
     generation = gallery.snapshot()
-    places = {key: generation.source(row_id) for key, row_id in generation.id_of.items()}
+    places = {key: generation.source(row_id) for key, row_id in zip(gallery.keys(), generation.ids(), strict=True)}
     return {key: (levels, places[key]) for key, levels in content(gallery).items()}
 
 
