@@ -44,6 +44,9 @@ class Moody(ToyExtractor):
         elif any(view.min() == 255 for view in views):
             if mood == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if mood == "late":
+                time.sleep(1.5)
+                (self.folder / "waiting").write_text(str(len(list(self.folder.glob("g/shards/*.tmp")))))
             if mood == "refusing":
                 raise sf.FeatureError("not white")
             if mood == "broken":
@@ -244,6 +247,18 @@ def create_whole(path: Path, images: Path) -> sf.Gallery:
 
 def by_key(gallery: sf.Gallery) -> dict[object, object]:
     return {key: rest for key, _, *rest in content(gallery)}
+
+
+def test_what_is_ahead_of_a_slow_worker_waits_in_bounds_and_in_order(
+    tmp_path: Path, images: Path, moody: Moody
+) -> None:
+    (tmp_path / "mood").write_text("late")
+    gallery = create(tmp_path / "g", images_a_shard=BATCH)
+    gallery.add_images(images, moody, workers=2)
+    assert gallery.keys() == [f"{number:03d}.png" for number in range(22)]
+    assert gallery.info()["shards"] == 11
+    assert int((tmp_path / "waiting").read_text()) < workers.AHEAD * 2  # of the six runs after that one
+    assert_clean(gallery)
 
 
 PARENT = """
