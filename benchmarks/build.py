@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--extractor", default="efficientnet_lite0")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1, help="processes; peak memory is of the first alone")
     args = parser.parse_args()
 
     extractor = sf.load_extractor(args.extractor)
@@ -41,7 +42,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, sf.Gallery.create(f"{folder}/g", extractor.spec) as gallery:
             with PeakMemory() as memory:
                 start = time.perf_counter()
-                report = gallery.add_images(args.images, extractor)  # the last commit and the index included
+                # The last commit and the index included, and the start of other workers.
+                report = gallery.add_images(args.images, extractor, workers=args.workers)
                 built.append(report.added / (time.perf_counter() - start))
             peaks.append(memory.peak)
             sizes.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
@@ -50,6 +52,7 @@ def main() -> None:
         {
             "images": len(sources),
             "extractor": args.extractor,
+            "workers": args.workers,
             "bare_images_per_s": [round(value, 2) for value in bare],
             "build_images_per_s": [round(value, 2) for value in built],
             "build_over_bare_median": round(statistics.median(b / a for a, b in zip(bare, built, strict=True)), 3),

@@ -26,6 +26,7 @@ from .errors import (
     SpadeError,
     SpecMismatchError,
     WeightsError,
+    WorkerError,
 )
 from .features import Extractor, ExtractorSpec, Features, load_extractor
 from .gallery import Gallery, Problem
@@ -71,6 +72,7 @@ __all__ = [
     "SpecMismatchError",
     "Suspect",
     "WeightsError",
+    "WorkerError",
     "calibrate",
     "find_suspects",
     "load_extractor",

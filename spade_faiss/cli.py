@@ -76,6 +76,7 @@ def cli() -> None:
 )
 @args.index
 @args.network
+@args.workers
 @args.replace
 @args.strict
 @args.quiet
@@ -115,7 +116,7 @@ def _build(
     try:
         with opened:
             if not given["quiet"]:
-                need = estimate(images, extractor, gallery, opened.patches)
+                need = estimate(images, extractor, gallery, opened.patches, given["workers"])
                 click.echo(f"this will need: {need}", err=True)
                 if need.disk_bytes > need.free_bytes:
                     click.echo("spade-faiss: note: that is more than is free on that disk", err=True)
@@ -129,6 +130,7 @@ def _build(
 @args.gallery
 @args.sources
 @args.network
+@args.workers
 @args.replace
 @args.strict
 @args.quiet
@@ -252,7 +254,12 @@ def _add(
     gallery: Gallery, sources: Sequence[Path | Source], extractor: Extractor, given: dict[str, Any]
 ) -> list[Skipped]:
     report: IngestReport = gallery.add_images(
-        sources, extractor, replace=given["replace"], strict=given["strict"], progress=not given["quiet"]
+        sources,
+        extractor,
+        replace=given["replace"],
+        strict=given["strict"],
+        progress=not given["quiet"],
+        workers=given["workers"],
     )
     taken = f"{report.added} added ({report.replaced} replaced), {report.unchanged} unchanged"
     rate = report.added / max(report.seconds, 1e-9)

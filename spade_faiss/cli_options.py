@@ -92,6 +92,10 @@ originals = click.option(
     help="A source that GALLERY was built from, for its images: a report shows them, and patches that are not stored "
     "are recomputed from them. May be given again.",
 )
+workers = click.option(
+    "--workers", type=int, default=1, show_default=True, metavar="N",
+    help="Processes that decode, extract and write; each loads the network.",
+)  # fmt: skip
 replace = click.option(
     "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
 )

@@ -7,6 +7,7 @@ SpadeError
 ├── WeightsError          (FileNotFoundError)  a network's weights are missing or do not fit it
 ├── DeviceError           (RuntimeError)       a device that was asked for by name and is not there
 ├── NotEnoughImagesError  (ValueError)         K is larger than the number of normal images
+├── WorkerError           (RuntimeError)       a process that was started to help has ended before its work
 └── GalleryError          (OSError)            a gallery that cannot be opened, read or written
     ├── GalleryNotFoundError  (FileNotFoundError)
     ├── CorruptGalleryError                    a file that is missing, cut short or changed
@@ -53,6 +54,10 @@ class NotEnoughImagesError(SpadeError, ValueError):
     """More neighbours were asked for than there are normal images."""
 
 
+class WorkerError(SpadeError, RuntimeError):
+    """A process that was started to help could not be, was killed, or failed."""
+
+
 class GalleryError(SpadeError, OSError):
     """A gallery that cannot be opened, read or written."""
 
@@ -79,3 +84,8 @@ class KeyConflictError(GalleryError, ValueError):
 
 class GalleryLockedError(GalleryError, BlockingIOError):
     """Another process is writing to the gallery."""
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

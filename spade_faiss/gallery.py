@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,11 +18,12 @@ from .index_state import IndexState
 from .ingest import IngestReport, ingest
 from .locks import ReaderLock
 from .manifest import Manifest
-from .options import MIB, IndexOptions, Patches
+from .options import MIB, IndexOptions, Patches, is_count
 from .reading import PyramidCache
 from .recipes import RECIPES, Recipe, recipe_named
 from .recompute import missing_sources, pyramids_of
 from .rows import Ids
+from .workers import ingest_in_processes
 from .writing import Appended, GalleryWriter, create_folder
 
 # Of a shard, which is what is lost at most when a build is killed: without levels, a byte stands for more work.
@@ -225,6 +227,7 @@ class Gallery:
         replace: bool = False,
         strict: bool = False,
         progress: bool = False,
+        workers: int = 1,
     ) -> IngestReport:
         """Extract and store the features of every image in files and folders.
 
@@ -237,15 +240,25 @@ class Gallery:
             replace: take changed content under a key that is there; otherwise such an image is skipped and reported.
             strict: stop at the first image that cannot be taken; those before it are kept.
             progress: a bar on stderr, where that is a terminal.
+            workers: processes that decode, extract and write shards; 1: this one. Each loads the network and takes its
+                share of the cores. Shards are committed in the order of the sources, so that keys and ids are those of
+                one process; only after an interruption may there be gaps, which the next run fills at the end. Features
+                are those of a network with fewer threads, which may round differently. Killed, it loses up to two
+                shards for each worker. A script calls this under `if __name__ == "__main__":`, as multiprocessing asks.
 
         Raises:
             SpecMismatchError: the extractor is another, or has other settings.
             ImageError: a source without images; with strict, the first image that cannot be read.
+            OptionError: fewer than one worker, or several with an extractor that cannot be pickled.
+            WorkerError: a worker was killed or failed; what was committed stays.
         """
+        if not is_count(workers):
+            raise OptionError(f"workers: expected a number >= 1, found {workers!r}")
         self.spec.require(extractor.spec, str(self.path))
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
+        take = ingest if workers == 1 else partial(ingest_in_processes, workers=workers)
         with self.writer() as writer:
-            return ingest(writer, paths, extractor, replace=replace, strict=strict, progress=progress)
+            return take(writer, paths, extractor, replace=replace, strict=strict, progress=progress)
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove images by key, without rewriting shards; see compact.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +64,13 @@ class Estimate:
         )
 
 
-def estimate(sources: Sequence[Source], extractor: Extractor, folder: Path, patches: Patches = "stored") -> Estimate:
-    """Estimate what a build of these images into a folder will need; time is measured on the first that can be read."""
+def estimate(
+    sources: Sequence[Source], extractor: Extractor, folder: Path, patches: Patches = "stored", workers: int = 1
+) -> Estimate:
+    """Estimate what a build of these images into a folder will need; time is measured on the first that can be read.
+
+    The time is that of one process, however many workers there are to be.
+    """
     spec, n = extractor.spec, len(sources)
     seconds = 0.0
     for source in sources[:100]:
@@ -79,14 +84,20 @@ def estimate(sources: Sequence[Source], extractor: Extractor, folder: Path, patc
         seconds = (time.perf_counter() - start) / extractor.batch_size
         break
     index = 4 * spec.image_dim * n
-    batches = 3 * extractor.batch_size * spec.bytes_per_image + _read_ahead(extractor) * _view_bytes(spec)
+    batches = 3 * extractor.batch_size * spec.bytes_per_image + reads_ahead(extractor) * _view_bytes(spec)
     free = shutil.disk_usage(folder).free
     sizes = {way: spec.bytes_with(way) for way in get_args(Patches)}
-    return Estimate(n, n * sizes[patches] + index, free, index + batches, seconds, sizes)
+    return Estimate(n, n * sizes[patches] + index, free, index + workers * batches, seconds, sizes)
 
 
-def _read_ahead(extractor: Extractor) -> int:
+def reads_ahead(extractor: Extractor) -> int:
+    """Return how many images are read before they are needed."""
     return 2 * extractor.batch_size
+
+
+def reading_threads(processes: int = 1) -> int:
+    """Return how many threads read and decode in each of so many processes."""
+    return max(1, min(8, (os.cpu_count() or 1) // processes))
 
 
 def _view_bytes(spec: ExtractorSpec) -> int:
@@ -95,13 +106,39 @@ def _view_bytes(spec: ExtractorSpec) -> int:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """An image as the readers hand it on: a view with its digest, or why there is none."""
 
     source: Source
     digest: str = ""
     view: Pixels | None = None
-    error: SpadeError | None = None  # neither a view nor an error: it is there already
+    error: SpadeError | None = None  # neither a view nor an error: it is not wanted
+
+
+def read_image(source: Source, spec: ExtractorSpec, wanted: Callable[[Source, str], bool] | None = None) -> Read:
+    """Read an image, and decode it if it is wanted with the digest that it has."""
+    try:
+        content = read_file(source.path)
+        digest = content_digest(content)
+        if wanted is not None and not wanted(source, digest):
+            return Read(source, digest)
+        return Read(source, digest, spec.view.apply(decode(content, str(source.path))))
+    except (ImageError, KeyConflictError) as error:
+        return Read(source, error=error)
+
+
+def is_wanted(writer: GalleryWriter, source: Source, digest: str, replace: bool) -> bool:
+    """Tell whether a gallery is to take an image, or has it already.
+
+    Raises:
+        KeyConflictError: it has other content under that key, which is not to be replaced.
+    """
+    state = writer.status(source.key, digest, absolute(source))
+    if state == "differs" and not replace:
+        raise KeyConflictError(
+            f"{source.path}: key {source.key!r} is in the gallery with other content; --replace takes the new one"
+        )
+    return state in ("new", "differs") or (state == "moved" and replace)
 
 
 def ingest(
@@ -117,25 +154,12 @@ def ingest(
     start, report = time.perf_counter(), IngestReport()
     sources = find_images(paths)
 
-    def read(source: Source) -> _Read:
-        try:
-            content = read_file(source.path)
-            digest = content_digest(content)
-            state = writer.status(source.key, digest, _absolute(source))
-            if state == "same" or (state == "moved" and not replace):
-                return _Read(source, digest)
-            if state == "differs" and not replace:
-                raise KeyConflictError(
-                    f"{source.path}: key {source.key!r} is in the gallery with other content; "
-                    "--replace takes the new one"
-                )
-            return _Read(source, digest, extractor.spec.view.apply(decode(content, str(source.path))))
-        except (ImageError, KeyConflictError) as error:
-            return _Read(source, error=error)
+    def read(source: Source) -> Read:
+        return read_image(source, extractor.spec, lambda source, digest: is_wanted(writer, source, digest, replace))
 
     stopped_by: SpadeError | None = None
 
-    def taken(reads: Iterable[_Read]) -> Iterable[_Read]:
+    def taken(reads: Iterable[Read]) -> Iterable[Read]:
         nonlocal stopped_by
         for image in reads:
             if image.view is not None:
@@ -148,8 +172,7 @@ def ingest(
             else:
                 report.skipped.append(Skipped(image.source.path, str(image.error)))
 
-    workers = min(8, os.cpu_count() or 1)
-    reads = read_ahead(sources, read, workers, _read_ahead(extractor))
+    reads = read_ahead(sources, read, reading_threads(), reads_ahead(extractor))
     writing: Future[Appended] | None = None
     with (
         tqdm(reads, total=len(sources), unit="image", disable=None if progress else True, desc="images") as bar,
@@ -159,7 +182,7 @@ def ingest(
             features = extractor.extract([image.view for image in batch if image.view is not None])
             _count(report, writing)  # one batch is written while the next goes through the network
             keys, digests = [image.source.key for image in batch], [image.digest for image in batch]
-            files = [_absolute(image.source) for image in batch]
+            files = [absolute(image.source) for image in batch]
             writing = pool.submit(writer.append, keys, features, digests, replace, files)
         _count(report, writing)
     if stopped_by is not None:
@@ -169,7 +192,8 @@ def ingest(
     return report
 
 
-def _absolute(source: Source) -> str:
+def absolute(source: Source) -> str:
+    """Return the path that a gallery keeps of an image file."""
     return str(source.path.absolute())  # not resolved: a link may be what stays when the files move
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torchvision
 from torch import Tensor
 
 from .devices import torch_device
-from .errors import OptionError, WeightsError
+from .errors import OptionError, WeightsError, first_line
 from .features import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, ExtractorSpec, Features, average_neighbourhoods
 from .images import Pixels
 from .options import FeatureOptions
@@ -28,13 +29,22 @@ Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 class NetworkExtractor:
     """A network in evaluation mode; see features.Extractor."""
 
-    def __init__(self, spec: ExtractorSpec, forward: Forward, device: str, batch_size: int) -> None:
+    def __init__(
+        self, spec: ExtractorSpec, forward: Forward, device: str, options: FeatureOptions, weights: Path | None
+    ) -> None:
         self.spec = spec
-        self.batch_size = batch_size
+        self.batch_size = options.batch_size
         self._forward = forward
         self.device = device
+        self._options = options
+        self._weights = weights
         self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process loads the network as it was loaded here: smaller than its tensors, and safer."""
+        options = replace(self._options, batch_size=self.batch_size, device=self.device)
+        return load_network, (self.spec.name, self._weights, options)
 
     @torch.inference_mode()
     def extract(self, views: Sequence[Pixels]) -> Features:
@@ -83,7 +93,7 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
         raise OptionError(
-            f"extractor {name} does not take images of {crop[0]} x {crop[1]} px: {_first_line(error)}"
+            f"extractor {name} does not take images of {crop[0]} x {crop[1]} px: {first_line(error)}"
         ) from error
     shapes = [tuple(level.shape[1:]) for level in levels]
     if shapes != sorted(shapes, key=lambda shape: -shape[1] * shape[2]):
@@ -102,7 +112,7 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         weights_sha256=_digest(model.state_dict()),
         weights=weights.name if weights else "",
     )
-    return NetworkExtractor(spec, forward, device, options.batch_size)
+    return NetworkExtractor(spec, forward, device, options, weights)
 
 
 def _embedded(weights: Path | None) -> Any:
@@ -167,13 +177,9 @@ def _timm(name: str, weights: Path | None) -> Any:
 
 def _no_weights(name: str, file: str, error: Exception) -> WeightsError:
     return WeightsError(
-        f"extractor {name}: its weights could not be downloaded ({_first_line(error)}); bring the file {file} "
+        f"extractor {name}: its weights could not be downloaded ({first_line(error)}); bring the file {file} "
         "and pass it with --weights FILE (weights=FILE in Python)"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _native_size(model: Any) -> tuple[int, int]:
@@ -243,7 +249,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: expected a file with weights, found nothing there") from error
     except Exception as error:  # zip, pickle and safetensors each raise their own
         unsafe = "weights_only" in str(error)  # torch then advises to run the code in the file
-        reason = "it holds more than tensors, which is not read, for safety" if unsafe else _first_line(error)
+        reason = "it holds more than tensors, which is not read, for safety" if unsafe else first_line(error)
         raise WeightsError(
             f"{path}: expected a state dict (.pth or .safetensors), could not read it: {reason}"
         ) from error

@@ -56,9 +56,9 @@ class ShardWriter:
         self._sources: list[str] | None = None if patches == "stored" else []
         self._image: list[Array] = []  # small beside the levels: written in one piece at the end
         self._checksums: list[list[int]] = []
-        self._temporary = path.with_name(path.name + TEMPORARY)
+        self.temporary = path.with_name(path.name + TEMPORARY)
         with storage_errors(f"cannot write {self.path}"):
-            self._disk = PatientFile(self._temporary)
+            self._disk = PatientFile(self.temporary)
             self._file = h5py.File(self._disk, "w", libver="latest")
             self._levels = [
                 self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
@@ -101,7 +101,14 @@ class ShardWriter:
             self._sources += sources
 
     def finish(self) -> int:
-        """Write what is still in memory, flush to disk, give the file its name; returns its size in bytes."""
+        """Complete the file, flush to disk, give it its name; returns its size in bytes."""
+        size = self.complete()
+        with storage_errors(f"cannot write {self.path}"):
+            publish(self.temporary, self.path)
+        return size
+
+    def complete(self) -> int:
+        """Write what is still in memory; the file keeps its temporary name. Returns its size in bytes."""
         with storage_errors(f"cannot write {self.path}"):
             for dataset in self._levels:  # an append that was interrupted may have made them longer
                 dataset.resize(len(self.keys), axis=0)
@@ -117,15 +124,13 @@ class ShardWriter:
             self._file.close()
             self._disk.check()
             self._disk.close()
-            size = self._temporary.stat().st_size
-            publish(self._temporary, self.path)
-        return size
+            return self.temporary.stat().st_size
 
     def abort(self) -> None:
         """Throw away what was written."""
         self._file.close()
         self._disk.close()
-        self._temporary.unlink(missing_ok=True)
+        self.temporary.unlink(missing_ok=True)
 
 
 class Texts(Sequence[str]):

@@ -27,7 +27,7 @@ from .locks import READERS, ReaderLock, WriterLock
 from .manifest import IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
 from .options import IndexOptions
 from .shards import ShardWriter
-from .storage import TEMPORARY, storage_errors
+from .storage import TEMPORARY, publish, storage_errors
 
 INDEX_LAG = 0.02  # the file of the index is written anew when this share of the images is not in it
 KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
@@ -177,6 +177,33 @@ class GalleryWriter:
         if self._finished:
             self.commit()
         return Appended(len(taken), len(replaced), len(keys) - len(taken))
+
+    def adopt(self, temporary: Path, size: int, keys: Sequence[str], digests: Sequence[str]) -> Appended:
+        """Name and commit a complete shard that another process has written under a temporary name.
+
+        Args:
+            temporary: its file, in the folder of the shards.
+            size: of the file, in bytes.
+            keys: of its n images, each once; those that are in the gallery are replaced.
+            digests: n digests.
+
+        Raises:
+            FeatureError: keys that do not fit.
+            GalleryError: the disk is full or refuses.
+        """
+        _check_keys(keys, len(digests))
+        self.commit()
+        replaced = {row_id for row_id in self.generation.find_all(keys) if row_id is not None}
+        self._halfway = True
+        file = f"shards/{self.generation.manifest.next_shard:06d}.h5"
+        with storage_errors(f"cannot write {self.folder / file}"):
+            publish(temporary, self.folder / file)
+        self._finished.append(ShardEntry(file, len(keys), size))
+        self._pending.update(zip(keys, digests, strict=True))
+        self._tombstones |= replaced
+        self._halfway = False
+        self.commit()
+        return Appended(len(keys), len(replaced))
 
     def _check_sources(
         self, sources: Sequence[str] | None, digests: Sequence[str] | None, n: int

@@ -79,6 +79,19 @@ def test_build_says_what_it_needs_and_did(tmp_path: Path, normal: Path, spade: S
     assert again.err == ""
 
 
+def test_build_and_add_by_two_processes(tmp_path: Path, normal: Path, spade: Spade) -> None:
+    (normal / "empty.png").touch()
+    options = ("--workers", 2, "--batch-size", 4)
+    run = spade("build", tmp_path / "g", normal, "--extractor", "toy", *options)
+    assert run.status == 3
+    assert "12 added (0 replaced), 0 unchanged, 1 skipped; 12 images" in run.out
+    assert f"spade-faiss: skipped: {normal / 'empty.png'}: " in run.err
+    assert json.loads(spade("info", tmp_path / "g", "--json").out)["shards"] == 2
+    more = make_images(tmp_path / "more" / "new", 2, seed=1).parent
+    assert "2 added (0 replaced), 0 unchanged" in spade("add", tmp_path / "g", more, *options).out
+    assert "14 images checked, 0 problems" in spade("verify", tmp_path / "g").out
+
+
 def test_add_remove_compact_info_verify(tmp_path: Path, gallery: Path, spade: Spade) -> None:
     more = make_images(tmp_path / "more ünï", 3, seed=1)
     for number, path in enumerate(sorted(more.iterdir())):
@@ -261,6 +274,8 @@ def test_an_image_that_changed_is_refused_unless_replace(gallery: Path, normal: 
         (["build", "{gallery}", "{normal}", "--extractor", "toy", "--image-size", "64"], "resized: expected (320, 3"),
         (["build", "{tmp}/empty/../normal", "{normal}", "--extractor", "toy"], "to make a gallery in, found something"),
         (["add", "{tmp}/nowhere", "{normal}"], "expected a gallery (a folder with gallery.json), found none"),
+        (["add", "{gallery}", "{normal}", "--workers", "0"], "workers: expected a number >= 1, found 0"),
+        (["build", "{tmp}/g", "{normal}", "--extractor", "toy", "--workers", "-1"], "workers: expected a number >= 1"),
         (["query", "{tmp}", "{normal}"], "expected a gallery (a folder with gallery.json), found none"),
         (["query", "{gallery}", "{normal}", "-k", "13"], "12, found 13"),
         (["query", "{gallery}", "{normal}", "--kappa", "0"], "kappa: expected a number >= 1, found 0"),

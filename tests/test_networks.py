@@ -179,6 +179,23 @@ def test_embedded_is_deterministic(lite: Extractor, lite_features: Features) -> 
     assert_same(again.extract(views(3)), lite_features)
 
 
+def test_another_process_loads_the_same_network(tmp_path: Path) -> None:
+    """What is pickled are its name, the file of its weights and its options, not its tensors."""
+    file = tmp_path / "resnet18.pth"
+    torch.save(random_state(torchvision.models.resnet18), file)
+    lite, resnet = load(image_size=96, levels=("1", "2")), load("resnet18", file, image_size=80, crop=64)
+    for loaded in (lite, resnet):
+        loaded.batch_size = 5
+        pickled = pickle.dumps(loaded)
+        assert len(pickled) < 2000
+        again = pickle.loads(pickled)
+        assert (again.spec, again.batch_size, again.device) == (loaded.spec, 5, "cpu")
+        seen = views(2, loaded.spec.view.crop)
+        expected, found = loaded.extract(seen), again.extract(seen)
+        assert found.image.tobytes() == expected.image.tobytes()
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(found.levels, expected.levels, strict=True))
+
+
 def test_place_in_a_batch_does_not_matter(lite: Extractor, lite_features: Features) -> None:
     images = views(3)
     for number, image in enumerate(images):
