@@ -11,11 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import faiss
-import torch
-
-import spade_faiss
-
 HERE = Path(__file__).parent
 # Beside the benchmarks in a checkout; where they are installed, in the folder that the command is run in.
 RESULTS = Path(
@@ -26,6 +21,11 @@ RESULTS = Path(
 
 def machine() -> dict[str, Any]:
     """Describe the machine and the libraries."""
+    import faiss
+    import torch  # 500 MB, which whoever only asks for memory does not want in it
+
+    import spade_faiss
+
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     return {
         "cpu": cpu or platform.processor(),

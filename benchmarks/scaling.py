@@ -13,13 +13,14 @@ and is a line in RESULTS/scaling.jsonl; cells that are there are passed over: de
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,38 +34,18 @@ GB = 10**9
 NEEDED = ("matplotlib", "sklearn", "usearch")  # the extra `bench`
 
 
-def children() -> dict[str, Callable[..., dict[str, Any]]]:
-    """Return what runs in a process of its own, by name."""
-    import scaling_cells as cells
-    import scaling_live as live
-    import scaling_peers as peers
-    from synthetic import likeness
-
-    def features(work: Work, normal: str, test: str) -> dict[str, Any]:
-        work.extract(Path(normal), Path(test))
-        arrays, mixture = work.arrays, work.mixture
-        return {
-            "normal": len(arrays["normal"]),
-            "test_good": int((~arrays["anomalous"]).sum()),
-            "test_anomalous": int(arrays["anomalous"].sum()),
-            "clusters": len(mixture.shares),
-            "rank": mixture.deviations.shape[1],
-            "seed": mixture.seed,
-            "likeness": likeness(arrays["normal"], mixture, arrays["test"][~arrays["anomalous"]]),
-        }
-
-    return {
-        "features": features,
-        "pool": live.fill_pool,
-        "build": cells.build,
-        "reindex": cells.reindex,
-        "open": cells.opening,
-        "add": live.adding,
-        "reader": live.reader,
-        "whole": live.whole,
-        "retrieval": cells.retrieval,
-        "peers": peers.peer,
-    }
+CHILDREN = {  # what runs in a process of its own: module and function, so that it imports no more than it needs
+    "features": ("scaling_cells", "features"),
+    "pool": ("scaling_live", "fill_pool"),
+    "build": ("scaling_cells", "build"),
+    "reindex": ("scaling_cells", "reindex"),
+    "open": ("scaling_cells", "opening"),
+    "add": ("scaling_live", "adding"),
+    "reader": ("scaling_live", "reader"),
+    "whole": ("scaling_live", "whole"),
+    "retrieval": ("scaling_cells", "retrieval"),
+    "peers": ("scaling_peers", "peer"),
+}
 
 
 class Cells:
@@ -223,9 +204,8 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        name, values = sys.argv[2], json.loads(sys.argv[3])
-        result = children()[name](Work(values.pop("work")), **values)
-        print(json.dumps(result))
+        (module, function), values = CHILDREN[sys.argv[2]], json.loads(sys.argv[3])
+        print(json.dumps(getattr(importlib.import_module(module), function)(Work(values.pop("work")), **values)))
         return
     args = parsed()
     for name in NEEDED:

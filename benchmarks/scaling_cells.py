@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import PeakMemory, resident_mib
 from scaling_work import K, Work, append_all, drop_pages, figure, mib_since, peak_mib, recall, timings
 from scipy.stats import rankdata
+from synthetic import likeness
 
 import spade_faiss as sf
 from spade_faiss.image_index import ImageIndex
@@ -31,6 +33,21 @@ def index_options(kind: str, recall: float, memory: int | None) -> sf.IndexOptio
     """Return options of this kind; memory counts for `auto` only."""
     wanted = {"recall": recall, "memory": memory if kind == "auto" else None} if TUNED else {}
     return sf.IndexOptions(kind=kind, device="cpu", **wanted)
+
+
+def features(work: Work, normal: str, test: str) -> dict[str, Any]:
+    """Extract the real features and fit the mixture; says how like them its draws are."""
+    work.extract(Path(normal), Path(test))
+    arrays, mixture = work.arrays, work.mixture
+    return {
+        "normal": len(arrays["normal"]),
+        "test_good": int((~arrays["anomalous"]).sum()),
+        "test_anomalous": int(arrays["anomalous"].sum()),
+        "clusters": len(mixture.shares),
+        "rank": mixture.deviations.shape[1],
+        "seed": mixture.seed,
+        "likeness": likeness(arrays["normal"], mixture, arrays["test"][~arrays["anomalous"]]),
+    }
 
 
 def build(work: Work, n: int, recall: float, memory: int) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def adding(work: Work, n: int) -> dict[str, Any]:
             "of_the_new_generation": sum(query["rows"] == n + ADDED for query in log["queries"]),
             "planted_found_in_the_new": min((q["planted"] for q in log["queries"] if q["rows"] > n), default=None),
             "new_generation_ready_after_seconds": figure(log["ready_after"]),
+            "longest_ms": figure(1000 * max(query["seconds"] for query in log["queries"])),
             **{name: _latencies(log["queries"], *span) for name, span in spans.items()},
         },
     }

@@ -23,7 +23,14 @@ STAGES = {  # of a query, as Detection.seconds has them
     "score": "score",
     "other": "other",
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+TITLE = "Retrieval of the K = 50 nearest normal images (of the bank: the nearest patches)"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f00")
+PEERS = {  # marker and grey of each peer's line, and what it is in a legend
+    "torch cdist": ("s", "0.1", "torch cdist"),
+    "scikit-learn brute": ("^", "0.4", "scikit-learn, brute force"),
+    "usearch HNSW": ("D", "0.6", "usearch HNSW"),
+    "PatchCore-style bank": ("X", "#8b0000", "bank of all patches\n(PatchCore-style)"),
+}
 
 
 def plots(lines: Lines, folder: Path, name: str) -> Iterator[Path]:
@@ -33,7 +40,10 @@ def plots(lines: Lines, folder: Path, name: str) -> Iterator[Path]:
     seconds = _curves((_name(line), line, _get(line, "p50_ms", 1e-3)) for line in own)
     peer_seconds = _curves((_peer(line), line, _get(line, "p50_ms", 1e-3)) for line in peers)
     if seconds or peer_seconds:
-        figure, axes = _axes("seconds a query, one at a time (median)", "Retrieval of the K = 50 nearest normal images")
+        figure, axes = _axes(
+            "seconds a query, one at a time (median)",
+            "Retrieval of the K = 50 nearest normal images (the bank: nearest patches)",
+        )
         _draw(axes, seconds, peer_seconds)
         yield _save(figure, axes, folder / f"{name}_query.png", real)
     memory = _curves((_name(line), line, _get(line, "index_resident_mib", MIB / 1e9)) for line in own)
@@ -51,8 +61,9 @@ def plots(lines: Lines, folder: Path, name: str) -> Iterator[Path]:
     )
     if stages:
         figure, axes = _axes("seconds (median)", "A whole query, default network and K = 50, by stages")
-        _draw(axes, {"whole query": _curves(("", line, _get(line, "total_median", 1)) for line in whole)[""]}, {}, 3)
-        _draw(axes, stages, {}, first=1)
+        total = _curves(("", line, _get(line, "total_median", 1)) for line in whole)[""]
+        axes.plot(*zip(*sorted(total), strict=True), "-o", lw=4, c="0.1", label="whole query")
+        _draw(axes, stages, {})
         yield _save(figure, axes, folder / f"{name}_whole.png", real)
 
 
@@ -66,11 +77,13 @@ def _axes(y: str, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, own: Curves, peers: Curves, width: float = 1.8, first: int = 0) -> None:
-    for curves, line, marker in ((own, "-", "o"), (peers, "--", "s")):
-        for number, (label, points) in enumerate(curves.items()):
-            colour = COLOURS[(number + first + (0 if curves is own else 3)) % len(COLOURS)]
-            axes.plot(*zip(*sorted(points), strict=True), line, marker=marker, ms=5, lw=width, c=colour, label=label)
+def _draw(axes: Axes, own: Curves, peers: Curves) -> None:
+    for number, (label, points) in enumerate(own.items()):
+        style = {"c": COLOURS[number % len(COLOURS)], "lw": max(1.4, 4 - 0.6 * number)}  # those below are seen too
+        axes.plot(*zip(*sorted(points), strict=True), "-o", ms=5, label=label, **style)
+    for name, points in peers.items():
+        marker, colour, label = PEERS[name]
+        axes.plot(*zip(*sorted(points), strict=True), "--", marker=marker, ms=5, lw=1.4, c=colour, label=label)
 
 
 def _save(figure: Figure, axes: Axes, path: Path, real: int) -> Path:
@@ -189,10 +202,10 @@ def _add_table(lines: Lines) -> str:
         medians = " / ".join(str(other[span].get("p50_ms", "-")) for span in ("before", "meanwhile", "after"))
         rows.append(
             [_n(line), r["added"], r["add_seconds"], other["meanwhile"]["queries"], other["failed"],
-             other["mixed_generations"], medians, other["new_generation_ready_after_seconds"]]
+             other["mixed_generations"], medians, other["longest_ms"], other["new_generation_ready_after_seconds"]]
         )  # fmt: skip
     head = ["N", "added", "s", "queries meanwhile", "failed", "of mixed generations",
-            "p50 ms before / meanwhile / after", "s until the reader has the new one"]  # fmt: skip
+            "p50 ms before / meanwhile / after", "longest ms", "s until the reader has the new one"]  # fmt: skip
     return _titled("Adding while another process queries:", head, rows)
 
 
