@@ -63,7 +63,7 @@ def plots(lines: Lines, folder: Path, name: str) -> Iterator[Path]:
         figure, axes = _axes("seconds (median)", "A whole query, default network and K = 50, by stages")
         total = _curves(("", line, _get(line, "total_median", 1)) for line in whole)[""]
         axes.plot(*zip(*sorted(total), strict=True), "-o", lw=4, c="0.1", label="whole query")
-        _draw(axes, stages, {})
+        _draw(axes, stages, {}, thinner=0)
         yield _save(figure, axes, folder / f"{name}_whole.png", real)
 
 
@@ -77,9 +77,12 @@ def _axes(y: str, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, own: Curves, peers: Curves) -> None:
+def _draw(axes: Axes, own: Curves, peers: Curves, thinner: float = 0.6) -> None:
     for number, (label, points) in enumerate(own.items()):
-        style = {"c": COLOURS[number % len(COLOURS)], "lw": max(1.4, 4 - 0.6 * number)}  # those below are seen too
+        style = {
+            "c": COLOURS[number % len(COLOURS)],
+            "lw": max(1.4, 4 - thinner * number) if thinner else 1.8,
+        }  # those below are seen
         axes.plot(*zip(*sorted(points), strict=True), "-o", ms=5, label=label, **style)
     for name, points in peers.items():
         marker, colour, label = PEERS[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -185,8 +185,9 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def peak_mib() -> int:
-    """Return the most memory that this process ever had."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    """Return the most memory that this process ever had; getrusage would count its parent's at the start as well."""
+    status = Path("/proc/self/status").read_text()
+    return round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)  # type: ignore[index]
 
 
 def mib_since(before: float) -> int:
