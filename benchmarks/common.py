@@ -11,23 +11,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import faiss
-import torch
-
-import spade_faiss
-
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+# Beside the benchmarks in a checkout; where they are installed, in the folder that the command is run in.
+RESULTS = Path(
+    os.environ.get("SPADE_FAISS_BENCH_OUTPUT")
+    or (HERE / "results" if (HERE.parent / "pyproject.toml").exists() else "bench-results")
+)
 
 
 def machine() -> dict[str, Any]:
     """Describe the machine and the libraries."""
+    import faiss
+    import torch  # 500 MB, which whoever only asks for memory does not want in it
+
+    import spade_faiss
+
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    memory = next((int(line.split()[1]) // 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return {
         "cpu": cpu or platform.processor(),
         "cores": os.cpu_count(),
         "avx512": any("avx512f" in line for line in _lines("/proc/cpuinfo") if line.startswith("flags")),
-        "memory_gib": memory,
+        "memory_gib": _meminfo("MemTotal") // 2**30,
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -41,6 +45,15 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
+
+
+def _meminfo(name: str) -> int:
+    return next((int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith(name)), 0)
+
+
+def available_bytes() -> int:
+    """Return the memory that a process could still have."""
+    return _meminfo("MemAvailable")
 
 
 def resident_mib() -> float:
@@ -79,9 +92,9 @@ class PeakMemory:
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Print a result, and write it with the machine's description to benchmarks/results/NAME.json."""
+    """Print a result, and write it with the machine's description to RESULTS/NAME.json."""
     result = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), **result}
     text = json.dumps(result, indent=1)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")

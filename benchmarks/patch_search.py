@@ -227,7 +227,7 @@ def main() -> None:
     args = parser.parse_args()
 
     description, results = machine() | {"threads": torch.get_num_threads()}, []
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / f"{args.name}.jsonl").open("w") as file:
         for shapes, k, features in product(args.shapes, args.k, ("random", "real")):
             if features == "real":

@@ -19,6 +19,7 @@ import click
 
 from . import __version__
 from . import cli_options as args
+from .cli_bench import bench
 from .cli_datasets import labelled, training_images
 from .cli_detect import audit, calibrate, demo, evaluate, query
 from .errors import ImageError, OptionError, SpadeError
@@ -273,7 +274,7 @@ def _add(
     return report.skipped
 
 
-for command in (calibrate, audit, query, evaluate, demo):
+for command in (calibrate, audit, query, evaluate, demo, bench):
     cli.add_command(command)
 
 

@@ -1,0 +1,183 @@
+"""Cells of the scaling benchmark about galleries: building, indexes, retrieval, opening. Each has its own process."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import PeakMemory, resident_mib
+from scaling_work import K, Work, append_all, drop_pages, figure, mib_since, peak_mib, recall, timings
+from scipy.stats import rankdata
+from synthetic import likeness
+
+import spade_faiss as sf
+from spade_faiss.image_index import ImageIndex
+
+# The one list of what is compared, by the name that tables and plots have. Those of a choice of approximation are built
+# for each recall target, the others once. At most so many images, where building takes too long beyond.
+TUNED = "recall" in {field.name for field in dataclasses.fields(sf.IndexOptions)}
+KINDS = (
+    ("auto", "flat", "ivf", "ivf-sq", "ivf-pq", "hnsw")
+    if TUNED
+    else ("auto", "flat", "ivf", "PCAR128,IVF256,SQ8", "HNSW32")
+)
+EXACT = {"flat"}
+AT_MOST = {"hnsw": 10**5, "HNSW32": 10**5}
+
+
+def index_options(kind: str, recall: float, memory: int | None) -> sf.IndexOptions:
+    """Return options of this kind; memory counts for `auto` only."""
+    wanted = {"recall": recall, "memory": memory if kind == "auto" else None} if TUNED else {}
+    return sf.IndexOptions(kind=kind, device="cpu", **wanted)
+
+
+def features(work: Work, normal: str, test: str) -> dict[str, Any]:
+    """Extract the real features and fit the mixture; says how like them its draws are."""
+    work.extract(Path(normal), Path(test))
+    arrays, mixture = work.arrays, work.mixture
+    return {
+        "normal": len(arrays["normal"]),
+        "test_good": int((~arrays["anomalous"]).sum()),
+        "test_anomalous": int(arrays["anomalous"].sum()),
+        "clusters": len(mixture.shares),
+        "rank": mixture.deviations.shape[1],
+        "seed": mixture.seed,
+        "likeness": likeness(arrays["normal"], mixture, arrays["test"][~arrays["anomalous"]]),
+    }
+
+
+def build(work: Work, n: int, recall: float, memory: int) -> dict[str, Any]:
+    """Make the gallery of n images from features that are ready, with index `auto`."""
+    shutil.rmtree(work.gallery(n), ignore_errors=True)
+    blocks = work.rows(n)
+    first = next(blocks)
+    before = resident_mib()
+
+    def all_blocks() -> Any:
+        yield first
+        yield from blocks
+
+    with PeakMemory() as memory_of_all:
+        start = time.perf_counter()
+        options = index_options("auto", recall, memory)
+        with sf.Gallery.create(work.gallery(n), work.spec, options, patches="recompute") as gallery:
+            with gallery.writer() as writer:
+                append_all(writer, all_blocks())
+                writer.commit()
+                stored = time.perf_counter()
+            built = time.perf_counter()
+            facts = gallery.info()
+    return {
+        "append_seconds": figure(stored - start),
+        "index_seconds": figure(built - stored),
+        "seconds": figure(built - start),
+        "peak_mib": peak_mib(),
+        "peak_mib_above_start": round(memory_of_all.peak - before),
+        "features_mib": round(n * 4 * work.spec.image_dim / 2**20),
+        "disk_bytes": facts["bytes"],
+        "shards": facts["shards"],
+        "index": facts["index"],
+    }
+
+
+def reindex(work: Work, n: int, kind: str, recall: float, memory: int) -> dict[str, Any]:
+    """Give a gallery another index."""
+    options = index_options(kind, recall, memory)
+    with work.open(n) as gallery:
+        before = resident_mib()
+        start = time.perf_counter()
+        if TUNED:
+            gallery.reindex(kind=options.kind, memory=options.memory, recall=options.recall)
+        else:  # until galleries can be given another index
+            with gallery.writer() as writer:
+                writer._publish(dataclasses.replace(writer.generation.manifest, index_options=options))
+                writer.write_index(rebuild=True)
+        seconds = time.perf_counter() - start
+    return {"seconds": figure(seconds), "peak_mib": peak_mib(), "peak_mib_above_start": round(peak_mib() - before)}
+
+
+def retrieval(work: Work, n: int, singles: int, batch: int) -> dict[str, Any]:
+    """Measure a gallery's index beside an exact flat one: recall, seconds, and what the difference does to scores."""
+    queries, real = work.queries, len(work.arrays["test"])
+    k = min(K, n)
+    with work.open(n) as gallery:
+        generation = gallery.snapshot()
+        entry = generation.manifest.index
+        # First, as it takes twice its size while it grows.
+        flat = ImageIndex.build(generation.image_features, n, queries.shape[1], sf.IndexOptions("flat", device="cpu"))
+        truth, exact = flat.search(queries, k)
+        before = resident_mib()
+        start = time.perf_counter()
+        gallery.search(queries[:1], k)
+        loaded, resident = time.perf_counter() - start, mib_since(before)
+        index = generation.index()
+        if index.stands_in:
+            return {"left_out": f"too few images for this kind: {n}"}
+        ids, found = gallery.search(queries, k)
+        ways = {"exact": lambda q: flat.search(q, k), "index": lambda q: gallery.search(q, k)}
+        times = timings(ways, queries, singles, batch)
+        facts = gallery.info()["index"]
+        description = index.description
+    scores, exact_scores = found.mean(axis=1, dtype=np.float64), exact.mean(axis=1, dtype=np.float64)
+    change = np.abs(scores - exact_scores) / np.maximum(exact_scores, 1e-12)
+    anomalous = work.arrays["anomalous"]
+    return {
+        "index": facts,
+        "description": description,
+        "k": k,
+        "index_file_bytes": entry.bytes if entry else None,
+        "index_resident_mib": resident,
+        "load_seconds": figure(loaded),
+        "recall": recall(ids, truth),
+        "recall_real_test": recall(ids[:real], truth[:real]),
+        "recall_synthetic": recall(ids[real:], truth[real:]),
+        **times["index"],
+        "exact_flat": times["exact"],
+        "speedup_single": figure(times["exact"]["p50_ms"] / times["index"]["p50_ms"]),
+        "speedup_batch": figure(times["exact"]["batch_ms_a_query"] / times["index"]["batch_ms_a_query"]),
+        "score_change_median": figure(np.median(change)),
+        "score_change_max": figure(change.max()),
+        "auroc_exact": auroc(exact_scores[:real], anomalous),
+        "auroc": auroc(scores[:real], anomalous),
+    }
+
+
+def auroc(scores: np.ndarray, anomalous: np.ndarray) -> float | None:
+    """Area under the ROC curve by ranks; None where there is one class only."""
+    positive, negative = int(anomalous.sum()), int((~anomalous).sum())
+    if not positive or not negative:
+        return None
+    ranks = rankdata(scores)[anomalous].sum()
+    return round(float((ranks - positive * (positive + 1) / 2) / (positive * negative)), 5)
+
+
+def opening(work: Work, n: int, cold: bool) -> dict[str, Any]:
+    """Open a gallery and search once, in this fresh process."""
+    [query] = work.queries[:1]
+    folder, k = work.gallery(n), min(K, n)
+    if cold:
+        drop_pages(folder)
+    before = resident_mib()
+    start = time.perf_counter()
+    with work.open(n) as gallery:
+        opened, after_open = time.perf_counter(), mib_since(before)
+        ids, _ = gallery.search(query[None], k)
+        searched, after_search = time.perf_counter(), mib_since(before)
+        gallery.keys(ids[0])
+        named = time.perf_counter()
+        index = gallery.info()["index"]
+    return {
+        "files": "not in the page cache" if cold else "as they are in the page cache",
+        "index": index,
+        "open_seconds": figure(opened - start),
+        "first_search_seconds": figure(searched - opened),
+        "first_keys_seconds": figure(named - searched),
+        "resident_mib_above_start_opened": after_open,
+        "resident_mib_above_start_searched": after_search,
+        "peak_mib": peak_mib(),
+        "start_mib": round(before),
+    }

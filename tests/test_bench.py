@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from spade_faiss import cli_bench
+from spade_faiss.cli import cli
+from spade_faiss.errors import OptionError
+
+
+@pytest.fixture
+def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give back what a benchmark, which has the process to itself, changes."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv(cli_bench.OUTPUT, os.environ.get(cli_bench.OUTPUT, ""))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Benchmarks to run in place of the real ones."""
+    (tmp_path / "common.py").write_text("import os\nOUTPUT = os.environ['SPADE_FAISS_BENCH_OUTPUT']\n")
+    (tmp_path / "speed.py").write_text(
+        '"""How fast.\n\nMore."""\nimport sys, common\ndef main():\n    print(sys.argv[1:], common.OUTPUT)\n'
+        "if __name__ == '__main__':\n    main()\n"
+    )
+    (tmp_path / "needy.py").write_text("import a_package_that_nobody_has\ndef main(): pass\n")
+    monkeypatch.setattr(cli_bench, "benchmark_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_lists_the_benchmarks_with_what_they_tell() -> None:
+    lines = CliRunner().invoke(cli, ["bench"], catch_exceptions=False).output.splitlines()
+
+    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert {"scaling", "query", "patch_search"} <= set(listed)
+    assert not {"common", "synthetic", "scaling_cells"} & set(listed)
+    assert listed["query"].startswith("Seconds of each stage")
+
+
+@pytest.mark.usefixtures("_restored", "folder")
+def test_passes_args_and_says_where_results_go() -> None:
+    result = CliRunner().invoke(
+        cli, ["bench", "--output", "there", "speed", "DIR", "-k", "5", "--help"], catch_exceptions=False
+    )
+
+    assert result.output == "['DIR', '-k', '5', '--help'] there\n"
+
+
+@pytest.mark.usefixtures("_restored", "folder")
+def test_a_missing_package_names_the_extra() -> None:
+    with pytest.raises(OptionError, match=r"a_package_that_nobody_has.*spade-faiss\[bench\]"):
+        CliRunner().invoke(cli, ["bench", "needy"], catch_exceptions=False)
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(OptionError, match=r"scaling.*'fastest'"):
+        CliRunner().invoke(cli, ["bench", "fastest"], catch_exceptions=False)
+
+
+@pytest.mark.usefixtures("_restored")
+def test_synthetic_features_are_the_same_whatever_was_drawn_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(cli_bench.benchmark_folder()))
+    import synthetic
+
+    rng = np.random.default_rng(0)
+    real = np.maximum(rng.standard_normal((90, 3)) @ rng.standard_normal((3, 20)) + 1, 0).astype(np.float32)
+    mixture = synthetic.Mixture.fit(real, clusters=3, rank=4)
+
+    short, long = (np.concatenate(list(synthetic.stream(real, mixture, n))) for n in (120, 6000))
+    assert short.shape == (120, 20)
+    assert long.shape == (6000, 20)  # of two blocks
+    assert long.dtype == np.float32
+    assert long.min() >= 0
+    np.testing.assert_array_equal(long[:90], real)
+    np.testing.assert_array_equal(long[:120], short)
+    np.testing.assert_array_equal(mixture.block(3), mixture.block(3))
+    assert not np.array_equal(mixture.block(3), mixture.block(4))
+    np.testing.assert_allclose(mixture.block(1, 4000).mean(axis=0), real.mean(axis=0), atol=0.35)
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize("dimension", [2, 6])
+def test_intrinsic_dimension_is_that_of_the_subspace(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(cli_bench.benchmark_folder()))
+    import synthetic
+
+    rng = np.random.default_rng(0)
+    points = rng.random((1500, dimension)) @ np.linalg.qr(rng.standard_normal((12, dimension)))[0].T
+    sq = np.sort(np.square(points[:, None] - points[None]).sum(axis=2), axis=1)[:, 1:21]
+
+    assert synthetic.intrinsic_dimension(sq) == pytest.approx(dimension, rel=0.15)
