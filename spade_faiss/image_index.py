@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .devices import faiss_device, free_gpu_bytes, gpu_lock, gpu_number, gpu_resources
 from .errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from .features import Array
-from .index_kinds import choose
+from .index_kinds import kinds
 from .index_training import ImageFeatures, Principal, train, tune
 from .manifest import IndexFacts
 from .options import MIB, IndexOptions
@@ -65,20 +65,29 @@ class ImageIndex:
         """
         n = len(features)
         principal = lru_cache(lambda: Principal.of(features))
-        kind = choose(options, n, d, lambda: principal().variances if n else np.ones(d))
-        index = faiss.index_factory(kind.dimensions or d, kind.inner)
-        if kind.dimensions:
-            index = faiss.IndexPreTransform(principal().transform(kind.dimensions), index)
-        if not index.is_trained and n:
-            train(index, features, options, kind.factory)
-        built = cls(index, options, IndexFacts(kind.factory, kind.reason, mapped=kind.mapped), features)
-        if n:
-            for block in features.blocks():
-                built.add(block)
-        balance = built._imbalance()
-        built.facts = replace(built.facts, imbalance=balance, imbalance_trained=balance)
-        built.tune()
-        return built
+        best: ImageIndex | None = None
+        for kind in kinds(options, n, d, lambda: principal().variances if n else np.ones(d)):
+            index = faiss.index_factory(kind.dimensions or d, kind.inner)
+            if kind.dimensions:
+                index = faiss.IndexPreTransform(principal().transform(kind.dimensions), index)
+            built = cls(index, options, IndexFacts(kind.factory, kind.reason, mapped=kind.mapped), features)
+            built._fill(features, options)
+            if best is None or (built.facts.recall or 0) > (best.facts.recall or 0):
+                best = built
+            if built.facts.recall is None or built.facts.recall >= options.recall or options.nprobe:
+                return built
+        assert best is not None
+        return best
+
+    def _fill(self, features: ImageFeatures, options: IndexOptions) -> None:
+        """Train, add and tune."""
+        if not self._index.is_trained and len(features):
+            train(self._index, features, options, self.facts.factory)
+        for block in features.blocks():
+            self.add(block)
+        balance = self._imbalance()
+        self.facts = replace(self.facts, imbalance=balance, imbalance_trained=balance)
+        self.tune()
 
     def tune(self) -> None:
         """Find how many lists to visit, and candidates to compare, for the recall wanted; see index_training.tune."""
@@ -165,9 +174,11 @@ class ImageIndex:
             usable = (ids >= 0) & ~np.isin(ids, without)
             if removed is not None:
                 usable &= ~removed[ids]
-            found = usable.sum(axis=1).min(initial=wanted)
+            found = usable.sum(axis=1).min(initial=k)
+            first = slice(min(fetch, int(self._index.ntotal)))  # the tail's distances are no measure for codes
+            chosen = usable[:, first].sum(axis=1).min(initial=wanted)
             # Where lists end before there are as many candidates as wanted, there are enough in them all the same.
-            if found >= wanted or (found >= k and (ids < 0).any()):
+            if found >= k and (chosen >= wanted or (ids < 0).any()):
                 break
             if fetch == len(self) and (not ivf or probes == ivf.nlist):
                 if found >= k:
@@ -184,7 +195,8 @@ class ImageIndex:
             if removed is not None:
                 usable &= ~removed[ids]
         elif not self._exact and self._features is not None:
-            usable &= usable.cumsum(axis=1) <= wanted
+            for part in (first, slice(first.stop, None)):
+                usable[:, part] &= usable[:, part].cumsum(axis=1) <= wanted
             distances = _compared(queries, ids, usable, self._features)
         distances[~usable] = np.inf
         order = np.lexsort((ids, distances), axis=1)[:, :k]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import faiss
@@ -20,7 +20,9 @@ POINTS_A_LIST = 39  # FAISS's own minimum of training points for a list
 VARIANCE = 0.9  # share of the image features' variance that codes keep: candidates are then compared exactly
 STEP = 32  # principal dimensions come in multiples of this, for the compiled loops
 ID_BYTES = 8  # of an entry in a list, besides its code
-PQ_BYTES = (2, 4, 8)  # principal dimensions a byte of a product quantiser's code, the longest codes first
+# Codes and the dimensions that a byte of them holds. PQ takes more time than SQ, in training and in every search.
+SCALAR = (("SQ8", 1), ("SQ4", 2))
+PRODUCT = (("PQ{}", 2), ("PQ{}", 4), ("PQ{}", 8))
 
 Spectrum = Callable[[], Array]  # variances of the image features' principal directions, descending
 
@@ -40,46 +42,63 @@ class Kind:
         return self.factory.partition(",")[2] if self.dimensions else self.factory
 
 
-def choose(options: IndexOptions, n: int, d: int, spectrum: Spectrum) -> Kind:
-    """Choose the index for n image features of d dimensions.
+def kinds(options: IndexOptions, n: int, d: int, spectrum: Spectrum) -> Iterator[Kind]:
+    """Yield the indexes for n image features of d dimensions that are worth a try, the preferred one first.
+
+    Those after it keep more of each vector, for when the recall wanted is not reached.
 
     Raises:
         OptionError: more lists than images.
     """
-    if options.kind not in ("auto", *NAMES):
-        return Kind(options.kind, f"{options.kind}, as asked for")
     name, memory = options.kind, memory_of(options)
     exact = f"{n} images of {d} dimensions take {_size(4 * n * d)} as they are"
-    if name == "flat" or (name == "auto" and n < IVF_FROM and 4 * n * d <= memory):
-        return Kind("Flat", f"flat, exact: {exact}")
-    if name == "ivf":
-        return Kind(f"{_lists(options, n)},Flat", f"ivf: {exact}, searched by lists")
-    m = principal_dimensions(spectrum(), d)
-    dims, first, kept = None, "", f"fewer than {d} dimensions would lose too much"
-    if m < d:
-        dims, first, kept = m, f"PCA{m},", f"{m} of {d} dimensions keep {VARIANCE:.0%} of the variance"
-    if name == "hnsw":
-        return Kind(f"{first}HNSW32_SQ8", f"hnsw over 8-bit codes: {kept}; candidates are compared exactly", dims)
-    lists, then = _lists(options, n), "candidates are compared exactly, with the stored image features"
-    scalar, sizes = f"{first}{lists},SQ8", {m: _bytes(n, m)}
-    sizes |= {max(1, m // step): _bytes(n, m // step) for step in PQ_BYTES if m % step == 0}
-    if name == "ivf-sq" or (name == "auto" and sizes[m] <= memory):
-        return Kind(scalar, f"ivf-sq: {exact}; {kept}, in 8-bit codes {_size(sizes[m])} of memory; {then}", dims)
-    fitting = [code for code in sorted(sizes, reverse=True) if code < m and sizes[code] <= memory]
-    if fitting or name == "ivf-pq":
-        code = fitting[0] if fitting else min(sizes)
-        reason = f"ivf-pq: 8-bit codes would take {_size(sizes[m])}, these {_size(sizes[code])}; {kept}; {then}"
-        return Kind(f"{first}{lists},PQ{code}", reason, dims)
-    reason = f"ivf-sq in the file: {_size(sizes[m])} of codes for {_size(memory)} of memory, read as they are needed"
-    return Kind(scalar, f"{reason}; {then}", dims, mapped=True)
+    if name not in ("auto", *NAMES):
+        yield Kind(name, f"{name}, as asked for")
+    elif name == "flat" or (name == "auto" and n < IVF_FROM and 4 * n * d <= memory):
+        yield Kind("Flat", f"flat, exact: {exact}")
+    elif name == "ivf":
+        yield Kind(f"{_lists(options, n)},Flat", f"ivf: {exact}, searched by lists")
+    else:
+        variances, steps = spectrum(), []
+        share = np.cumsum(variances) / max(float(np.sum(variances)), 1e-30)
+        for m in _dimensions(share, d):
+            kept = f"{m} of {d} dimensions keep {share[m - 1]:.0%} of the variance" if m < d else f"all {d} dimensions"
+            steps.append((m, f"PCA{m}," if m < d else "", f"{kept}; candidates are compared exactly"))
+        yield from _of_codes(options, n, d, steps, exact)
 
 
-def principal_dimensions(variances: Array, d: int) -> int:
-    """Return how many principal dimensions keep VARIANCE; d where that would save less than half."""
-    share = np.cumsum(variances) / max(float(np.sum(variances)), 1e-30)
-    wanted = int(np.searchsorted(share, VARIANCE)) + 1
-    rounded = -(-wanted // STEP) * STEP
-    return rounded if 2 * rounded <= d else d
+def _of_codes(options: IndexOptions, n: int, d: int, steps: list[tuple[int, str, str]], exact: str) -> Iterator[Kind]:
+    """Yield indexes over codes of some principal dimensions (number, factory string, in words), the least first."""
+    name, memory, lists = options.kind, memory_of(options), _lists(options, n)
+    for m, first, kept in steps:
+        dimensions = m if first else None
+        if name == "hnsw":
+            yield Kind(f"{first}HNSW32_SQ8", f"hnsw over 8-bit codes: {kept}", dimensions)
+            continue
+        codes = [*SCALAR, *PRODUCT[1:]] if name == "auto" else SCALAR if name == "ivf-sq" else PRODUCT
+        made = [(code.format(m // per_byte), n * (m // per_byte + ID_BYTES)) for code, per_byte in codes if m % 8 == 0]
+        made = made or [("SQ8", n * (m + ID_BYTES))]
+        fitting = [(code, size) for code, size in made if size <= memory]
+        if fitting or name != "auto":  # what was asked for by name is made, whatever it takes
+            code, size = (fitting or made[-1:])[0]
+            reason = f"{exact}; {_size(size)} in codes, of {_size(memory)} of memory; {kept}"
+            yield Kind(f"{first}{lists},{code}", f"{_name_of(code)}: {reason}", dimensions)
+    for m, first, kept in steps if name == "auto" else []:
+        reason = f"codes of {_size(n * (m + ID_BYTES))} for {_size(memory)} of memory, read as they are needed"
+        yield Kind(f"{first}{lists},SQ8", f"ivf-sq in the file: {reason}; {kept}", m if first else None, mapped=True)
+
+
+def _name_of(code: str) -> str:
+    return "ivf-sq" if code.startswith("SQ") else "ivf-pq"
+
+
+def _dimensions(share: Array, d: int) -> Iterator[int]:
+    """Yield numbers of principal dimensions: those that keep VARIANCE, then twice as many, up to all."""
+    m = -(-(int(np.searchsorted(share, VARIANCE)) + 1) // STEP) * STEP
+    while 2 * m <= d:
+        yield m
+        m *= 2
+    yield d
 
 
 def number_of_lists(options: IndexOptions, n: int) -> int:
@@ -96,10 +115,6 @@ def number_of_lists(options: IndexOptions, n: int) -> int:
 
 def _lists(options: IndexOptions, n: int) -> str:
     return f"IVF{number_of_lists(options, n)}"
-
-
-def _bytes(n: int, code: int) -> int:
-    return n * (code + ID_BYTES)
 
 
 def memory_of(options: IndexOptions) -> int:
@@ -127,7 +142,7 @@ def check_kind(options: IndexOptions, d: int) -> None:
     if re.search(r"\D0+(\D|$)", options.kind):  # HNSW0 and its like end the process inside FAISS
         raise OptionError(f"{expected}, with a zero in it")
     try:
-        index = faiss.index_factory(d, choose(options, 0, d, lambda: np.ones(d)).factory)
+        index = faiss.index_factory(d, next(kinds(options, 0, d, lambda: np.ones(d))).factory)
     except RuntimeError as error:
         raise OptionError(expected) from error
     if isinstance(index, faiss.IndexIDMap):

@@ -99,6 +99,9 @@ def train(index: Any, features: ImageFeatures, options: IndexOptions, factory: s
     if ivf:
         ivf.cp.seed = SEED
         ivf.cp.min_points_per_centroid = 1  # the number of lists was chosen here, or by the user: no warning
+    if hasattr(inner, "pq"):
+        inner.pq.cp.min_points_per_centroid = 1
+        inner.do_polysemous_training = False  # most of the time it takes, for a search that is not used here
     wanted = options.train_images or (max(TRAIN_A_LIST * ivf.nlist, 10_000) if ivf else 100_000)
     ids = sample_of(features, wanted)
     try:

@@ -14,7 +14,7 @@ import pytest
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from spade_faiss.image_index import ImageIndex
-from spade_faiss.index_kinds import check_kind, choose
+from spade_faiss.index_kinds import Kind, check_kind, kinds
 from spade_faiss.manifest import IndexFacts
 
 N, D = 300, 8
@@ -43,8 +43,13 @@ def build(xb: np.ndarray, kind: str = "flat", device: str = "cpu", **options: An
     return ImageIndex.build(Held(xb), xb.shape[1], sf.IndexOptions(kind, device=device, **options))
 
 
+def worth_a_try(n: int, *options: Any, **named: Any) -> list[Kind]:
+    """For 1280 dimensions of which 50 hold all the variance."""
+    return list(kinds(sf.IndexOptions(*options, **named), n, 1280, lambda: np.r_[np.ones(50), np.zeros(1230)]))
+
+
 def factory(n: int, *options: Any, **named: Any) -> str:
-    return choose(sf.IndexOptions(*options, **named), n, 1280, lambda: np.r_[np.ones(50), np.zeros(1230)]).factory
+    return worth_a_try(n, *options, **named)[0].factory
 
 
 def brute_force(xq: np.ndarray, xb: np.ndarray, k: int, without: Any = ()) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +179,7 @@ def test_the_kind_is_chosen_from_the_number_of_images_and_the_memory() -> None:
     assert factory(1000, memory=10**6) == "PCA64,IVF25,SQ8"
     assert factory(1_000_000) == "PCA64,IVF4000,SQ8"
     assert factory(1_000_000, memory=72_000_000) == "PCA64,IVF4000,SQ8"
-    assert factory(1_000_000, memory=71_999_999) == "PCA64,IVF4000,PQ32"
+    assert factory(1_000_000, memory=71_999_999) == "PCA64,IVF4000,SQ4"
     assert factory(1_000_000, memory=24_000_000) == "PCA64,IVF4000,PQ16"
     assert factory(1_000_000, memory=16_000_000) == "PCA64,IVF4000,PQ8"
     assert factory(0, "ivf") == "IVF1,Flat"
@@ -187,9 +192,17 @@ def test_the_kind_is_chosen_from_the_number_of_images_and_the_memory() -> None:
 
 
 def test_what_fits_no_memory_stays_in_the_file() -> None:
-    kind = choose(sf.IndexOptions(memory=15_000_000), 1_000_000, 1280, lambda: np.r_[np.ones(50), np.zeros(1230)])
+    kind = worth_a_try(1_000_000, memory=15_000_000)[0]
     assert (kind.factory, kind.mapped) == ("PCA64,IVF4000,SQ8", True)
-    assert "72.0 MB of codes for 15.0 MB of memory" in kind.reason
+    assert "72.0 MB for 15.0 MB of memory" in kind.reason
+
+
+def test_what_keeps_too_little_is_followed_by_what_keeps_more() -> None:
+    tried = [(kind.factory.partition(",IVF4000,"), kind.mapped) for kind in worth_a_try(1_000_000, memory=150_000_000)]
+    in_memory = [("PCA64", "SQ8"), ("PCA128", "SQ8"), ("PCA256", "SQ4"), ("PCA512", "PQ128")]
+    assert [(dims, code) for (dims, _, code), mapped in tried if not mapped] == in_memory
+    assert [dims for (dims, _, _), mapped in tried if mapped][:-1] == ["PCA64", "PCA128", "PCA256", "PCA512"]
+    assert worth_a_try(1_000_000)[4].factory == "IVF4000,SQ8"  # all dimensions
 
 
 def test_the_training_sample_has_the_size_that_was_set(xb: np.ndarray, xq: np.ndarray) -> None:
