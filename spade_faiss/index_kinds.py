@@ -117,6 +117,11 @@ def _lists(options: IndexOptions, n: int) -> str:
     return f"IVF{number_of_lists(options, n)}"
 
 
+def about_bytes(n: int, d: int) -> int:
+    """Return about what `auto` will take for n image features of d dimensions: how many of these count is not known."""
+    return 4 * n * d if n < IVF_FROM else n * (d // 10 + ID_BYTES)
+
+
 def memory_of(options: IndexOptions) -> int:
     """Return the memory that the index may take, in bytes: half of this machine's, where none was given."""
     if options.memory is not None:

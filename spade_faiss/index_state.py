@@ -46,6 +46,8 @@ class IndexState:
             visited = f"{facts.nprobe} lists visited, " if facts.nprobe else ""
             found = f"recall@{facts.k} {facts.recall:.3f} of held-out normal images"
             text += f"; {found} ({visited}{facts.candidates:g} candidates for each neighbour)"
+        if self.rows > self.entry.images:
+            text += f"; {self.rows - self.entry.images} newer images are filled in when it is opened"
         if self.outgrown:
             text += f"; outgrown, `reindex` builds it anew: {'; '.join(self.outgrown)}"
         return text

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .errors import ImageError, KeyConflictError, SpadeError
 from .features import Extractor, ExtractorSpec
 from .images import Pixels, Source, batched, decode, find_images, read_ahead, read_file
+from .index_kinds import about_bytes
 from .options import MIB, Patches
 from .originals import content_digest
 from .writing import Appended, GalleryWriter
@@ -83,7 +84,7 @@ def estimate(
         extractor.extract([spec.view.apply(decode(source.path)) for _ in range(extractor.batch_size)])
         seconds = (time.perf_counter() - start) / extractor.batch_size
         break
-    index = 4 * spec.image_dim * n
+    index = about_bytes(n, spec.image_dim)
     batches = 3 * extractor.batch_size * spec.bytes_per_image + reads_ahead(extractor) * _view_bytes(spec)
     free = shutil.disk_usage(folder).free
     sizes = {way: spec.bytes_with(way) for way in get_args(Patches)}
