@@ -262,8 +262,9 @@ def test_what_is_ahead_of_a_slow_worker_waits_in_bounds_and_in_order(
 
 
 PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
 sys.path.insert(0, sys.argv[1])
 import test_workers
 folder = Path(sys.argv[2])
