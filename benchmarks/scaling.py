@@ -161,7 +161,8 @@ class Cells:
             self.failed += 1
             return
         images = self.work.images(values["n"]) if "n" in values else ""
-        line = {"cell": cell, "part": part, **values, "images": images, "result": result}
+        shown = {name: value for name, value in values.items() if name not in ("normal", "test")}  # paths of a machine
+        line = {"cell": cell, "part": part, **shown, "images": images, "result": result}
         line |= {"cell_seconds": round(seconds, 1), "date": time.strftime("%Y-%m-%d"), "machine": self._machine}
         self.lines[cell] = line
         with self.path.open("a") as file:
