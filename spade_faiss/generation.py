@@ -308,6 +308,8 @@ class Generation:
     def close(self) -> None:
         """Close the files."""
         self.release()
+        if "features" in self.__dict__:
+            self.features.close()
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
