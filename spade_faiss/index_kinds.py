@@ -1,7 +1,7 @@
 """Which FAISS index for so many images: what the names stand for, and what `auto` takes, with its reasons.
 
-The kind is the gallery's, for all who read it; the device is a machine's, and does not count. HNSW is never taken: on two
-cores it took 4 to 7 times as long to build as lists, was no faster at the same recall, and did not reach 0.99 where
+The kind is the gallery's, for all who read it; the device is a machine's, and does not count. HNSW is never taken: on
+two cores it took 4 to 7 times as long to build as lists, was no faster at the same recall, and did not reach 0.99 where
 images come in clusters (benchmarks/scaling.py measures both).
 """
 
