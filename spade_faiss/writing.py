@@ -18,13 +18,20 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
-from .errors import CorruptGalleryError, FeatureError, GalleryError, KeyConflictError, OptionError
+from .errors import (
+    CorruptGalleryError,
+    FeatureError,
+    GalleryError,
+    GalleryLockedError,
+    KeyConflictError,
+    OptionError,
+)
 from .features import Features
 from .generation import Generation
 from .image_index import ImageIndex
 from .index_kinds import IVF_FROM
-from .locks import READERS, ReaderLock, WriterLock
-from .manifest import IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
+from .locks import HOLDER, READERS, WRITER, ReaderLock, WriterLock
+from .manifest import FILE, IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
 from .options import IndexOptions
 from .shards import ShardWriter
 from .storage import TEMPORARY, publish, storage_errors
@@ -33,6 +40,7 @@ INDEX_LAG = 0.02  # the file of the index is written anew when this share of the
 KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
+PARTS = ("shards", "index")  # folders within a gallery
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,10 @@ class GalleryWriter:
             self._lock.acquire()
             try:
                 self.generation = Generation(self.folder, Manifest.read(self.folder))
-                for path in self.folder.rglob("*" + TEMPORARY):  # of a writer that was killed
-                    path.unlink(missing_ok=True)
+                # Of a writer that was killed; others, as of a calibration, may be somebody's who is at work.
+                for pattern in (FILE, "shards/*", "index/*"):
+                    for path in self.folder.glob(pattern + TEMPORARY):
+                        path.unlink(missing_ok=True)
             except BaseException:
                 self._lock.release()
                 raise
@@ -378,26 +388,48 @@ def _check_recall(facts: IndexFacts, options: IndexOptions) -> None:
         )
 
 
-def create_folder(folder: Path, manifest: Manifest) -> None:
-    """Make the folder of an empty gallery.
+def create_folder(folder: Path, manifest: Manifest, timeout: float = 0) -> None:
+    """Make the folder of an empty gallery, in one that may hold what a process left that was killed while it did so.
 
     Raises:
+        GalleryLockedError: somebody else is making it, and did not finish within `timeout` seconds.
         GalleryError: something is there already, or the folder cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
+    _check_free(folder)
     there = folder.exists()
     with storage_errors(f"cannot make the gallery {folder}"):
-        try:
-            for part in ("shards", "index"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-            (folder / READERS).touch()
-            manifest.write(folder)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            if there:
-                folder.mkdir()
-            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        with WriterLock(folder, timeout):
+            _check_free(folder)  # again: now nobody else can make one
+            try:
+                for part in PARTS:
+                    (folder / part).mkdir(exist_ok=True)
+                (folder / READERS).touch()
+                manifest.write(folder)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                if there:
+                    folder.mkdir()
+                raise
+
+
+def discard_empty(folder: Path) -> None:
+    """Delete a gallery that nothing was ever put into, unless somebody is about to."""
+    with contextlib.suppress(GalleryLockedError), WriterLock(folder, timeout=0):
+        if Manifest.read(folder).generation == 0:
+            shutil.rmtree(folder)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and all(map(_is_of_making, folder.iterdir()))):
+        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
+
+
+def _is_of_making(path: Path) -> bool:
+    """Tell whether it is what making a gallery begins with."""
+    if path.name in PARTS:
+        return path.is_dir() and not any(path.iterdir())
+    return path.name in (WRITER, HOLDER, READERS, FILE + TEMPORARY)
 
 
 def _with_tombstones(generation: Generation, ids: set[int]) -> list[ShardEntry]:
