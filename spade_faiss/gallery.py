@@ -43,7 +43,8 @@ class Gallery:
     """One generation of a gallery, open for reading; writing makes the next generation and moves on to it.
 
     Shapes: (n, d) image features; [(n, c, h, w), ...] pyramid levels, finest first. Ids are int64, hold for one
-    generation, and change with compact; keys stay. Threads may share a Gallery for reading.
+    generation, and change with compact; keys stay. Threads may share a Gallery for reading. A forked process may go on
+    reading the one that its parent opened; pickled, as for a spawned process, it is opened there at the last commit.
     """
 
     def __init__(self, path: Path, device: str = "auto") -> None:
@@ -108,6 +109,9 @@ class Gallery:
         by, size = f"spade-faiss {__version__}", shard_bytes or SHARD_BYTES[patches]
         create_folder(Path(path), Manifest(spec, options, size, created_by=by, recipe=recipe, patches=patches), timeout)
         return cls(Path(path), options.device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._device)
 
     def _read_generation(self) -> Generation:
         lock = ReaderLock(self.path)  # before it is read which files there are

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from . import chunks
 from .errors import CorruptGalleryError, FeatureError, OptionError
 from .features import Array
+from .forks import remember
 from .image_index import ImageIndex
 from .images import batched
 from .keys import KeyTable
@@ -47,6 +48,12 @@ class Generation:
         self._index: ImageIndex | None = None
         self._key_table: KeyTable | None = None
         self._reader_lock = lock
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process: with a lock that nobody holds, and files of its own."""
+        self._lock = threading.RLock()
+        self._open = OrderedDict()
 
     def __len__(self) -> int:
         return self.manifest.rows - self.manifest.removed

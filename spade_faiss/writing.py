@@ -7,6 +7,7 @@ is as it was at the last commit; what was written after it is swept away by the 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import warnings
 from collections import Counter
@@ -61,6 +62,7 @@ class GalleryWriter:
 
     def __init__(self, folder: Path, timeout: float = 0) -> None:
         self.folder = folder
+        self._pid = os.getpid()
         self._lock = WriterLock(folder, timeout)
         self._shard: ShardWriter | None = None
         # The writer's own view of the gallery, one commit after another.
@@ -87,6 +89,7 @@ class GalleryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._check_process()
         try:
             if kind is None:
                 self.finish()
@@ -153,6 +156,7 @@ class GalleryWriter:
             KeyConflictError: a key is there with other content.
             GalleryError: the disk is full or refuses.
         """
+        self._check_process()
         manifest = self.generation.manifest
         features = manifest.spec.cast(features)
         _check_keys(keys, len(features))
@@ -264,6 +268,7 @@ class GalleryWriter:
 
     def commit(self) -> None:
         """Make what was appended and removed since the last commit a new generation."""
+        self._check_process()
         self._finish_shard()
         if self._finished or self._tombstones:
             manifest = self.generation.manifest
@@ -366,6 +371,14 @@ class GalleryWriter:
         self.generation.close()
         self.generation = self.generation.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
+
+    def _check_process(self) -> None:
+        """Refuse what a forked process would write beside its parent, in the same files."""
+        if os.getpid() != self._pid:
+            raise GalleryError(
+                f"{self.folder}: expected process {self._pid}, which is writing to it, found {os.getpid()}, forked "
+                "from it; write in one of them"
+            )
 
     def sweep(self) -> None:
         """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""

@@ -685,14 +685,14 @@ def test_an_append_mends_a_damaged_index(gallery: sf.Gallery, features: sf.Featu
 
 def test_an_index_that_lags_behind_is_filled_in(tmp_path: Path) -> None:
     """A single image appended to many does not write the whole index anew, and is found all the same."""
-    gallery, features = create(tmp_path / "g"), random_features_of(62)
-    keys = [str(row) for row in range(62)]
-    gallery.append(keys[:60], features[:60])
+    gallery, features = create(tmp_path / "g"), random_features_of(152)
+    keys = [str(row) for row in range(152)]
+    gallery.append(keys[:150], features[:150])
     (index,) = gallery.path.glob("index/*.faiss")
     before = index.read_bytes()
-    gallery.append(keys[60:61], features[60:61])
+    gallery.append(keys[150:151], features[150:151])
     gallery.remove(keys[:1])
-    gallery.append(keys[61:], features[61:])
+    gallery.append(keys[151:], features[151:])
     assert list(gallery.path.glob("index/*.faiss")) == [index]
     assert index.read_bytes() == before
     assert_holds(reopen(tmp_path / "g"), keys[1:], features[1:])
