@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from conftest import OWN, random_features_of, write_images
 import spade_faiss as sf
 from spade_faiss import calibration, writing
 from spade_faiss.cli import cli
-from spade_faiss.locks import HOLDER, WRITER
+from spade_faiss.locks import HOLDER, READERS, WRITER
+from spade_faiss.options import Patches
 
 TESTS = str(Path(__file__).parent)
 
@@ -47,6 +49,15 @@ def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
             yield started
         finally:
             started.kill()
+
+
+def run(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {TESTS!r})\n{code}", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 WRITES = """
@@ -229,6 +240,172 @@ def test_a_killed_reader_keeps_no_files(gallery: sf.Gallery) -> None:
     assert gallery.keys() == [*"bdf", "new"]
 
 
+# Readers while one writes
+
+WORLD = range(12)  # keys; the features of each tell whose they are, and of which version
+
+
+def features_of(key: int, version: int) -> sf.Features:
+    levels = [np.full((1, *shape), 100 * version + key, np.float16) for shape in OWN.level_shapes]
+    return sf.Features(np.full((1, OWN.image_dim), 100 * version + key, np.float32), levels)
+
+
+def look(view: Any) -> None:
+    """What one generation says: every key once, and keys, image features, levels and neighbours of one version."""
+    ids = view.ids()
+    keys, version = [int(key) for key in view.keys(ids)], None
+    assert len(set(keys)) == len(keys) == len(view)
+    assert view.find_all([str(key) for key in keys]) == ids.tolist()
+    values = [level[:, 0, 0, 0].astype(int) for level in view.levels(ids)]
+    for key, value, image in zip(keys, values[0].tolist(), view.features.read(ids)[:, 0].tolist(), strict=True):
+        version = value // 100 if version is None else version
+        assert value == image == 100 * version + key
+    assert values[0].tolist() == values[1].tolist()
+    nearest, sq_distances = view.search(view.features.read(ids), 1)
+    assert nearest[:, 0].tolist() == ids.tolist()
+    assert not sq_distances.any()
+
+
+def look_on(path: Path, until: Callable[[], bool]) -> int:
+    """Open the last commit again and again, and look twice at each; returns at how many."""
+    seen = set()
+    with sf.Gallery.open(path, device="cpu") as reader:
+        while True:
+            last = until()
+            for _ in range(2):
+                look(reader.snapshot())
+            seen.add(reader.generation)
+            if last:
+                return len(seen)
+            reader.refresh()
+
+
+def write_on(gallery: sf.Gallery, version: int) -> None:
+    """Every commit is of one version, which readers see whole."""
+    keys = [str(key) for key in WORLD]
+    parts = [features_of(key, version) for key in WORLD]
+    levels = [np.concatenate(level) for level in zip(*(part.levels for part in parts), strict=True)]
+    gallery.append(keys, sf.Features(np.concatenate([part.image for part in parts]), levels), replace=True)
+    gallery.remove(keys[version % 3 :: 3])
+    gallery.compact()
+    gallery.reindex("ivf" if version % 2 else "flat", nlist=2)
+
+
+LOOKS = """
+from pathlib import Path
+from test_concurrency import look_on
+print("ready", flush=True)
+print(look_on(Path(sys.argv[1]), (Path(sys.argv[1]) / "stop").exists))
+"""
+
+
+def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) -> None:
+    """Threads that share a gallery, threads with their own, and processes."""
+    gallery, stop = sf.Gallery.create(tmp_path / "g", OWN, shard_bytes=4 * OWN.bytes_per_image), threading.Event()
+    write_on(gallery, 0)
+
+    def look_at_shared() -> None:
+        while not stop.is_set():
+            look(gallery.snapshot())
+
+    with process(LOOKS, gallery.path) as first, process(LOOKS, gallery.path) as second, ThreadPoolExecutor(4) as pool:
+        looking = [pool.submit(look_at_shared) for _ in range(2)]
+        looking += [pool.submit(look_on, gallery.path, stop.is_set) for _ in range(2)]
+        try:
+            for version in range(1, 12):
+                write_on(gallery, version)
+        finally:
+            stop.set()
+            (gallery.path / "stop").touch()
+        assert all((done.result() or 2) > 1 for done in looking)
+        assert all(int(one.communicate(timeout=30)[0]) > 1 for one in (first, second))
+    gallery.append(["last"], features_of(12, 11))
+    manifest = gallery.snapshot().manifest
+    assert {file.name for file in gallery.path.glob("shards/*")} == {Path(one.file).name for one in manifest.shards}
+    assert len(list(gallery.path.glob("index/*"))) == 2
+    assert gallery.verify() == []
+
+
+# Threads that share a detector
+
+
+@pytest.mark.parametrize("patches", ["stored", "recompute"])
+@pytest.mark.parametrize("engine", ["flat", "pyramid"])
+@pytest.mark.parametrize("cached", [0, 3, 100])
+def test_sixteen_threads_find_what_one_finds(
+    tmp_path: Path, toy: sf.Extractor, patches: Patches, engine: str, cached: int
+) -> None:
+    images = sorted(write_images(tmp_path / "images", 20).iterdir())
+    gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"), patches=patches)
+    gallery.add_images(images, toy)
+    size = sum(int(np.prod(shape)) for shape in toy.spec.level_shapes) * 2
+    options = sf.SearchOptions(k=4, kappa=2, engine=engine, cache_bytes=cached * size)
+    alone = [sf.Detector(gallery, toy, options).query(image) for image in images]
+    detector, start = sf.Detector(sf.Gallery.open(gallery.path, device="cpu"), toy, options), threading.Barrier(16)
+
+    def ask(number: int) -> list[sf.Detection]:
+        start.wait()  # the first opens files, loads the index and fills the cache
+        some = images[number:] + images[:number]
+        return [detector.query(some[0]), *detector.stream(some[1:3]), *detector.query_batch(some[3:5])]
+
+    with ThreadPoolExecutor(16) as pool:
+        for number, found in enumerate(pool.map(ask, range(16))):
+            for one, expected in zip(found, alone[number:] + alone[:number], strict=False):
+                assert (one.path, one.image_score) == (expected.path, expected.image_score)
+                assert one.neighbours.keys == expected.neighbours.keys
+                np.testing.assert_array_equal(one.neighbours.sq_distances, expected.neighbours.sq_distances)
+                np.testing.assert_array_equal(one.anomaly_map, expected.anomaly_map)
+                np.testing.assert_array_equal(one.matches, expected.matches)
+    assert detector._cache.bytes <= cached * size
+    assert not detector._cache._reading
+
+
+# Where nothing can be written
+
+READ_ONLY = """
+import numpy as np
+import spade_faiss as sf
+from spade_faiss.cli import cli
+from click.testing import CliRunner
+path, image = sys.argv[1:]
+gallery = sf.Gallery.open(path, device="cpu")
+extractor = sf.load_extractor("toy")
+ids, _ = gallery.search(np.zeros((1, gallery.spec.image_dim), np.float32), 2)
+print(gallery.info()["images"], gallery.keys()[:2], gallery.read(ids[0])[0].shape[0], gallery.verify())
+print(sf.Detector(gallery, extractor).query(image).neighbours.keys[0])
+for command in ("info", "verify"):
+    print(CliRunner().invoke(cli, [command, path]).exit_code)
+for write in (gallery.compact, lambda: gallery.remove(["000.png"]), lambda: gallery.add_images(image, extractor)):
+    try:
+        write()
+    except sf.GalleryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_on_a_read_only_file_system_everything_that_reads_works(tmp_path: Path, toy: sf.Extractor, locks: bool) -> None:
+    images, path = write_images(tmp_path / "images", 4), tmp_path / "g"
+    with sf.Gallery.create(path, toy.spec, sf.IndexOptions(device="cpu")) as gallery:
+        gallery.add_images(images, toy)
+    if not locks:  # as in a copy that left empty files out
+        for name in (WRITER, HOLDER, READERS):
+            (path / name).unlink()
+    mount = ["mount", "--bind", "-o", "ro", str(path), str(path)]
+    if sys.platform != "linux" or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting takes root")
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (path / "new").touch()
+        read, nearest, *commands, first, second, third = run(READ_ONLY, path, images / "002.png").splitlines()
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+    assert read == "4 ['000.png', '001.png'] 2 []"
+    assert (nearest, commands) == ("002.png", ["0", "0"])
+    for error in (first, second, third):
+        assert error == f"cannot write to {path}: Read-only file system; it is on a read-only file system"
+
+
 # Other processes than the one that opened it
 
 # In processes of their own with two threads for FAISS and torch, as a child that waits for threads that it has not
@@ -311,15 +488,6 @@ holder.join()
 gallery.refresh()
 print(result, len(gallery), gallery.verify(), detector.query(images[3]).neighbours.keys[0])
 """
-
-
-def run(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {TESTS!r})\n{code}", *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "2"}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it does not fork here")
