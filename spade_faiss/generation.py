@@ -31,7 +31,9 @@ from .options import IndexOptions
 from .rows import FeatureRows, Ids
 from .shards import Shard
 
-OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
+# Shards held open, of two descriptors each. A process may have 1024 by default, and three generations at once: the one
+# that a query began with, the next, and a writer's.
+OPEN_SHARDS = 96
 TEXTS_TOGETHER = 10_000  # keys or digests in memory at a time, for those who look at all of them
 READ_TOGETHER = 64  # images that are read at a time; less than the above, so that their shards can all be open
 

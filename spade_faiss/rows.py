@@ -26,7 +26,7 @@ from .options import MIB
 Ids = NDArray[np.int64]
 
 BLOCK_BYTES = 16 * MIB
-OPEN_FILES = 256  # a process may have 1024 by default
+OPEN_FILES = 64  # beside generation.OPEN_SHARDS
 SUPPORTED = hasattr(os, "preadv")  # elsewhere a shard is opened for each row: on Windows
 
 

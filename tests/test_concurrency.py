@@ -326,6 +326,34 @@ def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) ->
     assert gallery.verify() == []
 
 
+MANY_SHARDS = """
+import resource
+import spade_faiss as sf
+from conftest import OWN, random_features_of
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+gallery, n = sf.Gallery.create(sys.argv[1], OWN, "SQ8", shard_bytes=1), 260
+gallery.append([str(row) for row in range(n)], random_features_of(n))
+views = []
+try:
+    for number in range(3):
+        views.append(gallery.snapshot())
+        for view in views:
+            view.levels(view.ids()), view.features.read(view.ids())
+        gallery.remove([str(number)])
+    print("done")
+except sf.CorruptGalleryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1024, "done"), (100, "cannot be opened: ")])
+def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limit: int, expected: str) -> None:
+    """1024 is what a process may have open by default."""
+    found = run(MANY_SHARDS, tmp_path / "g", limit)
+    assert expected in found
+    assert "damaged" not in found  # for want of files
+
+
 # Threads that share a detector
 
 
