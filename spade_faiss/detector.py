@@ -244,17 +244,20 @@ class Detector:
             del query, levels  # else those of the one after the next are read while these are here
             yield detection
 
-    def leave_one_out(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Detection]:
+    def leave_one_out(
+        self, ids: Iterable[int], without: Iterable[Ids] | None = None, generation: Generation | None = None
+    ) -> Iterator[Detection]:
         """Query stored normal images, each against the others (k of them, or all), at the size of the resized image.
 
         Args:
             ids: the images.
             without: for each, the ids that it is not compared with; None: itself.
+            generation: that these ids are of; None: the one that is open.
 
         Raises:
             NotEnoughImagesError: there is no other image.
         """
-        generation, baseline = self.gallery.snapshot(), self.baseline()
+        generation, baseline = generation or self.gallery.snapshot(), self.baseline()
         yield from self._detections(generation, baseline, self.stored(generation, ids, without))
 
     def stored(

@@ -23,6 +23,7 @@ from conftest import OWN, random_features_of, write_images
 
 import spade_faiss as sf
 from spade_faiss import calibration, writing
+from spade_faiss.audit import find_suspects
 from spade_faiss.cli import cli
 from spade_faiss.locks import HOLDER, READERS, WRITER
 from spade_faiss.options import Patches
@@ -386,6 +387,31 @@ def test_sixteen_threads_find_what_one_finds(
                 np.testing.assert_array_equal(one.matches, expected.matches)
     assert detector._cache.bytes <= cached * size
     assert not detector._cache._reading
+
+
+def test_what_is_written_meanwhile_is_in_no_calibration_and_no_audit(
+    tmp_path: Path, toy: sf.Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calibration said that it was of the generation at its end, which it had not seen: nobody was warned."""
+    gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))
+    gallery.add_images(write_images(tmp_path / "images", 12), toy)
+    detector, generation, draw = sf.Detector(gallery, toy, sf.SearchOptions(k=3)), gallery.generation, calibration.draw
+    expected = sf.calibrate(detector, 0.2).image_scores
+
+    def and_then_another_writes(*arguments: Any) -> Any:
+        monkeypatch.setattr(calibration, "draw", draw)
+        drawn = draw(*arguments)
+        gallery.remove(["003.png", "005.png"])
+        gallery.compact()
+        return drawn
+
+    monkeypatch.setattr(calibration, "draw", and_then_another_writes)
+    found = sf.calibrate(detector, 0.2)
+    assert found.generation == generation < gallery.generation
+    np.testing.assert_array_equal(found.image_scores, expected)
+    left = gallery.keys()
+    monkeypatch.setattr(calibration, "draw", lambda *arguments: (draw(*arguments), gallery.remove(left[:2]))[0])
+    assert {suspect.key for suspect in find_suspects(detector)} == set(left)
 
 
 # Where nothing can be written
