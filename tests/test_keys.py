@@ -207,17 +207,17 @@ def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_rows_beyond_the_file_come_from_the_shards_beyond_it(tmp_path: Path, opened: list[str]) -> None:
-    gallery, features = create(tmp_path / "g"), random_features_of(62)
-    names = [str(row) for row in range(62)]
-    gallery.append(names[:60], features[:60])
+    gallery, features = create(tmp_path / "g"), random_features_of(152)
+    names = [str(row) for row in range(152)]
+    gallery.append(names[:150], features[:150])
     before = key_file(gallery).read_bytes()
-    gallery.append(names[60:], features[60:])
-    assert key_file(gallery).read_bytes() == before  # two of 62: not worth writing it anew
+    gallery.append(names[150:], features[150:])
+    assert key_file(gallery).read_bytes() == before  # two of 152: not worth writing it anew
     reader = reopen(gallery.path)
     opened.clear()
     assert "no such" not in reader
-    assert opened == ["000060.h5", "000061.h5"]
-    assert reader.ids(names) == list(range(62))
+    assert opened == ["000150.h5", "000151.h5"]
+    assert reader.ids(names) == list(range(152))
 
 
 def test_the_file_is_written_anew_when_many_shards_are_not_in_it(
@@ -225,18 +225,18 @@ def test_the_file_is_written_anew_when_many_shards_are_not_in_it(
 ) -> None:
     """Though they are few of all the rows."""
     monkeypatch.setattr(writing, "KEYS_LAG", 3)
-    gallery, features = create(tmp_path / "g"), random_features_of(104)
-    names = [str(row) for row in range(104)]
-    gallery.append(names[:100], features[:100])
+    gallery, features = create(tmp_path / "g"), random_features_of(204)
+    names = [str(row) for row in range(204)]
+    gallery.append(names[:200], features[:200])
     first = key_file(gallery)
-    for row in range(100, 103):
+    for row in range(200, 203):
         gallery.append([names[row]], features[row : row + 1])
         assert key_file(gallery) == first
     index = Manifest.read(gallery.path).index
-    gallery.append(names[103:], features[103:])
+    gallery.append(names[203:], features[203:])
     assert key_file(gallery) != first
     assert (Manifest.read(gallery.path).index, gallery.verify()) == (index, [])
-    assert reopen(gallery.path).ids(names) == list(range(104))
+    assert reopen(gallery.path).ids(names) == list(range(204))
 
 
 def test_a_commit_makes_no_pass_over_the_shards(gallery: sf.Gallery, opened: list[str]) -> None:
