@@ -51,10 +51,11 @@ def find_suspects(
         OptionError: sample, seed or group is none.
         NotEnoughImagesError: an image has no other to be compared with.
     """
-    ids, scores = normal_scores(detector, sample, group, seed, progress, "audit")
+    generation = detector.gallery.snapshot()  # once: another thread may write for as long as this takes
+    ids, scores = normal_scores(detector, generation, sample, group, seed, progress, "audit")
     typical = [Typical.of(column.tolist()) for column in scores.T]
     oddities = np.max([one.distance(column) for one, column in zip(typical, scores.T, strict=True)], axis=0)
-    keys = detector.gallery.snapshot().keys(ids)
+    keys = generation.keys(ids)
     suspects = [
         Suspect(key, float(image), float(peak), float(oddity))
         for key, (image, peak), oddity in zip(keys, scores, oddities, strict=True)

@@ -220,16 +220,17 @@ def calibrate(
         OptionError: too few images for the rate, with the number it takes; or no regular expression.
         NotEnoughImagesError: an image has no other to be compared with.
     """
-    n = len(draw(detector, sample, seed))
+    generation = detector.gallery.snapshot()  # once: another thread may write for as long as this takes
+    n = len(draw(generation, sample, seed))
     conformal_threshold(np.zeros(n), false_alarms)  # before hours are spent
-    _, scores = normal_scores(detector, sample, group, seed, progress, "calibrate")
+    _, scores = normal_scores(detector, generation, sample, group, seed, progress, "calibrate")
     return Calibration(
-        detector.gallery.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
+        generation.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
         detector.baseline(),
     )  # fmt: skip
 
 
-def draw(detector: Detector, sample: int | None, seed: int) -> NDArray[np.int64]:
+def draw(generation: Generation, sample: int | None, seed: int) -> NDArray[np.int64]:
     """Return the ids of a seeded sample of normal images, or of all, ascending.
 
     Raises:
@@ -237,7 +238,7 @@ def draw(detector: Detector, sample: int | None, seed: int) -> NDArray[np.int64]
     """
     if not (sample is None or is_count(sample)) or not (is_count(seed) or seed == 0):
         raise OptionError(f"sample, seed: expected whole numbers >= 1 and >= 0, found {sample} and {seed}")
-    ids = detector.gallery.snapshot().ids()
+    ids = generation.ids()
     chosen: NDArray[np.int64] = np.random.default_rng(seed).choice(
         ids, min(sample or len(ids), len(ids)), replace=False
     )
@@ -245,17 +246,23 @@ def draw(detector: Detector, sample: int | None, seed: int) -> NDArray[np.int64]
 
 
 def normal_scores(
-    detector: Detector, sample: int | None, group: str | None, seed: int, progress: bool, what: str
+    detector: Detector,
+    generation: Generation,
+    sample: int | None,
+    group: str | None,
+    seed: int,
+    progress: bool,
+    what: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Query normal images against the others; see calibrate.
+    """Query normal images of one generation against the others; see calibrate.
 
     Returns:
         ids (n,), and (n, 2): image scores and maxima of maps.
     """
-    chosen = draw(detector, sample, seed)
-    groups = leave_out_groups(detector.gallery.snapshot(), chosen.tolist(), group)
+    chosen = draw(generation, sample, seed)
+    groups = leave_out_groups(generation, chosen.tolist(), group)
     bar = tqdm(chosen.tolist(), unit="image", disable=None if progress else True, desc=what)
-    found = detector.leave_one_out(bar, groups)
+    found = detector.leave_one_out(bar, groups, generation)
     scores = np.array([(one.image_score, one.map_max) for one in found], np.float64)
     return chosen, scores.reshape(len(chosen), 2)
 

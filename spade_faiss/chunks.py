@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from .errors import CorruptGalleryError
 from .features import Array
+from .forks import free_at_forks
 
 THREADS = 8  # that read: a disk is given so many things to do at a time, however few cores there are
 SUPPORTED = hasattr(os, "preadv") and hasattr(h5py.h5d.DatasetID, "chunk_iter")  # elsewhere HDF5 reads: on Windows
 
 T = TypeVar("T")
 
-_lock = threading.Lock()
+_lock = free_at_forks(threading.Lock())
 _pools: dict[int, ThreadPoolExecutor] = {}  # by process, because a fork has none of its parent's threads
 
 

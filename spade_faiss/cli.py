@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from . import cli_options as args
 from .cli_bench import bench
 from .cli_datasets import labelled, training_images
 from .cli_detect import audit, calibrate, demo, evaluate, query
-from .errors import ImageError, OptionError, SpadeError
+from .errors import GalleryError, ImageError, OptionError, SpadeError
 from .features import DEFAULT_EXTRACTOR, Extractor, load_extractor
 from .gallery import Gallery
 from .images import Source
@@ -32,6 +31,7 @@ from .ingest import IngestReport, Skipped, estimate
 from .options import MIB, IndexOptions, Patches
 from .recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from .results import write_skipped
+from .writing import discard_empty
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -78,6 +78,7 @@ def cli() -> None:
 @args.index
 @args.network
 @args.workers
+@args.wait
 @args.replace
 @args.strict
 @args.quiet
@@ -105,8 +106,15 @@ def _build(
     new = not (gallery / "gallery.json").exists()
     if new:
         patches: Patches = given["patches"] or "stored"
-        opened = Gallery.create(gallery, extractor.spec, index, recipe=given["recipe"], patches=patches)
-    else:
+        try:
+            opened = Gallery.create(
+                gallery, extractor.spec, index, recipe=given["recipe"], patches=patches, timeout=given["wait"]
+            )
+        except GalleryError:
+            new = not (gallery / "gallery.json").exists()
+            if new:
+                raise
+    if not new:  # or no longer: another process has just made it
         opened = Gallery.open(gallery)
         opened.spec.require(extractor.spec, str(gallery))
         if opened.recipe != recipe_named(given["recipe"]):
@@ -124,7 +132,7 @@ def _build(
             return _add(opened, images, extractor, given)
     finally:
         if new and not len(opened):
-            shutil.rmtree(gallery)  # nothing could be taken: leave nothing behind
+            discard_empty(gallery)  # nothing could be taken: leave nothing behind
 
 
 @cli.command()
@@ -132,6 +140,7 @@ def _build(
 @args.sources
 @args.network
 @args.workers
+@args.wait
 @args.replace
 @args.strict
 @args.quiet
@@ -144,19 +153,21 @@ def add(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **given:
 @cli.command()
 @args.gallery
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
-def remove(gallery: Path, keys: tuple[str, ...]) -> None:
+@args.wait
+def remove(gallery: Path, keys: tuple[str, ...], wait: float) -> None:
     """Remove images from GALLERY by key; `compact` then gives back their space."""
     with Gallery.open(gallery) as opened:
-        opened.remove(keys)
+        opened.remove(keys, wait)
         click.echo(f"{len(set(keys))} removed; {len(opened)} images in {gallery}")
 
 
 @cli.command()
 @args.gallery
-def compact(gallery: Path) -> None:
+@args.wait
+def compact(gallery: Path, wait: float) -> None:
     """Rewrite the shards of GALLERY that hold removed images or are small."""
     with Gallery.open(gallery) as opened:
-        saved = opened.compact()
+        saved = opened.compact(wait)
         click.echo(f"{saved / MIB:.1f} MiB saved; {len(opened)} images in {opened.info()['shards']} shards")
 
 
@@ -164,10 +175,11 @@ def compact(gallery: Path) -> None:
 @args.gallery
 @click.option("--index", "kind", help="Another kind, as for `build`.  [default: as it is]")
 @args.index
-def reindex(gallery: Path, **given: Any) -> None:
+@args.wait
+def reindex(gallery: Path, wait: float, **given: Any) -> None:
     """Build the image index of GALLERY anew, for what it holds now, while others go on using the old one."""
     with Gallery.open(gallery) as opened:
-        state = opened.reindex(**given)
+        state = opened.reindex(timeout=wait, **given)
         click.echo(_index(opened.info()["index"], state))
 
 
@@ -261,6 +273,7 @@ def _add(
         strict=given["strict"],
         progress=not given["quiet"],
         workers=given["workers"],
+        timeout=given["wait"],
     )
     taken = f"{report.added} added ({report.replaced} replaced), {report.unchanged} unchanged"
     rate = report.added / max(report.seconds, 1e-9)

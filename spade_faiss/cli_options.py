@@ -96,6 +96,10 @@ workers = click.option(
     "--workers", type=int, default=1, show_default=True, metavar="N",
     help="Processes that decode, extract and write; each loads the network.",
 )  # fmt: skip
+wait = click.option(
+    "--wait", type=click.FloatRange(0), default=0, metavar="SECONDS",
+    help="Wait so long for another process that is writing to GALLERY.  [default: fail at once]",
+)  # fmt: skip
 replace = click.option(
     "--replace", is_flag=True, help="Take changed images under a key that is in the gallery already."
 )

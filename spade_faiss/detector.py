@@ -21,6 +21,7 @@ from .device_cache import device_cache
 from .devices import as_arrays, beside, torch_device
 from .errors import NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
+from .forks import remember
 from .gallery import Gallery
 from .generation import Generation
 from .images import Pixels, Source, batched, decode, one_ahead
@@ -35,7 +36,7 @@ ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
 class Detector:
-    """Compares images with a gallery of normal ones. Threads may share one."""
+    """Compares images with a gallery of normal ones. Threads may share one, and so may processes, forked or spawned."""
 
     def __init__(
         self,
@@ -79,7 +80,9 @@ class Detector:
                 )
         self.calibration = self._read_calibration() if calibrated else None
         self._baseline = self.calibration.baseline if self.calibration else None
+        self._calibrated = calibrated
         self._lock = threading.Lock()
+        remember(self)
         self._cache = PyramidCache(self.search.cache_bytes)
         self._device_cache = device_cache(self.search, self._cache)
         by = self.score.image_score
@@ -90,6 +93,15 @@ class Detector:
                 f"localise: 'suspicious' needs the thresholds of {gallery.path}, found none for these settings; "
                 "run `spade-faiss calibrate`, or localise all"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made anew in another process, of the last commit there is then; the extractor has to be picklable."""
+        given = self.gallery, self.extractor, self.search, self.score, self._calibrated, self._normal
+        return type(self), given
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process, with a lock that nobody holds."""
+        self._lock = threading.Lock()
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that scores depend on, as JSON values: thresholds hold for these only."""
@@ -232,17 +244,20 @@ class Detector:
             del query, levels  # else those of the one after the next are read while these are here
             yield detection
 
-    def leave_one_out(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Detection]:
+    def leave_one_out(
+        self, ids: Iterable[int], without: Iterable[Ids] | None = None, generation: Generation | None = None
+    ) -> Iterator[Detection]:
         """Query stored normal images, each against the others (k of them, or all), at the size of the resized image.
 
         Args:
             ids: the images.
             without: for each, the ids that it is not compared with; None: itself.
+            generation: that these ids are of; None: the one that is open.
 
         Raises:
             NotEnoughImagesError: there is no other image.
         """
-        generation, baseline = self.gallery.snapshot(), self.baseline()
+        generation, baseline = generation or self.gallery.snapshot(), self.baseline()
         yield from self._detections(generation, baseline, self.stored(generation, ids, without))
 
     def stored(

@@ -43,7 +43,8 @@ class Gallery:
     """One generation of a gallery, open for reading; writing makes the next generation and moves on to it.
 
     Shapes: (n, d) image features; [(n, c, h, w), ...] pyramid levels, finest first. Ids are int64, hold for one
-    generation, and change with compact; keys stay. Threads may share a Gallery for reading.
+    generation, and change with compact; keys stay. Threads may share a Gallery for reading. A forked process may go on
+    reading the one that its parent opened; pickled, as for a spawned process, it is opened there at the last commit.
     """
 
     def __init__(self, path: Path, device: str = "auto") -> None:
@@ -75,6 +76,7 @@ class Gallery:
         shard_bytes: int | None = None,
         recipe: str | None = None,
         patches: Patches = "stored",
+        timeout: float = 0,
     ) -> Gallery:
         """Make an empty gallery for features of one spec.
 
@@ -88,6 +90,7 @@ class Gallery:
                 says of features is for load_extractor: RECIPES[name].features.
             patches: "stored", or "recompute": keep no pyramid levels, but where each image file is, and extract the
                 levels of a query's neighbours from there: a fiftieth of the disk or less, and more seconds a query.
+            timeout: seconds to wait for another process that is making a gallery there.
 
         Raises:
             GalleryError: something is there already, or the folder cannot be made.
@@ -104,8 +107,11 @@ class Gallery:
             choice = " or ".join(get_args(Patches)) if spec.resized else "stored, as features are not made from images"
             raise OptionError(f"patches: expected {choice}, found {patches!r}")
         by, size = f"spade-faiss {__version__}", shard_bytes or SHARD_BYTES[patches]
-        create_folder(Path(path), Manifest(spec, options, size, created_by=by, recipe=recipe, patches=patches))
+        create_folder(Path(path), Manifest(spec, options, size, created_by=by, recipe=recipe, patches=patches), timeout)
         return cls(Path(path), options.device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._device)
 
     def _read_generation(self) -> Generation:
         lock = ReaderLock(self.path)  # before it is read which files there are
@@ -228,6 +234,7 @@ class Gallery:
         strict: bool = False,
         progress: bool = False,
         workers: int = 1,
+        timeout: float = 0,
     ) -> IngestReport:
         """Extract and store the features of every image in files and folders.
 
@@ -245,8 +252,10 @@ class Gallery:
                 one process; only after an interruption may there be gaps, which the next run fills at the end. Features
                 are those of a network with fewer threads, which may round differently. Killed, it loses up to two
                 shards for each worker. A script calls this under `if __name__ == "__main__":`, as multiprocessing asks.
+            timeout: seconds to wait for another process that is writing.
 
         Raises:
+            GalleryLockedError: another process is writing.
             SpecMismatchError: the extractor is another, or has other settings.
             ImageError: a source without images; with strict, the first image that cannot be read.
             OptionError: fewer than one worker, or several with an extractor that cannot be pickled.
@@ -257,38 +266,45 @@ class Gallery:
         self.spec.require(extractor.spec, str(self.path))
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         take = ingest if workers == 1 else partial(ingest_in_processes, workers=workers)
-        with self.writer() as writer:
+        with self.writer(timeout) as writer:
             return take(writer, paths, extractor, replace=replace, strict=strict, progress=progress)
 
-    def remove(self, keys: Sequence[str]) -> None:
-        """Remove images by key, without rewriting shards; see compact.
+    def remove(self, keys: Sequence[str], timeout: float = 0) -> None:
+        """Remove images by key, without rewriting shards; see compact. `timeout` is that of writer.
 
         Raises:
+            GalleryLockedError: another process is writing.
             OptionError: a key that is not in the gallery; then none is removed.
         """
-        with self.writer() as writer:
+        with self.writer(timeout) as writer:
             writer.remove(keys)
 
-    def compact(self) -> int:
-        """Rewrite shards that hold removed images or are small; returns the bytes saved."""
-        with self.writer() as writer:
+    def compact(self, timeout: float = 0) -> int:
+        """Rewrite shards that hold removed images or are small; returns the bytes saved. `timeout` is that of writer.
+
+        Raises:
+            GalleryLockedError: another process is writing.
+        """
+        with self.writer(timeout) as writer:
             return writer.compact()
 
-    def reindex(self, kind: str | None = None, **options: Any) -> IndexState:
+    def reindex(self, kind: str | None = None, timeout: float = 0, **options: Any) -> IndexState:
         """Build the image index anew from the shards, beside the old one, which readers go on using.
 
         Args:
             kind: see IndexOptions; None: as the gallery has it.
+            timeout: seconds to wait for another process that is writing.
             options: memory, recall, nlist, nprobe, train_images of IndexOptions, likewise.
 
         Raises:
+            GalleryLockedError: another process is writing.
             OptionError: FAISS has no such index, or it does not reach the recall; the old one stays.
         """
         old = self._generation.manifest.index_options
         given = {"kind": kind, **options}
         new = replace(old, **{name: value for name, value in given.items() if value is not None})
         check_kind(new, self.spec.image_dim)
-        with self.writer() as writer:
+        with self.writer(timeout) as writer:
             writer.write_index(new)
         return self.index_state()
 
@@ -306,6 +322,9 @@ class Gallery:
 
         Args:
             timeout: seconds to wait for another process that is writing.
+
+        Raises:
+            GalleryLockedError: it did not finish by then; the message has its process id.
         """
         try:
             with GalleryWriter(self.path, timeout) as writer:
@@ -361,18 +380,18 @@ class Gallery:
 
     def info(self) -> dict[str, Any]:
         """Return what the gallery holds, as JSON values."""
-        manifest = self._generation.manifest
+        manifest = self._generation.manifest  # once: another thread may refresh
         return {
             "path": str(self.path),
             "generation": manifest.generation,
-            "images": len(self),
+            "images": manifest.rows - manifest.removed,
             "removed": manifest.removed,
             "shards": len(manifest.shards),
             "bytes": sum(file.bytes for file in (*manifest.shards, manifest.index, manifest.keys) if file),
             "patches": manifest.patches,
             "bytes_per_image": manifest.bytes_per_image,
             "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},
-            "index": asdict(manifest.index_options) | self.index_state().to_json(),
+            "index": asdict(manifest.index_options) | IndexState.of(manifest).to_json(),
             "extractor": manifest.spec.to_json(),
             "recipe": self.recipe.to_json() if self.recipe else None,
             "created_by": manifest.created_by,

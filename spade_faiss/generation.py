@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from . import chunks
 from .errors import CorruptGalleryError, FeatureError, OptionError
 from .features import Array
+from .forks import remember
 from .image_index import ImageIndex
 from .images import batched
 from .keys import KeyTable
@@ -30,7 +31,9 @@ from .options import IndexOptions
 from .rows import FeatureRows, Ids
 from .shards import Shard
 
-OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
+# Shards held open, of two descriptors each. A process may have 1024 by default, and three generations at once: the one
+# that a query began with, the next, and a writer's.
+OPEN_SHARDS = 96
 TEXTS_TOGETHER = 10_000  # keys or digests in memory at a time, for those who look at all of them
 READ_TOGETHER = 64  # images that are read at a time; less than the above, so that their shards can all be open
 
@@ -47,6 +50,12 @@ class Generation:
         self._index: ImageIndex | None = None
         self._key_table: KeyTable | None = None
         self._reader_lock = lock
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process: with a lock that nobody holds, and files of its own."""
+        self._lock = threading.RLock()
+        self._open = OrderedDict()
 
     def __len__(self) -> int:
         return self.manifest.rows - self.manifest.removed

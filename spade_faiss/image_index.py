@@ -184,6 +184,8 @@ class ImageIndex:
             if fetch == len(self) and (not ivf or probes == ivf.nlist):
                 if found >= k:
                     break
+                if self._features is not None:  # a graph gives no more where most of what it leads through is removed
+                    return _nearest_of_all(queries, k, without, removed, self._features)
                 raise NotEnoughImagesError(
                     f"index {self._options.kind}: expected {k} neighbours of {available} images, "
                     f"found {found} for one query; use a smaller K or another kind of index"
@@ -304,6 +306,25 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def _nearest_of_all(
+    queries: Array, k: int, without: Ids, removed: NDArray[np.bool_] | None, features: ImageFeatures
+) -> tuple[Ids, NDArray[np.float32]]:
+    """Compare queries with every image that counts; returns ids and squared distances (m, k), as search does."""
+    usable = np.ones(len(features), np.bool_) if removed is None else ~removed
+    usable[without] = False
+    ids, start = np.empty((len(queries), 0), np.int64), 0
+    sq_distances = np.empty((len(queries), 0), np.float32)
+    for block in features.blocks():
+        kept = np.flatnonzero(usable[start : start + len(block)])
+        exact = [np.square(block[kept] - query).sum(axis=1) for query in queries]
+        sq_distances = np.hstack([sq_distances, np.array(exact)])
+        ids = np.hstack([ids, np.tile(kept + start, (len(queries), 1))])
+        order = np.lexsort((ids, sq_distances), axis=1)[:, :k]
+        ids, sq_distances = np.take_along_axis(ids, order, 1), np.take_along_axis(sq_distances, order, 1)
+        start += len(block)
+    return ids, sq_distances
 
 
 def _compared(queries: Array, ids: Ids, usable: NDArray[np.bool_], features: ImageFeatures) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import filelock
@@ -32,19 +33,32 @@ class WriterLock:
         except filelock.Timeout as error:
             raise GalleryLockedError(
                 f"{self._folder}: another process{self._holder()} is writing to it; "
-                "wait until it has finished, or stop it"
+                "wait until it has finished (--wait SECONDS), or stop it"
             ) from error
-        (self._folder / HOLDER).write_text(str(os.getpid()))
+        try:
+            (self._folder / HOLDER).write_text(str(os.getpid()))
+        except OSError:  # the disk is full
+            self.release()
+            raise
 
     def _holder(self) -> str:
-        try:
-            return f" (process {int((self._folder / HOLDER).read_text())})"
-        except (OSError, ValueError):
-            return ""
+        for _ in range(20):  # whoever has just taken the lock is about to write it
+            try:
+                return f" (process {int((self._folder / HOLDER).read_text())})"
+            except (OSError, ValueError):
+                time.sleep(0.01)
+        return ""
 
     def release(self) -> None:
         """Give the lock back."""
         self._lock.release()
+
+    def __enter__(self) -> WriterLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class ReaderLock:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 
 from .features import Array, ExtractorSpec
+from .forks import remember
 from .generation import Generation
 from .rows import Ids
 
@@ -96,6 +97,12 @@ class LevelCache(ABC, Generic[Level]):
         self._reading: dict[Identity, Future[list[Level]]] = {}
         self._bytes = 0  # of entries, and of what is being read to become one
         self._lock = threading.Lock()
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process: empty, as threads that were reading into it are not there."""
+        self._lock = threading.Lock()
+        self._entries, self._reading, self._bytes = OrderedDict(), {}, 0
 
     @abstractmethod
     def _empty(self, spec: ExtractorSpec, *n: int) -> list[Level]:

@@ -19,13 +19,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from .errors import CorruptGalleryError
+from .forks import remember
 from .manifest import ShardEntry
 from .options import MIB
 
 Ids = NDArray[np.int64]
 
 BLOCK_BYTES = 16 * MIB
-OPEN_FILES = 256  # a process may have 1024 by default
+OPEN_FILES = 64  # beside generation.OPEN_SHARDS
 SUPPORTED = hasattr(os, "preadv")  # elsewhere a shard is opened for each row: on Windows
 
 
@@ -67,6 +68,11 @@ class FeatureRows:
         self._starts = np.array([0, *accumulate(shard.images for shard in shards)], np.int64)
         self._places: dict[int, _Place] = {}
         self._files: OrderedDict[int, _File] = OrderedDict()
+        self._lock = threading.Lock()
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process, with a lock that nobody holds; the files are read at given places."""
         self._lock = threading.Lock()
 
     def read(self, ids: Ids) -> NDArray[np.float32]:

@@ -185,7 +185,9 @@ class Shard:
         except FileNotFoundError as error:
             raise CorruptGalleryError(f"{path}: expected a shard of {images} images, found nothing there") from error
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
+            # The system says why it cannot be opened by a number; what HDF5 makes no sense of has none.
+            what = "cannot be opened" if getattr(error, "errno", None) else "damaged"
+            raise CorruptGalleryError(f"{path}: {what}: {str(error).splitlines()[0]}") from error
         expected = [(images, *shape) for shape in self._level_shapes]
         if [level.shape for level in self._levels] != expected or any(
             level.dtype != spec.dtype for level in self._levels

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import GalleryError, SpadeError
+from .forks import remember
 
 TEMPORARY = ".tmp"
 
@@ -63,6 +64,11 @@ class PatientFile(io.RawIOBase):
         super().__init__()
         self._file = path.open("w+b", buffering=0)
         self._error: OSError | None = None
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Let go of the file in a forked process, where HDF5 would write to it once more at the end."""
+        self._file = Path(os.devnull).open("w+b", buffering=0)  # noqa: SIM115
 
     def check(self) -> None:
         """Raise the first error of a write.

@@ -7,6 +7,7 @@ is as it was at the last commit; what was written after it is swept away by the 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import warnings
 from collections import Counter
@@ -18,13 +19,20 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
-from .errors import CorruptGalleryError, FeatureError, GalleryError, KeyConflictError, OptionError
+from .errors import (
+    CorruptGalleryError,
+    FeatureError,
+    GalleryError,
+    GalleryLockedError,
+    KeyConflictError,
+    OptionError,
+)
 from .features import Features
 from .generation import Generation
 from .image_index import ImageIndex
 from .index_kinds import IVF_FROM
-from .locks import READERS, ReaderLock, WriterLock
-from .manifest import IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
+from .locks import HOLDER, READERS, WRITER, ReaderLock, WriterLock
+from .manifest import FILE, IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
 from .options import IndexOptions
 from .shards import ShardWriter
 from .storage import TEMPORARY, publish, storage_errors
@@ -33,6 +41,7 @@ INDEX_LAG = 0.02  # the file of the index is written anew when this share of the
 KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
+PARTS = ("shards", "index")  # folders within a gallery
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class GalleryWriter:
 
     def __init__(self, folder: Path, timeout: float = 0) -> None:
         self.folder = folder
+        self._pid = os.getpid()
         self._lock = WriterLock(folder, timeout)
         self._shard: ShardWriter | None = None
         # The writer's own view of the gallery, one commit after another.
@@ -67,8 +77,10 @@ class GalleryWriter:
             self._lock.acquire()
             try:
                 self.generation = Generation(self.folder, Manifest.read(self.folder))
-                for path in self.folder.rglob("*" + TEMPORARY):  # of a writer that was killed
-                    path.unlink(missing_ok=True)
+                # Of a writer that was killed; others, as of a calibration, may be somebody's who is at work.
+                for pattern in (FILE, "shards/*", "index/*"):
+                    for path in self.folder.glob(pattern + TEMPORARY):
+                        path.unlink(missing_ok=True)
             except BaseException:
                 self._lock.release()
                 raise
@@ -77,6 +89,7 @@ class GalleryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._check_process()
         try:
             if kind is None:
                 self.finish()
@@ -143,6 +156,7 @@ class GalleryWriter:
             KeyConflictError: a key is there with other content.
             GalleryError: the disk is full or refuses.
         """
+        self._check_process()
         manifest = self.generation.manifest
         features = manifest.spec.cast(features)
         _check_keys(keys, len(features))
@@ -254,6 +268,7 @@ class GalleryWriter:
 
     def commit(self) -> None:
         """Make what was appended and removed since the last commit a new generation."""
+        self._check_process()
         self._finish_shard()
         if self._finished or self._tombstones:
             manifest = self.generation.manifest
@@ -357,6 +372,14 @@ class GalleryWriter:
         self.generation = self.generation.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
 
+    def _check_process(self) -> None:
+        """Refuse what a forked process would write beside its parent, in the same files."""
+        if os.getpid() != self._pid:
+            raise GalleryError(
+                f"{self.folder}: expected process {self._pid}, which is writing to it, found {os.getpid()}, forked "
+                "from it; write in one of them"
+            )
+
     def sweep(self) -> None:
         """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
         manifest = self.generation.manifest
@@ -378,26 +401,48 @@ def _check_recall(facts: IndexFacts, options: IndexOptions) -> None:
         )
 
 
-def create_folder(folder: Path, manifest: Manifest) -> None:
-    """Make the folder of an empty gallery.
+def create_folder(folder: Path, manifest: Manifest, timeout: float = 0) -> None:
+    """Make the folder of an empty gallery, in one that may hold what a process left that was killed while it did so.
 
     Raises:
+        GalleryLockedError: somebody else is making it, and did not finish within `timeout` seconds.
         GalleryError: something is there already, or the folder cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
+    _check_free(folder)
     there = folder.exists()
     with storage_errors(f"cannot make the gallery {folder}"):
-        try:
-            for part in ("shards", "index"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-            (folder / READERS).touch()
-            manifest.write(folder)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            if there:
-                folder.mkdir()
-            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        with WriterLock(folder, timeout):
+            _check_free(folder)  # again: now nobody else can make one
+            try:
+                for part in PARTS:
+                    (folder / part).mkdir(exist_ok=True)
+                (folder / READERS).touch()
+                manifest.write(folder)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)
+                if there:
+                    folder.mkdir()
+                raise
+
+
+def discard_empty(folder: Path) -> None:
+    """Delete a gallery that nothing was ever put into, unless somebody is about to."""
+    with contextlib.suppress(GalleryLockedError), WriterLock(folder, timeout=0):
+        if Manifest.read(folder).generation == 0:
+            shutil.rmtree(folder)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and all(map(_is_of_making, folder.iterdir()))):
+        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
+
+
+def _is_of_making(path: Path) -> bool:
+    """Tell whether it is what making a gallery begins with."""
+    if path.name in PARTS:
+        return path.is_dir() and not any(path.iterdir())
+    return path.name in (WRITER, HOLDER, READERS, FILE + TEMPORARY)
 
 
 def _with_tombstones(generation: Generation, ids: set[int]) -> list[ShardEntry]:

@@ -292,6 +292,19 @@ def test_the_nearest_are_all_removed(xb: np.ndarray, kind: str) -> None:
     assert_equal(found, brute_force(query, xb, 10, without))
 
 
+@pytest.mark.parametrize("m", SINGLE_AND_BATCH)
+def test_what_a_graph_does_not_lead_to_is_found_all_the_same(rng: np.random.Generator, m: int) -> None:
+    """Nearly all images are removed, and the graph of what is left has parts that no way leads to."""
+    xb = np.repeat(rng.standard_normal((12, D), np.float32), 25, axis=0) + rng.standard_normal((N, D), np.float32) / 1e3
+    xq, without = rng.standard_normal((m, D), np.float32), rng.permutation(N)[: N - 9]
+    index, removed = build(xb, "HNSW4"), np.zeros(N, np.bool_)
+    removed[without[:200]] = True
+    ids = index._index.search(xq, N)[1]
+    assert min(np.isin(row, without, invert=True)[row >= 0].sum() for row in ids) < 9  # else this shows nothing
+    found = index.search(xq, 9, without[200:], removed=removed)
+    assert_equal(found, brute_force(xq, xb, 9, without))
+
+
 def test_an_id_that_is_not_there_leaves_nothing_out(xb: np.ndarray, xq: np.ndarray) -> None:
     without = np.array([N, 10**9, -1])
     assert_equal(build(xb).search(xq, N, without), brute_force(xq, xb, N))

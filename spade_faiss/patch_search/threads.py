@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ..forks import free_at_forks
+
 T = TypeVar("T")
-_lock = threading.Lock()
+_lock = free_at_forks(threading.Lock())
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, because a fork has none of its parent's threads
 
 

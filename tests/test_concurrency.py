@@ -1,0 +1,637 @@
+"""Several at a time: writers, readers, threads and processes, alive and killed. Nothing lost, never a mix, no hang."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import OWN, random_features_of, write_images
+
+import spade_faiss as sf
+from spade_faiss import calibration, writing
+from spade_faiss.audit import find_suspects
+from spade_faiss.cli import cli
+from spade_faiss.locks import HOLDER, READERS, WRITER
+from spade_faiss.options import Patches
+
+TESTS = str(Path(__file__).parent)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> sf.Gallery:
+    """Of six images in three shards."""
+    gallery = sf.Gallery.create(tmp_path / "g", OWN, sf.IndexOptions(device="cpu"), 2 * OWN.bytes_per_image)
+    gallery.append(list("abcdef"), random_features_of(6))
+    return gallery
+
+
+@contextlib.contextmanager
+def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A process that says "ready" when it is, and is killed at the end."""
+    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {TESTS!r})\n{code}", *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        try:
+            assert started.stdout is not None
+            assert started.stdout.readline() == "ready\n"
+            yield started
+        finally:
+            started.kill()
+
+
+def run(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {TESTS!r})\n{code}", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WRITES = """
+import spade_faiss as sf
+from conftest import random_features_of
+with sf.Gallery.open(sys.argv[1], device="cpu").writer() as writer:
+    writer.append(["lost"], random_features_of(1, seed=5))
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+READS = """
+import spade_faiss as sf
+gallery = sf.Gallery.open(sys.argv[1], device="cpu")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+# Two writers
+
+
+def test_every_command_that_writes_may_wait(gallery: sf.Gallery, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 2)
+    extractor = sf.load_extractor("toy")
+    made = sf.Gallery.create(tmp_path / "toy.gallery", extractor.spec, sf.IndexOptions(device="cpu"))
+    made.add_images(images, extractor)
+    path = str(made.path)
+    commands = (
+        ["build", path, str(images), "--extractor", "toy", "--recipe", "paper"],
+        ["add", path, str(images)],
+        ["remove", path, "000.png"],
+        ["compact", path],
+        ["reindex", path],
+    )
+    with process(READS.replace("\nprint", "\nhold = gallery.writer()\nhold.__enter__()\nprint"), path) as holder:
+        for command in commands[1:]:
+            found = CliRunner().invoke(cli, [*command, "--wait", "0.05"])
+            assert isinstance(found.exception, sf.GalleryLockedError), found.output
+            assert f"process {holder.pid}" in str(found.exception)
+            assert "--wait SECONDS" in str(found.exception)
+        ends = threading.Timer(0.3, holder.kill)
+        ends.start()
+        assert CliRunner().invoke(cli, [*commands[2], "--wait", "30"]).exit_code == 0
+        ends.join()
+    made.refresh()
+    assert made.keys() == ["001.png"]
+    assert all("--wait" in CliRunner().invoke(cli, [command, "--help"]).output for command, *_ in commands)
+
+
+def test_one_waits_while_another_is_killed(gallery: sf.Gallery) -> None:
+    with process(WRITES, gallery.path) as writer:
+        killed = threading.Timer(0.3, writer.kill)
+        killed.start()
+        gallery.append(["mine"], random_features_of(1, seed=6), timeout=30)
+        killed.join()
+    assert gallery.keys() == [*"abcdef", "mine"]
+    assert gallery.verify() == []
+    assert not list(gallery.path.rglob("*.tmp"))
+
+
+def test_what_a_dead_writer_left_keeps_nobody_out(gallery: sf.Gallery) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    assert (gallery.path / WRITER).exists()
+    (gallery.path / HOLDER).write_text(str(dead.pid))
+    gallery.remove(["a"])
+    (gallery.path / HOLDER).write_text("")  # killed before it had written it
+    gallery.remove(["b"])
+    assert gallery.keys() == list("cdef")
+
+
+def test_the_lock_goes_back_when_the_disk_is_full(gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(sf.GalleryError, match="No space left") as caught:
+            gallery.remove(["a"])
+    gallery.remove(["a"])
+    assert caught.value is not None  # and with it the frames of the writer that failed
+
+
+# Two that make a gallery at the same place
+
+
+def test_of_two_that_make_a_gallery_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that nothing is there: it was deleted by the one that failed."""
+    check, path, others = writing._check_free, tmp_path / "g", []
+
+    def and_then_another(folder: Path) -> None:
+        check(folder)
+        monkeypatch.setattr(writing, "_check_free", check)
+        others.append(sf.Gallery.create(path, OWN))
+        others[0].append(["theirs"], random_features_of(1))
+
+    monkeypatch.setattr(writing, "_check_free", and_then_another)
+    with pytest.raises(sf.GalleryError, match="expected nothing, or an empty folder"):
+        sf.Gallery.create(path, OWN)
+    assert sf.Gallery.open(path).keys() == ["theirs"]
+
+
+def test_a_build_goes_on_with_what_another_has_just_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, check = write_images(tmp_path / "images", 3), writing._check_free
+    command = ["build", str(tmp_path / "g"), str(images), "--extractor", "toy", "--quiet"]
+
+    def and_then_another(folder: Path) -> None:
+        monkeypatch.setattr(writing, "_check_free", check)
+        assert CliRunner().invoke(cli, command).exit_code == 0
+        check(folder)
+
+    monkeypatch.setattr(writing, "_check_free", and_then_another)
+    found = CliRunner().invoke(cli, command)
+    assert (found.exit_code, found.output.split(",")[:2]) == (0, ["0 added (0 replaced)", " 3 unchanged"])
+
+
+def test_a_build_that_took_nothing_leaves_what_others_have_put_there(tmp_path: Path) -> None:
+    path = tmp_path / "g"
+    sf.Gallery.create(path, OWN)
+    with sf.Gallery.open(path).writer() as writer:
+        writing.discard_empty(path)
+        writer.append(["theirs"], random_features_of(1))
+    writing.discard_empty(path)
+    assert sf.Gallery.open(path).keys() == ["theirs"]
+    sf.Gallery.create(tmp_path / "empty", OWN)
+    writing.discard_empty(tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_gallery_that_was_half_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between its first folder and its manifest."""
+    path = tmp_path / "g"
+    real, calls = os.fsync, []
+    for step in ("temporary", "named"):
+        with monkeypatch.context() as patch:
+
+            def killed(descriptor: int, last: str = step) -> None:
+                calls.append(descriptor)
+                if len(calls) == ("temporary", "named").index(last) + 1:
+                    raise KeyboardInterrupt
+                real(descriptor)
+
+            patch.setattr(os, "fsync", killed)
+            calls.clear()
+            with pytest.raises(KeyboardInterrupt):
+                sf.Gallery.create(path, OWN)
+        if step == "temporary":
+            (path / "gallery.json.tmp").write_text("{")  # as a kill leaves it
+            assert len(sf.Gallery.create(path, OWN)) == 0
+            (path / "gallery.json").unlink()
+    assert len(sf.Gallery.open(path)) == 0
+    (path / "gallery.json").unlink()
+    (path / "shards" / "mine.h5").touch()  # but this is somebody's
+    with pytest.raises(sf.GalleryError, match="found something"):
+        sf.Gallery.create(path, OWN)
+
+
+def test_a_writer_leaves_a_calibration_alone_that_is_being_written(gallery: sf.Gallery) -> None:
+    """It deleted it as what a killed process had left, and calibrate failed after all its work."""
+    being_written = gallery.path / f"{calibration.FILE}.tmp"
+    being_written.touch()
+    gallery.remove(["a"])
+    assert being_written.exists()
+
+
+# Readers that die
+
+
+def test_a_killed_reader_keeps_no_files(gallery: sf.Gallery) -> None:
+    old = set(gallery.path.glob("shards/*"))
+    with process(READS, gallery.path) as reader:
+        gallery.remove(list("ace"))
+        gallery.compact()
+        assert old <= set(gallery.path.glob("shards/*"))
+        reader.send_signal(signal.SIGKILL)
+        reader.wait()
+        gallery.append(["new"], random_features_of(1, seed=9))
+        assert not old & set(gallery.path.glob("shards/*"))
+    assert gallery.keys() == [*"bdf", "new"]
+
+
+# Readers while one writes
+
+WORLD = range(12)  # keys; the features of each tell whose they are, and of which version
+
+
+def features_of(key: int, version: int) -> sf.Features:
+    levels = [np.full((1, *shape), 100 * version + key, np.float16) for shape in OWN.level_shapes]
+    return sf.Features(np.full((1, OWN.image_dim), 100 * version + key, np.float32), levels)
+
+
+def look(view: Any) -> None:
+    """What one generation says: every key once, and keys, image features, levels and neighbours of one version."""
+    ids = view.ids()
+    keys, version = [int(key) for key in view.keys(ids)], None
+    assert len(set(keys)) == len(keys) == len(view)
+    assert view.find_all([str(key) for key in keys]) == ids.tolist()
+    values = [level[:, 0, 0, 0].astype(int) for level in view.levels(ids)]
+    for key, value, image in zip(keys, values[0].tolist(), view.features.read(ids)[:, 0].tolist(), strict=True):
+        version = value // 100 if version is None else version
+        assert value == image == 100 * version + key
+    assert values[0].tolist() == values[1].tolist()
+    nearest, sq_distances = view.search(view.features.read(ids), 1)
+    assert nearest[:, 0].tolist() == ids.tolist()
+    assert not sq_distances.any()
+
+
+def look_on(path: Path, until: Callable[[], bool]) -> int:
+    """Open the last commit again and again, and look twice at each; returns at how many."""
+    seen = set()
+    with sf.Gallery.open(path, device="cpu") as reader:
+        while True:
+            last = until()
+            for _ in range(2):
+                look(reader.snapshot())
+            seen.add(reader.generation)
+            if last:
+                return len(seen)
+            reader.refresh()
+
+
+def write_on(gallery: sf.Gallery, version: int) -> None:
+    """Every commit is of one version, which readers see whole."""
+    keys = [str(key) for key in WORLD]
+    parts = [features_of(key, version) for key in WORLD]
+    levels = [np.concatenate(level) for level in zip(*(part.levels for part in parts), strict=True)]
+    gallery.append(keys, sf.Features(np.concatenate([part.image for part in parts]), levels), replace=True)
+    gallery.remove(keys[version % 3 :: 3])
+    gallery.compact()
+    gallery.reindex("ivf" if version % 2 else "flat", nlist=2)
+
+
+LOOKS = """
+from pathlib import Path
+from test_concurrency import look_on
+print("ready", flush=True)
+print(look_on(Path(sys.argv[1]), (Path(sys.argv[1]) / "stop").exists))
+"""
+
+
+def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) -> None:
+    """Threads that share a gallery, threads with their own, and processes."""
+    gallery, stop = sf.Gallery.create(tmp_path / "g", OWN, shard_bytes=4 * OWN.bytes_per_image), threading.Event()
+    write_on(gallery, 0)
+
+    def look_at_shared() -> None:
+        while not stop.is_set():
+            look(gallery.snapshot())
+
+    with process(LOOKS, gallery.path) as first, process(LOOKS, gallery.path) as second, ThreadPoolExecutor(4) as pool:
+        looking = [pool.submit(look_at_shared) for _ in range(2)]
+        looking += [pool.submit(look_on, gallery.path, stop.is_set) for _ in range(2)]
+        try:
+            for version in range(1, 12):
+                write_on(gallery, version)
+        finally:
+            stop.set()
+            (gallery.path / "stop").touch()
+        assert all((done.result() or 2) > 1 for done in looking)
+        assert all(int(one.communicate(timeout=30)[0]) > 1 for one in (first, second))
+    gallery.append(["last"], features_of(12, 11))
+    manifest = gallery.snapshot().manifest
+    assert {file.name for file in gallery.path.glob("shards/*")} == {Path(one.file).name for one in manifest.shards}
+    assert len(list(gallery.path.glob("index/*"))) == 2
+    assert gallery.verify() == []
+
+
+MANY_SHARDS = """
+import resource
+import spade_faiss as sf
+from conftest import OWN, random_features_of
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+gallery, n = sf.Gallery.create(sys.argv[1], OWN, "SQ8", shard_bytes=1), 260
+gallery.append([str(row) for row in range(n)], random_features_of(n))
+views = []
+try:
+    for number in range(3):
+        views.append(gallery.snapshot())
+        for view in views:
+            view.levels(view.ids()), view.features.read(view.ids())
+        gallery.remove([str(number)])
+    print("done")
+except sf.CorruptGalleryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1024, "done"), (100, "cannot be opened: ")])
+def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limit: int, expected: str) -> None:
+    """1024 is what a process may have open by default."""
+    found = run(MANY_SHARDS, tmp_path / "g", limit)
+    assert expected in found
+    assert "damaged" not in found  # for want of files
+
+
+# Threads that share a detector
+
+
+@pytest.mark.parametrize("patches", ["stored", "recompute"])
+@pytest.mark.parametrize("engine", ["flat", "pyramid"])
+@pytest.mark.parametrize("cached", [0, 3, 100])
+def test_sixteen_threads_find_what_one_finds(
+    tmp_path: Path, toy: sf.Extractor, patches: Patches, engine: str, cached: int
+) -> None:
+    images = sorted(write_images(tmp_path / "images", 20).iterdir())
+    gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"), patches=patches)
+    gallery.add_images(images, toy)
+    size = sum(int(np.prod(shape)) for shape in toy.spec.level_shapes) * 2
+    options = sf.SearchOptions(k=4, kappa=2, engine=engine, cache_bytes=cached * size)
+    alone = [sf.Detector(gallery, toy, options).query(image) for image in images]
+    detector, start = sf.Detector(sf.Gallery.open(gallery.path, device="cpu"), toy, options), threading.Barrier(16)
+
+    def ask(number: int) -> list[sf.Detection]:
+        start.wait()  # the first opens files, loads the index and fills the cache
+        some = images[number:] + images[:number]
+        return [detector.query(some[0]), *detector.stream(some[1:3]), *detector.query_batch(some[3:5])]
+
+    with ThreadPoolExecutor(16) as pool:
+        for number, found in enumerate(pool.map(ask, range(16))):
+            for one, expected in zip(found, alone[number:] + alone[:number], strict=False):
+                assert (one.path, one.image_score) == (expected.path, expected.image_score)
+                assert one.neighbours.keys == expected.neighbours.keys
+                np.testing.assert_array_equal(one.neighbours.sq_distances, expected.neighbours.sq_distances)
+                np.testing.assert_array_equal(one.anomaly_map, expected.anomaly_map)
+                np.testing.assert_array_equal(one.matches, expected.matches)
+    assert detector._cache.bytes <= cached * size
+    assert not detector._cache._reading
+
+
+def test_what_is_written_meanwhile_is_in_no_calibration_and_no_audit(
+    tmp_path: Path, toy: sf.Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A calibration said that it was of the generation at its end, which it had not seen: nobody was warned."""
+    gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))
+    gallery.add_images(write_images(tmp_path / "images", 12), toy)
+    detector, generation, draw = sf.Detector(gallery, toy, sf.SearchOptions(k=3)), gallery.generation, calibration.draw
+    expected = sf.calibrate(detector, 0.2).image_scores
+
+    def and_then_another_writes(*arguments: Any) -> Any:
+        monkeypatch.setattr(calibration, "draw", draw)
+        drawn = draw(*arguments)
+        gallery.remove(["003.png", "005.png"])
+        gallery.compact()
+        return drawn
+
+    monkeypatch.setattr(calibration, "draw", and_then_another_writes)
+    found = sf.calibrate(detector, 0.2)
+    assert found.generation == generation < gallery.generation
+    np.testing.assert_array_equal(found.image_scores, expected)
+    left = gallery.keys()
+    monkeypatch.setattr(calibration, "draw", lambda *arguments: (draw(*arguments), gallery.remove(left[:2]))[0])
+    assert {suspect.key for suspect in find_suspects(detector)} == set(left)
+
+
+# Where nothing can be written
+
+READ_ONLY = """
+import numpy as np
+import spade_faiss as sf
+from spade_faiss.cli import cli
+from click.testing import CliRunner
+path, image = sys.argv[1:]
+gallery = sf.Gallery.open(path, device="cpu")
+extractor = sf.load_extractor("toy")
+ids, _ = gallery.search(np.zeros((1, gallery.spec.image_dim), np.float32), 2)
+print(gallery.info()["images"], gallery.keys()[:2], gallery.read(ids[0])[0].shape[0], gallery.verify())
+print(sf.Detector(gallery, extractor).query(image).neighbours.keys[0])
+for command in ("info", "verify"):
+    print(CliRunner().invoke(cli, [command, path]).exit_code)
+for write in (gallery.compact, lambda: gallery.remove(["000.png"]), lambda: gallery.add_images(image, extractor)):
+    try:
+        write()
+    except sf.GalleryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_on_a_read_only_file_system_everything_that_reads_works(tmp_path: Path, toy: sf.Extractor, locks: bool) -> None:
+    images, path = write_images(tmp_path / "images", 4), tmp_path / "g"
+    with sf.Gallery.create(path, toy.spec, sf.IndexOptions(device="cpu")) as gallery:
+        gallery.add_images(images, toy)
+    if not locks:  # as in a copy that left empty files out
+        for name in (WRITER, HOLDER, READERS):
+            (path / name).unlink()
+    mount = ["mount", "--bind", "-o", "ro", str(path), str(path)]
+    if sys.platform != "linux" or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting takes root")
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (path / "new").touch()
+        read, nearest, *commands, first, second, third = run(READ_ONLY, path, images / "002.png").splitlines()
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+    assert read == "4 ['000.png', '001.png'] 2 []"
+    assert (nearest, commands) == ("002.png", ["0", "0"])
+    for error in (first, second, third):
+        assert error == f"cannot write to {path}: Read-only file system; it is on a read-only file system"
+
+
+# Other processes than the one that opened it
+
+# In processes of their own with two threads for FAISS and torch, as a child that waits for threads that it has not
+# would wait for ever, and as a fork of pytest's own process would be one of much else.
+FORKED = """
+import os, time, threading
+from pathlib import Path
+import faiss, numpy as np, torch
+from conftest import OWN, random_features_of, write_images
+import spade_faiss as sf
+faiss.omp_set_num_threads(2)
+torch.set_num_threads(2)
+folder = Path(sys.argv[1])
+
+def in_child(work):
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return "it hangs"
+"""
+
+ASKS = """
+images = sorted(write_images(folder / "images", 20).iterdir())
+extractor = sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=4))
+gallery = sf.Gallery.create(folder / "g", extractor.spec, patches=sys.argv[2])
+gallery.add_images(folder / "images", extractor)
+detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=5, engine=sys.argv[3]))
+queries = np.random.default_rng(0).standard_normal((3000, gallery.spec.image_dim), np.float32)
+torch.randn(500, 500) @ torch.randn(500, 500)
+
+def answers():
+    found = detector.query_batch(images[:6])
+    ids, sq_distances = gallery.search(queries, 5)
+    levels = gallery.read(ids[0], extractor)
+    return [gallery.keys(), ids.tobytes(), sq_distances.tobytes(), [level.tobytes() for level in levels],
+            [(one.neighbours.keys, one.anomaly_map.tobytes(), one.matches.tobytes()) for one in found]]
+
+expected = answers()
+
+def asks():
+    assert answers() == expected
+    gallery.refresh()
+    assert answers() == expected
+    gallery.remove(["000.png"])
+    assert len(gallery) == 19
+
+# Others of its threads hold each lock and read into the cache at the moment of the fork.
+view, cache = gallery.snapshot(), detector._cache
+held = [view._lock, view.features._lock, cache._lock, detector._lock]
+ready, go_on = threading.Barrier(2), threading.Event()
+
+def hold():
+    for lock in held:
+        lock.acquire()
+    ready.wait()
+    go_on.wait()
+    for lock in reversed(held):
+        lock.release()
+
+holder = threading.Thread(target=hold)
+holder.start()
+ready.wait()
+result = in_child(asks)
+go_on.set()
+holder.join()
+gallery.refresh()
+print(result, len(gallery), gallery.verify(), detector.query(images[3]).neighbours.keys[0])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it does not fork here")
+@pytest.mark.parametrize(("patches", "engine"), [("stored", "auto"), ("stored", "pyramid"), ("recompute", "flat")])
+def test_a_forked_process_goes_on_with_what_its_parent_opened(tmp_path: Path, patches: str, engine: str) -> None:
+    assert run(FORKED + ASKS, tmp_path, patches, engine) == "0 19 [] 003.png\n"
+
+
+WRITES_TWICE = """
+from spade_faiss.storage import PatientFile
+gallery = sf.Gallery.create(folder / "g", OWN, shard_bytes=10**6)
+features = random_features_of(40)
+
+def ends_at_once():
+    sys.exit()  # and HDF5 closes what it has open
+
+def goes_on():
+    try:
+        writer.append(["child"], features[39:])
+    except sf.GalleryError as error:
+        print(error)
+    try:
+        writer.__exit__(None, None, None)
+    except sf.GalleryError as error:
+        print("again")
+
+def as_python_does(work):
+    pid = os.fork()
+    if not pid:
+        work()
+    else:
+        os.waitpid(pid, 0)
+
+with gallery.writer() as writer:
+    for number in range(0, 30, 3):
+        writer.append([str(row) for row in range(number, number + 3)], features[number : number + 3])
+        as_python_does(ends_at_once)
+    assert in_child(goes_on) == 0
+    try:
+        sf.Gallery.open(folder / "g").remove([])
+    except sf.GalleryLockedError:
+        print("held")
+disk = PatientFile(folder / "file")
+disk.write(b"parent")
+
+def writes_from_the_start():
+    disk.seek(0)
+    disk.write(b"child")
+
+assert in_child(writes_from_the_start) == 0
+disk.write(b"'s")
+assert (folder / "file").read_bytes() == b"parent's"
+ids = gallery.ids([str(row) for row in range(30)])
+assert gallery.read(ids)[0].tobytes() == features.levels[0][:30].tobytes()
+print(os.getpid(), len(gallery), gallery.verify())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it does not fork here")
+def test_a_forked_process_does_not_write_beside_its_parent(tmp_path: Path) -> None:
+    refused, *rest, last = run(FORKED + WRITES_TWICE, tmp_path).splitlines()
+    pid, *found = last.split()
+    assert refused.startswith(f"{tmp_path / 'g'}: expected process {pid}, which is writing to it, found ")
+    assert (rest, found) == (["again", "held"], ["30", "[]"])
+
+
+def test_pickled_it_is_opened_anew_at_the_last_commit(tmp_path: Path, toy: sf.Extractor) -> None:
+    images = sorted(write_images(tmp_path / "images", 9).iterdir())
+    gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))
+    gallery.add_images(tmp_path / "images", toy)
+    detector = sf.Detector(gallery, toy, sf.SearchOptions(k=3, kappa=2), sf.ScoreOptions(sigma=2), calibrated=False)
+    pickled = pickle.dumps((gallery, detector))
+    copy, other = pickle.loads(pickled)
+    assert (copy.path, copy.generation, copy.keys()) == (gallery.path, gallery.generation, gallery.keys())
+    assert (other.search, other.score, other.calibration) == (detector.search, detector.score, None)
+    for image in images[:3]:
+        np.testing.assert_array_equal(other.query(image).anomaly_map, detector.query(image).anomaly_map)
+    gallery.remove(["000.png"])
+    assert len(copy) == 9
+    assert len(pickle.loads(pickled)[0]) == 8
+
+
+def query(detector: sf.Detector, image: Path) -> bytes:
+    return detector.query(image).anomaly_map.tobytes()
+
+
+def test_a_spawned_process_queries_a_detector_that_it_is_given(tmp_path: Path, toy: sf.Extractor) -> None:
+    images = sorted(write_images(tmp_path / "images", 9).iterdir())
+    gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))
+    gallery.add_images(tmp_path / "images", toy)
+    detector = sf.Detector(gallery, toy, sf.SearchOptions(k=3))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(partial(query, detector), images[:3])) == [query(detector, image) for image in images[:3]]
