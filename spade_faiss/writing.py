@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from .errors import CorruptGalleryError, FeatureError, GalleryError, KeyConflictError, OptionError
+from .failpoints import failpoint
 from .features import Features
 from .generation import Generation
 from .image_index import ImageIndex
@@ -69,6 +70,7 @@ class GalleryWriter:
                 self.generation = Generation(self.folder, Manifest.read(self.folder))
                 for path in self.folder.rglob("*" + TEMPORARY):  # of a writer that was killed
                     path.unlink(missing_ok=True)
+                failpoint("locked")
             except BaseException:
                 self._lock.release()
                 raise
@@ -198,6 +200,7 @@ class GalleryWriter:
         file = f"shards/{self.generation.manifest.next_shard:06d}.h5"
         with storage_errors(f"cannot write {self.folder / file}"):
             publish(temporary, self.folder / file)
+        failpoint("adopted")
         self._finished.append(ShardEntry(file, len(keys), size))
         self._pending.update(zip(keys, digests, strict=True))
         self._tombstones |= replaced
@@ -237,6 +240,7 @@ class GalleryWriter:
             size = self._shard.finish()
             self._finished.append(ShardEntry(f"shards/{self._shard.path.name}", len(self._shard), size))
             self._shard, self._halfway = None, halfway
+            failpoint("finished a shard")
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove images by key; their rows stay in the shards until compact.
@@ -281,6 +285,7 @@ class GalleryWriter:
             for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
                 self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
+            failpoint("read a shard to compact")
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in rewrite]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
@@ -353,6 +358,7 @@ class GalleryWriter:
         manifest = replace(manifest, generation=manifest.generation + 1, next_shard=next_shard)
         with storage_errors(f"cannot write {self.folder}"):
             manifest.write(self.folder)
+        failpoint("committed")
         self.generation.close()
         self.generation = self.generation.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
@@ -364,8 +370,9 @@ class GalleryWriter:
         patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
         found = [path for pattern in patterns for path in self.folder.glob(pattern)]
         with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
-            for path in set(found) - named:
+            for path in sorted(set(found) - named):
                 path.unlink(missing_ok=True)
+                failpoint("swept away", path)
 
 
 def _check_recall(facts: IndexFacts, options: IndexOptions) -> None:
@@ -391,7 +398,9 @@ def create_folder(folder: Path, manifest: Manifest) -> None:
         try:
             for part in ("shards", "index"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
+                failpoint("made", folder / part)
             (folder / READERS).touch()
+            failpoint("made", folder / READERS)
             manifest.write(folder)
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
