@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from .ingest import IngestReport, Skipped, estimate
 from .options import MIB, IndexOptions, Patches
 from .recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from .results import write_skipped
+from .writing import SKIPPED, discard_folder
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -123,8 +123,8 @@ def _build(
                     click.echo("spade-faiss: note: that is more than is free on that disk", err=True)
             return _add(opened, images, extractor, given)
     finally:
-        if new and not len(opened):
-            shutil.rmtree(gallery)  # nothing could be taken: leave nothing behind
+        if new:
+            discard_folder(gallery)  # nothing could be taken: leave nothing behind
 
 
 @cli.command()
@@ -267,7 +267,7 @@ def _add(
     click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {gallery.path}; {rate:.1f} images/s")
     if report.added and not given["quiet"]:
         click.echo(f"index: {_index(gallery.info()['index'], gallery.index_state())}", err=True)
-    write_skipped(gallery.path / "skipped.jsonl", report.skipped)
+    write_skipped(gallery.path / SKIPPED, report.skipped)
     args.name_skipped(report.skipped)
     if not len(gallery):
         raise ImageError(f"{gallery.path}: expected at least one image that can be read, found none")

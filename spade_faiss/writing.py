@@ -18,22 +18,38 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
-from .errors import CorruptGalleryError, FeatureError, GalleryError, KeyConflictError, OptionError
+from .errors import (
+    CorruptGalleryError,
+    FeatureError,
+    GalleryError,
+    GalleryLockedError,
+    KeyConflictError,
+    OptionError,
+)
 from .failpoints import failpoint
 from .features import Features
 from .generation import Generation
 from .image_index import ImageIndex
 from .index_kinds import IVF_FROM
-from .locks import READERS, ReaderLock, WriterLock
-from .manifest import IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
+from .locks import HOLDER, READERS, WRITER, ReaderLock, WriterLock
+from .manifest import (
+    FILE,
+    IndexEntry,
+    IndexFacts,
+    KeysEntry,
+    Manifest,
+    ShardEntry,
+)
 from .options import IndexOptions
 from .shards import ShardWriter
-from .storage import TEMPORARY, publish, storage_errors
+from .storage import TEMPORARY, flush_to_disk, publish, storage_errors
 
 INDEX_LAG = 0.02  # the file of the index is written anew when this share of the images is not in it
 KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
+PARTS = ("shards", "index")  # folders in a gallery
+SKIPPED = "skipped.jsonl"  # beside them, where images were
 
 
 @dataclass(frozen=True)
@@ -391,22 +407,58 @@ def create_folder(folder: Path, manifest: Manifest) -> None:
     Raises:
         GalleryError: something is there already, or the folder cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
-    there = folder.exists()
+    _check_free(folder)
+    there, new = folder.exists(), {folder, *(path for path in folder.parents if not path.exists())}
+    lock = WriterLock(folder, timeout=0)
     with storage_errors(f"cannot make the gallery {folder}"):
+        for part in PARTS:
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            failpoint("made", folder / part)
+        lock.acquire()
         try:
-            for part in ("shards", "index"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
-                failpoint("made", folder / part)
-            (folder / READERS).touch()
-            failpoint("made", folder / READERS)
-            manifest.write(folder)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            if there:
-                folder.mkdir()
-            raise
+            _check_free(folder)  # nobody else has made one meanwhile
+            _fill_folder(folder, manifest, new, there)
+        finally:
+            lock.release()
+
+
+def _fill_folder(folder: Path, manifest: Manifest, new: set[Path], there: bool) -> None:
+    try:
+        (folder / READERS).touch()
+        failpoint("made", folder / READERS)
+        for path in new:
+            flush_to_disk(path.parent)  # else a loss of power takes the folder, whatever is in it
+        manifest.write(folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        if there:
+            folder.mkdir()
+        raise
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a path where something is, other than what is left of making a gallery when that was killed."""
+    if not folder.exists():
+        return
+    known = {*PARTS, READERS, WRITER, HOLDER, FILE + TEMPORARY}
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - known or any(folder.glob("*/*")):
+        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
+
+
+def discard_folder(folder: Path) -> None:
+    """Delete a gallery that has never held anything, unless somebody is writing to it."""
+    lock = WriterLock(folder, timeout=0)
+    with contextlib.suppress(GalleryLockedError):
+        lock.acquire()
+        try:
+            if not Manifest.read(folder).rows:
+                (folder / SKIPPED).unlink(missing_ok=True)
+                failpoint("discarding", folder / FILE)
+                (folder / FILE).unlink()  # killed from here on, it is as if it was being made
+                failpoint("discarded", folder / FILE)
+                shutil.rmtree(folder)
+        finally:
+            lock.release()
 
 
 def _with_tombstones(generation: Generation, ids: set[int]) -> list[ShardEntry]:
