@@ -7,6 +7,7 @@ is as it was at the last commit; what was written after it is swept away by the 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -34,6 +35,9 @@ from .index_kinds import IVF_FROM
 from .locks import HOLDER, READERS, WRITER, ReaderLock, WriterLock
 from .manifest import (
     FILE,
+    INDEX_NAME,
+    KEYS_NAME,
+    SHARD_NAME,
     IndexEntry,
     IndexFacts,
     KeysEntry,
@@ -84,8 +88,7 @@ class GalleryWriter:
             self._lock.acquire()
             try:
                 self.generation = Generation(self.folder, Manifest.read(self.folder))
-                for path in self.folder.rglob("*" + TEMPORARY):  # of a writer that was killed
-                    path.unlink(missing_ok=True)
+                self._discard_unnamed()
                 failpoint("locked")
             except BaseException:
                 self._lock.release()
@@ -100,8 +103,11 @@ class GalleryWriter:
                 self.finish()
             elif kind is KeyboardInterrupt and self._pending and not self._halfway:  # only what is whole
                 self.commit()
-            elif self._shard is not None:
-                self._shard.abort()
+            else:
+                if self._shard is not None:
+                    self._shard.abort()
+                with contextlib.suppress(GalleryError, OSError):  # else the next writer does it
+                    self._discard_unnamed()
         finally:
             self.generation.close()
             self._lock.release()
@@ -379,12 +385,27 @@ class GalleryWriter:
         self.generation = self.generation.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
 
+    def _discard_unnamed(self) -> None:
+        """Delete what no commit has ever named, so that nobody reads it: what a writer leaves that is killed or fails.
+
+        On a full disk that is the room which the next try needs.
+        """
+        manifest = Manifest.read(self.folder)  # not this writer's: a commit may have failed after it was there to see
+        for path in [*self.folder.glob(FILE + ".*"), *self.folder.glob("shards/*"), *self.folder.glob("index/*")]:
+            name, number = path.relative_to(self.folder).as_posix(), int(re.findall(r"\d+", "0" + path.stem)[-1])
+            if (
+                path.suffix == TEMPORARY
+                or (SHARD_NAME.fullmatch(name) and number >= manifest.next_shard)
+                or ((INDEX_NAME.fullmatch(name) or KEYS_NAME.fullmatch(name)) and number > manifest.generation)
+            ):
+                path.unlink(missing_ok=True)
+
     def sweep(self) -> None:
         """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
         manifest = self.generation.manifest
         named = {self.folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
         patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
-        found = [path for pattern in patterns for path in self.folder.glob(pattern)]
+        found = [path for pattern in (*patterns, "*" + TEMPORARY) for path in self.folder.glob(pattern)]
         with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
             for path in sorted(set(found) - named):
                 path.unlink(missing_ok=True)
