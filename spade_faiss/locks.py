@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class WriterLock:
                 f"{self._folder}: another process{self._holder()} is writing to it; "
                 "wait until it has finished, or stop it"
             ) from error
-        (self._folder / HOLDER).write_text(str(os.getpid()))
+        with contextlib.suppress(OSError):  # a full disk: what matters will say so
+            (self._folder / HOLDER).write_text(str(os.getpid()))
 
     def _holder(self) -> str:
         try:
