@@ -447,8 +447,9 @@ def _fill_folder(folder: Path, manifest: Manifest, new: set[Path], there: bool) 
     try:
         (folder / READERS).touch()
         failpoint("made", folder / READERS)
-        for path in new:
-            flush_to_disk(path.parent)  # else a loss of power takes the folder, whatever is in it
+        for path in new:  # else a loss of power takes the folder, whatever is in it
+            with contextlib.suppress(PermissionError):  # what may not be read cannot be flushed
+                flush_to_disk(path.parent)
         manifest.write(folder)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Commands killed at every step, on a full disk, or when the power goes: by the code of benchmarks/kills.py."""
+"""Commands killed at every step, on a full disk, or when the power goes: by the code of benchmarks/kills_trials.py."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from spade_faiss.writing import GalleryWriter
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import kills
+import kills_trials
 
 NAMES = ["build", "add", "adopt", "remove", "compact", "reindex", "calibrate"]
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> kills.Trials:
-    return kills.Trials(tmp_path_factory.mktemp("kills"), NAMES)
+def trials(tmp_path_factory: pytest.TempPathFactory) -> kills_trials.Trials:
+    return kills_trials.Trials(tmp_path_factory.mktemp("kills"), NAMES)
 
 
 @pytest.fixture(scope="module")
-def steps(trials: kills.Trials) -> dict[str, list[str]]:
+def steps(trials: kills_trials.Trials) -> dict[str, list[str]]:
     """For each command failpoints to be killed at: each failpoint at one of the commands that pass it, at any time."""
     rng, plan = np.random.default_rng(0), {name: ["1 committed"] for name in NAMES if name != "calibrate"}
     for step in sorted(set().union(*(course.steps for course in trials.courses.values()))):
@@ -48,19 +48,19 @@ def steps(trials: kills.Trials) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_a_step_nothing_is_lost_and_the_command_finishes(
-    trials: kills.Trials, steps: dict[str, list[str]], name: str
+    trials: kills_trials.Trials, steps: dict[str, list[str]], name: str
 ) -> None:
     for where in steps[name]:
         assert trials.kill(name, where), where
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_killed_at_a_random_time(trials: kills.Trials, name: str) -> None:
+def test_killed_at_a_random_time(trials: kills_trials.Trials, name: str) -> None:
     rng = np.random.default_rng(list(name.encode()))
     trials.kill(name, after=rng.uniform(0, trials.courses[name].seconds))
 
 
-def test_every_failpoint_is_passed(trials: kills.Trials) -> None:
+def test_every_failpoint_is_passed(trials: kills_trials.Trials) -> None:
     passed = set().union(*(course.steps for course in trials.courses.values()))
     code = "".join(path.read_text() for path in Path(failpoints.__file__).parent.glob("*.py"))
     named = set(re.findall(r'\bfailpoint\("([^"]+)"', code))
@@ -88,7 +88,7 @@ class Stopped(BaseException):
 
 @pytest.mark.parametrize("where", ["discarding gallery.json", "discarded gallery.json"])
 def test_stopped_while_a_build_that_took_nothing_is_cleared_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: kills.Trials, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: kills_trials.Trials, where: str
 ) -> None:
     images = tmp_path / "images"
     shutil.copytree(trials.images / "some", images / "some")
@@ -101,14 +101,14 @@ def test_stopped_while_a_build_that_took_nothing_is_cleared_away(
 
     monkeypatch.setattr(failpoints, "action", stop)
     with pytest.raises(Stopped):
-        kills.run("build", tmp_path / "g", images)
+        kills_trials.run("build", tmp_path / "g", images)
     monkeypatch.undo()
-    kills.run("build", tmp_path / "g", trials.images)
-    assert kills.State.of(tmp_path / "g", trials.images) == trials.courses["build"].after
+    kills_trials.run("build", tmp_path / "g", trials.images)
+    assert kills_trials.State.of(tmp_path / "g", trials.images) == trials.courses["build"].after
 
 
 def test_a_build_that_finds_another_writer_leaves_its_gallery_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: kills.Trials
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: kills_trials.Trials
 ) -> None:
     """It has made the gallery, but the other began to write first."""
     writer: GalleryWriter | None = None
@@ -120,7 +120,7 @@ def test_a_build_that_finds_another_writer_leaves_its_gallery_alone(
 
     monkeypatch.setattr(cli, "_add", other_begins)
     with pytest.raises(sf.GalleryLockedError):
-        kills.run("build", tmp_path / "g", trials.images)
+        kills_trials.run("build", tmp_path / "g", trials.images)
     assert writer is not None
     writer.__exit__(None, None, None)
     assert len(sf.Gallery.open(tmp_path / "g")) == 0
@@ -146,7 +146,9 @@ def test_two_that_make_a_gallery_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert earlier.verify() == []
 
 
-def test_two_that_calibrate_at_once(trials: kills.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_calibrate_at_once(
+    trials: kills_trials.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The later one wins, and neither writes into the other's file."""
     calibration = Calibration.read(trials.courses["add"].beginning)
     assert calibration is not None
@@ -167,7 +169,7 @@ def test_two_that_calibrate_at_once(trials: kills.Trials, tmp_path: Path, monkey
 
 
 def test_a_full_disk_does_not_keep_the_lock(
-    trials: kills.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trials: kills_trials.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose the lock is is only for a message."""
     path = shutil.copytree(trials.courses["add"].beginning, tmp_path / "g")
@@ -184,21 +186,21 @@ def test_a_full_disk_does_not_keep_the_lock(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_that_may_not_grow(trials: kills.Trials, name: str) -> None:
+def test_files_that_may_not_grow(trials: kills_trials.Trials, name: str) -> None:
     """A limit on the size of files stands for a full disk."""
     refused = [trials.fill(name, share, mount=False) for share in (0, 0.03, 0.2, 0.45)]
     assert refused[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk(trials: kills.Trials, tmp_path: Path, name: str) -> None:
-    if not kills.can_mount(tmp_path):
+def test_a_full_disk(trials: kills_trials.Trials, tmp_path: Path, name: str) -> None:
+    if not kills_trials.can_mount(tmp_path):
         pytest.skip("mounting a tmpfs takes root")
     refused = [trials.fill(name, share, mount=True) for share in (0, 0.3, 0.6)]
     assert refused[0]
 
 
-def test_what_failed_leaves_room(trials: kills.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_failed_leaves_room(trials: kills_trials.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that were whole when the disk was full, and that no commit names, would keep it so."""
     course = trials.courses["compact"]
     path = shutil.copytree(course.beginning, tmp_path / "g")
@@ -321,7 +323,7 @@ class Disk:
 
 
 def without_power(
-    trials: kills.Trials, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    trials: kills_trials.Trials, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[str], bool]:
     """Run a command on a disk that may lose power; returns what is wrong, and whether the end would outlast that."""
     course = trials.courses[name]
@@ -337,9 +339,9 @@ def without_power(
     disk = Disk(folder / "disk", check)
     with monkeypatch.context() as patch:
         disk.watch(patch)
-        kills.run(name, folder / "disk/gallery", trials.images)
-    after: list[kills.State] = []
-    disk._check = lambda left: after.append(kills.State.of(left / "gallery", trials.images))
+        kills_trials.run(name, folder / "disk/gallery", trials.images)
+    after: list[kills_trials.State] = []
+    disk._check = lambda left: after.append(kills_trials.State.of(left / "gallery", trials.images))
     disk._seen.clear()
     disk.lose_power(folder / "end", set())
     disk.close()
@@ -352,7 +354,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /pr
 @linux
 @pytest.mark.parametrize("name", NAMES)
 def test_power_lost_at_any_step(
-    trials: kills.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    trials: kills_trials.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     problems, lasting = without_power(trials, name, tmp_path, monkeypatch)
     assert problems == []
@@ -362,7 +364,7 @@ def test_power_lost_at_any_step(
 @linux
 @pytest.mark.parametrize("forgotten", ["files", "folders", "manifest"])
 def test_a_flush_that_is_forgotten_is_noticed(
-    trials: kills.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
+    trials: kills_trials.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
     flush = storage.flush_to_disk
 
