@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .gallery import Gallery
 
 FILE = "calibration.json"
+LOCK = "calibration.lock"
 FORMAT = "spade-faiss calibration"
 FORMAT_VERSION = 2
 DEFAULT_FALSE_ALARMS = 0.01
@@ -160,7 +162,8 @@ class Calibration:
         values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
         values["baseline"] = self.baseline.to_json() if self.baseline else None
         values["xxh3"] = _checksum(values)
-        with storage_errors(f"cannot write {folder / FILE}"):
+        # Not the writer's lock, which may be held for hours; two at once would write the same temporary file.
+        with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
             write_whole(folder / FILE, json.dumps(values, indent=1).encode())
 
     @classmethod

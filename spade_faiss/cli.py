@@ -28,10 +28,10 @@ from .images import Source
 from .index_kinds import NAMES
 from .index_state import IndexState
 from .ingest import IngestReport, Skipped, estimate
+from .making import SKIPPED, discard_folder
 from .options import MIB, IndexOptions, Patches
 from .recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from .results import write_skipped
-from .writing import discard_empty
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -131,8 +131,8 @@ def _build(
                     click.echo("spade-faiss: note: that is more than is free on that disk", err=True)
             return _add(opened, images, extractor, given)
     finally:
-        if new and not len(opened):
-            discard_empty(gallery)  # nothing could be taken: leave nothing behind
+        if new:
+            discard_folder(gallery)  # nothing could be taken: leave nothing behind
 
 
 @cli.command()
@@ -280,7 +280,7 @@ def _add(
     click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {gallery.path}; {rate:.1f} images/s")
     if report.added and not given["quiet"]:
         click.echo(f"index: {_index(gallery.info()['index'], gallery.index_state())}", err=True)
-    write_skipped(gallery.path / "skipped.jsonl", report.skipped)
+    write_skipped(gallery.path / SKIPPED, report.skipped)
     args.name_skipped(report.skipped)
     if not len(gallery):
         raise ImageError(f"{gallery.path}: expected at least one image that can be read, found none")

@@ -17,6 +17,7 @@ from .index_kinds import check_kind
 from .index_state import IndexState
 from .ingest import IngestReport, ingest
 from .locks import ReaderLock
+from .making import create_folder
 from .manifest import Manifest
 from .options import MIB, IndexOptions, Patches, is_count
 from .reading import PyramidCache
@@ -24,7 +25,7 @@ from .recipes import RECIPES, Recipe, recipe_named
 from .recompute import missing_sources, pyramids_of
 from .rows import Ids
 from .workers import ingest_in_processes
-from .writing import Appended, GalleryWriter, create_folder
+from .writing import Appended, GalleryWriter
 
 # Of a shard, which is what is lost at most when a build is killed: without levels, a byte stands for more work.
 SHARD_BYTES: dict[Patches, int] = {"stored": 256 * MIB, "recompute": 16 * MIB}

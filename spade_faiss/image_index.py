@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .devices import faiss_device, free_gpu_bytes, gpu_lock, gpu_number, gpu_resources
 from .errors import CorruptGalleryError, NotEnoughImagesError, OptionError
+from .failpoints import failpoint
 from .features import Array
 from .index_kinds import kinds
 from .index_training import ImageFeatures, Principal, train, tune
@@ -248,6 +249,7 @@ class ImageIndex:
             try:
                 digest = xxhash.xxh3_64()
                 with temporary.open("wb") as file:
+                    failpoint("opened", path)
 
                     def write(block: bytes) -> None:  # FAISS's own writing prints what goes wrong on stderr
                         digest.update(block)

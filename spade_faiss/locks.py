@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -35,11 +36,8 @@ class WriterLock:
                 f"{self._folder}: another process{self._holder()} is writing to it; "
                 "wait until it has finished (--wait SECONDS), or stop it"
             ) from error
-        try:
+        with contextlib.suppress(OSError):  # a full disk: what matters will say so
             (self._folder / HOLDER).write_text(str(os.getpid()))
-        except OSError:  # the disk is full
-            self.release()
-            raise
 
     def _holder(self) -> str:
         for _ in range(20):  # whoever has just taken the lock is about to write it

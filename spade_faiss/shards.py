@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .chunks import LevelReader, check
 from .errors import CorruptGalleryError
+from .failpoints import failpoint
 from .features import Array, ExtractorSpec, Features
 from .options import Patches
 from .storage import TEMPORARY, PatientFile, publish, storage_errors
@@ -64,6 +65,7 @@ class ShardWriter:
                 self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
                 for number, s in enumerate(_level_shapes(spec, patches))
             ]
+        failpoint("opened", self.path)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -89,6 +91,7 @@ class ShardWriter:
                 for row in range(len(keys)):  # straight into the chunk: no selection, no conversion
                     dataset.id.write_direct_chunk((start + row, 0, 0, 0), level[row])
             self._disk.check()
+        failpoint("appended to", self.path)
         self._image.append(features.image.copy())
         named: Sequence[str | None] = [None] * len(keys) if self._sources is None else sources
         self._checksums += [
@@ -113,6 +116,7 @@ class ShardWriter:
             for dataset in self._levels:  # an append that was interrupted may have made them longer
                 dataset.resize(len(self.keys), axis=0)
             self._file.create_dataset("image", data=np.concatenate(self._image))
+            failpoint("image features in", self.path)
             for name, strings in (("keys", self.keys), ("digests", self._digests), ("sources", self._sources)):
                 if strings is None:
                     continue
@@ -124,6 +128,7 @@ class ShardWriter:
             self._file.close()
             self._disk.check()
             self._disk.close()
+            failpoint("completed", self.path)
             return self.temporary.stat().st_size
 
     def abort(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import GalleryError, SpadeError
+from .failpoints import failpoint
 from .forks import remember
 
 TEMPORARY = ".tmp"
@@ -28,9 +29,13 @@ def flush_to_disk(path: Path) -> None:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a complete temporary file its name: flushed first, renamed, then the name itself flushed."""
+    failpoint("written", path)
     flush_to_disk(temporary)
+    failpoint("flushed", path)
     temporary.replace(path)
+    failpoint("renamed", path)
     flush_to_disk(path.parent)
+    failpoint("published", path)
 
 
 @contextlib.contextmanager
@@ -39,6 +44,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:
+            failpoint("opened", path)
             yield file
         publish(temporary, path)
     except BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -23,16 +23,26 @@ from .errors import (
     CorruptGalleryError,
     FeatureError,
     GalleryError,
-    GalleryLockedError,
     KeyConflictError,
     OptionError,
 )
+from .failpoints import failpoint
 from .features import Features
 from .generation import Generation
 from .image_index import ImageIndex
 from .index_kinds import IVF_FROM
-from .locks import HOLDER, READERS, WRITER, ReaderLock, WriterLock
-from .manifest import FILE, IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
+from .locks import ReaderLock, WriterLock
+from .manifest import (
+    FILE,
+    INDEX_NAME,
+    KEYS_NAME,
+    SHARD_NAME,
+    IndexEntry,
+    IndexFacts,
+    KeysEntry,
+    Manifest,
+    ShardEntry,
+)
 from .options import IndexOptions
 from .shards import ShardWriter
 from .storage import TEMPORARY, publish, storage_errors
@@ -41,7 +51,6 @@ INDEX_LAG = 0.02  # the file of the index is written anew when this share of the
 KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
 INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
-PARTS = ("shards", "index")  # folders within a gallery
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,8 @@ class GalleryWriter:
             self._lock.acquire()
             try:
                 self.generation = Generation(self.folder, Manifest.read(self.folder))
-                # Of a writer that was killed; others, as of a calibration, may be somebody's who is at work.
-                for pattern in (FILE, "shards/*", "index/*"):
-                    for path in self.folder.glob(pattern + TEMPORARY):
-                        path.unlink(missing_ok=True)
+                self._discard_unnamed()
+                failpoint("locked")
             except BaseException:
                 self._lock.release()
                 raise
@@ -95,8 +102,11 @@ class GalleryWriter:
                 self.finish()
             elif kind is KeyboardInterrupt and self._pending and not self._halfway:  # only what is whole
                 self.commit()
-            elif self._shard is not None:
-                self._shard.abort()
+            else:
+                if self._shard is not None:
+                    self._shard.abort()
+                with contextlib.suppress(GalleryError, OSError):  # else the next writer does it
+                    self._discard_unnamed()
         finally:
             self.generation.close()
             self._lock.release()
@@ -212,6 +222,7 @@ class GalleryWriter:
         file = f"shards/{self.generation.manifest.next_shard:06d}.h5"
         with storage_errors(f"cannot write {self.folder / file}"):
             publish(temporary, self.folder / file)
+        failpoint("adopted")
         self._finished.append(ShardEntry(file, len(keys), size))
         self._pending.update(zip(keys, digests, strict=True))
         self._tombstones |= replaced
@@ -251,6 +262,7 @@ class GalleryWriter:
             size = self._shard.finish()
             self._finished.append(ShardEntry(f"shards/{self._shard.path.name}", len(self._shard), size))
             self._shard, self._halfway = None, halfway
+            failpoint("finished a shard")
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove images by key; their rows stay in the shards until compact.
@@ -296,6 +308,7 @@ class GalleryWriter:
             for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
                 self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
+            failpoint("read a shard to compact")
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in rewrite]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
@@ -368,6 +381,7 @@ class GalleryWriter:
         manifest = replace(manifest, generation=manifest.generation + 1, next_shard=next_shard)
         with storage_errors(f"cannot write {self.folder}"):
             manifest.write(self.folder)
+        failpoint("committed")
         self.generation.close()
         self.generation = self.generation.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
@@ -380,15 +394,31 @@ class GalleryWriter:
                 "from it; write in one of them"
             )
 
+    def _discard_unnamed(self) -> None:
+        """Delete what no commit has ever named, so that nobody reads it: what a writer leaves that is killed or fails.
+
+        On a full disk that is the room which the next try needs.
+        """
+        manifest = Manifest.read(self.folder)  # not this writer's: a commit may have failed after it was there to see
+        for path in [*self.folder.glob(FILE + ".*"), *self.folder.glob("shards/*"), *self.folder.glob("index/*")]:
+            name, number = path.relative_to(self.folder).as_posix(), int(re.findall(r"\d+", "0" + path.stem)[-1])
+            if (
+                path.suffix == TEMPORARY
+                or (SHARD_NAME.fullmatch(name) and number >= manifest.next_shard)
+                or ((INDEX_NAME.fullmatch(name) or KEYS_NAME.fullmatch(name)) and number > manifest.generation)
+            ):
+                path.unlink(missing_ok=True)
+
     def sweep(self) -> None:
         """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
         manifest = self.generation.manifest
         named = {self.folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
         patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
-        found = [path for pattern in patterns for path in self.folder.glob(pattern)]
+        found = [path for pattern in (*patterns, "*" + TEMPORARY) for path in self.folder.glob(pattern)]
         with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
-            for path in set(found) - named:
+            for path in sorted(set(found) - named):
                 path.unlink(missing_ok=True)
+                failpoint("swept away", path)
 
 
 def _check_recall(facts: IndexFacts, options: IndexOptions) -> None:
@@ -399,50 +429,6 @@ def _check_recall(facts: IndexFacts, options: IndexOptions) -> None:
             f"({how}{facts.candidates:g} candidates for each neighbour); ask for less recall, for another kind of "
             "index, or for more memory"
         )
-
-
-def create_folder(folder: Path, manifest: Manifest, timeout: float = 0) -> None:
-    """Make the folder of an empty gallery, in one that may hold what a process left that was killed while it did so.
-
-    Raises:
-        GalleryLockedError: somebody else is making it, and did not finish within `timeout` seconds.
-        GalleryError: something is there already, or the folder cannot be made.
-    """
-    _check_free(folder)
-    there = folder.exists()
-    with storage_errors(f"cannot make the gallery {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with WriterLock(folder, timeout):
-            _check_free(folder)  # again: now nobody else can make one
-            try:
-                for part in PARTS:
-                    (folder / part).mkdir(exist_ok=True)
-                (folder / READERS).touch()
-                manifest.write(folder)
-            except OSError:
-                shutil.rmtree(folder, ignore_errors=True)
-                if there:
-                    folder.mkdir()
-                raise
-
-
-def discard_empty(folder: Path) -> None:
-    """Delete a gallery that nothing was ever put into, unless somebody is about to."""
-    with contextlib.suppress(GalleryLockedError), WriterLock(folder, timeout=0):
-        if Manifest.read(folder).generation == 0:
-            shutil.rmtree(folder)
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and all(map(_is_of_making, folder.iterdir()))):
-        raise GalleryError(f"{folder}: expected nothing, or an empty folder, to make a gallery in, found something")
-
-
-def _is_of_making(path: Path) -> bool:
-    """Tell whether it is what making a gallery begins with."""
-    if path.name in PARTS:
-        return path.is_dir() and not any(path.iterdir())
-    return path.name in (WRITER, HOLDER, READERS, FILE + TEMPORARY)
 
 
 def _with_tombstones(generation: Generation, ids: set[int]) -> list[ShardEntry]:
