@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from .errors import CorruptGalleryError, GalleryNotFoundError
@@ -31,6 +32,10 @@ SHARD_NAME = re.compile(r"shards/\d{6,9}\.h5")
 INDEX_NAME = re.compile(r"index/image-\d{6,9}\.faiss")
 KEYS_NAME = re.compile(r"index/keys-\d{6,9}\.npy")
 HEX = re.compile(r"([0-9a-f]{2})*")
+
+CHECKSUM = b',\n "xxh3": "'  # what goes before it is under it; what follows it is its 16 digits and END
+END = b'"\n}\n'
+MOST = 2**63  # counts are less: they become int64
 
 Bits = bytes  # within the classes below, bytes is a number of them
 
@@ -182,7 +187,8 @@ class Manifest:
         # A line a shard, last: there may be ten thousand of them.
         head = json.dumps(values, indent=1).removesuffix("\n}")
         shards = ",\n  ".join(_line(shard) for shard in self.shards)
-        write_whole(folder / FILE, f'{head},\n "shards": [\n  {shards}\n ]\n}}\n'.encode())
+        content = f'{head},\n "shards": [\n  {shards}\n ]'.encode()
+        write_whole(folder / FILE, content + CHECKSUM + xxhash.xxh3_64_hexdigest(content).encode() + END)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -211,14 +217,22 @@ class Manifest:
                     f"{path}: expected format version {FORMAT_VERSION}, found {version}; "
                     "open it with the release that made it, or build it again"
                 )
+            # Not there: of a gallery from before there was one, or edited on purpose. No flipped bit takes it away.
+            if "xxh3" in values:
+                body, _, rest = content.rpartition(CHECKSUM)
+                if rest != xxhash.xxh3_64_hexdigest(body).encode() + END:
+                    raise ValueError("its content is not what was written (checksum)")
+                del values["xxh3"]
             return cls._parse(values)
         except CorruptGalleryError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptGalleryError(f"{path}: damaged or edited: {type(error).__name__}: {error}") from error
 
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> Manifest:
+        if unknown := set(values) - {"format", "format_version", "images", *(field.name for field in fields(cls))}:
+            raise ValueError(f"it has fields that this release does not know: {', '.join(sorted(unknown))}")
         shards = tuple(_shard(entry) for entry in _list(values["shards"]))
         index = None if values["index"] is None else _index(values["index"])
         keys = None if values["keys"] is None else KeysEntry(**_typed(values["keys"], {"file", "xxh3"}))
@@ -292,6 +306,6 @@ def _list(value: Any) -> list[Any]:
 
 
 def _count(value: Any, name: str = "a count") -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name}: expected a number >= 0, found {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST:
+        raise ValueError(f"{name}: expected a number >= 0 and below 2^63, found {value!r:.80}")
     return value

@@ -21,6 +21,7 @@ import pytest
 from conftest import OWN, RandomFeatures, random_features_of
 
 import spade_faiss as sf
+from spade_faiss import writing
 from spade_faiss.shards import ShardWriter
 
 N = 12
@@ -683,8 +684,9 @@ def test_an_append_mends_a_damaged_index(gallery: sf.Gallery, features: sf.Featu
     assert_holds(reopen(gallery.path), [*KEYS, "a", "b", "c"], join(features, new))
 
 
-def test_an_index_that_lags_behind_is_filled_in(tmp_path: Path) -> None:
+def test_an_index_that_lags_behind_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A single image appended to many does not write the whole index anew, and is found all the same."""
+    monkeypatch.setattr(writing, "INDEX_LAG", 0.05)
     gallery, features = create(tmp_path / "g"), random_features_of(62)
     keys = [str(row) for row in range(62)]
     gallery.append(keys[:60], features[:60])

@@ -44,6 +44,7 @@ def folder(tmp_path: Path, own_spec: sf.ExtractorSpec) -> Path:
 
 def edit(folder: Path, change: Edit) -> None:
     values = json.loads((folder / FILE).read_bytes())
+    values.pop("xxh3", None)  # else every edit is refused, whatever it is
     change(values)
     (folder / FILE).write_text(json.dumps(values))
 
@@ -101,6 +102,23 @@ def test_cut_short_anywhere_it_is_refused(folder: Path) -> None:
         refusal(folder)
 
 
+def test_any_flipped_bit_is_refused(folder: Path, own_spec: sf.ExtractorSpec) -> None:
+    """A row would count again that was removed, an index be searched less well, a shard's number be used twice."""
+    content = (folder / FILE).read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            (folder / FILE).write_bytes(changed)
+            refusal(folder)
+
+
+def test_a_file_from_before_it_had_a_checksum_is_read(folder: Path, own_spec: sf.ExtractorSpec) -> None:
+    edit(folder, lambda values: None)
+    assert "xxh3" not in (folder / FILE).read_text().replace('"xxh3": "0123456789abcdef"', "")
+    assert Manifest.read(folder) == a_manifest(own_spec)
+
+
 def test_a_folder_in_its_place_is_refused(folder: Path) -> None:
     (folder / FILE).unlink()
     (folder / FILE).mkdir()
@@ -141,6 +159,7 @@ DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if fiel
 
 def test_each_field_of_another_kind_or_missing_is_refused_when_it_is_read(folder: Path) -> None:
     """Not later, in the middle of a search or an append: what is read is used without a second look."""
+    edit(folder, lambda values: None)
     content, wrongly = (folder / FILE).read_bytes(), []
     for path in leaves(json.loads(content)):
         if path == ("created_by",):  # free text, only ever shown
