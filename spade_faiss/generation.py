@@ -115,8 +115,17 @@ class Generation:
             key
             for number, first in enumerate(self._starts[:-1])
             if self._starts[number + 1] > len(table)
-            for key in self.shard(number).keys.stored[max(0, len(table) - first) :].tolist()
+            for key in self._stored_keys(number, max(0, len(table) - first))
         )
+
+    def _stored_keys(self, number: int, start: int) -> list[bytes]:
+        """Return the keys of a shard's rows from `start` on, in UTF-8: of removed ones whatever is there."""
+        shard, removed = self.shard(number), self.manifest.shards[number].removed_mask
+        for row in range(start, len(removed)):
+            if not removed[row]:
+                shard.names.check(row)
+        stored: list[bytes] = shard.keys.stored[start:].tolist()
+        return stored
 
     def _filed_key_table(self) -> KeyTable | None:
         if self.manifest.keys is None:
@@ -289,6 +298,8 @@ class Generation:
         entry, manifest = self.manifest.index, self.manifest
         assert entry is not None
         path, d = self.folder / entry.file, manifest.spec.image_dim
+        if path.is_file() and (found := path.stat().st_size) != entry.bytes:
+            raise CorruptGalleryError(f"{path}: expected {entry.bytes} bytes, found {found}")
         index = ImageIndex.load(path, entry.xxh3, d, manifest.index_options, entry.facts, self.features, grows)
         if len(index) != entry.images:
             raise CorruptGalleryError(f"{entry.file}: expected {entry.images} images, found {len(index)}")
