@@ -35,6 +35,7 @@ HEX = re.compile(r"([0-9a-f]{2})*")
 
 CHECKSUM = b',\n "xxh3": "'  # what goes before it is under it; what follows it is its 16 digits and END
 END = b'"\n}\n'
+MANY_ROWS, LARGE_IMAGE = 2**24, 2**26  # images, bytes of one: beyond these the files are looked at
 MOST = 2**63  # counts are less: they become int64
 
 Bits = bytes  # within the classes below, bytes is a number of them
@@ -170,6 +171,23 @@ class Manifest:
         """Bytes of one image in a shard, about."""
         return self.spec.bytes_with(self.patches)
 
+    @property
+    def _least_bytes(self) -> int:
+        """Bytes that an image takes in a shard at the least."""
+        return self.spec.bytes_per_image if self.patches == "stored" else 4 * self.spec.image_dim
+
+    def _require_on_disk(self, folder: Path) -> None:
+        """Refuse large numbers that nothing stands behind: room is made for rows and levels before shards are opened.
+
+        Raises:
+            ValueError: the shards are less than half of what they would have to be; some may be missing.
+        """
+        if self.rows <= MANY_ROWS and self.spec.bytes_per_image <= LARGE_IMAGE:
+            return
+        sizes = [path.stat().st_size for shard in self.shards if (path := folder / shard.file).is_file()]
+        if 2 * sum(sizes) < (least := self.rows * self._least_bytes):
+            raise ValueError(f"shards: expected {least} bytes for {self.rows} images, found {sum(sizes)}")
+
     def on(self, device: str) -> Manifest:
         """Return it with a device for the image index: of this machine, not of the gallery."""
         return replace(self, index_options=replace(self.index_options, device=device))
@@ -223,7 +241,9 @@ class Manifest:
                 if rest != xxhash.xxh3_64_hexdigest(body).encode() + END:
                     raise ValueError("its content is not what was written (checksum)")
                 del values["xxh3"]
-            return cls._parse(values)
+            manifest = cls._parse(values)
+            manifest._require_on_disk(folder)
+            return manifest
         except CorruptGalleryError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -253,6 +273,9 @@ class Manifest:
             raise ValueError(f"patches: expected {' or '.join(get_args(Patches))}, found {manifest.patches!r}")
         if manifest.recipe is not None and manifest.recipe not in RECIPES:
             raise ValueError(f"recipe {manifest.recipe!r} is not one that this release knows: {', '.join(RECIPES)}")
+        for shard in shards:
+            if (least := shard.images * manifest._least_bytes) > shard.bytes:
+                raise ValueError(f"{shard.file}: expected at least {least} bytes, found {shard.bytes}")
         if len({shard.file for shard in shards}) != len(shards):
             raise ValueError("a shard is named twice")
         if index is not None and (not INDEX_NAME.fullmatch(index.file) or index.images > manifest.rows):
