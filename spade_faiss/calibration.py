@@ -173,11 +173,13 @@ class Calibration:
         path = folder / FILE
         try:
             values = json.loads(path.read_bytes())
+            checksum = values.pop("xxh3", None) if isinstance(values, dict) else None
+            whole = checksum is not None and checksum == _checksum(values)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CorruptGalleryError(f"{path}: cannot be read: {error}; calibrate again") from error
-        if not isinstance(values, dict) or values.pop("xxh3", None) != _checksum(values):
+        if not whole:
             raise CorruptGalleryError(f"{path}: damaged or edited (checksum); calibrate again")
         if (values.pop("format", None), version := values.pop("format_version", None)) != (FORMAT, FORMAT_VERSION):
             raise CorruptGalleryError(
@@ -186,9 +188,11 @@ class Calibration:
         try:
             for name in ("image_scores", "map_maxima"):
                 values[name] = np.array(values[name], np.float64)
+                if values[name].ndim != 1 or not np.isfinite(values[name]).all():
+                    raise ValueError(f"{name}: expected a list of numbers")
             values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptGalleryError(f"{path}: not as it is written: {error!r}; calibrate again") from error
 
 

@@ -277,10 +277,11 @@ class GalleryWriter:
             return 0
         for number in sorted(rewrite):
             shard = old.shard(number)
-            image = shard.image_features()
             for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
-                self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
+                self._write(
+                    Features(shard.image_feature(row)[None], [level[None] for level in shard.read(row)]), *texts
+                )
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in rewrite]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
