@@ -28,7 +28,7 @@ from .locks import ReaderLock
 from .manifest import Manifest
 from .options import IndexOptions
 from .rows import FeatureRows, Ids
-from .shards import Shard
+from .shards import Names, Shard
 
 OPEN_SHARDS = 128  # files held open: a process may have 1024 by default
 TEXTS_TOGETHER = 10_000  # keys or digests in memory at a time, for those who look at all of them
@@ -86,6 +86,20 @@ class Generation:
             if key == keys[at]:  # else another key has the same hash
                 found[at] = row_id
         return found
+
+    def names(self, row_id: int) -> tuple[Names, int]:
+        """Return the names of an image's shard, and its row there: for those who look at damaged ones."""
+        number, row = self._locate(row_id)
+        return self.shard(number).names, row
+
+    def shown(self, row_id: int) -> str:
+        """Return the key of an image for people, whatever has become of it."""
+        names, row = self.names(row_id)
+        return names.shown(row)
+
+    def shard_number(self, row_id: int) -> int:
+        """Return which of the shards an image is in."""
+        return self._locate(row_id)[0]
 
     def _is_removed(self, row_id: int) -> bool:
         number, row = self._locate(row_id)
@@ -306,6 +320,17 @@ class Generation:
         for block in self.features.blocks(entry.images):
             index.add(block)
         return index
+
+    def has_derived_files(self) -> bool:
+        """Tell whether the files of index and key table are there and good."""
+        if self.manifest.index is None or self.manifest.keys is None:
+            return False
+        try:
+            self.load_index_file()
+            self.load_key_file()
+        except CorruptGalleryError:
+            return False
+        return True
 
     def hold(self, lock: ReaderLock) -> None:
         """Keep the files from being deleted."""

@@ -158,9 +158,17 @@ class Names:
         if self.differ(row):
             raise CorruptGalleryError(f"{self._path}: image {self.shown(row)!r}: {DAMAGED_NAMES}")
 
+    def were(self, row: int, key: str, digest: str, source: str | None) -> bool:
+        """Tell whether these are the names that the checksum of an image was made of."""
+        return _of_names(key, digest, source) == int(self._checksums[row])
+
     def shown(self, row: int) -> str:
         """Return a key for people, whatever has become of it."""
-        return bytes(self._columns[0][row]).decode(errors="backslashreplace")
+        return self.all_shown(row)[0]
+
+    def all_shown(self, row: int) -> list[str]:
+        """Return key, digest and, where there is one, path, whatever has become of them."""
+        return [bytes(column[row]).decode(errors="backslashreplace") for column in self._columns]
 
 
 class Texts(Sequence[str]):
@@ -287,17 +295,25 @@ class Shard:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Check every image; yields (key, what is wrong), at most one for each image."""
+        for row, what in self.damaged().items():
+            yield self.names.shown(row), what
+
+    def damaged(self) -> dict[int, str]:
+        """Check every image; returns for each row that is damaged what is wrong: of its names before all else.
+
+        Raises:
+            CorruptGalleryError: the image features cannot be read.
+        """
         image: Array = self._read("image features", lambda: self._image[:])
         damaged = dict.fromkeys(self._damaged_images(image), DAMAGED_IMAGE)
         for row in range(len(self.keys)):
             try:
-                if self.names.differ(row):
-                    damaged[row] = DAMAGED_NAMES
                 self.read(row)
             except CorruptGalleryError as error:
                 damaged.setdefault(row, str(error))
-            if row in damaged:
-                yield self.names.shown(row), damaged[row]
+            if self.names.differ(row):
+                damaged[row] = DAMAGED_NAMES
+        return dict(sorted(damaged.items()))
 
     def _damaged_images(self, image: Array) -> list[int]:
         return self._differing(1, [xxhash.xxh3_64_intdigest(feature.data) for feature in image])
