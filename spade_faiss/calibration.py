@@ -190,6 +190,11 @@ class Calibration:
                 values[name] = np.array(values[name], np.float64)
                 if values[name].ndim != 1 or not np.isfinite(values[name]).all():
                     raise ValueError(f"{name}: expected a list of numbers")
+            rate, group = values["false_alarms"], values["group"]
+            if not (isinstance(values["settings"], dict) and isinstance(rate, float) and 0 < rate < 1):
+                raise ValueError("expected settings, and a rate of false alarms")
+            if not (isinstance(values["generation"], int) and (group is None or isinstance(group, str))):
+                raise ValueError("expected a generation, and a group that is text")
             values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
             return cls(**values)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
