@@ -8,6 +8,7 @@ no other query, takes part.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,10 @@ class Baseline:
     peak: Typical  # of a normal map's maximum
     mean: Typical  # of a normal map's mean
 
+    def fits(self, level_shapes: tuple[tuple[int, int, int], ...]) -> bool:
+        """Tell whether it is of levels of these shapes."""
+        return len(self.level_scales) in (0, len(level_shapes)) and self.total.shape == level_shapes[0][1:]
+
     def damped(self, grid: NDArray[np.float64], key: str | None = None) -> NDArray[np.float64]:
         """Divide the distances at each position of an (h, w) grid by what they are among normal images.
 
@@ -108,14 +113,25 @@ class Baseline:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Baseline:
-        """Read what to_json wrote."""
-        return cls(
+        """Read what to_json wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: the values are not what was written.
+        """
+        total = np.array(values["total"], np.float64)
+        found = cls(
             frozenset(values["keys"]),
             tuple(values["level_scales"]),
-            np.array(values["total"], np.float64),
+            total,
             Typical(**values["peak"]),
             Typical(**values["mean"]),
         )
+        numbers = (*found.level_scales, *vars(found.peak).values(), *vars(found.mean).values())
+        if not all(number > 0 and math.isfinite(number) for number in numbers):
+            raise ValueError("baseline: expected numbers above 0")
+        if total.ndim != 2 or not np.isfinite(total).all():
+            raise ValueError(f"baseline: expected a total for each position, found an array {total.shape}")
+        return found
 
 
 def measure(detector: Detector, generation: Generation) -> Baseline:

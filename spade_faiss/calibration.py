@@ -176,11 +176,13 @@ class Calibration:
         path = folder / FILE
         try:
             values = json.loads(path.read_bytes())
+            checksum = values.pop("xxh3", None) if isinstance(values, dict) else None
+            whole = checksum is not None and checksum == _checksum(values)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CorruptGalleryError(f"{path}: cannot be read: {error}; calibrate again") from error
-        if not isinstance(values, dict) or values.pop("xxh3", None) != _checksum(values):
+        if not whole:
             raise CorruptGalleryError(f"{path}: damaged or edited (checksum); calibrate again")
         if (values.pop("format", None), version := values.pop("format_version", None)) != (FORMAT, FORMAT_VERSION):
             raise CorruptGalleryError(
@@ -189,9 +191,16 @@ class Calibration:
         try:
             for name in ("image_scores", "map_maxima"):
                 values[name] = np.array(values[name], np.float64)
+                if values[name].ndim != 1 or not np.isfinite(values[name]).all():
+                    raise ValueError(f"{name}: expected a list of numbers")
+            rate, group = values["false_alarms"], values["group"]
+            if not (isinstance(values["settings"], dict) and isinstance(rate, float) and 0 < rate < 1):
+                raise ValueError("expected settings, and a rate of false alarms")
+            if not (isinstance(values["generation"], int) and (group is None or isinstance(group, str))):
+                raise ValueError("expected a generation, and a group that is text")
             values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptGalleryError(f"{path}: not as it is written: {error!r}; calibrate again") from error
 
 

@@ -6,6 +6,7 @@ it straight into place, for any number of threads at once.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ class LevelReader:
     """The levels of one shard. Threads may share one; it stays good when its shard is closed, or the file deleted."""
 
     def __init__(
-        self, path: Path, file: Any, datasets: Sequence[Any], keys: Sequence[str], checksums: NDArray[np.uint64]
+        self, path: Path, file: Any, datasets: Sequence[Any], key: Callable[[int], str], checksums: NDArray[np.uint64]
     ) -> None:
         """Find out where everything lies; takes a millisecond for 1000 chunks.
 
@@ -43,14 +44,14 @@ class LevelReader:
             path: of the shard, for errors.
             file: the open h5py file.
             datasets: of its levels, (n, c, h, w) each.
-            keys: of its n images, for errors.
+            key: of the image in a row, for errors.
             checksums: (n, 2 + L), as in the shard.
 
         Raises:
             CorruptGalleryError: a level is not one chunk an image, as written, or lies outside the file.
         """
         self._path = path
-        self._keys = keys
+        self._key = key
         self._checksums = checksums
         self._descriptor: int = os.dup(file.id.get_vfd_handle())  # of the very file that HDF5 has open
         size = os.fstat(self._descriptor).st_size
@@ -74,7 +75,7 @@ class LevelReader:
         for row, chunk in zip(rows, chunks, strict=True):
             if not 0 <= chunk.byte_offset <= file_size - expected:
                 raise CorruptGalleryError(
-                    f"{self._path}: level {number} of image {self._keys[row]!r}: expected it within the file's "
+                    f"{self._path}: level {number} of image {self._key(row)!r}: expected it within the file's "
                     f"{file_size} bytes, found it at {chunk.byte_offset}"
                 )
             offsets[row] = chunk.byte_offset
@@ -86,10 +87,10 @@ class LevelReader:
             try:
                 self._fill(target.data.cast("B"), int(self._offsets[number, row]))
             except OSError as error:
-                what = f"level {number} of image {self._keys[row]!r}"
+                what = f"level {number} of image {self._key(row)!r}"
                 raise CorruptGalleryError(f"{self._path}: {what} cannot be read: {error.strerror or error}") from error
             if verify:
-                check(self._path, self._keys[row], number, target, self._checksums[row, 2 + number])
+                check(self._path, self._key(row), number, target, self._checksums[row, 2 + number])
 
     def _fill(self, rest: memoryview, offset: int) -> None:
         while rest:
@@ -102,6 +103,33 @@ class LevelReader:
         descriptor = self.__dict__.pop("_descriptor", None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def dataset_of(file: Any, name: str, file_size: int) -> Any:
+    """Open a dataset of a shard: HDF5 itself would follow links into other files, and believe any size in a header.
+
+    Args:
+        file: the open h5py file.
+        name: of the dataset.
+        file_size: bytes.
+
+    Raises:
+        ValueError: it is not there, not within this file, or said to be larger than the file.
+    """
+    steps = name.split("/")
+    for end in range(1, len(steps) + 1):
+        part = "/".join(steps[:end])
+        if not isinstance(link := file.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name}: expected it in this file, found {'nothing' if link is None else 'a link'}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+        raise ValueError(f"{name}: expected a dataset, found none")
+    made = dataset.id.get_create_plist()
+    if made.get_external_count() or made.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED):
+        raise ValueError(f"{name}: expected it in this file, found that it is elsewhere")
+    if (size := math.prod(dataset.shape) * dataset.dtype.itemsize) > file_size:
+        raise ValueError(f"{name}: expected at most the file's {file_size} bytes, found a header that says {size}")
+    return dataset
 
 
 def check(path: Path, key: str, number: int, level: Array, checksum: int) -> None:

@@ -31,6 +31,7 @@ from .ingest import IngestReport, Skipped, estimate
 from .making import SKIPPED, discard_folder
 from .options import MIB, IndexOptions, Patches
 from .recipes import DEFAULT_RECIPE, RECIPES, recipe_named
+from .repair import Repair
 from .results import write_skipped
 
 
@@ -216,20 +217,46 @@ def info(gallery: Path, as_lines: bool) -> None:
 
 @cli.command()
 @args.gallery
-@click.option("--repair", is_flag=True, help="Build the image index and the key table anew where one is damaged.")
+@click.option(
+    "--repair", is_flag=True, help="Build index and key table anew, and extract damaged images from their files."
+)
+@click.option(
+    "--drop-unreadable", is_flag=True, help="With --repair: take out images and shards that cannot be repaired."
+)
 @click.option(
     "--files/--no-files", default=True, help="Where patches are recomputed, read the image files too.  [default: yes]"
 )
 @args.originals
+@args.network
 @args.as_json_lines
-def verify(gallery: Path, repair: bool, files: bool, normal: tuple[Path, ...], as_lines: bool) -> None:
-    """Read all of GALLERY and check it against what was written."""
+def verify(
+    gallery: Path,
+    repair: bool,
+    drop_unreadable: bool,
+    files: bool,
+    normal: tuple[Path, ...],
+    weights: Path | None,
+    as_lines: bool,
+    **given: Any,
+) -> None:
+    """Read all of GALLERY and check it against what was written.
+
+    --repair takes damaged images anew from --normal DIR, or from where a gallery keeps that its files are.
+    """
+    if drop_unreadable and not repair:
+        raise click.UsageError("--drop-unreadable goes with --repair")
     with Gallery.open(gallery) as opened:
         problems = opened.verify(files, normal)
-        if repair and any(problem.file.startswith("index/") for problem in problems):
-            opened.rebuild_index()
+        if repair and problems:
+            from_files = opened.spec.resized and (normal or opened.patches == "recompute")
+            images = from_files and any(problem.key is not None for problem in problems)
+            extractor = args.extractor_of(opened, weights, given) if images else None
+            _tell(opened.repair(extractor, normal, drop_unreadable))
             problems = opened.verify(files, normal)
-            click.echo("image index and key table built anew", err=True)
+            if problems:
+                click.echo(
+                    "what is left needs the images' files (--normal DIR), or --drop-unreadable and then `add`", err=True
+                )
         if as_lines:
             found = [{"file": problem.file, "key": problem.key, "what": problem.what} for problem in problems]
             click.echo(json.dumps({"images": len(opened), "problems": found}))
@@ -239,6 +266,15 @@ def verify(gallery: Path, repair: bool, files: bool, normal: tuple[Path, ...], a
             click.echo(f"{len(opened)} images checked, {len(problems)} problems")
     if problems:
         sys.exit(1)
+
+
+def _tell(done: Repair) -> None:
+    if done.extracted:
+        click.echo(f"{len(done.extracted)} images extracted anew: {', '.join(done.extracted)}", err=True)
+    if done.dropped:
+        click.echo(f"{done.dropped_images} images taken out, `add` them again: {', '.join(done.dropped)}", err=True)
+    if done.derived:
+        click.echo("image index and key table built anew", err=True)
 
 
 def _patches(facts: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from .calibration import Calibration, query_options
 from .detection import Detection, Neighbours, Retrieved, Stopwatch, one_by_one
 from .device_cache import device_cache
 from .devices import as_arrays, beside, torch_device
-from .errors import NotEnoughImagesError, OptionError
+from .errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from .features import Array, Extractor, Features
 from .forks import remember
 from .gallery import Gallery
@@ -81,6 +81,8 @@ class Detector:
         self.calibration = self._read_calibration() if calibrated else None
         self._baseline = self.calibration.baseline if self.calibration else None
         self._calibrated = calibrated
+        if self._baseline and not self._baseline.fits(gallery.spec.level_shapes):
+            raise CorruptGalleryError(f"{gallery.path}: calibration of another pyramid; calibrate again")
         self._lock = threading.Lock()
         remember(self)
         self._cache = PyramidCache(self.search.cache_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from .options import MIB, IndexOptions, Patches, is_count
 from .reading import PyramidCache
 from .recipes import RECIPES, Recipe, recipe_named
 from .recompute import missing_sources, pyramids_of
+from .repair import Repair, repair
 from .rows import Ids
 from .workers import ingest_in_processes
 from .writing import Appended, GalleryWriter
@@ -372,6 +373,36 @@ class Gallery:
                 problems.append(Problem(manifest.keys.file, str(error)))
         generation.close()
         return problems
+
+    def repair(
+        self,
+        extractor: Extractor | None = None,
+        normal: Sequence[str | Path] = (),
+        drop_unreadable: bool = False,
+    ) -> Repair:
+        """Mend what verify finds: image index and key table from the shards, damaged images from their files.
+
+        What cannot be mended stays as it is, and verify goes on to report it; good images are not touched.
+
+        Args:
+            extractor: the one that made the gallery. None: images are not mended.
+            normal: folders that the gallery was built from. A file counts only with the digest that the gallery has.
+            drop_unreadable: take out what is left: damaged images, and whole shards that cannot be opened. Their keys
+                may be lost with them: add the images again.
+
+        Raises:
+            SpecMismatchError: the extractor is another, or has other settings.
+        """
+        if extractor is not None:
+            self.spec.require(extractor.spec, str(self.path))
+        with self.writer() as writer:
+            done = repair(writer, extractor, [Path(folder) for folder in normal], drop_unreadable)
+            generation = writer.generation
+            if generation.manifest.rows and not generation.has_derived_files():
+                with suppress(CorruptGalleryError):  # of a shard that is left as it is, and reported
+                    writer.write_index(generation.manifest.index_options)
+                    done.derived = True
+        return done
 
     @property
     def recipe(self) -> Recipe | None:

@@ -29,7 +29,7 @@ from .locks import ReaderLock
 from .manifest import Manifest
 from .options import IndexOptions
 from .rows import FeatureRows, Ids
-from .shards import Shard
+from .shards import Names, Shard
 
 # Shards held open, of two descriptors each. A process may have 1024 by default, and three generations at once: the one
 # that a query began with, the next, and a writer's.
@@ -96,6 +96,20 @@ class Generation:
                 found[at] = row_id
         return found
 
+    def names(self, row_id: int) -> tuple[Names, int]:
+        """Return the names of an image's shard, and its row there: for those who look at damaged ones."""
+        number, row = self._locate(row_id)
+        return self.shard(number).names, row
+
+    def shown(self, row_id: int) -> str:
+        """Return the key of an image for people, whatever has become of it."""
+        names, row = self.names(row_id)
+        return names.shown(row)
+
+    def shard_number(self, row_id: int) -> int:
+        """Return which of the shards an image is in."""
+        return self._locate(row_id)[0]
+
     def _is_removed(self, row_id: int) -> bool:
         number, row = self._locate(row_id)
         return self.manifest.shards[number].is_removed(row)
@@ -124,8 +138,17 @@ class Generation:
             key
             for number, first in enumerate(self._starts[:-1])
             if self._starts[number + 1] > len(table)
-            for key in self.shard(number).keys.stored[max(0, len(table) - first) :].tolist()
+            for key in self._stored_keys(number, max(0, len(table) - first))
         )
+
+    def _stored_keys(self, number: int, start: int) -> list[bytes]:
+        """Return the keys of a shard's rows from `start` on, in UTF-8: of removed ones whatever is there."""
+        shard, removed = self.shard(number), self.manifest.shards[number].removed_mask
+        for row in range(start, len(removed)):
+            if not removed[row]:
+                shard.names.check(row)
+        stored: list[bytes] = shard.keys.stored[start:].tolist()
+        return stored
 
     def _filed_key_table(self) -> KeyTable | None:
         if self.manifest.keys is None:
@@ -298,12 +321,25 @@ class Generation:
         entry, manifest = self.manifest.index, self.manifest
         assert entry is not None
         path, d = self.folder / entry.file, manifest.spec.image_dim
+        if path.is_file() and (found := path.stat().st_size) != entry.bytes:
+            raise CorruptGalleryError(f"{path}: expected {entry.bytes} bytes, found {found}")
         index = ImageIndex.load(path, entry.xxh3, d, manifest.index_options, entry.facts, self.features, grows)
         if len(index) != entry.images:
             raise CorruptGalleryError(f"{entry.file}: expected {entry.images} images, found {len(index)}")
         for block in self.features.blocks(entry.images):
             index.add(block)
         return index
+
+    def has_derived_files(self) -> bool:
+        """Tell whether the files of index and key table are there and good."""
+        if self.manifest.index is None or self.manifest.keys is None:
+            return False
+        try:
+            self.load_index_file()
+            self.load_key_file()
+        except CorruptGalleryError:
+            return False
+        return True
 
     def hold(self, lock: ReaderLock) -> None:
         """Keep the files from being deleted."""

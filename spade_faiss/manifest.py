@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from .errors import CorruptGalleryError, GalleryNotFoundError
@@ -31,6 +32,11 @@ SHARD_NAME = re.compile(r"shards/\d{6,9}\.h5")
 INDEX_NAME = re.compile(r"index/image-\d{6,9}\.faiss")
 KEYS_NAME = re.compile(r"index/keys-\d{6,9}\.npy")
 HEX = re.compile(r"([0-9a-f]{2})*")
+
+CHECKSUM = b',\n "xxh3": "'  # what goes before it is under it; what follows it is its 16 digits and END
+END = b'"\n}\n'
+MANY_ROWS, LARGE_IMAGE = 2**24, 2**26  # images, bytes of one: beyond these the files are looked at
+MOST = 2**63  # counts are less: they become int64
 
 Bits = bytes  # within the classes below, bytes is a number of them
 
@@ -165,6 +171,23 @@ class Manifest:
         """Bytes of one image in a shard, about."""
         return self.spec.bytes_with(self.patches)
 
+    @property
+    def _least_bytes(self) -> int:
+        """Bytes that an image takes in a shard at the least."""
+        return self.spec.bytes_per_image if self.patches == "stored" else 4 * self.spec.image_dim
+
+    def _require_on_disk(self, folder: Path) -> None:
+        """Refuse large numbers that nothing stands behind: room is made for rows and levels before shards are opened.
+
+        Raises:
+            ValueError: the shards are less than half of what they would have to be; some may be missing.
+        """
+        if self.rows <= MANY_ROWS and self.spec.bytes_per_image <= LARGE_IMAGE:
+            return
+        sizes = [path.stat().st_size for shard in self.shards if (path := folder / shard.file).is_file()]
+        if 2 * sum(sizes) < (least := self.rows * self._least_bytes):
+            raise ValueError(f"shards: expected {least} bytes for {self.rows} images, found {sum(sizes)}")
+
     def on(self, device: str) -> Manifest:
         """Return it with a device for the image index: of this machine, not of the gallery."""
         return replace(self, index_options=replace(self.index_options, device=device))
@@ -182,7 +205,8 @@ class Manifest:
         # A line a shard, last: there may be ten thousand of them.
         head = json.dumps(values, indent=1).removesuffix("\n}")
         shards = ",\n  ".join(_line(shard) for shard in self.shards)
-        write_whole(folder / FILE, f'{head},\n "shards": [\n  {shards}\n ]\n}}\n'.encode())
+        content = f'{head},\n "shards": [\n  {shards}\n ]'.encode()
+        write_whole(folder / FILE, content + CHECKSUM + xxhash.xxh3_64_hexdigest(content).encode() + END)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -211,14 +235,24 @@ class Manifest:
                     f"{path}: expected format version {FORMAT_VERSION}, found {version}; "
                     "open it with the release that made it, or build it again"
                 )
-            return cls._parse(values)
+            # Not there: of a gallery from before there was one, or edited on purpose. No flipped bit takes it away.
+            if "xxh3" in values:
+                body, _, rest = content.rpartition(CHECKSUM)
+                if rest != xxhash.xxh3_64_hexdigest(body).encode() + END:
+                    raise ValueError("its content is not what was written (checksum)")
+                del values["xxh3"]
+            manifest = cls._parse(values)
+            manifest._require_on_disk(folder)
+            return manifest
         except CorruptGalleryError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptGalleryError(f"{path}: damaged or edited: {type(error).__name__}: {error}") from error
 
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> Manifest:
+        if unknown := set(values) - {"format", "format_version", "images", *(field.name for field in fields(cls))}:
+            raise ValueError(f"it has fields that this release does not know: {', '.join(sorted(unknown))}")
         shards = tuple(_shard(entry) for entry in _list(values["shards"]))
         index = None if values["index"] is None else _index(values["index"])
         keys = None if values["keys"] is None else KeysEntry(**_typed(values["keys"], {"file", "xxh3"}))
@@ -239,6 +273,9 @@ class Manifest:
             raise ValueError(f"patches: expected {' or '.join(get_args(Patches))}, found {manifest.patches!r}")
         if manifest.recipe is not None and manifest.recipe not in RECIPES:
             raise ValueError(f"recipe {manifest.recipe!r} is not one that this release knows: {', '.join(RECIPES)}")
+        for shard in shards:
+            if (least := shard.images * manifest._least_bytes) > shard.bytes:
+                raise ValueError(f"{shard.file}: expected at least {least} bytes, found {shard.bytes}")
         if len({shard.file for shard in shards}) != len(shards):
             raise ValueError("a shard is named twice")
         if index is not None and (not INDEX_NAME.fullmatch(index.file) or index.images > manifest.rows):
@@ -292,6 +329,6 @@ def _list(value: Any) -> list[Any]:
 
 
 def _count(value: Any, name: str = "a count") -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name}: expected a number >= 0, found {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST:
+        raise ValueError(f"{name}: expected a number >= 0 and below 2^63, found {value!r:.80}")
     return value

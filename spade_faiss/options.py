@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
@@ -11,6 +10,7 @@ from .errors import OptionError
 
 DEFAULT_K = 50  # the paper's, for MVTec AD
 MIB = 2**20
+MOST_SIGMA = 10_000  # px; a Gaussian's kernel is several times as long
 
 Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
@@ -181,7 +181,8 @@ class ScoreOptions:
         )
         _check(self.positions in (None, *get_args(Positions)), "positions", "equal or damped", self.positions)
         _check(is_count(self.min_region), "min_region", "pixels >= 1", self.min_region)
-        _check(math.isfinite(self.sigma) and self.sigma >= 0, "sigma", "pixels >= 0", self.sigma)
+        number = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
+        _check(number and 0 <= self.sigma <= MOST_SIGMA, "sigma", f"pixels >= 0, at most {MOST_SIGMA}", self.sigma)
 
 
 QueryOptions = TypeVar("QueryOptions", SearchOptions, ScoreOptions)

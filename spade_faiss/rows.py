@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from .chunks import dataset_of
 from .errors import CorruptGalleryError
 from .forks import remember
 from .manifest import ShardEntry
@@ -117,6 +118,8 @@ class FeatureRows:
                     if number not in self._places:
                         self._places[number] = self._find(self._shards[number])
                     file = self._files[number] = _File(self._places[number])
+                except CorruptGalleryError:
+                    raise
                 except OSError as error:
                     path = self._folder / self._shards[number].file
                     raise CorruptGalleryError(f"{path}: cannot be opened: {error.strerror or error}") from error
@@ -129,7 +132,10 @@ class FeatureRows:
         path, expected = self._folder / entry.file, (entry.images, self._d)
         try:
             with h5py.File(path, "r", libver="latest", locking=False) as file:
-                image, checksums = file["image"], file["checksums"][:, 1]
+                image, sums = (dataset_of(file, name, entry.bytes) for name in ("image", "checksums"))
+                if sums.dtype != np.uint64:
+                    raise ValueError(f"checksums: expected uint64, found {sums.dtype}")
+                checksums = sums[:, 1]
                 found, offset = (image.shape, image.dtype), image.id.get_offset()
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from .chunks import LevelReader, check
+from .chunks import LevelReader, check, dataset_of
 from .errors import CorruptGalleryError
 from .failpoints import failpoint
 from .features import Array, ExtractorSpec, Features
@@ -40,11 +40,11 @@ def checksums(key: str, digest: str, features: Features, row: int, source: str |
 
 
 def _of_names(key: str, digest: str, source: str | None) -> int:
-    names = xxhash.xxh3_64()
-    for text in (key, digest, source):
-        if text is not None:
-            names.update(text.encode() + b"\0")
-    return names.intdigest()
+    return _of_texts([text.encode() for text in (key, digest, source) if text is not None])
+
+
+def _of_texts(texts: Sequence[bytes]) -> int:
+    return int(xxhash.xxh3_64_intdigest(b"\0".join(texts) + b"\0"))
 
 
 class ShardWriter:
@@ -138,11 +138,49 @@ class ShardWriter:
         self.temporary.unlink(missing_ok=True)
 
 
+class Names:
+    """The keys, digests and, where there are no levels, paths of a shard as they are stored; column by column."""
+
+    def __init__(self, path: Path, columns: Sequence[NDArray[np.bytes_]], checksums: NDArray[np.uint64]) -> None:
+        self._path = path
+        self._columns = columns  # (n,) UTF-8 each
+        self._checksums = checksums  # (n,)
+
+    def column(self, number: int) -> Texts:
+        """Return one column, each text of which is compared with the checksum when it is read."""
+        return Texts(self, self._columns[number])
+
+    def differ(self, row: int) -> bool:
+        """Tell whether the names of an image are not what was written, in 2 us."""
+        return _of_texts([column[row] for column in self._columns]) != int(self._checksums[row])
+
+    def check(self, row: int) -> None:
+        """Compare the names of an image with their checksum.
+
+        Raises:
+            CorruptGalleryError: they are not what was written.
+        """
+        if self.differ(row):
+            raise CorruptGalleryError(f"{self._path}: image {self.shown(row)!r}: {DAMAGED_NAMES}")
+
+    def were(self, row: int, key: str, digest: str, source: str | None) -> bool:
+        """Tell whether these are the names that the checksum of an image was made of."""
+        return _of_names(key, digest, source) == int(self._checksums[row])
+
+    def shown(self, row: int) -> str:
+        """Return a key for people, whatever has become of it."""
+        return self.all_shown(row)[0]
+
+    def all_shown(self, row: int) -> list[str]:
+        """Return key, digest and, where there is one, path, whatever has become of them."""
+        return [bytes(column[row]).decode(errors="backslashreplace") for column in self._columns]
+
+
 class Texts(Sequence[str]):
     """The keys, digests or paths of a shard as they are stored: opening one for one key makes no string of the rest."""
 
-    def __init__(self, path: Path, stored: NDArray[np.bytes_]) -> None:
-        self._path = path
+    def __init__(self, names: Names, stored: NDArray[np.bytes_]) -> None:
+        self._names = names
         self.stored = stored  # (n,) UTF-8
 
     def __len__(self) -> int:
@@ -152,12 +190,10 @@ class Texts(Sequence[str]):
         """Return the text of a row.
 
         Raises:
-            CorruptGalleryError: it is no UTF-8.
+            CorruptGalleryError: it is not what was written.
         """
-        try:
-            return self.stored[row].decode()
-        except UnicodeDecodeError as error:
-            raise CorruptGalleryError(f"{self._path}: damaged: {error}") from error
+        self._names.check(row)
+        return self.stored[row].decode()
 
 
 class Shard:
@@ -172,19 +208,22 @@ class Shard:
         self.path = path
         self._level_shapes = _level_shapes(spec, patches)
         self._dtype = spec.dtype
+        self._size = size
         self._reader: LevelReader | None = None
         try:
             found = path.stat().st_size
             if found != size:
                 raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
             self._file: Any = h5py.File(path, "r", libver="latest", locking=False)
-            self._levels: list[Any] = [self._file[f"levels/{number}"] for number in range(len(self._level_shapes))]
-            self._image: Any = self._file["image"]
-            self._checksums: NDArray[np.uint64] = self._file["checksums"][:]
-            self.keys = self._texts("keys", images)
-            self.digests = self._texts("digests", images)
+            expected = [(images, *shape) for shape in self._level_shapes]
+            self._levels = [self._dataset(f"levels/{n}", shape, spec.dtype) for n, shape in enumerate(expected)]
+            self._image = self._dataset("image", (images, spec.image_dim), "float32")
+            self._checksums: NDArray[np.uint64] = self._dataset("checksums", (images, 2 + len(expected)), "uint64")[:]
+            columns = ["keys", "digests"] if patches == "stored" else ["keys", "digests", "sources"]
+            self.names = Names(path, [self._column(name, images) for name in columns], self._checksums[:, 0])
+            self.keys, self.digests = self.names.column(0), self.names.column(1)
             # Paths of the image files; None where there are levels instead.
-            self.sources = None if patches == "stored" else self._texts("sources", images)
+            self.sources = None if patches == "stored" else self.names.column(2)
         except CorruptGalleryError:
             raise
         except FileNotFoundError as error:
@@ -193,26 +232,19 @@ class Shard:
             # The system says why it cannot be opened by a number; what HDF5 makes no sense of has none.
             what = "cannot be opened" if getattr(error, "errno", None) else "damaged"
             raise CorruptGalleryError(f"{path}: {what}: {str(error).splitlines()[0]}") from error
-        expected = [(images, *shape) for shape in self._level_shapes]
-        if [level.shape for level in self._levels] != expected or any(
-            level.dtype != spec.dtype for level in self._levels
-        ):
-            shapes = [(level.shape, str(level.dtype)) for level in self._levels]
-            raise CorruptGalleryError(f"{path}: expected levels {expected} {spec.dtype}, found {shapes}")
-        found_rows = [self._image.shape, self._checksums.shape]
-        if found_rows != [(images, spec.image_dim), (images, 2 + len(expected))]:
-            raise CorruptGalleryError(
-                f"{path}: expected {images} images of {spec.image_dim} dimensions, found {found_rows}"
-            )
 
-    def _texts(self, name: str, images: int) -> Texts:
-        dataset = self._file[name]
-        if dataset.shape != (images,):
-            raise CorruptGalleryError(f"{self.path}: expected {images} {name}, found shape {dataset.shape}")
-        stored = dataset[:]
-        if stored.dtype.kind != "S":
-            raise CorruptGalleryError(f"{self.path}: expected {name} of fixed length, found {stored.dtype}")
-        return Texts(self.path, stored)
+    def _dataset(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+        dataset = dataset_of(self._file, name, self._size)
+        if (dataset.shape, dataset.dtype) != (shape, dtype):
+            raise ValueError(f"{name}: expected {shape} {dtype}, found {dataset.shape} {dataset.dtype}")
+        return dataset
+
+    def _column(self, name: str, images: int) -> NDArray[np.bytes_]:
+        dataset = dataset_of(self._file, name, self._size)
+        if dataset.shape != (images,) or dataset.dtype.kind != "S":
+            raise ValueError(f"{name}: expected {images} of fixed length, found {dataset.shape} {dataset.dtype}")
+        column: NDArray[np.bytes_] = dataset[:]
+        return column
 
     def close(self) -> None:
         """Close the file; a reader stays good."""
@@ -227,14 +259,14 @@ class Shard:
         """
         image: Array = self._read("image features", lambda: self._image[:])
         for row in self._damaged_images(image):
-            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_IMAGE}")
+            raise CorruptGalleryError(f"{self.path}: image {self.names.shown(row)!r}: {DAMAGED_IMAGE}")
         return image
 
     def image_feature(self, row: int) -> Array:
         """Read one image feature, (d,) float32; raises as image_features."""
         image: Array = self._read("image features", lambda: self._image[row : row + 1])
         if xxhash.xxh3_64_intdigest(image.data) != self._checksums[row, 1]:
-            raise CorruptGalleryError(f"{self.path}: image {self.keys[row]!r}: {DAMAGED_IMAGE}")
+            raise CorruptGalleryError(f"{self.path}: image {self.names.shown(row)!r}: {DAMAGED_IMAGE}")
         feature: Array = image[0]
         return feature
 
@@ -247,7 +279,7 @@ class Shard:
         if self._reader is None:
             self._reader = self._read(
                 "where the levels are",
-                lambda: LevelReader(self.path, self._file, self._levels, self.keys, self._checksums),
+                lambda: LevelReader(self.path, self._file, self._levels, self.names.shown, self._checksums),
             )
         return self._reader
 
@@ -260,7 +292,7 @@ class Shard:
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
             self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
             if verify:
-                check(self.path, self.keys[row], number, target, self._checksums[row, 2 + number])
+                check(self.path, self.names.shown(row), number, target, self._checksums[row, 2 + number])
 
     def read(self, row: int) -> list[Array]:
         """Read the levels of one image, [(c, h, w), ...]; none where they are recomputed. Raises as read_into."""
@@ -270,23 +302,28 @@ class Shard:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Check every image; yields (key, what is wrong), at most one for each image."""
+        for row, what in self.damaged().items():
+            yield self.names.shown(row), what
+
+    def damaged(self) -> dict[int, str]:
+        """Check every image; returns for each row that is damaged what is wrong: of its names before all else.
+
+        Raises:
+            CorruptGalleryError: the image features cannot be read.
+        """
         image: Array = self._read("image features", lambda: self._image[:])
         damaged = dict.fromkeys(self._damaged_images(image), DAMAGED_IMAGE)
-        damaged.update(dict.fromkeys(self._damaged_names(), DAMAGED_NAMES))
-        for row, key in enumerate(self.keys):
+        for row in range(len(self.keys)):
             try:
                 self.read(row)
             except CorruptGalleryError as error:
                 damaged.setdefault(row, str(error))
-            if row in damaged:
-                yield key, damaged[row]
+            if self.names.differ(row):
+                damaged[row] = DAMAGED_NAMES
+        return dict(sorted(damaged.items()))
 
     def _damaged_images(self, image: Array) -> list[int]:
         return self._differing(1, [xxhash.xxh3_64_intdigest(feature.data) for feature in image])
-
-    def _damaged_names(self) -> list[int]:
-        sources: Sequence[str | None] = self.sources or [None] * len(self.keys)
-        return self._differing(0, list(map(_of_names, self.keys, self.digests, sources)))
 
     def _differing(self, column: int, found: list[int]) -> list[int]:
         """Return the rows whose checksums of one column are not those found."""

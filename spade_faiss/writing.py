@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -278,6 +278,27 @@ class GalleryWriter:
             raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
         self._tombstones |= {row_id for row_id in found if row_id is not None}
 
+    def put_in_place(
+        self,
+        row_ids: Collection[int],
+        keys: Sequence[str],
+        digests: Sequence[str],
+        features: Features,
+        sources: Sequence[str] = (),
+    ) -> None:
+        """Append images, whose features were cast, and remove damaged rows, whose keys may not be told; see repair."""
+        if self.generation.manifest.patches == "recompute":
+            features = Features(features.image, [])
+        self._halfway = True
+        self._write(features, keys, digests, sources)
+        self._pending.update(zip(keys, digests, strict=True))
+        self._tombstones |= set(row_ids)
+        self._halfway = False
+
+    def remove_rows(self, row_ids: Collection[int]) -> None:
+        """Remove images by id, as those whose key is damaged."""
+        self._tombstones |= set(row_ids)
+
     def commit(self) -> None:
         """Make what was appended and removed since the last commit a new generation."""
         self._check_process()
@@ -294,7 +315,7 @@ class GalleryWriter:
             bytes saved, once no reader needs the old files any more.
         """
         self.commit()
-        old, manifest = self.generation, self.generation.manifest
+        manifest = self.generation.manifest
         rewrite = {
             number
             for number, entry in enumerate(manifest.shards)
@@ -302,15 +323,29 @@ class GalleryWriter:
         }
         if not manifest.removed and len(rewrite) < 2:
             return 0
+        return self.rewrite(rewrite)
+
+    def rewrite(self, rewrite: Collection[int], drop: Collection[int] = ()) -> int:
+        """Write the images of some shards, by number, into new ones, without the removed images.
+
+        Args:
+            rewrite: those shards.
+            drop: shards to leave out, with all that is in them.
+
+        Returns:
+            bytes saved, once no reader needs the old files any more.
+        """
+        old, manifest = self.generation, self.generation.manifest
         for number in sorted(rewrite):
             shard = old.shard(number)
-            image = shard.image_features()
             for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
                 texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
-                self._write(Features(image[row : row + 1], [level[None] for level in shard.read(row)]), *texts)
+                self._write(
+                    Features(shard.image_feature(row)[None], [level[None] for level in shard.read(row)]), *texts
+                )
             failpoint("read a shard to compact")
         self._finish_shard()
-        kept = [entry for number, entry in enumerate(manifest.shards) if number not in rewrite]
+        kept = [entry for number, entry in enumerate(manifest.shards) if number not in {*rewrite, *drop}]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
         # Ids are counted anew, so the old index and key table are of no use to the new generation.
         self._publish(replace(manifest, shards=(*kept, *self._finished), index=None, keys=None))

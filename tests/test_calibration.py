@@ -13,7 +13,7 @@ from PIL import Image
 from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
-from spade_faiss.calibration import FILE, conformal_threshold, find_regions, images_needed
+from spade_faiss.calibration import FILE, Calibration, _checksum, conformal_threshold, find_regions, images_needed
 
 
 @pytest.mark.parametrize(
@@ -226,3 +226,22 @@ def test_only_suspicious_images_are_localised(tmp_path: Path, normal: Path) -> N
             assert other.matches.shape == (8, 8, 0, 3)
     assert "match" not in suspicious.query(queries[0]).seconds
     assert "match" in suspicious.query(queries[-1]).seconds
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000 + "]" * 100_000, '{"a":' * 50_000 + "1" + "}" * 50_000, "9" * 5000])
+def test_json_that_no_reader_takes_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(sf.CorruptGalleryError, match="calibrate again"):
+        Calibration.read(tmp_path)
+
+
+@pytest.mark.parametrize("scores", [[10**400], ["x"], [[1, 2], [3]], {"a": 1}, None])
+def test_scores_that_are_none_are_refused_whatever_the_checksum_says(tmp_path: Path, scores: object) -> None:
+    Calibration(1, {}, 0.5, None, np.ones(3), np.ones(3)).write(tmp_path)
+    values = json.loads((tmp_path / "calibration.json").read_bytes())
+    del values["xxh3"]
+    values["image_scores"] = scores
+    values["xxh3"] = _checksum(values)
+    (tmp_path / "calibration.json").write_text(json.dumps(values))
+    with pytest.raises(sf.CorruptGalleryError, match="calibrate again"):
+        Calibration.read(tmp_path)

@@ -21,6 +21,7 @@ import pytest
 from conftest import OWN, RandomFeatures, random_features_of
 
 import spade_faiss as sf
+from spade_faiss.manifest import Manifest
 from spade_faiss.shards import ShardWriter
 
 N = 12
@@ -741,6 +742,24 @@ def test_a_shard_that_is_missing_or_cut_short(
         reader.read([0])
     for found, level in zip(reader.read([5, 11]), features.levels, strict=True):  # the other shard is not the worse
         assert found.tobytes() == level[[5, 11]].tobytes()
+
+
+def test_compact_needs_no_removed_row_and_launders_no_damage(gallery: sf.Gallery, features: sf.Features) -> None:
+    """What it writes gets new checksums: it must not give one to a key that is not what was written."""
+
+    def flip(file: str, part: bytes) -> None:
+        content = bytearray((gallery.path / file).read_bytes())
+        content[content.index(part)] ^= 1
+        (gallery.path / file).write_bytes(content)
+
+    flip("shards/000001.h5", features.image[8].tobytes())
+    gallery.remove([KEYS[8]])
+    gallery.compact()
+    assert (gallery.verify(), KEYS[8] in gallery, len(gallery)) == ([], False, N - 1)
+    gallery.remove([KEYS[0]])
+    flip(Manifest.read(gallery.path).shards[0].file, KEYS[3].encode())
+    with pytest.raises(sf.CorruptGalleryError, match="key, digest or path is not what was written"):
+        reopen(gallery.path).compact()
 
 
 def test_verify_looks_at_the_files_of_now(gallery: sf.Gallery) -> None:

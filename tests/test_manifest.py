@@ -29,7 +29,7 @@ def a_manifest(spec: sf.ExtractorSpec) -> Manifest:
         shard_bytes=1000,
         generation=7,
         next_shard=3,
-        shards=(ShardEntry("shards/000000.h5", 5, 900).without([0, 3]), ShardEntry("shards/000002.h5", 4, 800)),
+        shards=(ShardEntry("shards/000000.h5", 5, 9000).without([0, 3]), ShardEntry("shards/000002.h5", 4, 8000)),
         index=IndexEntry("index/image-000007.faiss", 9, 9, 400, "0123456789abcdef", FACTS),
         keys=KeysEntry("index/keys-000007.npy", 9, 300, "0123456789abcdef"),
         created_by="a test",
@@ -44,6 +44,7 @@ def folder(tmp_path: Path, own_spec: sf.ExtractorSpec) -> Path:
 
 def edit(folder: Path, change: Edit) -> None:
     values = json.loads((folder / FILE).read_bytes())
+    values.pop("xxh3", None)  # else every edit is refused, whatever it is
     change(values)
     (folder / FILE).write_text(json.dumps(values))
 
@@ -101,6 +102,23 @@ def test_cut_short_anywhere_it_is_refused(folder: Path) -> None:
         refusal(folder)
 
 
+def test_any_flipped_bit_is_refused(folder: Path, own_spec: sf.ExtractorSpec) -> None:
+    """A row would count again that was removed, an index be searched less well, a shard's number be used twice."""
+    content = (folder / FILE).read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            (folder / FILE).write_bytes(changed)
+            refusal(folder)
+
+
+def test_a_file_from_before_it_had_a_checksum_is_read(folder: Path, own_spec: sf.ExtractorSpec) -> None:
+    edit(folder, lambda values: None)
+    assert "xxh3" not in (folder / FILE).read_text().replace('"xxh3": "0123456789abcdef"', "")
+    assert Manifest.read(folder) == a_manifest(own_spec)
+
+
 def test_a_folder_in_its_place_is_refused(folder: Path) -> None:
     (folder / FILE).unlink()
     (folder / FILE).mkdir()
@@ -141,6 +159,7 @@ DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if fiel
 
 def test_each_field_of_another_kind_or_missing_is_refused_when_it_is_read(folder: Path) -> None:
     """Not later, in the middle of a search or an append: what is read is used without a second look."""
+    edit(folder, lambda values: None)
     content, wrongly = (folder / FILE).read_bytes(), []
     for path in leaves(json.loads(content)):
         if path == ("created_by",):  # free text, only ever shown
@@ -211,7 +230,7 @@ def test_removed_rows_are_a_bit_for_each_row_of_the_shard(folder: Path, removed:
 
 @pytest.mark.parametrize("images", [1, 7, 8, 9, 16, 100])
 def test_rows_may_be_removed_one_after_another(folder: Path, own_spec: sf.ExtractorSpec, images: int) -> None:
-    entry, removed = ShardEntry("shards/000000.h5", images, 900), set[int]()
+    entry, removed = ShardEntry("shards/000000.h5", images, 90_000), set[int]()
     for row in np.random.default_rng(images).permutation(images).tolist():
         assert [row for row in range(images) if entry.is_removed(row)] == sorted(removed)
         entry = entry.without([row])
@@ -251,3 +270,30 @@ def test_counts_that_contradict_each_other_are_refused(folder: Path) -> None:
 def test_a_field_of_a_later_release_is_refused_rather_than_ignored(folder: Path) -> None:
     edit(folder, lambda values: values["shards"][0].update(compressed=True))
     assert "compressed" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["shards"][1].update(images=10**12),
+        lambda values: values["shards"][1].update(images=10**12, bytes=10**15),
+        lambda values: values["spec"].update(image_dim=10**12),
+        lambda values: values["spec"].update(level_shapes=[[10**6, 10**3, 10**3]]),
+        lambda values: values["spec"].update(image_dim=10**9) or values["shards"][1].update(bytes=10**15),
+        lambda values: values["shards"][1].update(images=10**400),
+    ],
+    ids=["rows", "rows-and-bytes", "image_dim", "level_shapes", "all", "beyond-int64"],
+)
+def test_no_number_makes_room_that_no_file_fills(folder: Path, change: Edit) -> None:
+    def edited(values: dict[str, Any]) -> None:
+        before = values["shards"][1]["images"]
+        change(values)
+        values["images"] += values["shards"][1]["images"] - before
+
+    edit(folder, edited)
+    assert "expected" in refusal(folder)
+
+
+def test_values_nested_without_end_are_refused(folder: Path) -> None:
+    (folder / FILE).write_text('{"format": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    refusal(folder)

@@ -16,6 +16,8 @@ from conftest import OWN, RandomFeatures
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, GalleryError
+from spade_faiss.manifest import ShardEntry
+from spade_faiss.rows import FeatureRows
 from spade_faiss.shards import Shard, ShardWriter
 
 FLOAT32 = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=6, dtype="float32")
@@ -262,7 +264,7 @@ def test_a_shard_that_holds_something_else_is_refused(tmp_path: Path, features: 
     for spec in (other_shape, more_levels, other_dim, FLOAT32):
         with pytest.raises(CorruptGalleryError, match=r"s\.h5"):
             Shard(path, spec, len(KEYS), size)
-    with pytest.raises(CorruptGalleryError, match="expected 5"):
+    with pytest.raises(CorruptGalleryError, match=r"expected \(5, 3, 5, 7\) float16, found \(4, 3, 5, 7\)"):
         Shard(path, OWN, 5, size)
 
 
@@ -382,3 +384,98 @@ def test_levels_outside_the_file_are_refused(tmp_path: Path, features: sf.Featur
         CorruptGalleryError, match=rf"level 1 of image .*within the file's \d+ bytes, found it at {place}"
     ):
         shard.reader()
+
+
+@pytest.mark.parametrize("column", ["keys", "digests", "sources"])
+def test_a_damaged_name_is_refused_when_it_is_read(tmp_path: Path, features: sf.Features, column: str) -> None:
+    path, places = tmp_path / "s.h5", [f"/somewhere/{key}" for key in KEYS]
+    writer = ShardWriter(path, OWN, "recompute")
+    writer.append(KEYS, DIGESTS, sf.Features(features.image, []), places)
+    size = writer.finish()
+    with h5py.File(path, "r+") as file:
+        texts = file[column][:]
+        texts[1] = texts[1][:-1] + b"X"
+        file[column][:] = texts
+    shard = Shard(path, OWN, len(KEYS), size, "recompute")
+    for texts in (shard.keys, shard.digests, shard.sources or []):
+        with pytest.raises(CorruptGalleryError, match=r"s\.h5: image 'with space.*key, digest or path is not what was"):
+            texts[1]
+        texts[0], texts[2], texts[3]
+    assert_same_bits(shard.image_feature(1), features.image[1])
+    assert len(list(shard.problems())) == 1
+
+
+def other_file(path: Path, name: str) -> None:
+    """Put a dataset that lies in another file, of the same shape, into a shard's place of one."""
+    with h5py.File(path, "r+") as file:
+        values = file[name][:]
+        del file[name]
+        with h5py.File(path.with_name("other.h5"), "w") as other:
+            other[name] = values
+        file[name] = h5py.ExternalLink(path.with_name("other.h5"), name)
+
+
+def raw_file(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        values = file[name][:]
+        del file[name]
+        path.with_name("raw").write_bytes(values.tobytes())
+        file.create_dataset(
+            name, values.shape, values.dtype, external=[(str(path.with_name("raw")), 0, h5py.h5f.UNLIMITED)]
+        )
+
+
+def virtual(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        values = file[name][:]
+        del file[name]
+        with h5py.File(path.with_name("other.h5"), "w") as other:
+            other[name] = values
+        layout = h5py.VirtualLayout(values.shape, values.dtype)
+        layout[:] = h5py.VirtualSource(path.with_name("other.h5"), name, values.shape)
+        file.create_virtual_dataset(name, layout)
+
+
+def soft_link(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        file.move(name, "elsewhere")
+        file[name] = h5py.SoftLink("/elsewhere")
+
+
+def huge(path: Path, name: str) -> None:
+    """Of so many rows that no memory holds them; not one is in the file."""
+    with h5py.File(path, "r+") as file:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        file.create_dataset(name, (10**12, *shape[1:]), dtype, chunks=(1, *shape[1:]), fillvalue=None)
+
+
+def compressed(path: Path, name: str) -> None:
+    """A few bytes that claim to be a gigabyte."""
+    with h5py.File(path, "r+") as file:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        file.create_dataset(name, (10**7, *shape[1:]), dtype, chunks=(10**4, *shape[1:]), compression="gzip")
+
+
+def of_any_length(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        n = len(file[name])
+        del file[name]
+        file.create_dataset(name, data=["x" * 1000] * n, dtype=h5py.string_dtype())
+
+
+@pytest.mark.parametrize("name", ["keys", "digests", "image", "checksums", "levels/0"])
+@pytest.mark.parametrize("harm", [other_file, raw_file, virtual, soft_link, huge, compressed, of_any_length])
+def test_a_dataset_that_is_elsewhere_or_larger_than_the_file_is_refused_unread(
+    tmp_path: Path, features: sf.Features, harm: Any, name: str
+) -> None:
+    path = tmp_path / "s.h5"
+    write(path, features).close()
+    harm(path, name)
+    with pytest.raises(CorruptGalleryError, match=rf"s\.h5: damaged: {name}: expected"):
+        Shard(path, OWN, len(KEYS), path.stat().st_size)
+    if name in ("image", "checksums"):
+        entry = ShardEntry("s.h5", len(KEYS), path.stat().st_size)
+        with pytest.raises(CorruptGalleryError, match=rf"^{path}: (damaged: {name}: )?expected"):
+            FeatureRows(tmp_path, [entry], OWN.image_dim).read(np.array([0]))
