@@ -44,7 +44,7 @@ class IndexState:
         text = f"{facts.factory}, {self.entry.bytes / 1e6:.1f} MB"
         if facts.recall is not None:
             visited = f"{facts.nprobe} lists visited, " if facts.nprobe else ""
-            found = f"recall@{facts.k} {facts.recall:.3f} of held-out normal images"
+            found = f"recall@{facts.k} {facts.recall:.3f} of normal images and of points between"
             text += f"; {found} ({visited}{facts.candidates:g} candidates for each neighbour)"
         if self.rows > self.entry.images:
             text += f"; {self.rows - self.entry.images} newer images are filled in when it is opened"

@@ -81,7 +81,7 @@ class IndexFacts:
     reason: str = ""  # why it was taken
     nprobe: int | None = None  # IVF lists visited; None: there are none, or it was not tuned
     candidates: float = 1.0  # for each neighbour, compared exactly
-    recall: float | None = None  # share of the k nearest that it finds, of held-out normal images; None: not measured
+    recall: float | None = None  # share of the k nearest that it finds; None: not measured; see index_training.Tuning
     k: int = 0  # neighbours that the recall was measured for
     imbalance: float = 1.0  # FAISS's imbalance factor of its lists; 1: all of one length
     imbalance_trained: float = 1.0  # the same when it was built

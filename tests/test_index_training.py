@@ -78,7 +78,7 @@ def test_less_recall_is_less_work(xb: np.ndarray) -> None:
     few, many = (build(xb, kind="ivf-sq", recall=target).facts for target in (0.5, 0.99))
     assert few.nprobe is not None
     assert many.nprobe is not None
-    assert few.nprobe < many.nprobe < 76  # of as many lists
+    assert few.nprobe < many.nprobe <= 76
 
 
 def test_distances_are_exact_whatever_chose_the_images(xb: np.ndarray, xq: np.ndarray) -> None:
