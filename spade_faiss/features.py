@@ -19,6 +19,7 @@ IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # of a channel in [0, 
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 NAMES_BYTES = 256  # about what key, digest, checksum and path of an image take where its levels are not stored
+LARGEST_IMAGE = 1e17  # of an image feature: the squared distance of two in 8000 dimensions fits float32
 
 Array = NDArray[Any]
 
@@ -165,7 +166,13 @@ class ExtractorSpec:
         levels = []
         for number, level in enumerate(features.levels):
             levels.append(_cast(level, self.dtype, f"level {number}"))
-        return Features(_cast(features.image, "float32", "image features"), levels)
+        image = _cast(features.image, "float32", "image features")
+        if np.abs(image).max(initial=0) > LARGEST_IMAGE:
+            raise FeatureError(
+                f"image features: expected values within ±{LARGEST_IMAGE:g}, whose squared distances float32 holds, "
+                f"found {np.abs(image).max():.6g}; scale them"
+            )
+        return Features(image, levels)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +17,8 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
+from .derived import index_lags, keys_lag, with_index, write_keys
 from .errors import (
-    CorruptGalleryError,
     FeatureError,
     GalleryError,
     KeyConflictError,
@@ -29,27 +27,16 @@ from .errors import (
 from .failpoints import failpoint
 from .features import Features
 from .generation import Generation
-from .image_index import ImageIndex
-from .index_kinds import IVF_FROM
-from .locks import ReaderLock, WriterLock
+from .locks import WriterLock
 from .manifest import (
-    FILE,
-    INDEX_NAME,
-    KEYS_NAME,
-    SHARD_NAME,
-    IndexEntry,
-    IndexFacts,
-    KeysEntry,
     Manifest,
     ShardEntry,
 )
 from .options import IndexOptions
 from .shards import ShardWriter
-from .storage import TEMPORARY, publish, storage_errors
+from .storage import publish, storage_errors
+from .sweeping import discard_unnamed, sweep
 
-INDEX_LAG = 0.02  # the file of the index is written anew when this share of the images is not in it
-KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
-INDEX_GROWTH = 2  # ... and trained anew when the images have grown by this factor since
 MAX_KEY_BYTES = 4096  # a path's length
 
 
@@ -86,7 +73,7 @@ class GalleryWriter:
             self._lock.acquire()
             try:
                 self.generation = Generation(self.folder, Manifest.read(self.folder))
-                self._discard_unnamed()
+                discard_unnamed(self.folder)
                 failpoint("locked")
             except BaseException:
                 self._lock.release()
@@ -106,7 +93,7 @@ class GalleryWriter:
                 if self._shard is not None:
                     self._shard.abort()
                 with contextlib.suppress(GalleryError, OSError):  # else the next writer does it
-                    self._discard_unnamed()
+                    discard_unnamed(self.folder)
         finally:
             self.generation.close()
             self._lock.release()
@@ -355,61 +342,15 @@ class GalleryWriter:
         """Commit, and write the derived files anew when they have fallen behind; readers fill in the rest."""
         self.commit()
         manifest = self.generation.manifest
-        covered = manifest.index.images if manifest.index else 0
-        if manifest.rows - covered > INDEX_LAG * manifest.rows:
+        if index_lags(manifest):
             self.write_index()
-        elif self._keys_lag():
-            self._publish(replace(manifest, keys=self._write_keys()))
-
-    def _keys_lag(self) -> bool:
-        manifest = self.generation.manifest
-        covered = manifest.keys.images if manifest.keys else 0
-        lately = sum(shard.images for shard in manifest.shards[-KEYS_LAG:])
-        return manifest.rows - covered > min(lately, INDEX_LAG * manifest.rows)
+        elif keys_lag(manifest):
+            self._publish(replace(manifest, keys=write_keys(self.generation)))
 
     def write_index(self, options: IndexOptions | None = None) -> None:
-        """Commit an index and a key table over every row of this generation.
-
-        The last index is grown while it serves; built anew it is with `options`, when there is none yet, or when a
-        small one has been outgrown. A large one is built anew only when that is asked for: see IndexState.
-
-        Args:
-            options: build both anew, and keep these for the gallery; None: see above.
-
-        Raises:
-            OptionError: the index that `options` ask for does not reach their recall; the old one stays.
-        """
+        """Commit an image index and a key table over every row of this generation; see derived.with_index."""
         self.commit()
-        manifest = self.generation.manifest
-        trained = manifest.index.trained if manifest.index else 0
-        small = trained < IVF_FROM and manifest.rows >= INDEX_GROWTH * trained
-        index = None if options or small else self._grown_index()
-        if index is None:
-            index, trained = self.generation.build_index(options), manifest.rows
-            if index.stands_in:
-                trained = 0  # try again at the next chance
-        else:
-            index.tune()
-        if options:
-            _check_recall(index.facts, options)
-            manifest = replace(manifest, index_options=options)
-        name = f"index/image-{manifest.generation + 1:06d}.faiss"
-        checksum = index.save(self.folder / name)
-        entry = IndexEntry(name, len(index), trained, (self.folder / name).stat().st_size, checksum, index.facts)
-        self._publish(replace(manifest, index=entry, keys=self._write_keys(rebuild=options is not None)))
-
-    def _write_keys(self, rebuild: bool = False) -> KeysEntry:
-        table = self.generation.build_key_table() if rebuild else self.generation.key_table()
-        name = f"index/keys-{self.generation.manifest.generation + 1:06d}.npy"
-        return KeysEntry(name, len(table), *table.save(self.folder / name))
-
-    def _grown_index(self) -> ImageIndex | None:
-        """Return the last index with what has been added since; None: it is gone or damaged."""
-        try:
-            return self.generation.load_index_file(grows=True)
-        except CorruptGalleryError as error:
-            warnings.warn(f"image index is rebuilt from the shards: {error}", stacklevel=2)
-            return None
+        self._publish(with_index(self.generation, options))
 
     def _publish(self, manifest: Manifest) -> None:
         next_shard = manifest.next_shard + len(self._finished)
@@ -429,41 +370,9 @@ class GalleryWriter:
                 "from it; write in one of them"
             )
 
-    def _discard_unnamed(self) -> None:
-        """Delete what no commit has ever named, so that nobody reads it: what a writer leaves that is killed or fails.
-
-        On a full disk that is the room which the next try needs.
-        """
-        manifest = Manifest.read(self.folder)  # not this writer's: a commit may have failed after it was there to see
-        for path in [*self.folder.glob(FILE + ".*"), *self.folder.glob("shards/*"), *self.folder.glob("index/*")]:
-            name, number = path.relative_to(self.folder).as_posix(), int(re.findall(r"\d+", "0" + path.stem)[-1])
-            if (
-                path.suffix == TEMPORARY
-                or (SHARD_NAME.fullmatch(name) and number >= manifest.next_shard)
-                or ((INDEX_NAME.fullmatch(name) or KEYS_NAME.fullmatch(name)) and number > manifest.generation)
-            ):
-                path.unlink(missing_ok=True)
-
     def sweep(self) -> None:
-        """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
-        manifest = self.generation.manifest
-        named = {self.folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
-        patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
-        found = [path for pattern in (*patterns, "*" + TEMPORARY) for path in self.folder.glob(pattern)]
-        with contextlib.suppress(BlockingIOError), ReaderLock(self.folder, exclusive=True):
-            for path in sorted(set(found) - named):
-                path.unlink(missing_ok=True)
-                failpoint("swept away", path)
-
-
-def _check_recall(facts: IndexFacts, options: IndexOptions) -> None:
-    if facts.recall is not None and facts.recall < options.recall:
-        how = f"{facts.nprobe} lists visited, " if facts.nprobe else ""
-        raise OptionError(
-            f"index {options.kind}: expected a recall of {options.recall}, found {facts.recall:.3f} of {facts.factory} "
-            f"({how}{facts.candidates:g} candidates for each neighbour); ask for less recall, for another kind of "
-            "index, or for more memory"
-        )
+        """Delete what the last commit does not name, unless a reader may be using it."""
+        sweep(self.folder, self.generation.manifest)
 
 
 def _with_tombstones(generation: Generation, ids: set[int]) -> list[ShardEntry]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OWN
+from conftest import OWN, random_features_of
 
 import spade_faiss as sf
 from spade_faiss.patch_search import search_patches
@@ -92,3 +92,14 @@ def test_an_image_that_is_in_the_gallery_is_at_zero(tmp_path: Path, kind: str, b
     assert np.isfinite(sq_distances).all()
     assert (sq_distances >= 0).all()
     assert (sq_distances[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("value", [1e18, -1e20, 3e38])
+def test_an_image_feature_whose_distances_do_not_fit_float32_is_refused(tmp_path: Path, value: float) -> None:
+    features = random_features_of(3)
+    features.image[1, 2] = value
+    with (
+        sf.Gallery.create(tmp_path / "g", OWN) as gallery,
+        pytest.raises(sf.FeatureError, match=r"image features: expected values within ±1e\+17"),
+    ):
+        gallery.append(["a", "b", "c"], features)

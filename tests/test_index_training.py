@@ -12,7 +12,7 @@ import pytest
 from test_image_index import Held, brute_force
 
 import spade_faiss as sf
-from spade_faiss import index_kinds, writing
+from spade_faiss import derived, index_kinds
 from spade_faiss.errors import OptionError
 from spade_faiss.features import Features
 from spade_faiss.image_index import ImageIndex
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _large_from_a_few_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_kinds, "IVF_FROM", 500)
-    monkeypatch.setattr(writing, "IVF_FROM", 500)
+    monkeypatch.setattr(derived, "IVF_FROM", 500)
 
 
 def low_dimensional(rng: np.random.Generator, n: int) -> np.ndarray:

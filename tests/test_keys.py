@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spade_faiss as sf
-from spade_faiss import generation, keys, writing
+from spade_faiss import derived, generation, keys
 from spade_faiss.errors import CorruptGalleryError
 from spade_faiss.keys import KeyTable
 from spade_faiss.manifest import Manifest
@@ -227,7 +227,7 @@ def test_the_file_is_written_anew_when_many_shards_are_not_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though they are few of all the rows."""
-    monkeypatch.setattr(writing, "KEYS_LAG", 3)
+    monkeypatch.setattr(derived, "KEYS_LAG", 3)
     gallery, features = create(tmp_path / "g"), random_features_of(204)
     names = [str(row) for row in range(204)]
     gallery.append(names[:200], features[:200])
