@@ -27,7 +27,8 @@ from .options import MIB
 Ids = NDArray[np.int64]
 
 BLOCK_BYTES = 16 * MIB
-OPEN_FILES = 64  # beside generation.OPEN_SHARDS
+
+MOST_OPEN = 1024  # files held open, where the process may have many
 SUPPORTED = hasattr(os, "preadv")  # elsewhere a shard is opened for each row: on Windows
 
 
@@ -56,6 +57,15 @@ class _File:
             os.close(descriptor)
 
 
+def _files_to_hold() -> int:
+    """Return how many files to hold open: a sixteenth of what the process may have; three generations may be in use."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return min(64, MOST_OPEN)
+    return min(max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16), MOST_OPEN)
+
+
 class FeatureRows:
     """The image features of one generation, by id. Threads may share one.
 
@@ -69,6 +79,7 @@ class FeatureRows:
         self._starts = np.array([0, *accumulate(shard.images for shard in shards)], np.int64)
         self._places: dict[int, _Place] = {}
         self._files: OrderedDict[int, _File] = OrderedDict()
+        self._room = _files_to_hold()
         self._lock = threading.Lock()
         remember(self)
 
@@ -123,7 +134,7 @@ class FeatureRows:
                 except OSError as error:
                     path = self._folder / self._shards[number].file
                     raise CorruptGalleryError(f"{path}: cannot be opened: {error.strerror or error}") from error
-                if len(self._files) > OPEN_FILES:
+                if len(self._files) > self._room:
                     self._files.popitem(last=False)
             self._files.move_to_end(number)
             return self._places[number], file

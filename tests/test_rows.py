@@ -51,7 +51,7 @@ def test_blocks_from_any_start(gallery: sf.Gallery, random_features: object, mon
 def test_few_files_are_open_at_a_time(
     gallery: sf.Gallery, random_features: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "OPEN_FILES", 2)
+    monkeypatch.setattr(rows, "MOST_OPEN", 2)
     features, expected = of(gallery), random_features(N).image  # type: ignore[operator]
     drawn = np.random.default_rng(0).integers(N, size=(40, 9))
     with ThreadPoolExecutor(8) as pool:
