@@ -79,7 +79,7 @@ def _of_codes(options: IndexOptions, n: int, d: int, steps: list[tuple[int, str,
         dimensions = m if first else None
         if name == "hnsw":
             yield Kind(f"{first}HNSW32_SQ8", f"hnsw over 8-bit codes: {kept}", dimensions)
-            continue
+            return  # where its graph does not lead, longer codes do not help
         codes = [*SCALAR, *PRODUCT[1:]] if name == "auto" else SCALAR if name == "ivf-sq" else PRODUCT
         made = [(code.format(m // per_byte), n * (m // per_byte + ID_BYTES)) for code, per_byte in codes if m % 8 == 0]
         made = made or [("SQ8", n * (m + ID_BYTES))]
