@@ -24,9 +24,9 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Benchmarks to run in place of the real ones."""
-    (tmp_path / "common.py").write_text("import os\nOUTPUT = os.environ['SPADE_FAISS_BENCH_OUTPUT']\n")
+    (tmp_path / "beside.py").write_text("import os\nOUTPUT = os.environ['SPADE_FAISS_BENCH_OUTPUT']\n")
     (tmp_path / "speed.py").write_text(
-        '"""How fast.\n\nMore."""\nimport sys, common\ndef main():\n    print(sys.argv[1:], common.OUTPUT)\n'
+        '"""How fast.\n\nMore."""\nimport sys, beside\ndef main():\n    print(sys.argv[1:], beside.OUTPUT)\n'
         "if __name__ == '__main__':\n    main()\n"
     )
     (tmp_path / "needy.py").write_text("import a_package_that_nobody_has\ndef main(): pass\n")
