@@ -46,10 +46,11 @@ def plots(lines: Lines, folder: Path, name: str) -> Iterator[Path]:
         )
         _draw(axes, seconds, peer_seconds)
         yield _save(figure, axes, folder / f"{name}_query.png", real)
-    memory = _curves((_name(line), line, _get(line, "index_resident_mib", MIB / 1e9)) for line in own)
+    # Its file's size, as much of which is in memory: what a process grows by depends on what it had free.
+    memory = _curves((_name(line), line, _get(line, "index_file_bytes", 1e-9)) for line in own)
     peer_memory = _curves((_peer(line), line, _get(line, "resident_mib", MIB / 1e9)) for line in peers)
     if memory or peer_memory:
-        figure, axes = _axes("GB in memory", "Memory of what is searched")
+        figure, axes = _axes("GB", "Size of what is searched in memory")
         _draw(axes, memory, peer_memory)
         yield _save(figure, axes, folder / f"{name}_memory.png", real)
     whole = list(_of(lines, "whole"))
