@@ -87,11 +87,6 @@ class IndexFacts:
     imbalance_trained: float = 1.0  # the same when it was built
     mapped: bool = False  # its lists stay in the file
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether it finds the nearest images always."""
-        return self.factory == "Flat"
-
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> IndexFacts:
         """Read it back.
