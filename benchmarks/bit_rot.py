@@ -81,7 +81,7 @@ def answers(path: Path) -> dict[str, Any]:
             "digests": generation.digests(ids),
             "sources": [generation.source(row_id) for row_id in ids.tolist()],
             "image features": _digest([generation.image_feature(row_id) for row_id in ids.tolist()]),
-            "rows": _digest([generation.features.read(ids)]),
+            "rows": _digest([generation.rows.read(ids)]),
             "levels": _digest(levels),
             "neighbours": found.tolist(),
             "sq_distances": sq_distances.tolist(),

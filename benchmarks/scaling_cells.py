@@ -99,7 +99,7 @@ def retrieval(work: Work, n: int, singles: int, batch: int) -> dict[str, Any]:
         generation = gallery.snapshot()
         entry = generation.manifest.index
         # First, as it takes twice its size while it grows.
-        flat = ImageIndex.build(generation.features, queries.shape[1], sf.IndexOptions("flat", device="cpu"))
+        flat = ImageIndex.build(generation.rows, queries.shape[1], sf.IndexOptions("flat", device="cpu"))
         truth, exact = flat.search(queries, k)
         before = resident_mib()
         start = time.perf_counter()

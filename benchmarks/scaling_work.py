@@ -116,7 +116,7 @@ class Work:
         with self.open(n) as gallery:
             matrix = np.empty((n, gallery.spec.image_dim), np.float32)
             start = 0
-            for block in gallery.snapshot().features.blocks():
+            for block in gallery.snapshot().rows.blocks():
                 matrix[start : start + len(block)] = block
                 start += len(block)
         return matrix

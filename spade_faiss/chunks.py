@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .errors import CorruptGalleryError
 from .features import Array
 from .forks import free_at_forks
+from .open_files import OpenFile
 
 THREADS = 8  # that read: a disk is given so many things to do at a time, however few cores there are
 SUPPORTED = hasattr(os, "preadv") and hasattr(h5py.h5d.DatasetID, "chunk_iter")  # elsewhere HDF5 reads: on Windows
@@ -33,31 +34,38 @@ _pools: dict[int, ThreadPoolExecutor] = {}  # by process, because a fork has non
 
 
 class LevelReader:
-    """The levels of one shard. Threads may share one; it stays good when its shard is closed, or the file deleted."""
+    """The levels of one shard: 16 bytes a level of each image. Threads may share one; it outlives its shard."""
 
     def __init__(
-        self, path: Path, file: Any, datasets: Sequence[Any], key: Callable[[int], str], checksums: NDArray[np.uint64]
+        self,
+        path: Path,
+        size: int,
+        datasets: Sequence[Any],
+        checksums: NDArray[np.uint64],
+        key: Callable[[int], str],
+        open_file: Callable[[], OpenFile],
     ) -> None:
         """Find out where everything lies; takes a millisecond for 1000 chunks.
 
         Args:
-            path: of the shard, for errors.
-            file: the open h5py file.
+            path: of the shard.
+            size: of the file, in bytes.
             datasets: of its levels, (n, c, h, w) each.
+            checksums: of its levels, (n, L).
             key: of the image in a row, for errors.
-            checksums: (n, 2 + L), as in the shard.
+            open_file: gives the file, to read from it.
 
         Raises:
             CorruptGalleryError: a level is not one chunk an image, as written, or lies outside the file.
         """
         self._path = path
+        self._size = size
         self._key = key
         self._checksums = checksums
-        self._descriptor: int = os.dup(file.id.get_vfd_handle())  # of the very file that HDF5 has open
-        size = os.fstat(self._descriptor).st_size
-        self._offsets = np.stack([self._find(number, dataset, size) for number, dataset in enumerate(datasets)])
+        self._open_file = open_file
+        self._offsets = np.stack([self._find(number, dataset) for number, dataset in enumerate(datasets)])
 
-    def _find(self, number: int, dataset: Any, file_size: int) -> NDArray[np.int64]:
+    def _find(self, number: int, dataset: Any) -> NDArray[np.int64]:
         """Return the offset in the file of each image's chunk of a level, (n,)."""
         n, shape = len(dataset), dataset.shape[1:]
         expected = int(np.prod(shape)) * dataset.dtype.itemsize
@@ -73,36 +81,25 @@ class LevelReader:
             )
         offsets = np.empty(n, np.int64)
         for row, chunk in zip(rows, chunks, strict=True):
-            if not 0 <= chunk.byte_offset <= file_size - expected:
+            if not 0 <= chunk.byte_offset <= self._size - expected:
                 raise CorruptGalleryError(
                     f"{self._path}: level {number} of image {self._key(row)!r}: expected it within the file's "
-                    f"{file_size} bytes, found it at {chunk.byte_offset}"
+                    f"{self._size} bytes, found it at {chunk.byte_offset}"
                 )
             offsets[row] = chunk.byte_offset
         return offsets
 
     def read(self, row: int, out: Sequence[Array], verify: bool = True) -> None:
         """Read the levels of one image into `out`; see Shard.read_into."""
+        file = self._open_file()
         for number, target in enumerate(out):
             try:
-                self._fill(target.data.cast("B"), int(self._offsets[number, row]))
+                file.read_into(target.data.cast("B"), int(self._offsets[number, row]))
             except OSError as error:
                 what = f"level {number} of image {self._key(row)!r}"
                 raise CorruptGalleryError(f"{self._path}: {what} cannot be read: {error.strerror or error}") from error
-            if verify:
-                check(self._path, self._key(row), number, target, self._checksums[row, 2 + number])
-
-    def _fill(self, rest: memoryview, offset: int) -> None:
-        while rest:
-            done = os.preadv(self._descriptor, [rest], offset)
-            if done == 0:
-                raise OSError("the file has been cut short")
-            rest, offset = rest[done:], offset + done
-
-    def __del__(self) -> None:  # when the last thread has done with it
-        descriptor = self.__dict__.pop("_descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
+            if verify and not is_whole(target, self._checksums[row, number]):
+                raise damaged_level(self._path, self._key(row), number)
 
 
 def dataset_of(file: Any, name: str, file_size: int) -> Any:
@@ -132,14 +129,14 @@ def dataset_of(file: Any, name: str, file_size: int) -> Any:
     return dataset
 
 
-def check(path: Path, key: str, number: int, level: Array, checksum: int) -> None:
-    """Compare one level of an image with its checksum.
+def is_whole(level: Array, checksum: int) -> bool:
+    """Tell whether a level of an image is what its checksum was made of."""
+    return bool(xxhash.xxh3_64_intdigest(level.data) == checksum)
 
-    Raises:
-        CorruptGalleryError: it is not what was written.
-    """
-    if xxhash.xxh3_64_intdigest(level.data) != checksum:
-        raise CorruptGalleryError(f"{path}: image {key!r}: level {number} is not what was written (checksum)")
+
+def damaged_level(path: Path, key: str, number: int) -> CorruptGalleryError:
+    """Return the error that says so where it is not."""
+    return CorruptGalleryError(f"{path}: image {key!r}: level {number} is not what was written (checksum)")
 
 
 def share_out(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:

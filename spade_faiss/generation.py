@@ -9,10 +9,10 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +27,15 @@ from .images import batched
 from .keys import KeyTable
 from .locks import ReaderLock
 from .manifest import Manifest
+from .open_files import OpenFiles
 from .options import IndexOptions
-from .rows import FeatureRows, Ids
-from .shards import Names, Shard
+from .rows import Ids, StoredRows
+from .shards import Shard
 
-# Shards held open, of two descriptors each. A process may have 1024 by default, and three generations at once: the one
-# that a query began with, the next, and a writer's.
-OPEN_SHARDS = 96
+OPEN_SHARDS = 32  # held open in HDF5, for whoever reads a shard as a whole
+KNOWN_SHARDS = 1024  # of which it is kept where the levels are: half a megabyte each
 TEXTS_TOGETHER = 10_000  # keys or digests in memory at a time, for those who look at all of them
-READ_TOGETHER = 64  # images that are read at a time; less than the above, so that their shards can all be open
+READ_TOGETHER = 64  # images whose levels are read at a time
 
 
 class Generation:
@@ -46,6 +46,8 @@ class Generation:
         self.manifest = manifest
         self._starts = [0, *accumulate(shard.images for shard in manifest.shards)]
         self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._files = OpenFiles()
+        self._readers: OrderedDict[int, chunks.LevelReader] = OrderedDict()
         self._lock = threading.RLock()
         self._index: ImageIndex | None = None
         self._key_table: KeyTable | None = None
@@ -96,15 +98,9 @@ class Generation:
                 found[at] = row_id
         return found
 
-    def names(self, row_id: int) -> tuple[Names, int]:
-        """Return the names of an image's shard, and its row there: for those who look at damaged ones."""
-        number, row = self._locate(row_id)
-        return self.shard(number).names, row
-
     def shown(self, row_id: int) -> str:
         """Return the key of an image for people, whatever has become of it."""
-        names, row = self.names(row_id)
-        return names.shown(row)
+        return self.rows.names(row_id).shown(0)
 
     def shard_number(self, row_id: int) -> int:
         """Return which of the shards an image is in."""
@@ -143,11 +139,11 @@ class Generation:
 
     def _stored_keys(self, number: int, start: int) -> list[bytes]:
         """Return the keys of a shard's rows from `start` on, in UTF-8: of removed ones whatever is there."""
-        shard, removed = self.shard(number), self.manifest.shards[number].removed_mask
-        for row in range(start, len(removed)):
-            if not removed[row]:
-                shard.names.check(row)
-        stored: list[bytes] = shard.keys.stored[start:].tolist()
+        kept = ~self.manifest.shards[number].removed_mask[start:]
+        names = self.rows.names(self._starts[number] + start, len(kept))
+        for row in np.flatnonzero(kept).tolist():
+            names.check(row)
+        stored: list[bytes] = names.column(0).stored.tolist()
         return stored
 
     def _filed_key_table(self) -> KeyTable | None:
@@ -185,32 +181,17 @@ class Generation:
 
     def keys(self, ids: Sequence[int] | Ids) -> list[str]:
         """Return the keys of images."""
-        return self._texts(ids, lambda shard: shard.keys)
+        return self.rows.texts(self._checked(ids), "keys")
 
     def digests(self, ids: Sequence[int] | Ids) -> list[str]:
         """Return the content digests of images."""
-        return self._texts(ids, lambda shard: shard.digests)
-
-    def _texts(self, ids: Sequence[int] | Ids, column: Callable[[Shard], Sequence[str]]) -> list[str]:
-        places = [self._locate(row_id) for row_id in ids]
-        texts = [""] * len(places)
-        on_disk = sorted(range(len(places)), key=places.__getitem__)  # so that each shard is opened once
-        for number, some in groupby(on_disk, key=lambda at: places[at][0]):
-            with self._lock:
-                found = column(self.shard(number))
-            for at in some:
-                texts[at] = found[places[at][1]]
-        return texts
+        return self.rows.texts(self._checked(ids), "digests")
 
     def source(self, row_id: int) -> str | None:
         """Return the path of the image file that patches are recomputed from; None where they are stored."""
         if self.manifest.patches == "stored":
             return None
-        number, row = self._locate(row_id)
-        with self._lock:
-            sources = self.shard(number).sources
-        assert sources is not None
-        path: str = sources[row]
+        [path] = self.rows.texts(self._checked([row_id]), "sources")
         return path
 
     def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
@@ -234,14 +215,30 @@ class Generation:
         places = [self._locate(row_id) for row_id in ids]
         for some in batched(sorted(range(len(places)), key=places.__getitem__), READ_TOGETHER):  # in the order on disk
             if chunks.SUPPORTED:
-                with self._lock:
-                    readers = {number: self.shard(number).reader() for number in {places[at][0] for at in some}}
+                readers = {number: self._reader(number) for number in {places[at][0] for at in some}}
                 jobs = [(readers[places[at][0]], places[at][1], out[at]) for at in some]
                 chunks.share_out(lambda share: _read(share, verify), jobs)  # not under the lock
             else:
                 with self._lock:
                     for at in some:
                         self.shard(places[at][0]).read_into(places[at][1], out[at], verify)
+
+    def _reader(self, number: int) -> chunks.LevelReader:
+        """Return what reads the levels of a shard. It is kept: to find out where they are takes as long as reading."""
+        with self._lock:
+            reader = self._readers.get(number)
+            if reader is None:
+                shard, entry = self.shard(number), self.manifest.shards[number]
+                first, rows, files = self._starts[number], self.rows, self._files  # not self: it would never be freed
+                reader = shard.reader(
+                    lambda row: rows.names(first + row).shown(0),
+                    lambda: files.open(number, shard.path, entry.bytes),
+                )
+                self._readers[number] = reader
+                if len(self._readers) > KNOWN_SHARDS:
+                    self._readers.popitem(last=False)
+            self._readers.move_to_end(number)
+            return reader
 
     def identity(self, row_id: int) -> tuple[str, int]:
         """Return what names an image in every generation: the file of its shard, and the row in it."""
@@ -250,9 +247,8 @@ class Generation:
 
     def image_feature(self, row_id: int) -> Array:
         """Read the image feature of one image, (d,) float32."""
-        number, row = self._locate(row_id)
-        with self._lock:
-            return self.shard(number).image_feature(row)
+        feature: Array = self.rows.read(self._checked([row_id]))[0]
+        return feature
 
     def search(
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
@@ -267,9 +263,16 @@ class Generation:
         return self.index().search(queries, k, without, nprobe, self.removed_mask)
 
     @cached_property
-    def features(self) -> FeatureRows:
-        """The image features of all rows, removed ones included."""
-        return FeatureRows(self.folder, self.manifest.shards, self.manifest.spec.image_dim)
+    def rows(self) -> StoredRows:
+        """Image features and names of all rows, removed ones included."""
+        manifest = self.manifest
+        return StoredRows(self.folder, manifest.shards, manifest.spec.image_dim, manifest.patches, self._files)
+
+    def _checked(self, ids: Sequence[int] | Ids) -> Ids:
+        checked = np.asarray(ids, np.int64)
+        for row_id in checked[(checked < 0) | (checked >= self._starts[-1])]:
+            self._locate(row_id)
+        return checked
 
     def _locate(self, row_id: int) -> tuple[int, int]:
         if not 0 <= row_id < self._starts[-1]:
@@ -293,10 +296,10 @@ class Generation:
         options = options or self.manifest.index_options
         d = self.manifest.spec.image_dim
         try:
-            return ImageIndex.build(self.features, d, options)
+            return ImageIndex.build(self.rows, d, options)
         except OptionError as error:
             warnings.warn(f"image index is flat until there are more images: {error}", stacklevel=2)
-            index = ImageIndex.build(self.features, d, replace(options, kind="flat"))
+            index = ImageIndex.build(self.rows, d, replace(options, kind="flat"))
             index.stands_in = True
             return index
 
@@ -323,10 +326,10 @@ class Generation:
         path, d = self.folder / entry.file, manifest.spec.image_dim
         if path.is_file() and (found := path.stat().st_size) != entry.bytes:
             raise CorruptGalleryError(f"{path}: expected {entry.bytes} bytes, found {found}")
-        index = ImageIndex.load(path, entry.xxh3, d, manifest.index_options, entry.facts, self.features, grows)
+        index = ImageIndex.load(path, entry.xxh3, d, manifest.index_options, entry.facts, self.rows, grows)
         if len(index) != entry.images:
             raise CorruptGalleryError(f"{entry.file}: expected {entry.images} images, found {len(index)}")
-        for block in self.features.blocks(entry.images):
+        for block in self.rows.blocks(entry.images):
             index.add(block)
         return index
 
@@ -353,8 +356,7 @@ class Generation:
     def close(self) -> None:
         """Close the files."""
         self.release()
-        if "features" in self.__dict__:
-            self.features.close()
+        self._files.close()
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()

@@ -335,13 +335,19 @@ def _compared(queries: Array, ids: Ids, usable: NDArray[np.bool_], features: Ima
     for start in range(0, len(queries), TOGETHER):
         some = slice(start, start + TOGETHER)
         needed, at = np.unique(ids[some][usable[some]], return_inverse=True)
-        images, end = features.read(needed), 0
-        for row in range(start, min(start + TOGETHER, len(queries))):
-            first, end = end, end + np.count_nonzero(usable[row])
-            differences = images[at[first:end]]
-            differences -= queries[row]
-            exact[row, usable[row]] = np.einsum("ij,ij->i", differences, differences)
+        places = np.full(ids[some].shape, -1, np.int64)
+        places[usable[some]] = at
+        exact[some] = _at_places(queries[some], features.read(needed), places)
     return exact
+
+
+def _at_places(queries: Array, images: Array, places: Ids) -> Array:
+    """Return squared distances (m, c) of queries (m, d) to those of images (n, d) at places (m, c); -1: infinity."""
+    (m, d), c = queries.shape, places.shape[1]
+    out = np.empty((m, c), np.float32)
+    pointers = [faiss.swig_ptr(array) for array in (out, queries, images, places)]
+    faiss.fvec_L2sqr_by_idx(*pointers, d, m, c)
+    return out
 
 
 def _search_parameters(index: Any, nprobe: int) -> Any:

@@ -19,20 +19,9 @@ TRAIN_A_LIST = 64  # training points for a list where there are enough
 TRANSFORM_SAMPLE = 20_000  # images that principal directions are computed from: 100 MB of 1280 dimensions
 BLOCK = 4096  # image features handled at a time
 HELD_OUT = 200  # normal images that a recall is measured on
-FACTORS = (
-    1.0,
-    1.1,
-    1.25,
-    1.5,
-    2.0,
-    2.5,
-    3.0,
-    4.0,
-    5.0,
-    6.0,
-    8.0,
-)  # candidates for each neighbour: what more would find, lists do
-CODE_SECONDS = 1e-8  # to compare a query with a code, about
+# Candidates for each neighbour; what more would find, more lists do.
+FACTORS = (1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+CODE_SECONDS = 1.5e-8  # to compare a query with a code, about
 CANDIDATE_SECONDS = 4e-6  # to read an image feature and compare it exactly
 TIE = 1e-6  # relative; of squared distances that are taken to be equal
 

@@ -145,8 +145,8 @@ class _Files:
 
     def named_as(self, row_id: int) -> tuple[bytes, Named] | None:
         """Return the content and the names of the file that agrees with what is left of an image's names."""
-        names, row = self._generation.names(row_id)
-        key, digest, *kept = names.all_shown(row)
+        names = self._generation.rows.names(row_id)
+        key, digest, *kept = names.all_shown(0)
         candidates = [(source.key, source.path, absolute(source)) for source in self._sources]
         candidates += [(key, Path(path), path) for path in kept if Path(path).is_file()]
         for name, path, place in candidates:
@@ -154,6 +154,6 @@ class _Files:
                 self._digests[path] = content_digest(read_file(path))
             found: Named = name, self._digests[path], place if kept else None
             # Either the checksum is good and says so, or it is damaged itself, or the path is.
-            if names.were(row, *found) or found[:2] == (key, digest):
+            if names.were(0, *found) or found[:2] == (key, digest):
                 return read_file(path), found
         return None

@@ -1,17 +1,16 @@
-"""Image features of any images straight from the shards' files: a few rows of a few hundred files, at each query.
+"""Image features and names of any images straight from the shards' files: a few rows of a few hundred files a query.
 
-They lie in one piece in each shard. Once HDF5 has said where, the system reads a row without it.
+Each column lies in one piece in its shard. Once HDF5 has said where, the system reads a row without it.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,69 +21,75 @@ from .chunks import dataset_of
 from .errors import CorruptGalleryError
 from .forks import remember
 from .manifest import ShardEntry
-from .options import MIB
+from .open_files import OpenFile, OpenFiles
+from .options import MIB, Patches
+from .shards import Names, names_of
 
 Ids = NDArray[np.int64]
 
 BLOCK_BYTES = 16 * MIB
 
-MOST_OPEN = 1024  # files held open, where the process may have many
-SUPPORTED = hasattr(os, "preadv")  # elsewhere a shard is opened for each row: on Windows
+
+@dataclass(frozen=True)
+class _Column:
+    """Where a column is in its file."""
+
+    offset: int
+    dtype: Any
+    width: int = 1  # values in a row
+
+    def read(self, file: OpenFile, first: int, count: int) -> NDArray[Any]:
+        """Read so many rows, (count, width)."""
+        size = self.width * self.dtype.itemsize
+        content = bytearray(count * size)
+        file.read_into(memoryview(content), self.offset + first * size)
+        return np.frombuffer(content, self.dtype).reshape(count, self.width)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a shard's image features are, and their checksums (n,)."""
+    """Where a shard's columns are, and the checksums of its image features, (n,)."""
 
     path: Path
     size: int  # of the file
-    offset: int
-    checksums: NDArray[np.uint64]
+    image: _Column
+    image_checksums: NDArray[np.uint64]
+    checksums: _Column
+    names: tuple[_Column, ...]
+
+    def names_of(self, file: OpenFile, first: int, count: int) -> Names:
+        """Read the names of so many images, from a row on."""
+        try:
+            columns = [column.read(file, first, count)[:, 0] for column in self.names]
+            return Names(self.path, columns, self.checksums.read(file, first, count)[:, 0])
+        except OSError as error:
+            raise self.unreadable(f"names of images {first} to {first + count - 1}", error) from error
+
+    def unreadable(self, what: str, error: OSError) -> CorruptGalleryError:
+        return CorruptGalleryError(f"{self.path}: {what} cannot be read: {error.strerror or error}")
 
 
-class _File:
-    """A descriptor that is closed when the last thread has done with it."""
-
-    def __init__(self, place: _Place) -> None:
-        self.descriptor = os.open(place.path, os.O_RDONLY)
-        found = os.fstat(self.descriptor).st_size
-        if found != place.size:
-            raise CorruptGalleryError(f"{place.path}: expected {place.size} bytes, found {found}")
-
-    def __del__(self) -> None:
-        descriptor = self.__dict__.pop("descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _files_to_hold() -> int:
-    """Return how many files to hold open: a sixteenth of what the process may have; three generations may be in use."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return min(64, MOST_OPEN)
-    return min(max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16), MOST_OPEN)
-
-
-class FeatureRows:
-    """The image features of one generation, by id. Threads may share one.
+class StoredRows:
+    """The image features and names of one generation, by id. Threads may share one.
 
     What it keeps of a shard that was read from is 8 bytes an image.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardEntry], d: int) -> None:
+    def __init__(
+        self, folder: Path, shards: Sequence[ShardEntry], d: int, patches: Patches, files: OpenFiles | None = None
+    ) -> None:
         self._folder = folder
         self._shards = shards
         self._d = d
+        self._names = names_of(patches)
+        self._files = files or OpenFiles()
         self._starts = np.array([0, *accumulate(shard.images for shard in shards)], np.int64)
         self._places: dict[int, _Place] = {}
-        self._files: OrderedDict[int, _File] = OrderedDict()
-        self._room = _files_to_hold()
         self._lock = threading.Lock()
         remember(self)
 
     def after_fork(self) -> None:
-        """Be of use in a forked process, with a lock that nobody holds; the files are read at given places."""
+        """Be of use in a forked process, with a lock that nobody holds."""
         self._lock = threading.Lock()
 
     def read(self, ids: Ids) -> NDArray[np.float32]:
@@ -94,23 +99,48 @@ class FeatureRows:
             CorruptGalleryError: they cannot be read, or are not what was written, naming file and row.
         """
         out = np.empty((len(ids), self._d), np.float32)
-        numbers = np.searchsorted(self._starts, ids, side="right") - 1
-        rows = ids - self._starts[numbers]
-        order = np.argsort(ids)  # as they lie on the disk
-        size, current = 4 * self._d, -1
-        for at, number, row in zip(order.tolist(), numbers[order].tolist(), rows[order].tolist(), strict=True):
+        content, size, current = out.reshape(-1).view(np.uint8).data, 4 * self._d, -1
+        order, numbers, rows = self._on_disk(ids)
+        # A search by codes comes here for a few hundred rows, hardly two of a shard: all that is done for one counts.
+        for at, number, row in zip(order.tolist(), numbers.tolist(), rows.tolist(), strict=True):
             if number != current:
                 place, file, current = *self._open(number), number
-            target = out[at].data.cast("B")
+            target = content[at * size : (at + 1) * size]
             try:
-                done = os.preadv(file.descriptor, [target], place.offset + row * size)
+                file.read_into(target, place.image.offset + row * size)
             except OSError as error:
-                raise CorruptGalleryError(
-                    f"{place.path}: image feature {row} cannot be read: {error.strerror or error}"
-                ) from error
-            if done != size or xxhash.xxh3_64_intdigest(target) != place.checksums[row]:
+                raise place.unreadable(f"image feature {row}", error) from error
+            if xxhash.xxh3_64_intdigest(target) != place.image_checksums[row]:
                 raise CorruptGalleryError(f"{place.path}: image feature {row} is not what was written (checksum)")
         return out
+
+    def texts(self, ids: Ids, name: str) -> list[str]:
+        """Return the texts of ids (n,), each from 0 to the number of rows, in one of the columns NAMES of a shard.
+
+        Raises:
+            CorruptGalleryError: they cannot be read, or are not what was written.
+        """
+        column = self._names.index(name)
+        texts = [""] * len(ids)
+        order, numbers, rows = self._on_disk(ids)
+        runs = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(rows) > 1)) + 1
+        for run in np.split(np.arange(len(order)), runs) if len(order) else []:
+            first, last = int(rows[run[0]]), int(rows[run[-1]])
+            place, file = self._open(int(numbers[run[0]]))
+            found = place.names_of(file, first, last + 1 - first).column(column)
+            for at, row in zip(order[run].tolist(), rows[run].tolist(), strict=True):
+                texts[at] = found[row - first]
+        return texts
+
+    def names(self, row_id: int, count: int = 1) -> Names:
+        """Return the names of some images of one shard, from an id on, whatever has become of them.
+
+        Raises:
+            CorruptGalleryError: they cannot be read.
+        """
+        _, [number], [row] = self._on_disk(np.array([row_id]))
+        place, file = self._open(int(number))
+        return place.names_of(file, int(row), count)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -121,40 +151,49 @@ class FeatureRows:
         for first in range(start, len(self), step):
             yield self.read(np.arange(first, min(first + step, len(self))))
 
-    def _open(self, number: int) -> tuple[_Place, _File]:
-        with self._lock:
-            file = self._files.get(number)
-            if file is None:
-                try:
-                    if number not in self._places:
-                        self._places[number] = self._find(self._shards[number])
-                    file = self._files[number] = _File(self._places[number])
-                except CorruptGalleryError:
-                    raise
-                except OSError as error:
-                    path = self._folder / self._shards[number].file
-                    raise CorruptGalleryError(f"{path}: cannot be opened: {error.strerror or error}") from error
-                if len(self._files) > self._room:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(number)
-            return self._places[number], file
+    def _on_disk(self, ids: Ids) -> tuple[Ids, Ids, Ids]:
+        """Return the order in which ids lie on the disk, and in that order the numbers of their shards and the rows."""
+        order = np.argsort(ids)
+        ids = ids[order]
+        numbers = np.searchsorted(self._starts, ids, side="right") - 1
+        return order, numbers, ids - self._starts[numbers]
 
-    def _find(self, entry: ShardEntry) -> _Place:
-        path, expected = self._folder / entry.file, (entry.images, self._d)
+    def _open(self, number: int) -> tuple[_Place, OpenFile]:
+        place = self._places.get(number)
+        if place is None:
+            with self._lock:
+                if number not in self._places:
+                    self._places[number] = self._find(number)
+                place = self._places[number]
+        return place, self._files.open(number, place.path, place.size)
+
+    def _find(self, number: int) -> _Place:
+        entry = self._shards[number]
+        path, n = self._folder / entry.file, entry.images
+        self._files.open(number, path, entry.bytes)  # is there, and of that size
         try:
             with h5py.File(path, "r", libver="latest", locking=False) as file:
-                image, sums = (dataset_of(file, name, entry.bytes) for name in ("image", "checksums"))
-                if sums.dtype != np.uint64:
-                    raise ValueError(f"checksums: expected uint64, found {sums.dtype}")
-                checksums = sums[:, 1]
-                found, offset = (image.shape, image.dtype), image.id.get_offset()
+                kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._names, "S")}
+                columns = {name: _column(file, name, n, kind, entry.bytes) for name, kind in kinds.items()}
+                if (columns["image"].width, columns["image"].dtype) != (self._d, np.float32):
+                    raise ValueError(f"image: expected ({n}, {self._d}) float32, found {file['image']}")
+                if columns["checksums"].width < 2:
+                    raise ValueError(f"checksums: expected at least ({n}, 2), found {file['checksums']}")
+                names = tuple(columns[name] for name in self._names)
+                return _Place(path, entry.bytes, columns["image"], file["checksums"][:, 1], columns["checksums"], names)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
-        if found != (expected, np.float32) or offset is None or checksums.shape != (entry.images,):
-            raise CorruptGalleryError(f"{path}: expected image features {expected} in one piece, found {found}")
-        return _Place(path, entry.bytes, offset, checksums)
 
-    def close(self) -> None:
-        """Close the files."""
-        with self._lock:
-            self._files.clear()
+
+def _column(file: Any, name: str, n: int, kind: str, file_size: int) -> _Column:
+    """Find out where a column of n rows is.
+
+    Raises:
+        ValueError: it is something else, or not in one piece.
+    """
+    dataset = dataset_of(file, name, file_size)
+    ndim = 1 if kind == "S" else 2
+    offset = dataset.id.get_offset()
+    if (len(dataset.shape), dataset.shape[0], dataset.dtype.kind) != (ndim, n, kind) or offset is None:
+        raise ValueError(f"{name}: expected {n} rows in one piece, found {dataset}")
+    return _Column(offset, dataset.dtype, int(np.prod(dataset.shape[1:])))

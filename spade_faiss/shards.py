@@ -20,15 +20,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from .chunks import LevelReader, check, dataset_of
+from .chunks import LevelReader, damaged_level, dataset_of, is_whole
 from .errors import CorruptGalleryError
 from .failpoints import failpoint
 from .features import Array, ExtractorSpec, Features
+from .open_files import OpenFile
 from .options import Patches
 from .storage import TEMPORARY, PatientFile, publish, storage_errors
 
 DAMAGED_NAMES = "key, digest or path is not what was written (checksum)"
 DAMAGED_IMAGE = "image feature is not what was written (checksum)"
+
+NAMES = ("keys", "digests", "sources")  # columns of text; the last where there are no levels
 
 T = TypeVar("T")
 
@@ -45,6 +48,11 @@ def _of_names(key: str, digest: str, source: str | None) -> int:
 
 def _of_texts(texts: Sequence[bytes]) -> int:
     return int(xxhash.xxh3_64_intdigest(b"\0".join(texts) + b"\0"))
+
+
+def names_of(patches: Patches) -> tuple[str, ...]:
+    """Return which of NAMES a shard has."""
+    return NAMES if patches == "recompute" else NAMES[:-1]
 
 
 class ShardWriter:
@@ -117,7 +125,7 @@ class ShardWriter:
                 dataset.resize(len(self.keys), axis=0)
             self._file.create_dataset("image", data=np.concatenate(self._image))
             failpoint("image features in", self.path)
-            for name, strings in (("keys", self.keys), ("digests", self._digests), ("sources", self._sources)):
+            for name, strings in zip(NAMES, (self.keys, self._digests, self._sources), strict=True):
                 if strings is None:
                     continue
                 # Of fixed length: HDF5 keeps others in a heap that has no checksums, and can hang on a damaged one.
@@ -209,7 +217,6 @@ class Shard:
         self._level_shapes = _level_shapes(spec, patches)
         self._dtype = spec.dtype
         self._size = size
-        self._reader: LevelReader | None = None
         try:
             found = path.stat().st_size
             if found != size:
@@ -219,8 +226,8 @@ class Shard:
             self._levels = [self._dataset(f"levels/{n}", shape, spec.dtype) for n, shape in enumerate(expected)]
             self._image = self._dataset("image", (images, spec.image_dim), "float32")
             self._checksums: NDArray[np.uint64] = self._dataset("checksums", (images, 2 + len(expected)), "uint64")[:]
-            columns = ["keys", "digests"] if patches == "stored" else ["keys", "digests", "sources"]
-            self.names = Names(path, [self._column(name, images) for name in columns], self._checksums[:, 0])
+            columns = [self._column(name, images) for name in names_of(patches)]
+            self.names = Names(path, columns, self._checksums[:, 0])
             self.keys, self.digests = self.names.column(0), self.names.column(1)
             # Paths of the image files; None where there are levels instead.
             self.sources = None if patches == "stored" else self.names.column(2)
@@ -248,7 +255,6 @@ class Shard:
 
     def close(self) -> None:
         """Close the file; a reader stays good."""
-        self._reader = None
         self._file.close()
 
     def image_features(self) -> Array:
@@ -270,18 +276,20 @@ class Shard:
         feature: Array = image[0]
         return feature
 
-    def reader(self) -> LevelReader:
+    def reader(self, key: Callable[[int], str], open_file: Callable[[], OpenFile]) -> LevelReader:
         """Return what reads the levels without HDF5, from any number of threads, also after close.
+
+        Args:
+            key: of the image in a row, for errors.
+            open_file: gives the shard's file, to read from it.
 
         Raises:
             CorruptGalleryError: the levels are not stored as written, or lie outside the file.
         """
-        if self._reader is None:
-            self._reader = self._read(
-                "where the levels are",
-                lambda: LevelReader(self.path, self._file, self._levels, self.names.shown, self._checksums),
-            )
-        return self._reader
+        return self._read(
+            "where the levels are",
+            lambda: LevelReader(self.path, self._size, self._levels, self._checksums[:, 2:].copy(), key, open_file),
+        )
 
     def read_into(self, row: int, out: Sequence[Array], verify: bool = True) -> None:
         """Read the levels of one image, through HDF5, into `out`, contiguous arrays [(c, h, w), ...].
@@ -291,8 +299,8 @@ class Shard:
         """
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
             self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
-            if verify:
-                check(self.path, self.names.shown(row), number, target, self._checksums[row, 2 + number])
+            if verify and not is_whole(target, self._checksums[row, 2 + number]):
+                raise damaged_level(self.path, self.names.shown(row), number)
 
     def read(self, row: int) -> list[Array]:
         """Read the levels of one image, [(c, h, w), ...]; none where they are recomputed. Raises as read_into."""

@@ -48,7 +48,7 @@ def answers(path: Path) -> dict[str, Any]:
     with sf.Gallery.open(path, "cpu") as gallery:
         generation, ids = gallery.snapshot(), gallery.snapshot().ids()
         levels = gallery.read(ids, None if gallery.patches == "stored" else extractor, [normal])
-        found, sq_distances = gallery.search(generation.features.read(ids[:2]), 3)
+        found, sq_distances = gallery.search(generation.rows.read(ids[:2]), 3)
         detection = sf.Detector(gallery, extractor, normal=[normal]).query(query())
         assert detection.judgement is not None
         sources = [generation.source(row_id) for row_id in ids.tolist()]
@@ -59,7 +59,7 @@ def answers(path: Path) -> dict[str, Any]:
             "removed": generation.removed.tolist(),
             "digests": generation.digests(ids),
             "sources": [source and Path(source).name for source in sources],
-            "image": generation.features.read(ids).tolist(),
+            "image": generation.rows.read(ids).tolist(),
             "levels": [level.tolist() for level in levels],
             "ids": found.tolist(),
             "sq_distances": sq_distances.tolist(),

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spade_faiss as sf
-from spade_faiss import derived, generation, keys
+from spade_faiss import derived, keys
 from spade_faiss.errors import CorruptGalleryError
 from spade_faiss.keys import KeyTable
 from spade_faiss.manifest import Manifest
+from spade_faiss.rows import StoredRows
 
 N = 12
 KEYS = [f"part {number % 3}/{number:02d}.png" for number in range(N)]
@@ -50,15 +51,15 @@ def gallery(tmp_path: Path) -> sf.Gallery:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of shards, as they are opened."""
+    """The names of shards, as they are first read."""
     names: list[str] = []
+    find = StoredRows._find
 
-    class Watched(generation.Shard):
-        def __init__(self, path: Path, *args: Any) -> None:
-            names.append(path.name)
-            super().__init__(path, *args)
+    def watched(self: StoredRows, number: int) -> Any:
+        names.append(Path(self._shards[number].file).name)
+        return find(self, number)
 
-    monkeypatch.setattr(generation, "Shard", Watched)
+    monkeypatch.setattr(StoredRows, "_find", watched)
     return names
 
 

@@ -222,6 +222,7 @@ def test_threads_read_while_shards_are_closed_to_open_others(
     gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(generation, "KNOWN_SHARDS", 5)
     monkeypatch.setattr(generation, "READ_TOGETHER", 2)
 
     def read(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Image features straight from the shard files: the same as through HDF5, and never what was not written."""
+"""Image features and names straight from the shard files: the same as through HDF5, and never what was not written."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
-from spade_faiss import rows
+from spade_faiss import open_files, rows
 from spade_faiss.errors import CorruptGalleryError
-from spade_faiss.rows import FeatureRows
+from spade_faiss.rows import StoredRows
 
 N, D = 23, 6
 
@@ -26,8 +26,8 @@ def gallery(tmp_path: Path, own_spec: sf.ExtractorSpec, random_features: object)
     return gallery
 
 
-def of(gallery: sf.Gallery) -> FeatureRows:
-    return FeatureRows(gallery.path, gallery.snapshot().manifest.shards, D)
+def of(gallery: sf.Gallery) -> StoredRows:
+    return StoredRows(gallery.path, gallery.snapshot().manifest.shards, D, "stored")
 
 
 def test_any_rows_in_any_order(gallery: sf.Gallery, random_features: object) -> None:
@@ -48,21 +48,45 @@ def test_blocks_from_any_start(gallery: sf.Gallery, random_features: object, mon
     assert list(of(gallery).blocks(N)) == []
 
 
+def test_names_in_any_order(gallery: sf.Gallery) -> None:
+    for ids in ([0], [22, 0, 7, 7, 13, 6], list(range(N)), list(range(N))[::-1], []):
+        assert of(gallery).texts(np.array(ids, np.int64), "keys") == [f"{row}" for row in ids]
+
+
 def test_few_files_are_open_at_a_time(
     gallery: sf.Gallery, random_features: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "MOST_OPEN", 2)
-    features, expected = of(gallery), random_features(N).image  # type: ignore[operator]
+    monkeypatch.setattr(open_files, "MOST_OPEN", 2)
+    stored, expected = of(gallery), random_features(N).image  # type: ignore[operator]
     drawn = np.random.default_rng(0).integers(N, size=(40, 9))
     with ThreadPoolExecutor(8) as pool:
-        for ids, found in zip(drawn, pool.map(features.read, drawn), strict=True):
+        for ids, found in zip(drawn, pool.map(stored.read, drawn), strict=True):
             np.testing.assert_array_equal(found, expected[ids])
-    assert len(features._files) <= 2
+        for ids, texts in zip(drawn, pool.map(lambda ids: stored.texts(ids, "keys"), drawn), strict=True):
+            assert texts == [f"{row}" for row in ids]
+    assert len(stored._files) == 2
+
+
+def test_every_changed_byte_of_a_name_is_noticed(gallery: sf.Gallery) -> None:
+    """And named, with the file; but for zeros at the end, which are no part of a text."""
+    generation = gallery.snapshot()
+    [digest] = generation.digests([3])
+    path = gallery.path / generation.manifest.shards[generation.shard_number(3)].file
+    content = path.read_bytes()
+    first = content.index(digest.encode())
+    for place in range(first, first + len(digest)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        for name in ("keys", "digests"):
+            with pytest.raises(CorruptGalleryError, match=rf"{path.name}: image '3': key, digest or path is not what"):
+                of(gallery).texts(np.array([2, 3]), name)
+    assert of(gallery).texts(np.array([22]), "keys") == ["22"]
 
 
 def test_every_flipped_bit_of_an_image_feature_is_noticed(gallery: sf.Gallery) -> None:
     """And named, with the file."""
-    image = gallery.snapshot().features.read(np.array([3]))[0]
+    image = gallery.snapshot().rows.read(np.array([3]))[0]
     [path] = [path for path in sorted((gallery.path / "shards").iterdir()) if image.tobytes() in path.read_bytes()]
     content = path.read_bytes()
     first = content.index(image.tobytes())
@@ -85,6 +109,8 @@ def test_a_file_that_is_not_what_it_was(gallery: sf.Gallery, done: str) -> None:
         path.write_bytes(changed[done])
     with pytest.raises(CorruptGalleryError, match=path.name) as caught:
         of(gallery).read(np.array([0]))
+    with pytest.raises(CorruptGalleryError, match=path.name):
+        of(gallery).texts(np.array([0]), "keys")
     assert "\n" not in str(caught.value)
 
 
