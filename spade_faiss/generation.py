@@ -260,7 +260,7 @@ class Generation:
             raise FeatureError(f"image features: expected (m, {d}) floats, found {queries.shape} {queries.dtype}")
         if not np.isfinite(queries).all():
             raise FeatureError("image features: expected finite values, found NaN or infinity")
-        return self.index().search(queries, k, without, nprobe, self.removed_mask)
+        return self.index().search(queries, k, without, nprobe, self.removed_mask if self.manifest.removed else None)
 
     @cached_property
     def rows(self) -> StoredRows:

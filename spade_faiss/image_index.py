@@ -173,9 +173,7 @@ class ImageIndex:
         probes = self._nprobe(ivf.nlist, nprobe) if ivf else 0
         while True:
             distances, ids = self._search(queries, fetch, probes)
-            usable = (ids >= 0) & ~np.isin(ids, without)
-            if removed is not None:
-                usable &= ~removed[ids]
+            usable = _usable(ids, without, removed)
             found = usable.sum(axis=1).min(initial=k)
             first = slice(min(fetch, int(self._index.ntotal)))  # the tail's distances are no measure for codes
             chosen = usable[:, first].sum(axis=1).min(initial=wanted)
@@ -195,9 +193,7 @@ class ImageIndex:
             probes = min(ivf.nlist, 2 * probes) if ivf and found < k else probes
         if isinstance(self._index, faiss.IndexFlat):
             self._settle(queries, ids, distances, np.where(usable, distances, np.inf), k)
-            usable = ~np.isin(ids, without)
-            if removed is not None:
-                usable &= ~removed[ids]
+            usable = _usable(ids, without, removed)
         elif not self._exact and self._features is not None:
             for part in (first, slice(first.stop, None)):
                 usable[:, part] &= usable[:, part].cumsum(axis=1) <= wanted
@@ -339,6 +335,15 @@ def _compared(queries: Array, ids: Ids, usable: NDArray[np.bool_], features: Ima
         places[usable[some]] = at
         exact[some] = _at_places(queries[some], features.read(needed), places)
     return exact
+
+
+def _usable(ids: Ids, without: Ids, removed: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    usable = ids >= 0
+    if len(without):
+        usable &= ~np.isin(ids, without)
+    if removed is not None:
+        usable &= ~removed[ids]
+    return usable
 
 
 def _at_places(queries: Array, images: Array, places: Ids) -> Array:
