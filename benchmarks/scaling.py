@@ -77,15 +77,17 @@ class Cells:
             auto = {"n": n, "recall": best, "memory": args.memory}
             every.append((f"build n={n}", "build", auto, 1 + min(flat, args.memory / GB) * 1.5))
             index = {"n": n, "index": ("auto", best)}
+            loaded = min(flat, args.memory / GB)
             for cold in (True, False):
-                every.append((f"open n={n} {'cold' if cold else 'warm'}", "open", {**index, "cold": cold}, 1 + flat))
-            every.append((f"add n={n}", "add", index, 1 + 2 * flat))
-            every.append((f"whole n={n}", "whole", {**index, "images": args.images}, 2 + flat))
+                every.append((f"open n={n} {'cold' if cold else 'warm'}", "open", {**index, "cold": cold}, 1 + loaded))
+            every.append((f"add n={n}", "add", index, 1 + 2 * loaded))
+            every.append((f"whole n={n}", "whole", {**index, "images": args.images}, 2 + loaded))
             for kind in args.kinds or KINDS:
                 for recall in args.recall if kind not in EXACT else [best]:
                     if n <= AT_MOST.get(kind, n):
                         cell = f"retrieval n={n} {kind}" + (f" recall={recall}" if kind not in EXACT else "")
-                        every.append((cell, "retrieval", {"n": n, "index": (kind, recall), **timing}, 1 + 2.2 * flat))
+                        needed = 1 + (loaded if kind == "auto" else 2.2 * flat)  # `auto` goes without the exact one
+                        every.append((cell, "retrieval", {"n": n, "index": (kind, recall), **timing}, needed))
             for name in args.peers or PEERS:
                 gb = 1 + flat * (2.5 if "HNSW" in name else 1.3)
                 if "bank" not in name:

@@ -37,6 +37,8 @@ def plots(lines: Lines, folder: Path, name: str) -> Iterator[Path]:
     """Draw what there are lines for; yields the files."""
     real = _real(lines)
     own, peers = _retrieval(lines), list(_of(lines, "peers"))
+    best = max((line["result"]["index"]["recall"] for line in own), default=0)
+    own = [line for line in own if line["result"]["index"]["recall"] == best]  # the tables have the others
     seconds = _curves((_name(line), line, _get(line, "p50_ms", 1e-3)) for line in own)
     peer_seconds = _curves((_peer(line), line, _get(line, "p50_ms", 1e-3)) for line in peers)
     if seconds or peer_seconds:
@@ -134,7 +136,8 @@ def _retrieval_table(lines: Lines) -> str:
         rows.append(
             [_n(line), _name(line), r["build"]["seconds"], _gb(r["index_resident_mib"] * MIB),
              _gb(r["index_file_bytes"]), f"{r['p50_ms']:.3g} / {r['p99_ms']:.3g}", f"{r['batch_ms_a_query']:.3g}",
-             f"{r['speedup_single']:.3g} / {r['speedup_batch']:.3g}", f"{r['recall']:.4f}",
+             f"{r['speedup_single']:.3g} / {r['speedup_batch']:.3g}" if r["speedup_single"] else "-",
+             f"{r['recall']:.4f}",
              f"{r['score_change_median']:.2%}", f"{r['auroc_exact']} -> {r['auroc']}"]
         )  # fmt: skip
     left = [f"{_n(line)} {line['cell'].split(' ', 2)[2]}: {line['result']['left_out']}"
