@@ -28,7 +28,7 @@ from common import RESULTS, available_bytes, machine
 from scaling_work import Work
 from tqdm import tqdm
 
-PARTS = ("features", "pool", "build", "open", "add", "whole", "retrieval", "peers")
+PARTS = ("features", "pool", "build", "open", "stored", "add", "whole", "retrieval", "peers")
 DIMENSION = 1280
 GB = 10**9
 NEEDED = ("matplotlib", "sklearn", "usearch")  # the extra `bench`
@@ -40,6 +40,7 @@ CHILDREN = {  # what runs in a process of its own: module and function, so that 
     "build": ("scaling_cells", "build"),
     "reindex": ("scaling_cells", "reindex"),
     "open": ("scaling_cells", "opening"),
+    "stored": ("scaling_cells", "stored"),
     "add": ("scaling_live", "adding"),
     "reader": ("scaling_live", "reader"),
     "whole": ("scaling_live", "whole"),
@@ -80,6 +81,7 @@ class Cells:
             loaded = min(flat, args.memory / GB)
             for cold in (True, False):
                 every.append((f"open n={n} {'cold' if cold else 'warm'}", "open", {**index, "cold": cold}, 1 + loaded))
+            every.append((f"stored n={n}", "stored", {"n": n}, 1 + n / 10**6))
             every.append((f"add n={n}", "add", index, 1 + 2 * loaded))
             every.append((f"whole n={n}", "whole", {**index, "images": args.images}, 2 + loaded))
             for kind in args.kinds or KINDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterable
@@ -11,11 +12,12 @@ from typing import Any
 import faiss
 import numpy as np
 from common import PeakMemory, available_bytes, resident_mib
-from scaling_work import K, Work, append_all, drop_pages, figure, mib_since, peak_mib, recall, timings
+from scaling_work import K, Work, append_all, drop_pages, figure, mib_since, peak_mib, recall, timed, timings
 from scipy.stats import rankdata
 from synthetic import likeness
 
 import spade_faiss as sf
+from spade_faiss.gallery import SHARD_BYTES
 from spade_faiss.image_index import ImageIndex
 
 # What is compared, by the name that tables and plots have. Those of a choice of approximation are built for each recall
@@ -169,6 +171,39 @@ def auroc(scores: np.ndarray, anomalous: np.ndarray) -> float | None:
         return None
     ranks = rankdata(scores)[anomalous].sum()
     return round(float((ranks - positive * (positive + 1) / 2) / (positive * negative)), 5)
+
+
+def stored(work: Work, n: int) -> dict[str, Any]:
+    """Read K images' keys and levels from a gallery with stored patches, in as many shards as it would have.
+
+    The levels are a few values each, as those of full size would take 0.26 MB an image.
+    """
+    path, full = work.folder / "stored.gallery", sf.ExtractorSpec.from_json(json.loads(str(work.arrays["spec"])))
+    shutil.rmtree(path, ignore_errors=True)
+    spec = sf.ExtractorSpec("few values", tuple((1, 1, 1) for _ in full.level_shapes), 1)
+    a_shard = max(1, SHARD_BYTES["stored"] // full.bytes_per_image)
+    values = np.zeros((a_shard, 1, 1, 1), np.float16)
+    shard_bytes = a_shard * spec.bytes_per_image
+    with sf.Gallery.create(path, spec, "flat", shard_bytes=shard_bytes) as gallery, gallery.writer() as writer:
+        for start in range(0, n, a_shard):
+            names = [f"line 1/camera 2/{row:08d}.png" for row in range(start, min(start + a_shard, n))]
+            few = values[: len(names)]
+            writer.append(names, sf.Features(few[:, :, 0, 0].astype(np.float32), [few] * len(spec.level_shapes)))
+    rng, k = np.random.default_rng(4), min(K, n)
+    with sf.Gallery.open(path, "cpu") as gallery:
+        generation, before, seconds = gallery.snapshot(), resident_mib(), []
+        for _ in range(300):
+            ids = rng.choice(n, k, replace=False)
+            seconds.append(timed(lambda ids=ids: (generation.keys(ids), generation.levels(ids))))
+        grown = mib_since(before)
+    shutil.rmtree(path)
+    return {
+        "shards": -(-n // a_shard),
+        "images_a_shard": a_shard,
+        "first_ms": figure(1000 * seconds[0]),
+        "p50_ms_of_the_last_100": figure(1000 * np.median(seconds[-100:])),
+        "grown_mib": grown,
+    }
 
 
 def opening(work: Work, n: int, cold: bool) -> dict[str, Any]:

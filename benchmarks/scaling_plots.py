@@ -112,7 +112,7 @@ def _save(figure: Figure, axes: Axes, path: Path, real: int) -> Path:
 def tables(lines: Lines) -> str:
     """Return everything as Markdown."""
     parts = [_likeness(lines), _retrieval_table(lines), _peer_table(lines), _whole_table(lines)]
-    parts += [_build_table(lines), _open_table(lines), _add_table(lines)]
+    parts += [_build_table(lines), _open_table(lines), _stored_table(lines), _add_table(lines)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -198,6 +198,18 @@ def _open_table(lines: Lines) -> str:
     ]  # fmt: skip
     head = ["N", "files", "open s", "first search s", "MiB opened", "MiB searched", "peak MiB of the process"]
     return _titled("Opening in a fresh process:", head, rows)
+
+
+def _stored_table(lines: Lines) -> str:
+    rows = [
+        [_n(line), r["shards"], r["first_ms"], r["p50_ms_of_the_last_100"], r["grown_mib"]]
+        for line in sorted(_of(lines, "stored"), key=lambda line: line["n"])
+        if "shards" in (r := line["result"])
+    ]
+    head = ["N", "shards", "first ms", "median ms of the last 100 of 300", "MiB grown"]
+    return _titled(
+        "Keys and levels (a few values each) of 50 images from as many shards as there would be:", head, rows
+    )
 
 
 def _add_table(lines: Lines) -> str:
