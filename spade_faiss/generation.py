@@ -33,7 +33,7 @@ from .rows import Ids, StoredRows
 from .shards import Shard
 
 OPEN_SHARDS = 32  # held open in HDF5, for whoever reads a shard as a whole
-KNOWN_SHARDS = 1024  # of which it is kept where the levels are: half a megabyte each
+KNOWN_SHARDS = 1024  # of which it is kept where the levels are: 0.1 MB each at their usual size
 TEXTS_TOGETHER = 10_000  # keys or digests in memory at a time, for those who look at all of them
 READ_TOGETHER = 64  # images whose levels are read at a time
 
