@@ -216,11 +216,11 @@ def look(view: Any) -> None:
     assert len(set(keys)) == len(keys) == len(view)
     assert view.find_all([str(key) for key in keys]) == ids.tolist()
     values = [level[:, 0, 0, 0].astype(int) for level in view.levels(ids)]
-    for key, value, image in zip(keys, values[0].tolist(), view.features.read(ids)[:, 0].tolist(), strict=True):
+    for key, value, image in zip(keys, values[0].tolist(), view.rows.read(ids)[:, 0].tolist(), strict=True):
         version = value // 100 if version is None else version
         assert value == image == 100 * version + key
     assert values[0].tolist() == values[1].tolist()
-    nearest, sq_distances = view.search(view.features.read(ids), 1)
+    nearest, sq_distances = view.search(view.rows.read(ids), 1)
     assert nearest[:, 0].tolist() == ids.tolist()
     assert not sq_distances.any()
 
@@ -297,7 +297,7 @@ try:
     for number in range(3):
         views.append(gallery.snapshot())
         for view in views:
-            view.levels(view.ids()), view.features.read(view.ids())
+            view.levels(view.ids()), view.rows.read(view.ids())
         gallery.remove([str(number)])
     print("done")
 except sf.CorruptGalleryError as error:
@@ -480,7 +480,7 @@ def asks():
 
 # Others of its threads hold each lock and read into the cache at the moment of the fork.
 view, cache = gallery.snapshot(), detector._cache
-held = [view._lock, view.features._lock, cache._lock, detector._lock]
+held = [view._lock, view.rows._lock, view._files._lock, cache._lock, detector._lock]
 ready, go_on = threading.Barrier(2), threading.Event()
 
 def hold():
