@@ -48,7 +48,7 @@ def main() -> None:
             peaks.append(memory.peak)
             sizes.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
     save(
-        "build",
+        "build" if args.workers == 1 else f"build_workers_{args.workers}",
         {
             "images": len(sources),
             "extractor": args.extractor,
