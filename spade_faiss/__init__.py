@@ -29,11 +29,12 @@ from .errors import (
     WorkerError,
 )
 from .features import Extractor, ExtractorSpec, Features, load_extractor
-from .gallery import Gallery, Problem
+from .gallery import Gallery
 from .ingest import IngestReport, Skipped
 from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
 from .patch_search import search_patches
 from .recipes import RECIPES, Recipe
+from .verification import Problem
 
 __version__ = "0.1.0"
 

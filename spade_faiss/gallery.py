@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -22,23 +22,15 @@ from .manifest import Manifest
 from .options import MIB, IndexOptions, Patches, is_count
 from .reading import PyramidCache
 from .recipes import RECIPES, Recipe, recipe_named
-from .recompute import missing_sources, pyramids_of
+from .recompute import pyramids_of
 from .repair import Repair, repair
 from .rows import Ids
+from .verification import Problem, problems_of
 from .workers import ingest_in_processes
 from .writing import Appended, GalleryWriter
 
 # Of a shard, which is what is lost at most when a build is killed: without levels, a byte stands for more work.
 SHARD_BYTES: dict[Patches, int] = {"stored": 256 * MIB, "recompute": 16 * MIB}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that verify found: where, and what."""
-
-    file: str
-    what: str
-    key: str | None = None  # of the image, where it is about one
 
 
 class Gallery:
@@ -348,31 +340,10 @@ class Gallery:
             normal: where those may be, besides where they were: folders, or the files.
         """
         generation = self._read_generation()  # afresh: a file that is open looks well even when it is gone
-        problems, manifest = [], generation.manifest
-        for number, entry in enumerate(manifest.shards):
-            try:
-                found = list(generation.shard(number).problems())
-            except CorruptGalleryError as error:
-                problems.append(Problem(entry.file, str(error)))
-            else:
-                problems += [Problem(entry.file, what, key) for key, what in found]
-        if files and not problems:  # a damaged shard does not say reliably where a file is
-            problems += [
-                Problem(str(generation.source(row_id)), str(error), *generation.keys([row_id]))
-                for row_id, error in missing_sources(generation, normal)
-            ]
-        if manifest.index is not None:
-            try:
-                generation.load_index_file()
-            except CorruptGalleryError as error:
-                problems.append(Problem(manifest.index.file, str(error)))
-        if manifest.keys is not None:
-            try:
-                generation.load_key_file()
-            except CorruptGalleryError as error:
-                problems.append(Problem(manifest.keys.file, str(error)))
-        generation.close()
-        return problems
+        try:
+            return problems_of(generation, files, normal)
+        finally:
+            generation.close()
 
     def repair(
         self,
