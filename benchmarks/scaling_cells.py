@@ -115,7 +115,7 @@ def retrieval(work: Work, n: int, singles: int, batch: int) -> dict[str, Any]:
             return {"left_out": f"too few images for this kind: {n}"}
         ids, found = gallery.search(queries, k)
         ways = {"index": lambda q: gallery.search(q, k)}
-        if flat:
+        if flat is not None:
             ways = {"exact": lambda q: flat.search(q, k), **ways}
         times = timings(ways, queries, singles, batch)
         facts = gallery.info()["index"]

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from .errors import CorruptGalleryError
-from .forks import remember
+from .forks import free_at_forks, remember
 
 MOST_OPEN = 1024  # where the process may have many
 
@@ -95,19 +95,19 @@ def _files_to_hold() -> int:
     return min(max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16), MOST_OPEN)
 
 
-if hasattr(os, "preadv"):
+def _read_at(descriptor: int, target: memoryview, offset: int) -> int:
+    return os.preadv(descriptor, [target], offset)
 
-    def read_at(descriptor: int, target: memoryview, offset: int) -> int:
-        """Read bytes at a place; returns how many."""
-        return os.preadv(descriptor, [target], offset)
 
-else:  # Windows
-    _seek_lock = threading.Lock()
+def seek_and_read(descriptor: int, target: memoryview, offset: int) -> int:
+    """Read bytes at a place, one thread after the other; returns how many."""
+    with _seek_lock:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        content = os.read(descriptor, len(target))
+    target[: len(content)] = content
+    return len(content)
 
-    def read_at(descriptor: int, target: memoryview, offset: int) -> int:
-        """Read bytes at a place; returns how many."""
-        with _seek_lock:
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            content = os.read(descriptor, len(target))
-        target[: len(content)] = content
-        return len(content)
+
+_seek_lock = free_at_forks(threading.Lock())
+
+read_at = _read_at if hasattr(os, "preadv") else seek_and_read  # the latter on Windows

@@ -75,14 +75,12 @@ class StoredRows:
     What it keeps of a shard that was read from is 8 bytes an image.
     """
 
-    def __init__(
-        self, folder: Path, shards: Sequence[ShardEntry], d: int, patches: Patches, files: OpenFiles | None = None
-    ) -> None:
+    def __init__(self, folder: Path, shards: Sequence[ShardEntry], d: int, patches: Patches, files: OpenFiles) -> None:
         self._folder = folder
         self._shards = shards
         self._d = d
         self._names = names_of(patches)
-        self._files = files or OpenFiles()
+        self._files = files
         self._starts = np.array([0, *accumulate(shard.images for shard in shards)], np.int64)
         self._places: dict[int, _Place] = {}
         self._lock = threading.Lock()

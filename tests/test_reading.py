@@ -19,6 +19,7 @@ from spade_faiss import chunks, generation
 from spade_faiss.device_cache import DeviceCache
 from spade_faiss.devices import as_arrays
 from spade_faiss.reading import Identity, LevelCache, PyramidCache, StoredPyramids
+from spade_faiss.shards import Shard
 
 SPEC = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
 SIZE = 2 * (3 * 5 * 7 + 2 * 3 * 3)  # bytes of an image
@@ -233,6 +234,21 @@ def test_threads_read_while_shards_are_closed_to_open_others(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read, range(8)))
+
+
+@pytest.mark.parametrize(("known", "opened"), [(100, 13), (5, 26)])
+def test_where_levels_lie_is_found_out_once_for_each_shard(
+    gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch, known: int, opened: int
+) -> None:
+    """Of as many shards as are known, however few of them are open."""
+    monkeypatch.setattr(generation, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(generation, "KNOWN_SHARDS", known)
+    view, files = gallery.snapshot(), []
+    assert len(view.manifest.shards) == 13
+    monkeypatch.setattr(generation, "Shard", lambda path, *args: (files.append(path), Shard(path, *args))[1])
+    for _ in range(2):
+        assert_stored(view.levels(range(N)), range(N))
+    assert len(files) == opened
 
 
 def test_a_snapshot_reads_on_while_its_images_are_removed_and_compacted(gallery: sf.Gallery) -> None:

@@ -11,6 +11,7 @@ import pytest
 import spade_faiss as sf
 from spade_faiss import open_files, rows
 from spade_faiss.errors import CorruptGalleryError
+from spade_faiss.open_files import OpenFiles
 from spade_faiss.rows import StoredRows
 
 N, D = 23, 6
@@ -27,7 +28,7 @@ def gallery(tmp_path: Path, own_spec: sf.ExtractorSpec, random_features: object)
 
 
 def of(gallery: sf.Gallery) -> StoredRows:
-    return StoredRows(gallery.path, gallery.snapshot().manifest.shards, D, "stored")
+    return StoredRows(gallery.path, gallery.snapshot().manifest.shards, D, "stored", OpenFiles())
 
 
 def test_any_rows_in_any_order(gallery: sf.Gallery, random_features: object) -> None:
@@ -46,6 +47,19 @@ def test_blocks_from_any_start(gallery: sf.Gallery, random_features: object, mon
         assert max(map(len, blocks)) == min(5, N - start)
         np.testing.assert_array_equal(np.concatenate(blocks), expected[start:])
     assert list(of(gallery).blocks(N)) == []
+
+
+def test_where_a_system_cannot_read_at_a_place(
+    gallery: sf.Gallery, random_features: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows: threads take turns at seeking and reading."""
+    monkeypatch.setattr(open_files, "read_at", open_files.seek_and_read)
+    monkeypatch.setattr(open_files.os, "preadv", None)
+    stored, expected = of(gallery), random_features(N).image  # type: ignore[operator]
+    drawn = np.random.default_rng(0).integers(N, size=(200, 9))
+    with ThreadPoolExecutor(8) as pool:
+        for ids, found in zip(drawn, pool.map(stored.read, drawn), strict=True):
+            np.testing.assert_array_equal(found, expected[ids])
 
 
 def test_names_in_any_order(gallery: sf.Gallery) -> None:

@@ -18,7 +18,7 @@ import spade_faiss as sf
 from spade_faiss.chunks import LevelReader
 from spade_faiss.errors import CorruptGalleryError, GalleryError
 from spade_faiss.manifest import ShardEntry
-from spade_faiss.open_files import OpenFile
+from spade_faiss.open_files import OpenFile, OpenFiles
 from spade_faiss.rows import StoredRows
 from spade_faiss.shards import Shard, ShardWriter
 
@@ -476,4 +476,4 @@ def test_a_dataset_that_is_elsewhere_or_larger_than_the_file_is_refused_unread(
     if name != "levels/0":
         entry = ShardEntry("s.h5", len(KEYS), path.stat().st_size)
         with pytest.raises(CorruptGalleryError, match=rf"^{path}: damaged: {name}: expected"):
-            StoredRows(tmp_path, [entry], OWN.image_dim, "stored").read(np.array([0]))
+            StoredRows(tmp_path, [entry], OWN.image_dim, "stored", OpenFiles()).read(np.array([0]))
