@@ -14,10 +14,12 @@ from pathlib import Path
 from common import PeakMemory, save
 
 import spade_faiss as sf
-from spade_faiss.images import Source, batched, decode, find_images
+from spade_faiss.images.decode import decode
+from spade_faiss.images.sources import ImageFile, find_images
+from spade_faiss.system.prefetch import batched
 
 
-def bare_loop(sources: list[Source], extractor: sf.Extractor) -> float:
+def bare_loop(sources: list[ImageFile], extractor: sf.Extractor) -> float:
     """Decode, resize and run the backbone, one after the other, keeping nothing; returns images per second."""
     start = time.perf_counter()
     for batch in batched(sources, extractor.batch_size):

@@ -16,7 +16,7 @@ import numpy as np
 from common import save
 
 import spade_faiss as sf
-from spade_faiss.calibration import conformal_threshold
+from spade_faiss.detect.calibration import conformal_threshold
 
 
 def main() -> None:

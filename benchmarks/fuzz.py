@@ -38,7 +38,9 @@ from common import save
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss import calibration, images, manifest
+from spade_faiss.detect import calibration
+from spade_faiss.images.decode import decode
+from spade_faiss.store import manifest
 
 SECONDS = 60  # of one reading; it takes a tenth of one
 MEMORY = 2**30  # bytes that a process may add to what it takes before it reads
@@ -215,7 +217,7 @@ def _outcome(gallery: Path, kind: str, seed: int) -> str:
         path = Path(folder) / "gallery"
         try:
             if kind == "image":
-                images.decode(an_image(rng))
+                decode(an_image(rng))
                 return "taken"
             shutil.copytree(gallery, path)
             FUZZ[kind](rng, path)

@@ -30,15 +30,18 @@ from PIL import Image
 from tqdm import tqdm
 
 import spade_faiss as sf
-from spade_faiss import failpoints, gallery
-from spade_faiss.calibration import Calibration
-from spade_faiss.cli import cli
-from spade_faiss.manifest import Manifest
-from spade_faiss.shards import ShardWriter
+from spade_faiss.cli.main import cli
+from spade_faiss.detect.calibration import Calibration
+from spade_faiss.gallery import gallery
+from spade_faiss.store.manifest import Manifest
+from spade_faiss.store.shard_writer import ShardWriter
+from spade_faiss.system import failpoints
 
 # Children are forked from a clean process that has imported everything: a second each otherwise.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["spade_faiss.cli", "spade_faiss.detector", "spade_faiss.patch_search.flat", "torch"])
+SERVER.set_forkserver_preload(
+    ["spade_faiss.cli", "spade_faiss.detect.detector", "spade_faiss.patch_search.flat", "torch"]
+)
 
 K = 2
 SIDE = 32  # px

@@ -13,7 +13,7 @@ import numpy as np
 from common import PeakMemory, resident_mib, save
 from numpy.typing import NDArray
 
-from spade_faiss.metrics import BINS, PixelMetrics
+from spade_faiss.metrics.pixel import BINS, PixelMetrics
 
 CELLS = 32  # of the noise along a side; pixels between are interpolated, as a map's are
 

@@ -26,8 +26,9 @@ from common import RESULTS, PeakMemory, machine
 from matplotlib.figure import Figure  # the extra `bench`
 
 import spade_faiss as sf
-from spade_faiss.images import decode, find_images
-from spade_faiss.patch_search import choice, kernels, pyramid
+from spade_faiss.images.decode import decode
+from spade_faiss.images.sources import find_images
+from spade_faiss.patch_search import cost_model, pyramid, pyramid_kernels
 
 Levels = list[np.ndarray]
 SHAPES = {
@@ -121,7 +122,7 @@ def stages() -> Iterator[dict[str, float]]:
         mock.patch.object(pyramid, "load", counted("convert", pyramid.load)),
         mock.patch.object(pyramid, "rounded", counted("convert", pyramid.rounded)),
         mock.patch.object(torch, "mm", counted("products", torch.mm)),
-        mock.patch.object(kernels, "scan", counted("fused kernel", kernels.scan)),
+        mock.patch.object(pyramid_kernels, "scan", counted("fused kernel", pyramid_kernels.scan)),
         mock.patch.object(pyramid.Worker, "measure", counted("measure", pyramid.Worker.measure)),
     ):
         yield seconds
@@ -188,7 +189,7 @@ def measure(cell: dict[str, Any], query: Levels, neighbours: Levels, args: argpa
             "gflops_as_if_flat": round(operations / median / 1e9, 1), **now,
             "peak_mib_above_neighbours": round(memory[engine], 1),
             "largest_relative_difference": differences[engine],
-            "auto": choice.faster(shapes, cell["k"], kappa),
+            "auto": cost_model.faster(shapes, cell["k"], kappa),
         }  # fmt: skip
         if engine == "pyramid":
             result["one_thread"] = where_time_goes(query, neighbours, kappa)

@@ -21,9 +21,12 @@ import numpy as np
 from common import save
 
 import spade_faiss as sf
-from spade_faiss import chunks
-from spade_faiss.images import batched, decode, find_images
-from spade_faiss.reading import PyramidCache, StoredPyramids
+from spade_faiss.images.decode import decode
+from spade_faiss.images.sources import find_images
+from spade_faiss.pyramids.cache import PyramidCache
+from spade_faiss.pyramids.reader import StoredPyramids
+from spade_faiss.store import level_reader
+from spade_faiss.system.prefetch import batched
 
 BLOCK = 4 * 2**20  # bytes of a plain read
 WIDE = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
@@ -98,11 +101,11 @@ def reads(gallery: sf.Gallery, some: Sequence[Any]) -> dict[str, Any]:
         assert left <= 0, "expected a gallery of more bytes than are read at a time"
 
     def through_hdf5(ids: Any) -> None:
-        chunks.SUPPORTED = False
+        level_reader.SUPPORTED = False
         try:
             PyramidCache(0).read(verified, ids)
         finally:
-            chunks.SUPPORTED = True
+            level_reader.SUPPORTED = True
 
     ways: dict[str, Callable[[Any], Any]] = {
         "plain": plain,

@@ -18,7 +18,8 @@ import numpy as np
 from common import RESULTS, save
 
 import spade_faiss as sf
-from spade_faiss.datasets import Category, open_dataset
+from spade_faiss.datasets.category import Category
+from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.evaluate import evaluate
 from spade_faiss.options import FeatureOptions, ScoreOptions, SearchOptions
 

@@ -22,7 +22,7 @@ import numpy as np
 from common import save
 
 import spade_faiss as sf
-from spade_faiss.images import find_images
+from spade_faiss.images.sources import find_images
 from spade_faiss.options import Patches
 
 WAYS: tuple[Patches, Patches] = ("stored", "recompute")

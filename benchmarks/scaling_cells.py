@@ -17,8 +17,8 @@ from scipy.stats import rankdata
 from synthetic import likeness
 
 import spade_faiss as sf
-from spade_faiss.gallery import SHARD_BYTES
-from spade_faiss.image_index import ImageIndex
+from spade_faiss.gallery.gallery import SHARD_BYTES
+from spade_faiss.index.image_index import ImageIndex
 
 # What is compared, by the name that tables and plots have. Those of a choice of approximation are built for each recall
 # target, the others once. At most so many images, where building takes too long beyond.

@@ -18,10 +18,11 @@ from scaling_work import K, Work, append_all, drop_pages, figure, load_extractor
 from synthetic import HELD_OUT
 
 import spade_faiss as sf
-from spade_faiss.generation import Generation
-from spade_faiss.images import batched, decode
-from spade_faiss.manifest import Manifest
-from spade_faiss.reading import Identity
+from spade_faiss.images.decode import decode
+from spade_faiss.pyramids.reader import Identity
+from spade_faiss.store.manifest import Manifest
+from spade_faiss.store.snapshot import Snapshot
+from spade_faiss.system.prefetch import batched
 
 ADDED = 1_000
 PLANTED = K  # of those added, so near to the reader's query that they are all of its neighbours, or none is there yet
@@ -62,7 +63,7 @@ class PatchesElsewhere:
 class PooledPyramids:
     """Full-size levels from the pool for every image of a gallery, under the identities of the gallery's images."""
 
-    def __init__(self, generation: Generation, pool: Generation) -> None:
+    def __init__(self, generation: Snapshot, pool: Snapshot) -> None:
         self._generation, self._pool = generation, pool
         self.spec = pool.manifest.spec
 
@@ -76,9 +77,9 @@ class PooledPyramids:
 class PooledDetector(sf.Detector):
     """Takes the neighbours' levels from the pool."""
 
-    pool: Generation
+    pool: Snapshot
 
-    def _pyramids(self, generation: Generation) -> Any:
+    def _pyramids(self, generation: Snapshot) -> Any:
         return PooledPyramids(generation, self.pool)
 
 

@@ -15,7 +15,9 @@ import faiss
 import numpy as np
 
 import spade_faiss as sf
-from spade_faiss.images import batched, decode, find_images
+from spade_faiss.images.decode import decode
+from spade_faiss.images.sources import find_images
+from spade_faiss.system.prefetch import batched
 
 BLOCK = 5_000  # rows drawn at a time: 26 MB of 1280 dimensions
 HELD_OUT = 1_000_000_000  # blocks from here on are for queries: no gallery gets that far

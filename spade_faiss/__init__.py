@@ -7,10 +7,13 @@ Letters for shapes, here and throughout: B images of a batch, N normal images, K
 level, c channels, d dimensions of an image feature, (H, W) pixels of an image. Every distance is squared L2.
 """
 
-from .audit import Suspect, find_suspects
-from .calibration import Calibration, Judgement, Region, calibrate
-from .detection import Detection, Neighbours
-from .detector import Detector
+from ._version import __version__ as __version__
+from .detect.audit import Suspect, find_suspects
+from .detect.calibrate import calibrate
+from .detect.calibration import Calibration, Judgement
+from .detect.detection import Detection, Neighbours
+from .detect.detector import Detector
+from .detect.regions import Region
 from .errors import (
     CorruptGalleryError,
     DeviceError,
@@ -28,15 +31,15 @@ from .errors import (
     WeightsError,
     WorkerError,
 )
-from .features import Extractor, ExtractorSpec, Features, load_extractor
-from .gallery import Gallery
-from .ingest import IngestReport, Skipped
+from .extractors.features import Features
+from .extractors.registry import Extractor, load_extractor
+from .extractors.spec import ExtractorSpec
+from .gallery.gallery import Gallery
+from .gallery.verify import Problem
+from .ingest.pipeline import IngestReport, Skipped
 from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
-from .patch_search import search_patches
+from .patch_search.search import search_patches
 from .recipes import RECIPES, Recipe
-from .verification import Problem
-
-__version__ = "0.1.0"
 
 __all__ = [
     "RECIPES",

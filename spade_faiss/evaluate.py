@@ -16,20 +16,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from .curves import Curve, all_curves, write_curves
-from .datasets import Category, Sample, few
-from .detection import Detection
-from .detector import Detector
+from .datasets.category import Category, Sample, few
+from .detect.detection import Detection
+from .detect.detector import Detector
 from .errors import ImageError, OptionError
-from .gallery import Gallery
-from .generation import TEXTS_TOGETHER
-from .images import batched, decode, read_file
-from .ingest import Skipped
-from .metrics import IMAGE_METRICS, INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit, image_metrics
+from .gallery.gallery import Gallery
+from .images.decode import decode, read_file
+from .ingest.pipeline import Skipped
+from .metrics.curves import Curve, all_curves, write_curves
+from .metrics.image import IMAGE_METRICS, image_metrics
+from .metrics.pixel import INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit
 from .options import is_count
-from .originals import content_digest
-from .report import Report
-from .storage import storage_errors
+from .report.report import Report
+from .store.snapshot import TEXTS_TOGETHER
+from .store.source_images import content_digest
+from .system.atomic_files import storage_errors
+from .system.prefetch import batched
 
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
 

@@ -80,8 +80,8 @@ def main() -> None:
         # Where the files are is of this machine, and they are found by --normal: a place that is on no other.
         with gallery.writer() as writer:
             files = sorted((FIXTURES / "normal").iterdir())
-            views = [extractor.spec.view.apply(sf.images.decode(file)) for file in files]
-            digests = [sf.originals.content_digest(file.read_bytes()) for file in files]
+            views = [extractor.spec.view.apply(sf.images.decode.decode(file)) for file in files]
+            digests = [sf.store.source_images.content_digest(file.read_bytes()) for file in files]
             sources = [f"/normal/{file.name}" for file in files]
             writer.append([file.name for file in files], extractor.extract(views), digests, sources=sources)
         gallery.remove(["1.png"])

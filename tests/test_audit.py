@@ -12,8 +12,8 @@ from test_cli import Spade, spade  # noqa: F401 (a fixture)
 from test_detector import make_gallery
 
 import spade_faiss as sf
-from spade_faiss.audit import GREY, look_at
-from spade_faiss.originals import Originals
+from spade_faiss.detect.audit import GREY, suspect_images
+from spade_faiss.store.source_images import SourceImages
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_pictures_are_of_the_view_and_grey_where_the_file_is_missing(tmp_path: P
     gallery, extractor = make_gallery(tmp_path / "g", contaminated)
     detector = sf.Detector(gallery, extractor)
     worst = sf.find_suspects(detector, sample=16)[:1]
-    [(_, missing, detection)] = look_at(detector, worst, Originals(gallery.snapshot()))
-    [(_, there, _)] = look_at(detector, worst, Originals(gallery.snapshot(), [contaminated]))
+    [(_, missing, detection)] = suspect_images(detector, worst, SourceImages(gallery.snapshot()))
+    [(_, there, _)] = suspect_images(detector, worst, SourceImages(gallery.snapshot(), [contaminated]))
     assert missing.shape == there.shape == (*detection.anomaly_map.shape, 3)
     assert (missing == GREY).all()
     row, column = np.unravel_index(detection.anomaly_map.argmax(), detection.anomaly_map.shape)

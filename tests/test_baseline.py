@@ -11,17 +11,18 @@ from PIL import Image
 from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
-from spade_faiss.baseline import BULK, Baseline, Typical, measure
+from spade_faiss.detect.baseline import BULK, Baseline, LogStats
+from spade_faiss.detect.measure_baseline import measure
 
 ROBUST = sf.RECIPES["robust"]
 
 
 def make_baseline(total: np.ndarray, keys: int = 4) -> Baseline:
-    return Baseline(frozenset(map(str, range(keys))), (), total, Typical(1, 1), Typical(1, 1))
+    return Baseline(frozenset(map(str, range(keys))), (), total, LogStats(1, 1), LogStats(1, 1))
 
 
 def test_typical_by_hand() -> None:
-    found = Typical.of([1.0, np.e, np.e**2, np.e**3, np.e**9])
+    found = LogStats.of([1.0, np.e, np.e**2, np.e**3, np.e**9])
     assert found.median == pytest.approx(np.e**2)
     assert found.spread == pytest.approx(1.4826)  # deviations of the logarithms: 2, 1, 0, 1, 7
     assert found.ratio(np.e**3) == pytest.approx(np.e)
@@ -56,7 +57,7 @@ def test_positions_without_distance_divide_by_something(total: np.ndarray) -> No
 
 
 def test_the_image_score_is_the_rarer_of_maximum_and_mean() -> None:
-    baseline = Baseline(frozenset("a"), (), np.ones((2, 2)), peak=Typical(4.0, 0.4), mean=Typical(2.0, 0.1))
+    baseline = Baseline(frozenset("a"), (), np.ones((2, 2)), peak=LogStats(4.0, 0.4), mean=LogStats(2.0, 0.1))
     typical = np.array([[4, 4, 0, 0]], np.float32)
     assert baseline.image_score(typical) == pytest.approx(1, rel=0.01)
     assert baseline.image_score(np.array([[8, 0, 0, 0]], np.float32)) == pytest.approx(2)  # the maximum doubled

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from spade_faiss import cli_bench
-from spade_faiss.cli import cli
+from spade_faiss.cli import bench
+from spade_faiss.cli.main import cli
 from spade_faiss.errors import OptionError
 
 
@@ -18,7 +18,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give back what a benchmark, which has the process to itself, changes."""
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv(cli_bench.OUTPUT, os.environ.get(cli_bench.OUTPUT, ""))
+    monkeypatch.setenv(bench.OUTPUT, os.environ.get(bench.OUTPUT, ""))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "if __name__ == '__main__':\n    main()\n"
     )
     (tmp_path / "needy.py").write_text("import a_package_that_nobody_has\ndef main(): pass\n")
-    monkeypatch.setattr(cli_bench, "benchmark_folder", lambda: tmp_path)
+    monkeypatch.setattr(bench, "benchmark_folder", lambda: tmp_path)
     return tmp_path
 
 
@@ -65,7 +65,7 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 @pytest.mark.usefixtures("_restored")
 def test_synthetic_features_are_the_same_whatever_was_drawn_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(cli_bench.benchmark_folder()))
+    monkeypatch.syspath_prepend(str(bench.benchmark_folder()))
     import synthetic
 
     rng = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_synthetic_features_are_the_same_whatever_was_drawn_before(monkeypatch: 
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize("dimension", [2, 6])
 def test_intrinsic_dimension_is_that_of_the_subspace(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(cli_bench.benchmark_folder()))
+    monkeypatch.syspath_prepend(str(bench.benchmark_folder()))
     import synthetic
 
     rng = np.random.default_rng(0)

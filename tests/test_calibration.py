@@ -13,7 +13,8 @@ from PIL import Image
 from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
-from spade_faiss.calibration import FILE, Calibration, _checksum, conformal_threshold, find_regions, images_needed
+from spade_faiss.detect.calibration import FILE, Calibration, _checksum, conformal_threshold, images_needed
+from spade_faiss.detect.regions import find_regions
 
 
 @pytest.mark.parametrize(

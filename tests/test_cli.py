@@ -42,14 +42,14 @@ Spade = Callable[..., Run]
 @pytest.fixture
 def spade(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Spade:
     """Run the command line in this process, where torch is loaded already."""
-    from spade_faiss import cli
+    from spade_faiss.cli.main import main
 
     def run(*args: object) -> Run:
         monkeypatch.setattr(sys, "argv", ["spade-faiss", *map(str, args)])
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() has its own
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main()
         captured = capfd.readouterr()
         return Run(int(stopped.value.code or 0), captured.out, captured.err)
 

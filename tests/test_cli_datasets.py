@@ -14,7 +14,9 @@ from test_detector import make_images
 from test_evaluate import make_set
 
 import spade_faiss as sf
-from spade_faiss.datasets import Category, from_folders, open_dataset
+from spade_faiss.datasets.category import Category
+from spade_faiss.datasets.folders import from_folders
+from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.evaluate import evaluate
 
 __all__ = ["spade"]  # a fixture

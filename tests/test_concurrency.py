@@ -22,11 +22,12 @@ from click.testing import CliRunner
 from conftest import OWN, random_features_of, write_images
 
 import spade_faiss as sf
-from spade_faiss import calibration, making
-from spade_faiss.audit import find_suspects
-from spade_faiss.cli import cli
-from spade_faiss.locks import HOLDER, READERS, WRITER
+from spade_faiss.cli.main import cli
+from spade_faiss.detect import calibrate, calibration
+from spade_faiss.detect.audit import find_suspects
 from spade_faiss.options import Patches
+from spade_faiss.store import create
+from spade_faiss.store.locks import HOLDER, READERS, WRITER
 
 TESTS = str(Path(__file__).parent)
 
@@ -133,30 +134,30 @@ def test_what_a_dead_writer_left_keeps_nobody_out(gallery: sf.Gallery) -> None:
 
 def test_of_two_that_make_a_gallery_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen that nothing is there: it was deleted by the one that failed."""
-    check, path, others = making._check_free, tmp_path / "g", []
+    check, path, others = create._check_free, tmp_path / "g", []
 
     def and_then_another(folder: Path) -> None:
         check(folder)
-        monkeypatch.setattr(making, "_check_free", check)
+        monkeypatch.setattr(create, "_check_free", check)
         others.append(sf.Gallery.create(path, OWN))
         others[0].append(["theirs"], random_features_of(1))
 
-    monkeypatch.setattr(making, "_check_free", and_then_another)
+    monkeypatch.setattr(create, "_check_free", and_then_another)
     with pytest.raises(sf.GalleryError, match="expected nothing, or an empty folder"):
         sf.Gallery.create(path, OWN)
     assert sf.Gallery.open(path).keys() == ["theirs"]
 
 
 def test_a_build_goes_on_with_what_another_has_just_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, check = write_images(tmp_path / "images", 3), making._check_free
+    images, check = write_images(tmp_path / "images", 3), create._check_free
     command = ["build", str(tmp_path / "g"), str(images), "--extractor", "toy", "--quiet"]
 
     def and_then_another(folder: Path) -> None:
-        monkeypatch.setattr(making, "_check_free", check)
+        monkeypatch.setattr(create, "_check_free", check)
         assert CliRunner().invoke(cli, command).exit_code == 0
         check(folder)
 
-    monkeypatch.setattr(making, "_check_free", and_then_another)
+    monkeypatch.setattr(create, "_check_free", and_then_another)
     found = CliRunner().invoke(cli, command)
     assert (found.exit_code, found.output.split(",")[:2]) == (0, ["0 added (0 replaced)", " 3 unchanged"])
 
@@ -165,12 +166,12 @@ def test_a_build_that_took_nothing_leaves_what_others_have_put_there(tmp_path: P
     path = tmp_path / "g"
     sf.Gallery.create(path, OWN)
     with sf.Gallery.open(path).writer() as writer:
-        making.discard_folder(path)
+        create.discard_folder(path)
         writer.append(["theirs"], random_features_of(1))
-    making.discard_folder(path)
+    create.discard_folder(path)
     assert sf.Gallery.open(path).keys() == ["theirs"]
     sf.Gallery.create(tmp_path / "empty", OWN)
-    making.discard_folder(tmp_path / "empty")
+    create.discard_folder(tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
 
 
@@ -353,22 +354,22 @@ def test_what_is_written_meanwhile_is_in_no_calibration_and_no_audit(
     """A calibration said that it was of the generation at its end, which it had not seen: nobody was warned."""
     gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))
     gallery.add_images(write_images(tmp_path / "images", 12), toy)
-    detector, generation, draw = sf.Detector(gallery, toy, sf.SearchOptions(k=3)), gallery.generation, calibration.draw
+    detector, generation, draw = sf.Detector(gallery, toy, sf.SearchOptions(k=3)), gallery.generation, calibrate.draw
     expected = sf.calibrate(detector, 0.2).image_scores
 
     def and_then_another_writes(*arguments: Any) -> Any:
-        monkeypatch.setattr(calibration, "draw", draw)
+        monkeypatch.setattr(calibrate, "draw", draw)
         drawn = draw(*arguments)
         gallery.remove(["003.png", "005.png"])
         gallery.compact()
         return drawn
 
-    monkeypatch.setattr(calibration, "draw", and_then_another_writes)
+    monkeypatch.setattr(calibrate, "draw", and_then_another_writes)
     found = sf.calibrate(detector, 0.2)
     assert found.generation == generation < gallery.generation
     np.testing.assert_array_equal(found.image_scores, expected)
     left = gallery.keys()
-    monkeypatch.setattr(calibration, "draw", lambda *arguments: (draw(*arguments), gallery.remove(left[:2]))[0])
+    monkeypatch.setattr(calibrate, "draw", lambda *arguments: (draw(*arguments), gallery.remove(left[:2]))[0])
     assert {suspect.key for suspect in find_suspects(detector)} == set(left)
 
 
@@ -509,7 +510,7 @@ def test_a_forked_process_goes_on_with_what_its_parent_opened(tmp_path: Path, pa
 
 
 WRITES_TWICE = """
-from spade_faiss.storage import PatientFile
+from spade_faiss.system.atomic_files import DeferredErrorFile
 gallery = sf.Gallery.create(folder / "g", OWN, shard_bytes=10**6)
 features = random_features_of(40)
 
@@ -542,7 +543,7 @@ with gallery.writer() as writer:
         sf.Gallery.open(folder / "g").remove([])
     except sf.GalleryLockedError:
         print("held")
-disk = PatientFile(folder / "file")
+disk = DeferredErrorFile(folder / "file")
 disk.write(b"parent")
 
 def writes_from_the_start():

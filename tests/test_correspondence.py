@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
-from spade_faiss.calibration import Judgement, find_regions
-from spade_faiss.correspondence import Match, correspondences, match_arrays
-from spade_faiss.images import View
+from spade_faiss.detect.calibration import Judgement
+from spade_faiss.detect.explanation import Match, correspondences, match_arrays
+from spade_faiss.detect.regions import find_regions
+from spade_faiss.images.view import View
 
 VIEW = View((8, 8), (8, 8))
 THRESHOLD = 5.0

@@ -19,8 +19,8 @@ import pytest
 from conftest import OWN, random_features_of, write_images
 
 import spade_faiss as sf
-from spade_faiss.manifest import Manifest
 from spade_faiss.options import Patches
+from spade_faiss.store.manifest import Manifest
 
 N_IMAGES = 24
 KEYS = [f"{number:02d}" for number in range(14)]

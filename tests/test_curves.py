@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spade_faiss.curves import Curve, all_curves, image_roc, write_curves
-from spade_faiss.metrics import PixelMetrics, image_metrics
+from spade_faiss.metrics.curves import Curve, all_curves, image_roc, write_curves
+from spade_faiss.metrics.image import image_metrics
+from spade_faiss.metrics.pixel import PixelMetrics
 
 
 def test_image_roc_by_hand() -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spade_faiss.datasets import GOOD, LAYOUTS, Category, Sample, from_folders, open_dataset
+from spade_faiss.datasets.category import GOOD, Category, Sample
+from spade_faiss.datasets.folders import from_folders
+from spade_faiss.datasets.layouts import LAYOUTS, open_dataset
 from spade_faiss.errors import ImageError, OptionError
-from spade_faiss.images import decode
+from spade_faiss.images.decode import decode
 
 SIZE = (16, 16)
 Build = Callable[[Path], None]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spade_faiss.demo import run_demo, sample_folder
+from spade_faiss.cli.demo import run_demo, sample_folder
 
 
 def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:

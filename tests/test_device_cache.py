@@ -16,10 +16,10 @@ import torch
 from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
-from spade_faiss.detector import _scaled
-from spade_faiss.device_cache import DeviceCache, device_cache
-from spade_faiss.devices import as_arrays
-from spade_faiss.reading import PyramidCache
+from spade_faiss.detect.detector import _scaled
+from spade_faiss.pyramids.cache import PyramidCache
+from spade_faiss.pyramids.device_cache import DeviceCache, device_cache
+from spade_faiss.system.devices import as_arrays
 
 N = 12
 
@@ -30,7 +30,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     if request.param == "cpu":
-        for module in ("device_cache", "patch_search"):
+        for module in ("pyramids.device_cache", "patch_search.search"):
             monkeypatch.setattr(f"spade_faiss.{module}.torch_device", lambda _: "cpu:0")
     return str(request.param)
 

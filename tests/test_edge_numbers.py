@@ -9,7 +9,7 @@ import pytest
 from conftest import OWN, random_features_of
 
 import spade_faiss as sf
-from spade_faiss.patch_search import search_patches
+from spade_faiss.patch_search.search import search_patches
 
 ENGINES = ["flat", "pyramid"]
 HALF_MAX = float(np.finfo(np.float16).max)

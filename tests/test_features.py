@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from spade_faiss.errors import FeatureError, OptionError, SpecMismatchError
-from spade_faiss.features import Extractor, ExtractorSpec, Features, average_neighbourhoods, load_extractor
+from spade_faiss.extractors.features import Features
+from spade_faiss.extractors.pooling import average_neighbourhoods
+from spade_faiss.extractors.registry import Extractor, load_extractor
+from spade_faiss.extractors.spec import ExtractorSpec
 from spade_faiss.options import FeatureOptions
 
 # Two levels, three numbers an image feature; not made from images here.

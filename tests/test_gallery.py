@@ -21,8 +21,8 @@ import pytest
 from conftest import OWN, RandomFeatures, random_features_of
 
 import spade_faiss as sf
-from spade_faiss.manifest import Manifest
-from spade_faiss.shards import ShardWriter
+from spade_faiss.store.manifest import Manifest
+from spade_faiss.store.shard_writer import ShardWriter
 
 N = 12
 KEYS = [f"part {number % 3}/{number:02d}.png" for number in range(N)]

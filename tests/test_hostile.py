@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spade_faiss as sf
-from spade_faiss import calibration, manifest
-from spade_faiss.networks import load_network
+from spade_faiss.detect import calibration
+from spade_faiss.extractors.networks import load_network
 from spade_faiss.options import Patches
+from spade_faiss.store import manifest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import bit_rot

@@ -13,9 +13,9 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, NotEnoughImagesError, OptionError
-from spade_faiss.image_index import ImageIndex
-from spade_faiss.index_kinds import Kind, check_kind, kinds
-from spade_faiss.manifest import IndexFacts
+from spade_faiss.index.factory import Kind, check_kind, kinds
+from spade_faiss.index.image_index import ImageIndex
+from spade_faiss.index.metadata import IndexFacts
 
 N, D = 300, 8
 SINGLE_AND_BATCH = [1, 25]  # FAISS may search batches of 20 and more through BLAS

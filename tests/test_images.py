@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spade_faiss.errors import ImageError
-from spade_faiss.images import View, batched, decode, find_images, one_ahead, read_ahead, read_file
+from spade_faiss.images.decode import decode, read_file
+from spade_faiss.images.sources import find_images
+from spade_faiss.images.view import View
+from spade_faiss.system.prefetch import batched, one_ahead, read_ahead
 
 RNG = np.random.default_rng(0)
 UPRIGHT = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)

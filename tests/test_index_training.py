@@ -12,11 +12,12 @@ import pytest
 from test_image_index import Held, brute_force
 
 import spade_faiss as sf
-from spade_faiss import derived, index_kinds
 from spade_faiss.errors import OptionError
-from spade_faiss.features import Features
-from spade_faiss.image_index import ImageIndex
-from spade_faiss.index_training import tune
+from spade_faiss.extractors.features import Features
+from spade_faiss.index import factory as index_factory
+from spade_faiss.index.image_index import ImageIndex
+from spade_faiss.index.tuning import tune
+from spade_faiss.store import secondary_indexes
 
 N, D, K = 3000, 96, 50
 
@@ -32,8 +33,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _large_from_a_few_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_kinds, "IVF_FROM", 500)
-    monkeypatch.setattr(derived, "IVF_FROM", 500)
+    monkeypatch.setattr(index_factory, "IVF_FROM", 500)
+    monkeypatch.setattr(secondary_indexes, "IVF_FROM", 500)
 
 
 def low_dimensional(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -171,7 +172,7 @@ def append(gallery: sf.Gallery, xb: np.ndarray, start: int) -> None:
 
 
 def test_adding_grows_the_index_and_reindex_builds_it_anew(
-    tmp_path: Path, rng: np.random.Generator, xb: np.ndarray, xq: np.ndarray
+    tmp_path: Path, xb: np.ndarray, xq: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery = gallery_of(tmp_path / "g", xb[:1000])
     lists, reader = gallery.index_state(), sf.Gallery.open(tmp_path / "g", "cpu")
@@ -182,7 +183,10 @@ def test_adding_grows_the_index_and_reindex_builds_it_anew(
     grown = gallery.index_state()
     assert grown.entry is not None
     assert (grown.entry.images, grown.entry.trained) == (3000, 1000)  # with the lists that there were
-    assert grown.outgrown == ()  # 3000 are few to FAISS: nobody gains by other lists
+    assert grown.outgrown == ("3000 images, built for 1000",)
+    with monkeypatch.context() as patch:
+        patch.setattr(secondary_indexes, "IVF_FROM", 50_000)
+        assert gallery.index_state().outgrown == ()  # 3000 are few to FAISS: nobody gains by other lists
     expected = reader.search(xq, 10)
     state = gallery.reindex()
     assert state.entry is not None
@@ -203,7 +207,7 @@ def recall_of(gallery: sf.Gallery, xq: np.ndarray, xb: np.ndarray) -> float:
 def test_info_says_when_the_index_was_outgrown(
     tmp_path: Path, rng: np.random.Generator, xb: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spade_faiss.index_state.IVF_FROM", 500)
+    monkeypatch.setattr("spade_faiss.store.secondary_indexes.IVF_FROM", 500)
     gallery = gallery_of(tmp_path / "g", xb[:1000])
     elsewhere = np.full((1500, D), 40, np.float32) + low_dimensional(rng, 1500) * 0.01
     append(gallery, elsewhere, 1000)  # all in one list

@@ -14,7 +14,8 @@ from conftest import write_images
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss.images import Source, decode
+from spade_faiss.images.decode import decode
+from spade_faiss.images.sources import ImageFile
 
 
 def create(path: Path, extractor: sf.Extractor, shard_bytes: int = 2**28) -> sf.Gallery:
@@ -242,12 +243,12 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 def test_reading_stays_a_bounded_number_of_images_ahead(
     tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spade_faiss import ingest
+    from spade_faiss.ingest import image_reader
 
     toy = sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=2))
     write_images(image_folder, 80)
     read = extracted = ahead = 0
-    real_read, real_extract = ingest.read_file, toy.extract
+    real_read, real_extract = image_reader.read_file, toy.extract
 
     def count_read(path: Path) -> bytes:
         nonlocal read
@@ -260,7 +261,7 @@ def test_reading_stays_a_bounded_number_of_images_ahead(
         extracted += len(views)
         return real_extract(views)
 
-    monkeypatch.setattr(ingest, "read_file", count_read)
+    monkeypatch.setattr(image_reader, "read_file", count_read)
     monkeypatch.setattr(toy, "extract", count_extract)
     create(tmp_path / "g", toy).add_images(image_folder, toy)
     assert read == extracted == 80
@@ -314,8 +315,8 @@ def test_nan_from_a_network_stops_the_run(
 
 
 def test_sources_bring_their_own_keys(gallery: sf.Gallery, image_folder: Path, toy: sf.Extractor) -> None:
-    chosen = [Source(image_folder / f"{number:03d}.png", f"train/{number}") for number in (7, 2)]
+    chosen = [ImageFile(image_folder / f"{number:03d}.png", f"train/{number}") for number in (7, 2)]
     assert gallery.add_images(chosen, toy).added == 2
     assert_features_of(gallery, ["train/7", "train/2"], extract(toy, [source.path for source in chosen]))
     with pytest.raises(sf.ImageError, match="two images would have the key 'train/7'"):
-        gallery.add_images([chosen[0], Source(image_folder / "001.png", "train/7")], toy)
+        gallery.add_images([chosen[0], ImageFile(image_folder / "001.png", "train/7")], toy)

@@ -17,17 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spade_faiss as sf
-from spade_faiss import derived, keys
 from spade_faiss.errors import CorruptGalleryError
-from spade_faiss.keys import KeyTable
-from spade_faiss.manifest import Manifest
-from spade_faiss.rows import StoredRows
+from spade_faiss.store import key_table, secondary_indexes
+from spade_faiss.store.key_table import KeyTable
+from spade_faiss.store.manifest import Manifest
+from spade_faiss.store.row_reader import RowReader
 
 N = 12
 KEYS = [f"part {number % 3}/{number:02d}.png" for number in range(N)]
 
 HASHES: dict[str, Callable[[bytes], int]] = {
-    "xxh3": keys.key_hash,
+    "xxh3": key_table.key_hash,
     "few": lambda key: xxhash.xxh3_64_intdigest(key) % 3 << 62,  # beyond what an int64 holds, too
     "one": lambda key: 7,
 }
@@ -53,13 +53,13 @@ def gallery(tmp_path: Path) -> sf.Gallery:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of shards, as they are first read."""
     names: list[str] = []
-    find = StoredRows._find
+    find = RowReader._find
 
-    def watched(self: StoredRows, number: int) -> Any:
+    def watched(self: RowReader, number: int) -> Any:
         names.append(Path(self._shards[number].file).name)
         return find(self, number)
 
-    monkeypatch.setattr(StoredRows, "_find", watched)
+    monkeypatch.setattr(RowReader, "_find", watched)
     return names
 
 
@@ -84,8 +84,8 @@ def test_a_table_equals_a_dict_of_lists(hashed: str, blocks: list[list[str]], ot
     """Whatever is merged when, and read back from a file or not."""
     rows = [key for block in blocks for key in block]
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(keys, "RECENT", recent)
-        patch.setattr(keys, "key_hash", hash_of := HASHES[hashed])
+        patch.setattr(key_table, "RECENT", recent)
+        patch.setattr(key_table, "key_hash", hash_of := HASHES[hashed])
         by_hash: dict[int, list[int]] = {}
         for row, key in enumerate(rows):
             by_hash.setdefault(hash_of(key.encode()), []).append(row)
@@ -154,7 +154,7 @@ def test_an_array_that_is_no_table_is_refused_whatever_its_checksum_says(tmp_pat
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x93NUMPY", b"PK\3\4", pickle.dumps([1]), b"\x93NUMPY\1\0\x80\0" + b"(" * 128, keys._header(10**15)],
+    [b"", b"\x93NUMPY", b"PK\3\4", pickle.dumps([1]), b"\x93NUMPY\1\0\x80\0" + b"(" * 128, key_table._header(10**15)],
     ids=["empty", "cut", "zip", "pickle", "nested", "huge"],
 )
 def test_what_is_no_array_is_refused_whatever_its_checksum_says(tmp_path: Path, content: bytes) -> None:
@@ -198,7 +198,7 @@ def test_what_no_key_can_be_is_not_there(gallery: sf.Gallery, wrong: Any) -> Non
 
 @pytest.mark.parametrize("hashed", ["few", "one"])
 def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: str) -> None:
-    monkeypatch.setattr(keys, "key_hash", HASHES[hashed])
+    monkeypatch.setattr(key_table, "key_hash", HASHES[hashed])
     gallery = create(tmp_path / "g")
     gallery.append(KEYS, random_features_of(N))
     gallery.remove(KEYS[2:4])
@@ -228,7 +228,7 @@ def test_the_file_is_written_anew_when_many_shards_are_not_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though they are few of all the rows."""
-    monkeypatch.setattr(derived, "KEYS_LAG", 3)
+    monkeypatch.setattr(secondary_indexes, "KEYS_LAG", 3)
     gallery, features = create(tmp_path / "g"), random_features_of(204)
     names = [str(row) for row in range(204)]
     gallery.append(names[:200], features[:200])
@@ -313,8 +313,8 @@ def test_any_life_equals_a_dict(hashed: str, steps: list[tuple[str, list[int]]],
     """Of a writer that goes through appends, replacements, removals, commits and compacts, and of whoever reopens."""
     model: dict[str, str] = {}
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(keys, "RECENT", recent)
-        patch.setattr(keys, "key_hash", HASHES[hashed])
+        patch.setattr(key_table, "RECENT", recent)
+        patch.setattr(key_table, "key_hash", HASHES[hashed])
         gallery = sf.Gallery.create(Path(folder) / "g", OWN, sf.IndexOptions(device="cpu"), 3 * OWN.bytes_per_image)
         version, names = 0, [f"{number}.png" for number in range(10)]
         left = iter([*steps, ("reopen", [])])

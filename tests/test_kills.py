@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
-from spade_faiss import cli, failpoints, storage
-from spade_faiss.calibration import Calibration
-from spade_faiss.locks import HOLDER
-from spade_faiss.writing import GalleryWriter
+from spade_faiss.cli import gallery_commands
+from spade_faiss.detect.calibration import Calibration
+from spade_faiss.store.locks import HOLDER
+from spade_faiss.store.writer import GalleryWriter
+from spade_faiss.system import atomic_files, failpoints
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -72,7 +73,7 @@ def test_the_environment_names_a_failpoint(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from spade_faiss.storage import write_whole
+from spade_faiss.system.atomic_files import write_whole
 for number in range(3):
     write_whole(Path(sys.argv[1]) / f"{number}.bin", b"new")
 """
@@ -118,7 +119,7 @@ def test_a_build_that_finds_another_writer_leaves_its_gallery_alone(
         writer = GalleryWriter(tmp_path / "g").__enter__()
         raise sf.GalleryLockedError("another process is writing to it")
 
-    monkeypatch.setattr(cli, "_add", other_begins)
+    monkeypatch.setattr(gallery_commands, "_add", other_begins)
     with pytest.raises(sf.GalleryLockedError):
         kills_trials.run("build", tmp_path / "g", trials.images)
     assert writer is not None
@@ -366,14 +367,14 @@ def test_power_lost_at_any_step(
 def test_a_flush_that_is_forgotten_is_noticed(
     trials: kills_trials.Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
-    flush = storage.flush_to_disk
+    flush = atomic_files.flush_to_disk
 
     def forgetful(path: Path) -> None:
         kind = "folders" if path.is_dir() else "manifest" if path.name.startswith("gallery.json") else "files"
         if kind != forgotten:
             flush(path)
 
-    monkeypatch.setattr(storage, "flush_to_disk", forgetful)
+    monkeypatch.setattr(atomic_files, "flush_to_disk", forgetful)
     problems, lasting = without_power(trials, "adopt", tmp_path, monkeypatch)
     assert problems
     assert not lasting

@@ -13,7 +13,8 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, GalleryNotFoundError
-from spade_faiss.manifest import FILE, IndexEntry, IndexFacts, KeysEntry, Manifest, ShardEntry
+from spade_faiss.index.metadata import IndexFacts
+from spade_faiss.store.manifest import FILE, IndexEntry, KeysEntry, Manifest, ShardEntry
 
 WRONG = ["a text", -1, 2.5, None, [], {}]  # whatever a field holds, most of these are of another kind
 

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spade_faiss.errors import FeatureError, OptionError
-from spade_faiss.metrics import BINS, CURVE_POINTS, IMAGE_METRICS, PIXEL_METRICS, Metrics, PixelMetrics, image_metrics
+from spade_faiss.metrics.image import IMAGE_METRICS, image_metrics
+from spade_faiss.metrics.pixel import BINS, CURVE_POINTS, PIXEL_METRICS, PixelMetrics
+from spade_faiss.metrics.ranking import Metrics
 
 Pair = tuple[np.ndarray, np.ndarray]  # (H, W) map and mask
 FEWEST_BINS = 2**16

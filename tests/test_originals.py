@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss.images import Source, find_images
-from spade_faiss.originals import Originals
+from spade_faiss.images.sources import ImageFile, find_images
+from spade_faiss.store.source_images import SourceImages
 
 
 def test_in_the_folder_that_the_gallery_was_built_from(toy_gallery: sf.Gallery, image_folder: Path) -> None:
     elsewhere = image_folder.parent / "elsewhere"
     for folders in ([image_folder], [elsewhere, image_folder]):
-        found = Originals(toy_gallery.snapshot(), folders).decode("003.png")
+        found = SourceImages(toy_gallery.snapshot(), folders).decode("003.png")
         np.testing.assert_array_equal(found, np.asarray(Image.open(image_folder / "003.png")))
 
 
@@ -25,19 +25,21 @@ def test_among_files_whose_paths_end_in_the_key(toy_gallery: sf.Gallery, image_f
     other = tmp_path / "other"  # also ends in 003.png, but is another image
     shutil.copytree(image_folder, other)
     shutil.copy(image_folder / "004.png", other / "003.png")
-    sources = [Source(image.path, f"train/{image.key}") for image in find_images([other]) + find_images([image_folder])]
-    found = Originals(toy_gallery.snapshot(), sources=sources).decode("003.png")
+    sources = [
+        ImageFile(image.path, f"train/{image.key}") for image in find_images([other]) + find_images([image_folder])
+    ]
+    found = SourceImages(toy_gallery.snapshot(), sources=sources).decode("003.png")
     np.testing.assert_array_equal(found, np.asarray(Image.open(image_folder / "003.png")))
 
 
 def test_what_is_missing_is_said(toy_gallery: sf.Gallery, image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(sf.ImageError, match=r"^no folder of normal images given$"):
-        Originals(toy_gallery.snapshot()).decode("003.png")
+        SourceImages(toy_gallery.snapshot()).decode("003.png")
     with pytest.raises(sf.ImageError, match=r"^not found$"):
-        Originals(toy_gallery.snapshot(), [tmp_path]).decode("003.png")
+        SourceImages(toy_gallery.snapshot(), [tmp_path]).decode("003.png")
     shutil.copy(image_folder / "004.png", image_folder / "003.png")
     with pytest.raises(sf.ImageError, match=r"^not the file that is in the gallery$"):
-        Originals(toy_gallery.snapshot(), [image_folder]).decode("003.png")
+        SourceImages(toy_gallery.snapshot(), [image_folder]).decode("003.png")
 
 
 @pytest.mark.parametrize("key", ["../images/000.png", "{tmp}/images/000.png"])
@@ -48,7 +50,7 @@ def test_keys_never_lead_out_of_the_folder(tmp_path: Path, image_folder: Path, t
     gallery = sf.Gallery.create(tmp_path / "hostile.gallery", toy.spec)
     gallery.append([key], toy.extract([toy.spec.view.apply(pixels)]))
     with pytest.raises(sf.ImageError, match=r"^not found$"):
-        Originals(gallery.snapshot(), [tmp_path / "empty"]).decode(key)
+        SourceImages(gallery.snapshot(), [tmp_path / "empty"]).decode(key)
 
 
 def test_one_that_cannot_be_read_does_not_hide_another(
@@ -56,10 +58,10 @@ def test_one_that_cannot_be_read_does_not_hide_another(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "003.png").touch()
-    found = Originals(toy_gallery.snapshot(), [tmp_path / "empty", image_folder]).decode("003.png")
+    found = SourceImages(toy_gallery.snapshot(), [tmp_path / "empty", image_folder]).decode("003.png")
     np.testing.assert_array_equal(found, np.asarray(Image.open(image_folder / "003.png")))
     with pytest.raises(sf.ImageError, match="found an empty file"):
-        Originals(toy_gallery.snapshot(), [tmp_path / "empty"]).decode("003.png")
+        SourceImages(toy_gallery.snapshot(), [tmp_path / "empty"]).decode("003.png")
 
 
 def test_features_appended_without_images_are_taken_by_name(
@@ -68,4 +70,4 @@ def test_features_appended_without_images_are_taken_by_name(
     pixels = np.asarray(Image.open(image_folder / "000.png"))
     gallery = sf.Gallery.create(tmp_path / "own.gallery", toy.spec)
     gallery.append(["000.png"], toy.extract([toy.spec.view.apply(pixels)]))
-    np.testing.assert_array_equal(Originals(gallery.snapshot(), [image_folder]).decode("000.png"), pixels)
+    np.testing.assert_array_equal(SourceImages(gallery.snapshot(), [image_folder]).decode("000.png"), pixels)

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
-from spade_faiss import devices
 from spade_faiss.errors import FeatureError, OptionError
-from spade_faiss.patch_search import choice, pyramid, search_patches
-from spade_faiss.patch_search.patches import as_tensor
+from spade_faiss.patch_search import cost_model, pyramid
+from spade_faiss.patch_search.search import search_patches
+from spade_faiss.patch_search.upsampling import as_tensor
+from spade_faiss.system import devices
 
 ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
 
@@ -75,7 +76,7 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
         if variant == "blas":  # what FAISS does at the size of real features, with other rounding
             patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
         elif device == "cpu" and variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-            patch.setattr("spade_faiss.patch_search.torch_device", lambda _: "cpu:0")
+            patch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
         elif variant in ("float32", "bfloat16"):  # what a machine does that multiplies bfloat16 no faster, or faster
             patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
         yield bound
@@ -179,9 +180,9 @@ def test_equals_oracle_by_default() -> None:
 def test_auto_takes_the_faster(
     monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, int, int]], k: int, kappa: int, expected: str
 ) -> None:
-    assert choice.faster(shapes, k, kappa) == expected
+    assert cost_model.faster(shapes, k, kappa) == expected
     query, neighbours = make(PYRAMIDS["halved"], 2)
-    monkeypatch.setattr("spade_faiss.patch_search.faster", lambda *_: expected)
+    monkeypatch.setattr("spade_faiss.patch_search.search.faster", lambda *_: expected)
     assert_same(search_patches(query, neighbours, device="cpu"), search_patches(query, neighbours, 1, expected, "cpu"))
 
 
@@ -411,8 +412,8 @@ def test_neighbours_that_are_tensors_are_searched_where_they_are(monkeypatch: py
         moved.extend(tuple(level.shape) for level in levels)
         return devices.as_arrays(levels)
 
-    monkeypatch.setattr("spade_faiss.patch_search.as_arrays", noted)
-    monkeypatch.setattr("spade_faiss.patch_search.torch_device", lambda _: "cpu:0")
+    monkeypatch.setattr("spade_faiss.patch_search.search.as_arrays", noted)
+    monkeypatch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
     on_device = search_patches(query, neighbours, 2, "pyramid")
     assert moved == PYRAMIDS["indivisible"]  # the query
     monkeypatch.undo()

@@ -15,11 +15,12 @@ import torch
 from conftest import OWN, random_features_of
 
 import spade_faiss as sf
-from spade_faiss import chunks, generation
-from spade_faiss.device_cache import DeviceCache
-from spade_faiss.devices import as_arrays
-from spade_faiss.reading import Identity, LevelCache, PyramidCache, StoredPyramids
-from spade_faiss.shards import Shard
+from spade_faiss.pyramids.cache import LevelCache, PyramidCache
+from spade_faiss.pyramids.device_cache import DeviceCache
+from spade_faiss.pyramids.reader import Identity, StoredPyramids
+from spade_faiss.store import level_reader, snapshot
+from spade_faiss.store.shard_reader import ShardReader
+from spade_faiss.system.devices import as_arrays
 
 SPEC = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
 SIZE = 2 * (3 * 5 * 7 + 2 * 3 * 3)  # bytes of an image
@@ -212,19 +213,19 @@ IDS = [*range(N - 1, -1, -1), 5, 0, 5]
 
 
 def test_without_hdf5_is_the_same(gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chunks.SUPPORTED
+    assert level_reader.SUPPORTED
     assert_stored(gallery.read(IDS), IDS)
-    monkeypatch.setattr(chunks, "SUPPORTED", False)  # as on Windows
-    monkeypatch.setattr(chunks.LevelReader, "read", None)
+    monkeypatch.setattr(level_reader, "SUPPORTED", False)  # as on Windows
+    monkeypatch.setattr(level_reader.LevelReader, "read", None)
     assert_stored(gallery.read(IDS), IDS)
 
 
 def test_threads_read_while_shards_are_closed_to_open_others(
     gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "OPEN_SHARDS", 2)
-    monkeypatch.setattr(generation, "KNOWN_SHARDS", 5)
-    monkeypatch.setattr(generation, "READ_TOGETHER", 2)
+    monkeypatch.setattr(snapshot, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(snapshot, "KNOWN_SHARDS", 5)
+    monkeypatch.setattr(snapshot, "READ_TOGETHER", 2)
 
     def read(seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -241,11 +242,11 @@ def test_where_levels_lie_is_found_out_once_for_each_shard(
     gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch, known: int, opened: int
 ) -> None:
     """Of as many shards as are known, however few of them are open."""
-    monkeypatch.setattr(generation, "OPEN_SHARDS", 1)
-    monkeypatch.setattr(generation, "KNOWN_SHARDS", known)
+    monkeypatch.setattr(snapshot, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(snapshot, "KNOWN_SHARDS", known)
     view, files = gallery.snapshot(), []
     assert len(view.manifest.shards) == 13
-    monkeypatch.setattr(generation, "Shard", lambda path, *args: (files.append(path), Shard(path, *args))[1])
+    monkeypatch.setattr(snapshot, "ShardReader", lambda path, *args: (files.append(path), ShardReader(path, *args))[1])
     for _ in range(2):
         assert_stored(view.levels(range(N)), range(N))
     assert len(files) == opened

@@ -18,10 +18,10 @@ from test_crash import content, failing_flush, reopen
 from test_detector import make_images
 
 import spade_faiss as sf
-from spade_faiss.audit import look_at
-from spade_faiss.manifest import Manifest
+from spade_faiss.detect.audit import suspect_images
 from spade_faiss.options import Patches
-from spade_faiss.originals import Originals
+from spade_faiss.store.manifest import Manifest
+from spade_faiss.store.source_images import SourceImages
 
 PAPER = (sf.SearchOptions(k=5, kappa=2), sf.ScoreOptions())
 ROBUST = (
@@ -123,8 +123,8 @@ def test_calibration_and_audit_are_those_of_a_stored_gallery(tmp_path: Path, nor
     assert found.baseline.to_json() == expected.baseline.to_json()
     suspects = sf.find_suspects(recomputed)
     assert suspects == sf.find_suspects(stored)
-    originals = Originals(recomputed.gallery.snapshot())  # found without being told where
-    [(_, pixels, _)] = look_at(recomputed, suspects[:1], originals)
+    originals = SourceImages(recomputed.gallery.snapshot())  # found without being told where
+    [(_, pixels, _)] = suspect_images(recomputed, suspects[:1], originals)
     assert np.ptp(pixels) > 0  # the picture, not a grey stand-in
 
 

@@ -14,8 +14,8 @@ from conftest import random_features_of, write_images
 from test_cli import Spade, spade  # noqa: F401 (a fixture)
 
 import spade_faiss as sf
-from spade_faiss.manifest import Manifest
 from spade_faiss.options import Patches
+from spade_faiss.store.manifest import Manifest
 
 N = 12
 KEYS = [f"{number:03d}.png" for number in range(N)]
@@ -32,8 +32,8 @@ def make(tmp_path: Path, toy: sf.Extractor, patches: Patches = "stored") -> sf.G
     with gallery.writer() as writer:
         for start in range(0, N, 4):
             files = [normal / key for key in KEYS[start : start + 4]]
-            views = [toy.spec.view.apply(sf.images.decode(file)) for file in files]
-            digests = [sf.originals.content_digest(file.read_bytes()) for file in files]
+            views = [toy.spec.view.apply(sf.images.decode.decode(file)) for file in files]
+            digests = [sf.store.source_images.content_digest(file.read_bytes()) for file in files]
             writer.append(KEYS[start : start + 4], toy.extract(views), digests, sources=list(map(str, files)))
             writer.commit()
     return gallery
@@ -184,7 +184,7 @@ def test_killed_after_the_commit_it_goes_on(tmp_path: Path, toy: sf.Extractor, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sf.writing.GalleryWriter, "rewrite", killed)
+        patch.setattr(sf.store.writer.GalleryWriter, "rewrite", killed)
         with pytest.raises(KeyboardInterrupt):
             gallery.repair(toy, [tmp_path / "normal"])
     gallery = sf.Gallery.open(gallery.path, "cpu")

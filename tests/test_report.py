@@ -17,11 +17,11 @@ from PIL import Image
 from test_detector import make_images
 
 import spade_faiss as sf
-from spade_faiss.curves import image_roc
-from spade_faiss.images import decode
-from spade_faiss.originals import Originals
-from spade_faiss.report import Report
-from spade_faiss.visual import Scale
+from spade_faiss.images.decode import decode
+from spade_faiss.metrics.curves import image_roc
+from spade_faiss.report.colour_scale import Scale
+from spade_faiss.report.report import Report
+from spade_faiss.store.source_images import SourceImages
 
 VOID = {"meta", "img", "br", "line", "path", "rect", "stop", "use", "circle"}
 HOSTILE = "<script>alert(1)</script>/\"'&amp;<img src=x onerror=alert(2)>{{ 7 * 7 }}.png"
@@ -114,7 +114,7 @@ def make(tmp_path: Path) -> Make:
         cards: int = 200,
         **end: object,
     ) -> Page:
-        originals = Originals(detector.gallery.snapshot(), [normal] if normal else [])
+        originals = SourceImages(detector.gallery.snapshot(), [normal] if normal else [])
         path = tmp_path / "out" / "report.html"
         with Report(path, detector, scale_of(detector), "A <run>", originals, cards) as report:
             for key, pixels, *rest in images:

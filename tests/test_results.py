@@ -11,11 +11,14 @@ from PIL import Image
 from test_detector import make_images
 
 import spade_faiss as sf
-from spade_faiss.images import Pixels, find_images
-from spade_faiss.ingest import Skipped
-from spade_faiss.report import Report
-from spade_faiss.results import ResultFolder, colour_scale, query_sources
-from spade_faiss.visual import OUTLINE, region_mask
+from spade_faiss.arrays import Pixels
+from spade_faiss.detect.query_files import query_sources
+from spade_faiss.images.sources import find_images
+from spade_faiss.ingest.pipeline import Skipped
+from spade_faiss.report.colour_scale import colour_scale
+from spade_faiss.report.drawing import OUTLINE, region_mask
+from spade_faiss.report.report import Report
+from spade_faiss.report.result_folder import ResultFolder
 
 
 @pytest.fixture

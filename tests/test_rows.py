@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
-from spade_faiss import open_files, rows
 from spade_faiss.errors import CorruptGalleryError
-from spade_faiss.open_files import OpenFiles
-from spade_faiss.rows import StoredRows
+from spade_faiss.store import file_pool, row_reader
+from spade_faiss.store.file_pool import FilePool
+from spade_faiss.store.row_reader import RowReader
 
 N, D = 23, 6
 
@@ -27,8 +27,8 @@ def gallery(tmp_path: Path, own_spec: sf.ExtractorSpec, random_features: object)
     return gallery
 
 
-def of(gallery: sf.Gallery) -> StoredRows:
-    return StoredRows(gallery.path, gallery.snapshot().manifest.shards, D, "stored", OpenFiles())
+def of(gallery: sf.Gallery) -> RowReader:
+    return RowReader(gallery.path, gallery.snapshot().manifest.shards, D, "stored", FilePool())
 
 
 def test_any_rows_in_any_order(gallery: sf.Gallery, random_features: object) -> None:
@@ -40,7 +40,7 @@ def test_any_rows_in_any_order(gallery: sf.Gallery, random_features: object) -> 
 
 
 def test_blocks_from_any_start(gallery: sf.Gallery, random_features: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 5 * 4 * D)
+    monkeypatch.setattr(row_reader, "BLOCK_BYTES", 5 * 4 * D)
     expected = random_features(N).image  # type: ignore[operator]
     for start in (0, 1, 12, 22):
         blocks = list(of(gallery).blocks(start))
@@ -53,8 +53,8 @@ def test_where_a_system_cannot_read_at_a_place(
     gallery: sf.Gallery, random_features: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Windows: threads take turns at seeking and reading."""
-    monkeypatch.setattr(open_files, "read_at", open_files.seek_and_read)
-    monkeypatch.setattr(open_files.os, "preadv", None)
+    monkeypatch.setattr(file_pool, "read_at", file_pool.seek_and_read)
+    monkeypatch.setattr(file_pool.os, "preadv", None)
     stored, expected = of(gallery), random_features(N).image  # type: ignore[operator]
     drawn = np.random.default_rng(0).integers(N, size=(200, 9))
     with ThreadPoolExecutor(8) as pool:
@@ -70,7 +70,7 @@ def test_names_in_any_order(gallery: sf.Gallery) -> None:
 def test_few_files_are_open_at_a_time(
     gallery: sf.Gallery, random_features: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_files, "MOST_OPEN", 2)
+    monkeypatch.setattr(file_pool, "MOST_OPEN", 2)
     stored, expected = of(gallery), random_features(N).image  # type: ignore[operator]
     drawn = np.random.default_rng(0).integers(N, size=(40, 9))
     with ThreadPoolExecutor(8) as pool:

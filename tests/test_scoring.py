@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import reference
 
-from spade_faiss.images import View
-from spade_faiss.scoring import anomaly_map, knn_score
+from spade_faiss.detect.scoring import anomaly_map, knn_score
+from spade_faiss.images.view import View
 
 WHOLE = View(resized=(224, 224), crop=(224, 224))
 CROPPED = View(resized=(256, 256), crop=(224, 224))

@@ -15,12 +15,13 @@ import pytest
 from conftest import OWN, RandomFeatures
 
 import spade_faiss as sf
-from spade_faiss.chunks import LevelReader
 from spade_faiss.errors import CorruptGalleryError, GalleryError
-from spade_faiss.manifest import ShardEntry
-from spade_faiss.open_files import OpenFile, OpenFiles
-from spade_faiss.rows import StoredRows
-from spade_faiss.shards import Shard, ShardWriter
+from spade_faiss.store.file_pool import FilePool, PooledFile
+from spade_faiss.store.level_reader import LevelReader
+from spade_faiss.store.manifest import ShardEntry
+from spade_faiss.store.row_reader import RowReader
+from spade_faiss.store.shard_reader import ShardReader
+from spade_faiss.store.shard_writer import ShardWriter
 
 FLOAT32 = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=6, dtype="float32")
 WIDE_RESNET50_2 = sf.ExtractorSpec(
@@ -30,27 +31,29 @@ KEYS = ["a.png", "with space/näme.png", "日本.png", "x" * 300]
 DIGESTS = [f"sha256:{number:064x}" for number in range(len(KEYS))]
 
 
-def write(path: Path, features: sf.Features, spec: sf.ExtractorSpec = OWN) -> Shard:
+def write(path: Path, features: sf.Features, spec: sf.ExtractorSpec = OWN) -> ShardReader:
     """Write one shard in two appends, and open it."""
     writer = ShardWriter(path, spec)
     for rows in (slice(0, 1), slice(1, len(features))):
         writer.append(KEYS[rows], DIGESTS[rows], features[rows])
-    return Shard(path, spec, len(features), writer.finish())
+    return ShardReader(path, spec, len(features), writer.finish())
 
 
-def read(shard: Shard, rows: list[int], spec: sf.ExtractorSpec = OWN) -> list[np.ndarray]:
+def read(shard: ShardReader, rows: list[int], spec: sf.ExtractorSpec = OWN) -> list[np.ndarray]:
     out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
     for position, row in enumerate(rows):
         shard.read_into(row, [level[position] for level in out])
     return out
 
 
-def reader_of(shard: Shard) -> LevelReader:
-    file = OpenFile(shard.path, shard.path.stat().st_size)
+def reader_of(shard: ShardReader) -> LevelReader:
+    file = PooledFile(shard.path, shard.path.stat().st_size)
     return shard.reader(shard.names.shown, lambda: file)
 
 
-def read_straight(shard: Shard, rows: list[int], spec: sf.ExtractorSpec = OWN, verify: bool = True) -> list[np.ndarray]:
+def read_straight(
+    shard: ShardReader, rows: list[int], spec: sf.ExtractorSpec = OWN, verify: bool = True
+) -> list[np.ndarray]:
     """Read without HDF5."""
     out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
     reader = reader_of(shard)
@@ -129,7 +132,7 @@ path, changed = Path(sys.argv[2]), Path(sys.argv[2]).with_name("changed.h5")
 content, n = path.read_bytes(), len(KEYS)
 
 def state():
-    shard = Shard(changed, OWN, n, len(content))
+    shard = ShardReader(changed, OWN, n, len(content))
     problems = list(shard.problems())
     if problems:
         return "reported"
@@ -205,7 +208,7 @@ def test_paths_in_place_of_levels_are_under_the_checksum_too(tmp_path: Path, fea
     writer = ShardWriter(path, OWN, "recompute")
     writer.append(KEYS, DIGESTS, sf.Features(features.image, []), places)
     size = writer.finish()
-    shard = Shard(path, OWN, len(KEYS), size, "recompute")
+    shard = ShardReader(path, OWN, len(KEYS), size, "recompute")
     assert shard.sources is not None
     assert list(shard.sources) == places
     assert_same_bits(shard.image_features(), features.image)
@@ -213,7 +216,7 @@ def test_paths_in_place_of_levels_are_under_the_checksum_too(tmp_path: Path, fea
     content = bytearray(path.read_bytes())
     content[content.index(places[1].encode()) + 4] ^= 1
     path.write_bytes(content)
-    [(key, what)] = Shard(path, OWN, len(KEYS), size, "recompute").problems()
+    [(key, what)] = ShardReader(path, OWN, len(KEYS), size, "recompute").problems()
     assert (key, what) == (KEYS[1], "key, digest or path is not what was written (checksum)")
 
 
@@ -223,7 +226,7 @@ def test_damage_names_the_image_and_spares_the_others(tmp_path: Path, features: 
     content = bytearray(path.read_bytes())
     content[content.index(features.levels[1][2].tobytes()) + 3] ^= 1
     path.write_bytes(content)
-    shard = Shard(path, OWN, len(KEYS), size)
+    shard = ShardReader(path, OWN, len(KEYS), size)
     assert [key for key, _ in shard.problems()] == [KEYS[2]]
     for how in (read, read_straight):
         with pytest.raises(CorruptGalleryError, match=f"{KEYS[2]}.*level 1"):
@@ -257,7 +260,7 @@ def test_a_file_that_is_not_whole_is_refused(
     size = path.stat().st_size
     damage(path)  # type: ignore[operator]
     with pytest.raises(CorruptGalleryError, match=expected) as caught:
-        Shard(path, OWN, len(KEYS), size)
+        ShardReader(path, OWN, len(KEYS), size)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -271,9 +274,9 @@ def test_a_shard_that_holds_something_else_is_refused(tmp_path: Path, features: 
     other_dim = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=7)
     for spec in (other_shape, more_levels, other_dim, FLOAT32):
         with pytest.raises(CorruptGalleryError, match=r"s\.h5"):
-            Shard(path, spec, len(KEYS), size)
+            ShardReader(path, spec, len(KEYS), size)
     with pytest.raises(CorruptGalleryError, match=r"expected \(5, 3, 5, 7\) float16, found \(4, 3, 5, 7\)"):
-        Shard(path, OWN, 5, size)
+        ShardReader(path, OWN, 5, size)
 
 
 def test_an_append_that_was_interrupted_leaves_nothing_behind(tmp_path: Path, features: sf.Features) -> None:
@@ -286,7 +289,7 @@ def test_an_append_that_was_interrupted_leaves_nothing_behind(tmp_path: Path, fe
     writer.append(KEYS[3:], DIGESTS[3:], features[3:])
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         writer.append(KEYS[1:3], DIGESTS[1:3], sf.Features(features.image[1:3], features.levels[:1]))
-    shard = Shard(tmp_path / "s.h5", OWN, 2, writer.finish())
+    shard = ShardReader(tmp_path / "s.h5", OWN, 2, writer.finish())
     assert list(shard.keys) == [KEYS[0], KEYS[3]]
     assert list(shard.problems()) == []
     assert_same_bits(shard.image_features(), features.image[[0, 3]])
@@ -352,7 +355,7 @@ def test_levels_that_are_stored_otherwise_are_refused(
     with h5py.File(path, "r+", libver="latest") as file:
         del file["levels/0"]
         file.create_dataset("levels/0", data=features.levels[0], **options)
-    shard = Shard(path, OWN, len(KEYS), path.stat().st_size)
+    shard = ShardReader(path, OWN, len(KEYS), path.stat().st_size)
     with pytest.raises(CorruptGalleryError, match=r"s\.h5: level 0: expected 4 chunks of 210 bytes, not compressed"):
         reader_of(shard)
 
@@ -394,7 +397,7 @@ def test_a_damaged_name_is_refused_when_it_is_read(tmp_path: Path, features: sf.
         texts = file[column][:]
         texts[1] = texts[1][:-1] + b"X"
         file[column][:] = texts
-    shard = Shard(path, OWN, len(KEYS), size, "recompute")
+    shard = ShardReader(path, OWN, len(KEYS), size, "recompute")
     for texts in (shard.keys, shard.digests, shard.sources or []):
         with pytest.raises(CorruptGalleryError, match=r"s\.h5: image 'with space.*key, digest or path is not what was"):
             texts[1]
@@ -472,8 +475,8 @@ def test_a_dataset_that_is_elsewhere_or_larger_than_the_file_is_refused_unread(
     write(path, features).close()
     harm(path, name)
     with pytest.raises(CorruptGalleryError, match=rf"s\.h5: damaged: {name}: expected"):
-        Shard(path, OWN, len(KEYS), path.stat().st_size)
+        ShardReader(path, OWN, len(KEYS), path.stat().st_size)
     if name != "levels/0":
         entry = ShardEntry("s.h5", len(KEYS), path.stat().st_size)
         with pytest.raises(CorruptGalleryError, match=rf"^{path}: damaged: {name}: expected"):
-            StoredRows(tmp_path, [entry], OWN.image_dim, "stored", OpenFiles()).read(np.array([0]))
+            RowReader(tmp_path, [entry], OWN.image_dim, "stored", FilePool()).read(np.array([0]))

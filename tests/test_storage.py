@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from spade_faiss.errors import GalleryError, KeyConflictError
-from spade_faiss.storage import PatientFile, publish, storage_errors, write_whole
+from spade_faiss.system.atomic_files import DeferredErrorFile, publish, storage_errors, write_whole
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_full_disk_is_named() -> None:
 
 @pytest.mark.skipif(not DEV_FULL.exists(), reason="there is no /dev/full here")
 def test_a_patient_file_keeps_the_error_until_it_is_asked() -> None:
-    with PatientFile(DEV_FULL) as file:
+    with DeferredErrorFile(DEV_FULL) as file:
         file.check()
         assert file.write(b"12345") == 5
         assert file.write(b"678") == 3
@@ -131,7 +131,7 @@ def test_a_patient_file_keeps_the_error_until_it_is_asked() -> None:
 
 def test_a_patient_file_is_a_file(tmp_path: Path, rng: np.random.Generator) -> None:
     values = rng.standard_normal((50, 40))
-    with PatientFile(tmp_path / "a.h5") as disk:
+    with DeferredErrorFile(tmp_path / "a.h5") as disk:
         with h5py.File(disk, "w", libver="latest") as file:
             grown = file.create_dataset("x", (0, 40), maxshape=(None, 40), chunks=(7, 40), dtype="f8")
             for row in range(50):

@@ -5,21 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spade_faiss.calibration import Calibration, find_regions
-from spade_faiss.visual import (
-    OUTLINE,
-    TRUTH,
-    Scale,
-    colours,
-    css_colours,
-    fit,
-    fit_mask,
-    outline,
-    overlay,
-    patch,
-    region_mask,
-    stroke,
-)
+from spade_faiss.detect.calibration import Calibration
+from spade_faiss.detect.regions import find_regions
+from spade_faiss.report.colour_scale import Scale, colours, css_colours
+from spade_faiss.report.drawing import OUTLINE, TRUTH, fit, fit_mask, outline, overlay, patch, region_mask, stroke
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
 

@@ -17,9 +17,10 @@ from conftest import write_images
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss import workers
-from spade_faiss.features import ToyExtractor
-from spade_faiss.images import Pixels, Source
+from spade_faiss.arrays import Pixels
+from spade_faiss.extractors.toy import ToyExtractor
+from spade_faiss.images.sources import ImageFile
+from spade_faiss.ingest import workers
 from spade_faiss.options import Patches
 
 BATCH = 2
@@ -135,7 +136,7 @@ def test_two_make_what_one_makes(
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("n", [0, 1, 5, 24, 60, 61, 100])
 def test_runs_fill_shards_and_the_rest_is_shared_out(tmp_path: Path, toy: sf.Extractor, n: int, count: int) -> None:
-    sources = [Source(Path(f"{number}.png"), f"{number}.png") for number in range(n)]
+    sources = [ImageFile(Path(f"{number}.png"), f"{number}.png") for number in range(n)]
     with create(tmp_path / "g", images_a_shard=10).writer() as writer:
         runs = workers._runs(sources, writer, toy, count)
     assert [source for run in runs for source in run] == sources
@@ -208,7 +209,7 @@ def test_what_cannot_work_starts_no_process(tmp_path: Path, images: Path) -> Non
 def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     gallery = create(tmp_path / "g")
     with pytest.raises(sf.FeatureError, match="without NUL"):
-        gallery.add_images([Source(images / "000.png", "a\0b")], toy(), workers=2)
+        gallery.add_images([ImageFile(images / "000.png", "a\0b")], toy(), workers=2)
     assert_clean(gallery)
 
 

@@ -6,11 +6,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices import gpu_lock, gpu_number, gpu_resources
+from ..arrays import ROUNDING, Array
 from ..errors import FeatureError
-from ..features import Array
-from ..image_index import ROUNDING
-from .patches import fill_patches, shift_of
+from ..system.devices import gpu_lock, gpu_number, gpu_resources
+from .upsampling import fill_patches, shift_of
 
 SPARE = 2  # candidates beyond kappa: usually enough to see that rounding in FAISS has hidden nothing
 

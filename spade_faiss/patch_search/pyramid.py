@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..arrays import Array
 from ..errors import FeatureError
-from ..features import Array
-from . import kernels
-from .plan import Floats, Ints, Plan, bfloat16_pays, lifted, load, rounded
-from .plan import doubts as doubts_of
-from .threads import in_one_thread, single_threads, torch_threads
-from .vectors import PAIR, VECTOR
+from ..system.threads import in_one_thread, single_threads, torch_threads
+from . import pyramid_kernels as kernels
+from .pyramid_plan import Floats, Ints, Plan, bfloat16_pays, lifted, load, rounded
+from .pyramid_plan import doubts as doubts_of
+from .pyramid_simd import PAIR, VECTOR
 
 TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
 CANDIDATES = 2**20  # kept, by all threads together, before it is decided among them: 24 MiB

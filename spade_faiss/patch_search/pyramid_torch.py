@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..arrays import ROUNDING, Array
 from ..errors import FeatureError
-from ..features import Array
-from ..image_index import ROUNDING
-from . import kernels
+from . import pyramid_kernels as kernels
 from .flat import SPARE
-from .patches import as_tensor, shift_of, taps
-from .plan import BFLOAT16, Floats, Ints
+from .pyramid_plan import BFLOAT16, Floats, Ints
+from .upsampling import as_tensor, shift_of, taps
 
 Levels = Sequence[Array | torch.Tensor]
 

@@ -1,0 +1,5 @@
+"""python -m spade_faiss.cli."""
+
+from .main import main
+
+main()

@@ -1,0 +1,102 @@
+"""The demo: the sample images, a gallery of the normal ones, and a report of what was found in the others."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..detect.calibrate import calibrate
+from ..detect.detection import Detection
+from ..detect.detector import Detector
+from ..detect.query_files import query_sources
+from ..errors import ImageError
+from ..extractors.registry import load_extractor
+from ..gallery.gallery import Gallery
+from ..images.decode import decode
+from ..images.sources import ImageFile
+from ..ingest.pipeline import Skipped
+from ..options import SearchOptions
+from ..recipes import DEFAULT_RECIPE, RECIPES
+from ..report.colour_scale import colour_scale
+from ..report.report import Report
+from ..report.result_folder import ResultFolder
+from ..store.manifest import FILE
+from ..store.source_images import SourceImages
+from ..system.atomic_files import storage_errors
+
+FALSE_ALARMS = 0.05  # 40 images can promise 0.025
+K = 10  # of 40 sample images: enough to cover their variety, few enough that likeness still tells
+
+
+def sample_folder() -> Path:
+    """Return the folder of the sample set: beside the package in a checkout, inside it when installed from a wheel."""
+    here = Path(__file__).parents[1]
+    for folder in (here / "samples", here.parent / "data" / "samples"):
+        if (folder / "train" / "good").is_dir():
+            return folder
+    raise ImageError(
+        f"{here / 'samples'}: expected the sample images of the demo, found none; install spade-faiss again"
+    )
+
+
+def run_demo(output: Path, extractor_name: str, progress: bool) -> Iterator[str]:
+    """Run the demo into a folder; yields the lines of its table as they are known."""
+    normal, test = sample_folder() / "train" / "good", sample_folder() / "test"
+    path, page = output / "samples.gallery", output / "index.html"
+    if (path / FILE).exists():  # of an earlier run, possibly of other images or another extractor
+        with storage_errors(f"cannot replace {path}"):
+            shutil.rmtree(path)
+    recipe = RECIPES[DEFAULT_RECIPE]
+    start, extractor = time.perf_counter(), load_extractor(extractor_name, options=recipe.features)
+    found: list[str] = []  # whether each map peaks on the defect: yes, no, - where there is none
+    skipped: list[Skipped] = []
+    with Gallery.create(path, extractor.spec, recipe=recipe.name) as gallery:
+        built = gallery.add_images(normal, extractor, progress=progress)
+        yield f"{built.added} normal images, {extractor.spec.name}, in {built.seconds:.1f} s -> {path}"
+        calibration = calibrate(Detector(gallery, extractor, SearchOptions(k=K)), FALSE_ALARMS, progress=progress)
+        calibration.write(path)
+        yield f"calibrated on them: a new normal image is called anomalous with a chance of {FALSE_ALARMS:.0%} at most"
+        detector = Detector(gallery, extractor)
+        scale = colour_scale(detector)
+        with (
+            Report(page, detector, scale, "spade-faiss demo", SourceImages(gallery.snapshot(), [normal])) as report,
+            ResultFolder(output, scale, report) as folder,
+        ):
+            yield (
+                f"{'test image':26} {'score':>6}  {'p-value':>7}  {'verdict':9}  {'peak on the defect':18}  "
+                "nearest normal image"
+            )
+            for source, pixels, detection in query_sources(detector, [test], skipped, progress=progress):
+                mask = _mask_of(source)
+                folder.write(source, pixels, detection, mask, source.key.partition("/")[0])
+                found.append(_peaks_on(mask, detection))
+                yield (
+                    f"{source.key:26} {detection.image_score:6.2f}  {_p_value(detection):>7}  "
+                    f"{detection.verdict:9}  {found[-1]:18}  {detection.neighbours.keys[0]}"
+                )
+            folder.close(skipped)
+    yield (
+        f"{found.count('yes')} of {len(found) - found.count('-')} maps of defective images peak on the defect; "
+        f"{time.perf_counter() - start:.0f} s in all"
+    )
+    yield f"open {page} in a browser; {output / 'results.jsonl'} has the figures, {output / 'maps'} the maps"
+
+
+def _mask_of(source: ImageFile) -> NDArray[np.bool_] | None:
+    mask = sample_folder() / "ground_truth" / Path(source.key).with_name(Path(source.key).stem + "_mask.png")
+    return decode(mask)[..., 0] > 0 if mask.exists() else None
+
+
+def _p_value(detection: Detection) -> str:
+    return f"{detection.judgement.p_value:.3f}" if detection.judgement else "-"
+
+
+def _peaks_on(mask: NDArray[np.bool_] | None, detection: Detection) -> str:
+    if mask is None:
+        return "-"
+    return "yes" if mask.ravel()[detection.anomaly_map.argmax()] else "no"

@@ -1,0 +1,43 @@
+"""The command line: parse, call, print.
+
+Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 it could not be done, 2 wrong usage,
+3 done but some inputs were skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import click
+
+from .._version import __version__
+from ..errors import SpadeError
+from .bench import bench
+from .detect_commands import audit, calibrate, demo, evaluate, query
+from .gallery_commands import add, build, compact, info, reindex, remove, verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="spade-faiss")
+def cli() -> None:
+    """Find defects by comparing images with normal ones only, however many there are."""
+
+
+for command in (build, add, remove, compact, reindex, info, verify, calibrate, audit, query, evaluate, demo, bench):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; what goes wrong becomes one line on stderr."""
+    warnings.filterwarnings("ignore", module="PIL")  # what Pillow cannot read gets a line of its own
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"spade-faiss: note: {message}", err=True)
+    try:
+        cli.main(prog_name="spade-faiss", standalone_mode=True)
+    except SpadeError as error:
+        click.echo(f"spade-faiss: error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,77 @@
+"""A labelled set's category: images to train with, samples to test with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from ..images.sources import ImageFile, find_images
+from .masks import read_mask
+
+GOOD = "good"  # the kind of a sample without a defect
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A test image, its label, and where its mask is."""
+
+    path: Path
+    key: str  # path relative to the category folder, with forward slashes
+    kind: str  # the defect type, or GOOD
+    anomalous: bool
+    mask: Path | None = None  # an image, a folder of images to unite, or a .npy of a whole video; None: there is none
+    frame: int | None = None  # this image's row of the .npy
+
+
+@dataclass(frozen=True)
+class Category:
+    """One kind of object or scene: images without defects to train with, and samples to test with."""
+
+    name: str
+    normal: list[ImageFile]
+    test: list[Sample]
+    layout: str
+    masks: bool  # whether pixel metrics are possible; then every anomalous sample has a mask
+
+    def mask_of(self, sample: Sample, image_size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return a test image's (H, W) bool mask: True where any channel of its mask is above 0.
+
+        All False for a normal sample. An anomalous one's mask may mark nothing, and is returned as it is.
+
+        Args:
+            sample: one of `test`.
+            image_size: the decoded image's (height, width). A mask is never resized to fit.
+
+        Raises:
+            ImageError: an anomalous sample has no mask, or one that cannot be read or is of another size.
+        """
+        if not sample.anomalous:
+            return np.zeros(image_size, bool)
+        if sample.mask is None:
+            raise ImageError(f"{sample.path}: expected a mask, as the image is anomalous, found none in {self.name}")
+        try:
+            parts = [read_mask(part.path, sample.frame, image_size) for part in find_images([sample.mask])]
+        except ImageError as error:
+            raise ImageError(f"{sample.path}: its mask {error}") from error
+        return np.asarray(np.logical_or.reduce(parts))
+
+
+def _category(path: Path, name: str, layout: str, normal: list[ImageFile], test: list[Sample], masks: bool) -> Category:
+    """Check that there are images to train and to test with and, if there are masks, one for each anomalous sample."""
+    if not normal or not test:
+        raise ImageError(f"{path}: expected images to train and to test {name} with, found {len(normal)}, {len(test)}")
+    bare = [sample.key for sample in test if sample.anomalous and sample.mask is None]
+    if bare and masks:
+        raise ImageError(f"{path}: expected a mask for each anomalous image, or no masks, found none of {few(bare)}")
+    return Category(name, normal, test, layout, masks)
+
+
+def few(names: Iterable[object]) -> str:
+    """Return the first three names for a message, and how many more there are."""
+    listed = [str(name) for name in names]
+    return (", ".join(listed[:3]) or "nothing") + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -1,0 +1,177 @@
+"""Thresholds from normal images only, with a known rate of false alarms.
+
+Each normal image is queried against the others. If a new normal image is exchangeable with these (made by the same
+process, none of them copies of each other), then the chance that its score exceeds the conformal quantile, the score
+of rank ceil((n + 1)(1 - alpha)) of n, is at most alpha (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random
+World", 2005; Angelopoulos & Bates, arXiv 2107.07511, section 1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ..errors import CorruptGalleryError, OptionError
+from ..system.atomic_files import storage_errors, write_whole
+from .baseline import Baseline
+
+if TYPE_CHECKING:
+    pass
+from .regions import Region, find_regions
+
+FILE = "calibration.json"
+LOCK = "calibration.lock"
+FORMAT = "spade-faiss calibration"
+FORMAT_VERSION = 2
+DEFAULT_FALSE_ALARMS = 0.01
+ROUNDING = 1e-9  # of a rank that is a whole number on paper
+
+
+def images_needed(false_alarms: float) -> int:
+    """Return the least number of normal images with which a false-alarm rate can be promised: ceil(1/alpha) - 1."""
+    return math.ceil(1 / false_alarms - ROUNDING) - 1
+
+
+def conformal_threshold(scores: NDArray[np.float64], false_alarms: float) -> float:
+    """Return the score of rank ceil((n + 1)(1 - alpha)) of n: a new normal score exceeds it with chance at most alpha.
+
+    Raises:
+        OptionError: alpha is not in (0, 1), or n is too small for it, with the n that it takes.
+    """
+    if not ROUNDING <= false_alarms < 1:
+        raise OptionError(f"false_alarms: expected a rate between 0 and 1, found {false_alarms}")
+    n = len(scores)
+    rank = max(1, math.ceil((n + 1) * (1 - false_alarms) - ROUNDING))
+    if rank > n:
+        raise OptionError(
+            f"false_alarms {false_alarms:g}: expected at least {images_needed(false_alarms)} normal images "
+            f"to calibrate with, found {n}; add normal images, or ask for a rate of at least {1 / (n + 1):.3g}"
+        )
+    return float(np.sort(scores)[rank - 1])
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the thresholds say of a query.
+
+    The paper's cascade: an image score at or under its threshold is normal; above it, the image is suspicious and the
+    map decides: without a region above the pixel threshold it is normal after all.
+    """
+
+    verdict: str  # "normal" or "anomalous"
+    p_value: float  # of the image score, among normal images
+    score: float  # the image score in [0, 1], the threshold at 0.5
+    regions: list[Region]  # worst first; of suspicious images only
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Leave-one-out scores of normal images, and the thresholds that follow from them."""
+
+    generation: int  # of the gallery: after add or remove the promise is that of another gallery
+    settings: dict[str, Any]  # of the queries that it holds for
+    false_alarms: float  # alpha
+    group: str | None  # regular expression: images that it gives the same group were left out together
+    image_scores: NDArray[np.float64]  # (n,)
+    map_maxima: NDArray[np.float64]  # (n,)
+    baseline: Baseline | None = None  # of normal images, where the settings ask for one
+
+    @cached_property
+    def image_threshold(self) -> float:
+        """Image scores above it are suspicious."""
+        return conformal_threshold(self.image_scores, self.false_alarms)
+
+    @cached_property
+    def pixel_threshold(self) -> float:
+        """Pixel scores above it are anomalous."""
+        return conformal_threshold(self.map_maxima, self.false_alarms)
+
+    def p_value(self, image_score: float) -> float:
+        """Return the share of normal images, the new one counted in, that score as high: (1 + #{>=}) / (n + 1)."""
+        return float(1 + (self.image_scores >= image_score).sum()) / (1 + len(self.image_scores))
+
+    def scaled(self, image_score: float) -> float:
+        """Map an image score to [0, 1], monotone, the threshold to 0.5: score / (score + threshold)."""
+        threshold = self.image_threshold
+        if image_score == threshold:
+            return 0.5
+        return image_score / (image_score + threshold)
+
+    def judge(
+        self, image_score: float, peak: float, anomaly_map: NDArray[np.float32], min_region: int = 1
+    ) -> Judgement:
+        """Decide; see Judgement.
+
+        Args:
+            image_score: of the image.
+            peak: maximum of the map at the size that calibration saw.
+            anomaly_map: (H, W) at the size of the image.
+            min_region: pixels; smaller regions do not count.
+        """
+        regions = []
+        if image_score > self.image_threshold and peak > self.pixel_threshold:
+            regions = find_regions(anomaly_map, self.pixel_threshold, min_region)
+        return Judgement(
+            "anomalous" if regions else "normal", self.p_value(image_score), self.scaled(image_score), regions
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write calibration.json into the folder of the gallery."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"format": FORMAT, "format_version": FORMAT_VERSION}
+        values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
+        values["baseline"] = self.baseline.to_json() if self.baseline else None
+        values["xxh3"] = _checksum(values)
+        # Not the writer's lock, which may be held for hours; two at once would write the same temporary file.
+        with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
+            write_whole(folder / FILE, json.dumps(values, indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Calibration | None:
+        """Read the calibration of a gallery; None where there is none.
+
+        Raises:
+            CorruptGalleryError: it was damaged or edited, or is of another format version.
+        """
+        path = folder / FILE
+        try:
+            values = json.loads(path.read_bytes())
+            checksum = values.pop("xxh3", None) if isinstance(values, dict) else None
+            whole = checksum is not None and checksum == _checksum(values)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise CorruptGalleryError(f"{path}: cannot be read: {error}; calibrate again") from error
+        if not whole:
+            raise CorruptGalleryError(f"{path}: damaged or edited (checksum); calibrate again")
+        if (values.pop("format", None), version := values.pop("format_version", None)) != (FORMAT, FORMAT_VERSION):
+            raise CorruptGalleryError(
+                f"{path}: expected format version {FORMAT_VERSION}, found {version}; calibrate again"
+            )
+        try:
+            for name in ("image_scores", "map_maxima"):
+                values[name] = np.array(values[name], np.float64)
+                if values[name].ndim != 1 or not np.isfinite(values[name]).all():
+                    raise ValueError(f"{name}: expected a list of numbers")
+            rate, group = values["false_alarms"], values["group"]
+            if not (isinstance(values["settings"], dict) and isinstance(rate, float) and 0 < rate < 1):
+                raise ValueError("expected settings, and a rate of false alarms")
+            if not (isinstance(values["generation"], int) and (group is None or isinstance(group, str))):
+                raise ValueError("expected a generation, and a group that is text")
+            values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
+            return cls(**values)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CorruptGalleryError(f"{path}: not as it is written: {error!r}; calibrate again") from error
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())

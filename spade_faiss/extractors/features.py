@@ -1,0 +1,26 @@
+"""Features of images: image features and pyramid levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..arrays import Array
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n images.
+
+    Attributes:
+        image: (n, d) float32, one image feature a row.
+        levels: pyramid levels, finest first, each (n, c, h, w) float16 or float32.
+    """
+
+    image: Array
+    levels: list[Array]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, rows: slice | list[int]) -> Features:
+        return Features(self.image[rows], [level[rows] for level in self.levels])

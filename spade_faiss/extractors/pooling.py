@@ -1,0 +1,18 @@
+"""Pooling of pyramid levels."""
+
+from __future__ import annotations
+
+from ..arrays import Array
+
+
+def average_neighbourhoods(levels: list[Array], p: int) -> list[Array]:
+    """Average each position of (n, c, h, w) levels over the p x p positions around it that are on the map."""
+    if p == 1:
+        return levels
+    import torch
+    from torch.nn import functional as F
+
+    return [
+        F.avg_pool2d(torch.from_numpy(level), p, stride=1, padding=p // 2, count_include_pad=False).numpy()
+        for level in levels
+    ]

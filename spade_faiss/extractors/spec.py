@@ -1,0 +1,188 @@
+"""ExtractorSpec: what made a gallery's features, and the checks that features fit it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Array, all_finite
+from ..errors import FeatureError, OptionError, SpecMismatchError
+from ..images.view import View
+from ..options import FeatureOptions, Patches, StoredDtype, is_count
+from .features import Features
+
+DEFAULT_EXTRACTOR = "efficientnet_lite0"
+IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # of a channel in [0, 1]
+IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+NAMES_BYTES = 256  # about what key, digest, checksum and path of an image take where its levels are not stored
+LARGEST_IMAGE = 1e17  # of an image feature: the squared distance of two in 8000 dimensions fits float32
+
+
+@dataclass(frozen=True)
+class ExtractorSpec:
+    """What made a gallery's features. Features of another spec cannot be compared, and are refused.
+
+    To store features of your own, give a name, the level shapes and the image dimension, and leave the rest.
+    """
+
+    name: str
+    level_shapes: tuple[tuple[int, int, int], ...]  # (c, h, w), finest first
+    image_dim: int  # d
+    dtype: StoredDtype = "float16"  # of the levels
+    neighbourhood: int = 1
+    level_names: tuple[str, ...] = ()
+    resized: tuple[int, int] | None = None  # (height, width) px; None: features that were not made from images here
+    crop: tuple[int, int] | None = None  # (height, width) px
+    mean: tuple[float, ...] = ()  # of a channel in [0, 1]
+    std: tuple[float, ...] = ()
+    weights_sha256: str = ""  # of the network's state: names, shapes and values
+    weights: str = ""  # where they came from; not compared
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # tuples, so that specs can be compared and hashed
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+        self.options()  # checks dtype, neighbourhood, sizes and level names
+        shapes = self.level_shapes
+        shaped = isinstance(shapes, tuple) and all(
+            isinstance(shape, tuple) and len(shape) == 3 and all(map(is_count, shape)) for shape in shapes
+        )
+        for name, ok, expected in (
+            ("name", isinstance(self.name, str) and self.name, "a name"),
+            ("level_shapes", shaped and shapes, "(c, h, w) of at least one level"),
+            ("image_dim", is_count(self.image_dim), "a number >= 1"),
+            ("level_names", isinstance(self.level_names, tuple), "names of levels"),
+            ("resized and crop", (self.resized is None) == (self.crop is None), "both or none"),
+            ("mean", _is_floats(self.mean), "numbers"),
+            ("std", _is_floats(self.std), "numbers"),
+            ("weights_sha256", isinstance(self.weights_sha256, str), "a digest"),
+            ("weights", isinstance(self.weights, str), "where the weights came from"),
+        ):
+            if not ok:
+                found = [getattr(self, part) for part in name.split(" and ")]
+                raise OptionError(f"extractor spec: {name}: expected {expected}, found {found}")
+
+    @property
+    def view(self) -> View:
+        """What the network sees of an image.
+
+        Raises:
+            FeatureError: the features were not made from images.
+        """
+        if self.resized is None or self.crop is None:
+            raise FeatureError(f"extractor {self.name!r} takes features, not images: use Gallery.append and search")
+        return View(self.resized, self.crop)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of one image's features on disk."""
+        values = sum(c * h * w for c, h, w in self.level_shapes)
+        return int(values * np.dtype(self.dtype).itemsize + 4 * self.image_dim)
+
+    def bytes_with(self, patches: Patches) -> int:
+        """Return about the bytes of one image in a gallery that stores its patches, or recomputes them."""
+        return self.bytes_per_image if patches == "stored" else 4 * self.image_dim + NAMES_BYTES
+
+    def options(self, batch_size: int = FeatureOptions.batch_size, device: str = "auto") -> FeatureOptions:
+        """Return the options that make features of this spec."""
+        return FeatureOptions(
+            image_size=self.resized,
+            crop=self.crop,
+            levels=self.level_names or None,
+            normalisation="imagenet" if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD) else "trained",
+            neighbourhood=self.neighbourhood,
+            dtype=self.dtype,
+            batch_size=batch_size,
+            device=device,
+        )
+
+    def require(self, other: ExtractorSpec, where: str) -> None:
+        """Check that another spec's features can be compared with this one's.
+
+        Raises:
+            SpecMismatchError: naming each field that differs, with both values.
+        """
+        names = [field.name for field in fields(self) if field.name != "weights"]
+        differing = [name for name in names if getattr(self, name) != getattr(other, name)]
+        if differing:
+            sides = "; ".join(f"{n}: expected {getattr(self, n)}, found {getattr(other, n)}" for n in differing)
+            raise SpecMismatchError(
+                f"{where}: features of another extractor or other settings: {sides}; "
+                "use the gallery's own, or make another gallery"
+            )
+
+    def check(self, features: Features) -> None:
+        """Check features against this spec.
+
+        Raises:
+            FeatureError: a shape differs, or a value is NaN or infinite, naming image, level and both values.
+        """
+        n, level_shapes = len(features.image), [tuple(level.shape) for level in features.levels]
+        expected = [(n, *shape) for shape in self.level_shapes]
+        if level_shapes != expected:
+            raise FeatureError(f"levels: expected shapes {expected}, found {level_shapes}")
+        if features.image.shape != (n, self.image_dim):
+            raise FeatureError(f"image features: expected shape {(n, self.image_dim)}, found {features.image.shape}")
+        for name, array in [("image feature", features.image)] + [
+            (f"level {number}", level) for number, level in enumerate(features.levels)
+        ]:
+            if array.dtype.kind != "f":
+                raise FeatureError(f"{name}: expected float16 or float32, found {array.dtype}")
+            if not all_finite(array):
+                row = int(np.flatnonzero(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0])
+                raise FeatureError(f"{name} of image {row} of {n}: expected finite values, found NaN or infinity")
+
+    def cast(self, features: Features) -> Features:
+        """Check features and return them in the stored dtypes, contiguous.
+
+        Raises:
+            FeatureError: as check(), or a value does not fit float16.
+        """
+        self.check(features)
+        levels = []
+        for number, level in enumerate(features.levels):
+            levels.append(_cast(level, self.dtype, f"level {number}"))
+        image = _cast(features.image, "float32", "image features")
+        if np.abs(image).max(initial=0) > LARGEST_IMAGE:
+            raise FeatureError(
+                f"image features: expected values within ±{LARGEST_IMAGE:g}, whose squared distances float32 holds, "
+                f"found {np.abs(image).max():.6g}; scale them"
+            )
+        return Features(image, levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ExtractorSpec:
+        """Read what to_json wrote.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+            OptionError: a value is of another kind or outside its range.
+        """
+        return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value)
+
+
+def _cast(array: Array, dtype: StoredDtype, what: str) -> Array:
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(array, dtype=dtype)
+    if array.dtype != stored.dtype and not all_finite(stored):
+        limit = float(np.finfo(dtype).max)
+        advice = "make the gallery with dtype float32" if dtype == "float16" else "scale them"
+        raise FeatureError(
+            f"{what}: expected values within ±{limit:.6g}, which {dtype} holds, "
+            f"found {np.abs(array).max():.6g}; {advice}"
+        )
+    return stored

@@ -1,0 +1,350 @@
+"""The FAISS index over image features: training, search, its file."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ..arrays import ROUNDING, Array, Ids
+from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
+from ..options import MIB, IndexOptions
+from ..system.atomic_files import TEMPORARY, publish, storage_errors
+from ..system.devices import faiss_device, free_gpu_bytes, gpu_lock, gpu_number, gpu_resources
+from ..system.failpoints import failpoint
+from .exact import _compared, _nearest_of_all
+from .factory import kinds
+from .metadata import IndexFacts
+from .training import ImageFeatures, Principal, train
+from .tuning import tune
+
+GPU_MAX_K = 2048  # of FAISS's GPU indexes
+SPARE = 2  # neighbours fetched beyond k, to see that rounding has kept none out
+OVERFETCH = 64  # neighbours fetched beyond k at first, to stand in for removed ones
+EXACT = (faiss.IndexFlat, faiss.IndexIVFFlat)  # whose distances are exact but for rounding
+
+
+class ImageIndex:
+    """Nearest images by squared L2. A row's number is its id."""
+
+    def __init__(
+        self, index: Any, options: IndexOptions, facts: IndexFacts, features: ImageFeatures | None = None
+    ) -> None:
+        """Take a FAISS index.
+
+        Args:
+            index: on the CPU.
+            options: device, and nprobe where one was given.
+            facts: how it was made, and is searched.
+            features: what it is of: compared exactly with queries, where codes only choose candidates. None: they are
+                not at hand, and distances are those between codes.
+        """
+        self.facts = facts
+        self.stands_in = False  # for a kind that takes more images than there are
+        self._index = index
+        self._options = options
+        self._features = features
+        self._exact = isinstance(index, EXACT)
+        self._tail: Any = None  # images after those of a mapped index, which cannot grow
+        self._on_device: Any = None
+
+    @classmethod
+    def build(cls, features: ImageFeatures, d: int, options: IndexOptions) -> ImageIndex:
+        """Train, where the kind needs it, add all image features, of d dimensions, and tune to the recall wanted.
+
+        Raises:
+            OptionError: the kind cannot be made of so few images.
+        """
+        n = len(features)
+        principal = lru_cache(lambda: Principal.of(features))
+        best: ImageIndex | None = None
+        for kind in kinds(options, n, d, lambda: principal().variances if n else np.ones(d)):
+            index = faiss.index_factory(kind.dimensions or d, kind.inner)
+            if kind.dimensions:
+                index = faiss.IndexPreTransform(principal().transform(kind.dimensions), index)
+            built = cls(index, options, IndexFacts(kind.factory, kind.reason, mapped=kind.mapped), features)
+            built._fill(features, options)
+            if best is None or (built.facts.recall or 0) > (best.facts.recall or 0):
+                best = built
+            if built.facts.recall is None or built.facts.recall >= options.recall or options.nprobe:
+                return built
+        assert best is not None
+        return best
+
+    def _fill(self, features: ImageFeatures, options: IndexOptions) -> None:
+        """Train, add and tune."""
+        if not self._index.is_trained and len(features):
+            train(self._index, features, options, self.facts.factory)
+        for block in features.blocks():
+            self.add(block)
+        balance = self._imbalance()
+        self.facts = replace(self.facts, imbalance=balance, imbalance_trained=balance)
+        self.tune()
+
+    def tune(self) -> None:
+        """Find how many lists to visit, and candidates to compare, for the recall wanted; see index_training.tune."""
+        ivf = faiss.try_extract_index_ivf(self._index)
+        self.facts = replace(self.facts, imbalance=self._imbalance())
+        if self._features is None or len(self) < 2 or isinstance(self._index, faiss.IndexFlat):
+            return
+
+        def search(queries: Array, fetch: int, nprobe: int) -> Ids:
+            return self._search(queries, fetch, nprobe)[1]
+
+        nlist, given = ivf.nlist if ivf else None, self._options.nprobe
+        visited = [min(nlist, given)] if nlist and given else None
+        found = tune(search, nlist, not self._exact, self._features, self._options.recall, visited)
+        self.facts = replace(self.facts, **asdict(found))
+
+    def _imbalance(self) -> float:
+        ivf = faiss.try_extract_index_ivf(self._index)
+        return max(1.0, float(ivf.invlists.imbalance_factor())) if ivf and len(self) else 1.0
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal) + (int(self._tail.ntotal) if self._tail else 0)
+
+    @property
+    def dimension(self) -> int:
+        """Dimensions of the image features."""
+        return int(self._index.d)
+
+    def add(self, features: Array) -> None:
+        """Append image features, (n, d) float32."""
+        if not len(features):
+            return
+        growing = self._index
+        if self._is_mapped():  # FAISS would end the process
+            growing = self._tail = self._tail or faiss.IndexFlatL2(self.dimension)
+        growing.add(np.ascontiguousarray(features, dtype=np.float32))
+        self._on_device = None
+
+    def _is_mapped(self) -> bool:
+        ivf = faiss.try_extract_index_ivf(self._index)
+        return bool(ivf) and isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.OnDiskInvertedLists)
+
+    def search(
+        self,
+        queries: Array,
+        k: int,
+        without: Ids | None = None,
+        nprobe: int | None = None,
+        removed: NDArray[np.bool_] | None = None,
+    ) -> tuple[Ids, NDArray[np.float32]]:
+        """Find the k nearest images of each query.
+
+        Args:
+            queries: (m, d) float32.
+            k: how many.
+            without: ids that must not be returned, such as the query's own.
+            nprobe: IVF lists to visit; raised where they hold fewer than k images. None: as tuned.
+            removed: rows that no longer count, (len(self),); None: all count.
+
+        Returns:
+            ids (m, k) int64 and squared distances (m, k) float32, ascending; ties in the order of ids.
+
+        Raises:
+            NotEnoughImagesError: there are fewer than k images.
+        """
+        if k < 1:
+            raise OptionError(f"k: expected a number >= 1, found {k}")
+        without = np.empty(0, np.int64) if without is None else np.unique(without)
+        without = without[(without >= 0) & (without < len(self))]
+        unusable = len(without)
+        if removed is not None:
+            unusable += int(np.count_nonzero(removed)) - int(np.count_nonzero(removed[without]))
+        available = len(self) - unusable
+        if k > available:
+            raise NotEnoughImagesError(f"expected at least K = {k} normal images, found {available}; use a smaller K")
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        ivf = faiss.try_extract_index_ivf(self._index)
+        # So many of those found must count.
+        wanted = k if self._exact else min(available, int(np.ceil(k * self.facts.candidates)))
+        fetch = min(len(self), max(wanted, k + SPARE) + min(unusable, OVERFETCH))
+        probes = self._nprobe(ivf.nlist, nprobe) if ivf else 0
+        while True:
+            distances, ids = self._search(queries, fetch, probes)
+            usable = _usable(ids, without, removed)
+            found = usable.sum(axis=1).min(initial=k)
+            first = slice(min(fetch, int(self._index.ntotal)))  # the tail's distances are no measure for codes
+            chosen = usable[:, first].sum(axis=1).min(initial=wanted)
+            # Where lists end before there are as many candidates as wanted, there are enough in them all the same.
+            if found >= k and (chosen >= wanted or (ids < 0).any()):
+                break
+            if fetch == len(self) and (not ivf or probes == ivf.nlist):
+                if found >= k:
+                    break
+                if self._features is not None:  # a graph gives no more where most of what it leads through is removed
+                    return _nearest_of_all(queries, k, without, removed, self._features)
+                raise NotEnoughImagesError(
+                    f"index {self._options.kind}: expected {k} neighbours of {available} images, "
+                    f"found {found} for one query; use a smaller K or another kind of index"
+                )
+            fetch = min(len(self), 2 * fetch)
+            probes = min(ivf.nlist, 2 * probes) if ivf and found < k else probes
+        if isinstance(self._index, faiss.IndexFlat):
+            self._settle(queries, ids, distances, np.where(usable, distances, np.inf), k)
+            usable = _usable(ids, without, removed)
+        elif not self._exact and self._features is not None:
+            for part in (first, slice(first.stop, None)):
+                usable[:, part] &= usable[:, part].cumsum(axis=1) <= wanted
+            distances = _compared(queries, ids, usable, self._features)
+        distances[~usable] = np.inf
+        order = np.lexsort((ids, distances), axis=1)[:, :k]
+        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+
+    def _search(self, queries: Array, fetch: int, nprobe: int) -> tuple[Array, Ids]:
+        index = self._placed() if fetch <= GPU_MAX_K else self._index
+        params = _search_parameters(index, nprobe) if nprobe else None
+        # A query among codes is over before a second thread is awake, and would wait for it on a busy machine.
+        threads = _one_thread() if len(queries) == 1 and not self._exact else contextlib.nullcontext()
+        with gpu_lock if index is not self._index else threads:
+            distances, ids = index.search(queries, min(fetch, int(index.ntotal)), params=params)
+        if self._tail:
+            tail, at = self._tail.search(queries, min(fetch, int(self._tail.ntotal)))
+            distances, ids = np.hstack([distances, tail]), np.hstack([ids, at + int(self._index.ntotal)])
+        return distances, ids
+
+    def _settle(self, queries: Array, ids: Ids, distances: Array, usable: Array, k: int) -> None:
+        """Put sums of squares, in place, where a flat index computed |q|^2 + |x|^2 - 2 q x, as it does for batches.
+
+        Small distances drown in its rounding. Where that could also have kept an image out of those fetched (copies),
+        the query is searched alone, which FAISS does by sums of squares.
+        """
+        for row, query in enumerate(queries):
+            difference = self._index.reconstruct_batch(ids[row]) - query
+            exact = np.einsum("ij,ij->i", difference, difference)
+            farthest = np.partition(np.where(np.isfinite(usable[row]), exact, np.inf), k - 1)[k - 1]
+            doubt = ROUNDING * np.sqrt(len(query)) * (2 * np.linalg.norm(query) + np.sqrt(farthest)) ** 2
+            if ids.shape[1] < len(self) and distances[row, -1] - doubt <= farthest:
+                distances[row], ids[row] = (found[0] for found in self._index.search(query[None], ids.shape[1]))
+            else:
+                distances[row] = exact
+
+    def _nprobe(self, nlist: int, wanted: int | None) -> int:
+        return min(nlist, wanted or self._options.nprobe or self.facts.nprobe or max(8, nlist // 16))
+
+    def _placed(self) -> Any:
+        if self._on_device is None:
+            self._on_device = _place(self._index, self._options.device)
+        return self._on_device
+
+    def save(self, path: Path) -> str:
+        """Write the index's file; returns its checksum (xxh3-64, hexadecimal)."""
+        temporary = path.with_name(path.name + TEMPORARY)
+        with storage_errors(f"cannot write {path}"):
+            try:
+                digest = xxhash.xxh3_64()
+                with temporary.open("wb") as file:
+                    failpoint("opened", path)
+
+                    def write(block: bytes) -> None:  # FAISS's own writing prints what goes wrong on stderr
+                        digest.update(block)
+                        file.write(block)
+
+                    faiss.write_index(self._index, faiss.PyCallbackIOWriter(write))
+                publish(temporary, path)
+            except (OSError, RuntimeError):
+                temporary.unlink(missing_ok=True)
+                raise
+        return digest.hexdigest()
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        checksum: str,
+        d: int,
+        options: IndexOptions,
+        facts: IndexFacts,
+        features: ImageFeatures | None = None,
+        grows: bool = False,
+    ) -> ImageIndex:
+        """Read an index's file. FAISS trusts what it reads: nothing reaches it whose checksum differs.
+
+        Args:
+            path: of the file.
+            checksum: that save returned.
+            d: dimensions of the image features.
+            options: see ImageIndex.
+            facts: see ImageIndex; where they say `mapped`, lists stay in the file.
+            features: see ImageIndex.
+            grows: read a mapped one into memory all the same, so that it can be added to and saved.
+
+        Raises:
+            CorruptGalleryError: the file is missing, is not what was written, or is of another dimension.
+        """
+        try:
+            found = _file_checksum(path)
+            if found != checksum:
+                raise CorruptGalleryError(f"{path}: expected checksum {checksum}, found {found}")
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if facts.mapped and not grows else 0)
+        except (OSError, RuntimeError) as error:
+            raise CorruptGalleryError(str(error).splitlines()[0]) from error
+        if index.d != d:
+            raise CorruptGalleryError(f"{path}: expected an index of {d} dimensions, found {index.d}")
+        return cls(index, options, facts, features)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let FAISS use no other thread, for calls from this one only."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _usable(ids: Ids, without: Ids, removed: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    usable = ids >= 0
+    if len(without):
+        usable &= ~np.isin(ids, without)
+    if removed is not None:
+        usable &= ~removed[ids]
+    return usable
+
+
+def _search_parameters(index: Any, nprobe: int) -> Any:
+    """Give nprobe with one call, never set on the index that threads share, through what wraps the IVF index."""
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _search_parameters(faiss.downcast_index(index.index), nprobe)
+        return faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _search_parameters(faiss.downcast_index(index.base_index), nprobe)
+        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
+    return faiss.SearchParametersIVF(nprobe=nprobe)
+
+
+def _place(index: Any, wanted: str) -> Any:
+    """Copy an index to the GPU where one was asked for, or is there and has room."""
+    device = faiss_device(wanted)
+    if device == "cpu":
+        return index
+    needed = index.ntotal * index.d * 4 + 256 * MIB
+    if wanted == "auto" and needed > free_gpu_bytes(device):
+        return index
+    try:
+        return faiss.index_cpu_to_gpu(gpu_resources(), gpu_number(device), index)
+    except RuntimeError as error:  # no room, or a kind that FAISS has no GPU version of
+        if wanted != "auto":
+            raise OptionError(f"index cannot be put on {device}: {str(error).splitlines()[0]}") from error
+        warnings.warn(f"image index stays on the CPU: {str(error).splitlines()[0]}", stacklevel=2)
+        return index
+
+
+def _file_checksum(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(16 * MIB):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,115 @@
+"""Search parameters of an index by measurement: as many lists and candidates as a recall needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+from ..arrays import Array, Ids
+from ..options import DEFAULT_K
+from .training import SEED, ImageFeatures, in_blocks, sample_of
+
+HELD_OUT = 200  # normal images that a recall is measured on
+# Candidates for each neighbour; what more would find, more lists do.
+FACTORS = (1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+CODE_SECONDS = 1.5e-8  # to compare a query with a code, about
+CANDIDATE_SECONDS = 4e-6  # to read an image feature and compare it exactly
+TIE = 1e-6  # relative; of squared distances that are taken to be equal
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an index is searched, and what was measured of that."""
+
+    nprobe: int | None  # IVF lists visited
+    candidates: float  # for each neighbour, compared exactly; 1: its own distances are exact
+    # share of the k nearest that it finds: of held-out normal images, or of points between two of these, which are as
+    # unlike the others as images with defects, or more; the lesser one. None: not measured
+    recall: float | None
+    k: int  # neighbours that it was measured for
+
+
+def tune(
+    search: Callable[[Array, int, int], Ids],
+    nlist: int | None,
+    lossy: bool,
+    features: ImageFeatures,
+    target: float,
+    visited: Sequence[int] | None = None,
+) -> Tuning:
+    """Find the least work that gives a recall, by comparing some normal images, and points between, with all others.
+
+    Args:
+        search: (queries, how many, lists to visit) -> ids (m, how many), -1 where there are no more.
+        nlist: lists that there are; None: it has none.
+        lossy: whether what is found can be compared exactly, so that more than k are worth fetching.
+        features: of all images in the index.
+        target: recall.
+        visited: numbers of lists to try, ascending; None: up to all.
+    """
+    held_out = sample_of(features, HELD_OUT, SEED + 1)
+    k = min(DEFAULT_K, len(features) - 1)
+    normal = np.concatenate([*in_blocks(features, held_out)])
+    between = (normal + np.roll(normal, len(normal) // 2, axis=0)) / 2
+    queries, own = np.concatenate([normal, between]), np.concatenate([held_out, np.full_like(held_out, -1)])
+    nearest, told_apart = _nearest(queries, own, features, k)
+    queries, own, is_between = queries[told_apart], own[told_apart], (own < 0)[told_apart]
+    if not len(queries):  # all alike: whatever is found is right
+        return Tuning(None, 1.0, None, k)
+    factors = [factor for factor in (FACTORS if lossy else FACTORS[:1]) if factor * k < len(features) - 1] or [1.0]
+    best, least = Tuning(None, 1.0, -1.0, k), np.inf
+    for nprobe in visited or _rising(nlist):
+        visiting = nprobe * len(features) / nlist * CODE_SECONDS if nlist else 0.0
+        if visiting > least:
+            break
+        recalls: dict[float, float] = {}
+        for factor in factors[-1:] if nlist else factors:  # in lists the first are those that fewer would be
+            found = search(queries, int(np.ceil(factor * k)) + 1, nprobe)
+            others = [row[row != mine] for row, mine in zip(found, own, strict=True)]
+            fewer = factors if nlist else [factor]
+            recalls |= {few: _recall(others, nearest, int(np.ceil(few * k)), is_between) for few in fewer}
+        wanted = min(target, max(recalls.values()))
+        candidates = next(factor for factor, recall in recalls.items() if recall >= wanted)
+        seconds = visiting + candidates * k * CANDIDATE_SECONDS if wanted == target else np.inf
+        if seconds < least or (least == np.inf and recalls[candidates] > (best.recall or 0)):
+            best, least = Tuning(nprobe if nlist else None, candidates, recalls[candidates], k), seconds
+    return best
+
+
+def _nearest(queries: Array, own: Ids, features: ImageFeatures, k: int) -> tuple[Array, Array]:
+    """Compare queries with every image.
+
+    Returns:
+        ids (m, k) of the nearest other images, and the rows of those queries whose k-th is nearer than the next one;
+        ids have only these.
+    """
+    ids, sq_distances = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+    start = 0
+    for block in features.blocks():
+        found, at = faiss.knn(queries, np.ascontiguousarray(block), min(k + 2, len(block)))
+        found[at + start == own[:, None]] = np.inf
+        ids, sq_distances = np.hstack([ids, at + start]), np.hstack([sq_distances, found])
+        order = np.argsort(sq_distances, axis=1, kind="stable")[:, : k + 1]
+        ids, sq_distances = np.take_along_axis(ids, order, 1), np.take_along_axis(sq_distances, order, 1)
+        start += len(block)
+    told_apart = np.flatnonzero(sq_distances[:, k] > sq_distances[:, k - 1] * (1 + TIE))
+    return ids[told_apart, :k], told_apart
+
+
+def _rising(nlist: int | None) -> Iterator[int]:
+    """Yield numbers of lists to visit, each some 20 % more; the last one is all."""
+    step = 1.0
+    while nlist and step < nlist:
+        yield int(step)
+        step = max(step * 1.2, step + 1)
+    yield nlist or 0
+
+
+def _recall(found: list[Ids], nearest: Array, fetched: int, is_between: Array) -> float:
+    """Return the share of the nearest among the first found: of normal images or of points between, the lesser one."""
+    pairs = zip(found, nearest, strict=True)
+    shares = np.array([np.isin(true, row[:fetched], assume_unique=True).mean() for row, true in pairs])
+    return float(min(shares[group].mean() for group in (is_between, ~is_between) if group.any()))

@@ -1,0 +1,74 @@
+"""What a build will need: disk, memory, time."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from ..errors import ImageError
+from ..extractors.registry import Extractor
+from ..extractors.spec import ExtractorSpec
+from ..images.decode import decode
+from ..images.sources import ImageFile
+from ..index.factory import about_bytes
+from ..options import MIB, Patches
+from .image_reader import reads_ahead
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build will need."""
+
+    images: int
+    disk_bytes: int
+    free_bytes: int  # on the disk it goes to
+    memory_bytes: int  # beyond the network and the libraries
+    seconds_per_image: float
+    bytes_per_image: dict[Patches, int]  # on disk without the index, for each way to have patches
+
+    def __str__(self) -> str:
+        minutes = self.images * self.seconds_per_image / 60
+        disk = f"{self.disk_bytes / MIB:.0f} MiB on disk ({self.free_bytes / MIB:.0f} free)"
+        space = f"{disk}, about {self.memory_bytes / MIB:.0f} MiB of memory"
+        pace = f"{self.seconds_per_image * 1000:.0f} ms an image, about {minutes:.1f} min"
+        stored, recomputed = (self.bytes_per_image[patches] / 1000 for patches in ("stored", "recompute"))
+        ways = f"patches stored: {stored:.0f} kB an image; recomputed (--patches recompute): {recomputed:.1f} kB"
+        return (
+            f"{self.images} images: {space} beyond the network, {pace}; {ways}, and about "
+            f"{self.seconds_per_image * 1000:.0f} ms for each neighbour of a query"
+        )
+
+
+def estimate(
+    sources: Sequence[ImageFile], extractor: Extractor, folder: Path, patches: Patches = "stored", workers: int = 1
+) -> Estimate:
+    """Estimate what a build of these images into a folder will need; time is measured on the first that can be read.
+
+    The time is that of one process, however many workers there are to be.
+    """
+    spec, n = extractor.spec, len(sources)
+    seconds = 0.0
+    for source in sources[:100]:
+        try:
+            view = spec.view.apply(decode(source.path))
+        except ImageError:
+            continue
+        extractor.extract([view] * extractor.batch_size)  # warms up
+        start = time.perf_counter()
+        extractor.extract([spec.view.apply(decode(source.path)) for _ in range(extractor.batch_size)])
+        seconds = (time.perf_counter() - start) / extractor.batch_size
+        break
+    index = about_bytes(n, spec.image_dim)
+    batches = 3 * extractor.batch_size * spec.bytes_per_image + reads_ahead(extractor) * _view_bytes(spec)
+    free = shutil.disk_usage(folder).free
+    sizes = {way: spec.bytes_with(way) for way in get_args(Patches)}
+    return Estimate(n, n * sizes[patches] + index, free, index + workers * batches, seconds, sizes)
+
+
+def _view_bytes(spec: ExtractorSpec) -> int:
+    height, width = spec.view.crop
+    return 3 * height * width

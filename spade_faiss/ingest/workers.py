@@ -1,0 +1,356 @@
+"""From folders of images into a gallery by several processes: each writes whole shards, one names and commits them.
+
+The parent holds the writer's lock, tells which images are wanted, hands them out in runs that fill a shard, and commits
+the shards in the order of the sources. A worker decodes a run, extracts it and writes it under a temporary name: what
+one leaves behind is never more than a file that the next writer sweeps away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import ImageError, KeyConflictError, OptionError, SpadeError, WorkerError, first_line
+from ..extractors.features import Features
+from ..extractors.registry import Extractor
+from ..extractors.spec import ExtractorSpec
+from ..images.decode import read_file
+from ..images.sources import ImageFile, find_images
+from ..options import Patches
+from ..store.shard_writer import ShardWriter
+from ..store.source_images import content_digest
+from ..store.writer import GalleryWriter
+from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors
+from ..system.prefetch import batched, read_ahead
+from .image_reader import Read, absolute, is_wanted, read_image, reading_threads, reads_ahead
+from .pipeline import IngestReport, Skipped
+
+SPAWN = multiprocessing.get_context("spawn")  # torch, FAISS and HDF5 do not survive a fork
+AHEAD = 2  # runs for each worker, from the first that is not committed on: what waits for a slow one stays bounded
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker is told when it starts."""
+
+    extractor: bytes  # pickled
+    folder: Path  # of the shards
+    spec: ExtractorSpec
+    patches: Patches
+    strict: bool
+    processes: int  # that share this machine's cores
+    max_pixels: int | None  # of an image: Pillow's limit, which the caller may have raised
+
+
+@dataclass
+class _Outcome:
+    """What became of a run."""
+
+    number: int  # of the run
+    keys: list[str] = field(default_factory=list)  # of the shard's rows
+    digests: list[str] = field(default_factory=list)
+    shard: tuple[Path, int] | None = None  # its temporary file and that file's bytes; None: no image was taken
+    errors: dict[str, SpadeError] = field(default_factory=dict)  # by key: why an image was not taken
+
+
+def ingest_in_processes(
+    writer: GalleryWriter,
+    paths: Sequence[str | Path | ImageFile],
+    extractor: Extractor,
+    workers: int,
+    *,
+    replace: bool = False,
+    strict: bool = False,
+    progress: bool = False,
+) -> IngestReport:
+    """Extract and append the images of files and folders by so many processes; see Gallery.add_images."""
+    start, report = time.perf_counter(), IngestReport()
+    sources, errors = find_images(paths), {}
+    with tqdm(total=len(sources), unit="image", disable=None if progress else True, desc="images") as bar:
+        wanted: list[ImageFile] = []
+        for source, state in zip(sources, _states(writer, sources, replace), strict=True):
+            if state is True:
+                wanted.append(source)  # counted when a worker has read it
+                continue
+            bar.update()
+            if state is False:
+                report.unchanged += 1
+                continue
+            errors[source.key] = state
+            if strict:
+                break
+        with _Workers(writer, extractor, _runs(wanted, writer, extractor, workers), workers, strict) as processes:
+            for outcome in processes.outcomes(bar.update):
+                if outcome.shard is not None:
+                    done = writer.adopt(*outcome.shard, outcome.keys, outcome.digests)
+                    report.added += done.added
+                    report.replaced += done.replaced
+                errors |= outcome.errors
+                if strict and outcome.errors:
+                    break
+    failed = [source for source in sources if source.key in errors]
+    if strict and failed:
+        raise errors[failed[0].key]
+    report.skipped = [Skipped(source.path, str(errors[source.key])) for source in failed]
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _states(writer: GalleryWriter, sources: Sequence[ImageFile], replace: bool) -> Iterator[bool | SpadeError]:
+    """Tell of each image whether it is wanted, or why it cannot be taken. Only where its key is there is it read."""
+
+    def state(source: ImageFile) -> bool | SpadeError:
+        try:
+            new = writer.status(source.key, "") == "new"
+            return new or is_wanted(writer, source, content_digest(read_file(source.path)), replace)
+        except (ImageError, KeyConflictError) as error:
+            return error
+
+    return read_ahead(sources, state, reading_threads())
+
+
+def _runs(
+    sources: Sequence[ImageFile], writer: GalleryWriter, extractor: Extractor, workers: int
+) -> list[list[ImageFile]]:
+    """Cut images into runs that fill a shard, as one process does, and share the rest out to one run a worker."""
+    manifest, batch = writer.generation.manifest, extractor.batch_size
+    full = math.ceil(math.ceil(manifest.shard_bytes / manifest.bytes_per_image) / batch) * batch
+    whole = len(sources) // (full * workers) * (full * workers)
+    share = max(1, math.ceil((len(sources) - whole) / workers / batch)) * batch
+    return [*batched(sources[:whole], full), *batched(sources[whole:], share)]
+
+
+class _Worker:
+    """The parent's end of one process."""
+
+    def __init__(self, job: _Job) -> None:
+        self.connection, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=_work, args=(job, theirs), daemon=True)
+        self.state: Literal["loading", "idle", "busy"] = "loading"
+        try:
+            self.process.start()
+        except (OSError, AssertionError) as error:  # the latter in a process that may not have any of its own
+            raise WorkerError(f"cannot start worker processes: {first_line(error)}; take fewer --workers") from error
+        finally:
+            theirs.close()  # so that the pipe ends when the process does
+
+    def died(self) -> WorkerError:
+        """Say how the process ended."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        how = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit status {code}"
+        if self.state == "loading" and code >= 0:
+            how += " before it was ready; a script has to call add_images under `if __name__ == '__main__':`"
+        return WorkerError(
+            f"worker process {self.process.pid} ended before its work ({how}); what was committed is kept: "
+            "run the same command again, with fewer --workers if memory is short"
+        )
+
+
+class _Workers:
+    """A context manager: processes that turn runs of images into shards; leaving it ends them."""
+
+    def __init__(
+        self, writer: GalleryWriter, extractor: Extractor, runs: list[list[ImageFile]], workers: int, strict: bool
+    ) -> None:
+        self._todo = deque(enumerate(runs))
+        self._workers: list[_Worker] = []
+        self._failure: BaseException | None = None
+        try:
+            pickled = pickle.dumps(extractor)
+        except Exception as error:  # whatever stands in the way
+            raise OptionError(
+                "workers: expected an extractor that another process can load, by pickle, "
+                f"found {type(extractor).__name__}: {first_line(error)}; use one worker"
+            ) from error
+        manifest, folder, processes = writer.generation.manifest, writer.folder / "shards", min(workers, len(runs))
+        limit = Image.MAX_IMAGE_PIXELS
+        self._job = _Job(pickled, folder, manifest.spec, manifest.patches, strict, processes, limit)
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.process.kill()  # there is nothing left that it should do
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
+            for path in self._job.folder.glob(f"{worker.process.pid}-*{TEMPORARY}"):
+                path.unlink(missing_ok=True)
+
+    def outcomes(self, progress: Callable[[int], object]) -> Iterator[_Outcome]:
+        """Yield what became of each run, in their order.
+
+        When a worker fails, and at Ctrl-C, the others end the shards that they are writing with what is whole; these
+        are yielded before the error is raised.
+
+        Args:
+            progress: told how many more images have been read.
+
+        Raises:
+            WorkerError: a worker ended, or failed with an error that is no SpadeError.
+            SpadeError: as it was raised in a worker.
+        """
+        with _children_ignore_interrupts():
+            for _ in range(self._job.processes):
+                self._workers.append(_Worker(self._job))
+        done: dict[int, _Outcome] = {}
+        head, end = 0, len(self._todo)  # number of the first run that is not yielded, and of the one after the last
+        working = list(self._workers)
+        while working and head < end:
+            self._hand_out(head)
+            try:
+                ready = set(wait([worker.connection for worker in working]))
+            except KeyboardInterrupt as error:
+                if self._failure is not None:
+                    raise
+                self._fail(error)
+                continue
+            for worker in [worker for worker in working if worker.connection in ready]:
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, OSError):
+                    working.remove(worker)
+                    self._fail(worker.died())
+                    continue
+                if isinstance(message, int):
+                    progress(message)
+                elif isinstance(message, SpadeError):
+                    self._fail(message)
+                elif isinstance(message, _Outcome):
+                    done[message.number], worker.state = message, "idle"
+                else:
+                    worker.state = "idle"
+            while head in done:
+                yield done.pop(head)
+                head += 1
+        yield from (done[number] for number in sorted(done))  # after a failure, which leaves gaps
+        if self._failure is not None:
+            raise self._failure
+
+    def _hand_out(self, head: int) -> None:
+        """Give a run to each worker that has none, unless those before it are too far behind."""
+        for worker in self._workers:
+            if worker.state == "idle" and self._todo and self._todo[0][0] < head + AHEAD * len(self._workers):
+                worker.state = "busy"
+                with contextlib.suppress(OSError):  # it has died: reading from it will say so
+                    worker.connection.send(self._todo.popleft())
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first error, and tell the workers to end: those with a run when its shard is whole."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._todo.clear()
+        for worker in self._workers:
+            if worker.state != "busy":
+                worker.process.kill()
+            with contextlib.suppress(OSError):
+                worker.connection.send(None)
+
+
+@contextlib.contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Let processes that are started ignore Ctrl-C from the beginning; only the main thread can say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _work(job: _Job, parent: Connection) -> None:
+    """Be a worker process: say that it is ready with None, then turn runs into outcomes until told None."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent says what to do
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    warnings.filterwarnings("ignore", module="PIL")  # what cannot be read is told as an error
+    Image.MAX_IMAGE_PIXELS = job.max_pixels
+    try:
+        extractor = _load(job)
+        parent.send(None)
+        while (run := parent.recv()) is not None:
+            parent.send(_extract(job, extractor, parent, *run))
+    except Exception as error:
+        found = f"worker process {os.getpid()}: {type(error).__name__}: {first_line(error)}"
+        with contextlib.suppress(OSError):  # nobody is there to be told
+            parent.send(error if isinstance(error, SpadeError) else WorkerError(found))
+
+
+def _end_with_the_parent() -> None:
+    """End this process, whatever it is doing, when the one that started it is no more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _load(job: _Job) -> Extractor:
+    extractor: Extractor = pickle.loads(job.extractor)
+    job.spec.require(extractor.spec, f"worker process {os.getpid()}")
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // job.processes))
+    return extractor
+
+
+def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, sources: list[ImageFile]) -> _Outcome:
+    """Extract a run of images into a shard; told to end, keep what is whole so far."""
+    outcome, read = _Outcome(number), 0
+    shard: ShardWriter | None = None
+
+    def taken(reads: Iterable[Read]) -> Iterator[Read]:
+        nonlocal read
+        for image in reads:
+            read += 1
+            if image.error is None:
+                yield image
+                continue
+            outcome.errors[image.source.key] = image.error
+            if job.strict:
+                return
+
+    threads = reading_threads(job.processes)
+    reads = read_ahead(sources, partial(read_image, spec=job.spec), threads, reads_ahead(extractor))
+    for batch in batched(taken(reads), extractor.batch_size):
+        features = job.spec.cast(extractor.extract([image.view for image in batch if image.view is not None]))
+        if job.patches == "recompute":
+            features = Features(features.image, [])
+        if shard is None:
+            shard = ShardWriter(job.folder / f"{os.getpid()}-{number:06d}.h5", job.spec, job.patches)
+        keys, digests = [image.source.key for image in batch], [image.digest for image in batch]
+        shard.append(keys, digests, features, [absolute(image.source) for image in batch])
+        outcome.keys += keys
+        outcome.digests += digests
+        parent.send(read)
+        read = 0
+        if parent.poll():
+            break
+    parent.send(read)
+    if shard is not None:
+        outcome.shard = shard.temporary, shard.complete()
+        with storage_errors(f"cannot write {shard.path}"):
+            flush_to_disk(shard.temporary)
+    return outcome

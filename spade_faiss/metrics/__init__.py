@@ -1,0 +1,8 @@
+"""How well scores tell anomalous from normal: image and pixel metrics, ROC and PRO curves."""
+
+from .curves import Curve
+from .image import image_metrics
+from .pixel import PixelMetrics
+from .ranking import Metrics
+
+__all__ = ["Curve", "Metrics", "PixelMetrics", "image_metrics"]

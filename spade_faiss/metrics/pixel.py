@@ -1,0 +1,264 @@
+"""How well scores tell anomalous from normal: image and pixel metrics, without holding the maps.
+
+A threshold t calls every score >= t anomalous. Equal scores pass together, so each metric is taken over the distinct
+thresholds, as scikit-learn does, and does not depend on the order of the images:
+
+- AUROC: area under TPR over FPR by trapezoids; equal to the average-rank (Mann-Whitney) formula.
+- AP: sum over thresholds of (recall gained) x precision, no interpolation; `average_precision_score`.
+- F1Max: the largest 2 TP / (2 TP + FP + FN) at any threshold.
+- AUPRO: area under PRO over FPR up to a limit on FPR, divided by that limit (Bergmann et al., "The MVTec Anomaly
+  Detection Dataset", IJCV 2021, and `pro_curve_util.py` of MVTec's evaluation code). PRO is the mean over all regions
+  of the share of the region's pixels that pass; FPR is over the normal pixels of all images. Trapezoids from (0, 0),
+  linear interpolation at the limit.
+
+Where there is one class only, every metric is None with the reason: AUROC and AUPRO are undefined, and AP and F1Max
+say nothing (0, or 1 whatever the scores).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..errors import FeatureError, OptionError
+from .ranking import (
+    Counts,
+    Keys,
+    Metrics,
+    Number,
+    Reals,
+    _area,
+    _area_bound,
+    _cumulated,
+    _one_class,
+    _ranking,
+    _ranking_bounds,
+    _undefined,
+)
+
+BINS = 2**22  # of PixelMetrics, 28 bytes each
+INTEGRATION_LIMIT = 0.3  # of AUPRO, on the FPR
+CURVE_POINTS = 2000
+PIXEL_METRICS = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
+
+PAGE_BITS = 16  # a page is 2**16 consecutive float32 numbers: 1/128 of an octave
+PAGES = 2 ** (32 - PAGE_BITS)
+NONE, SEVERAL = 0, 1  # values in a bin, where it is not the key of the only one; both would be keys of NaN
+
+
+@dataclass(frozen=True)
+class Curves:
+    """FPR, TPR and PRO at the same falling thresholds, each (points,) float64 from 0 to 1, ascending."""
+
+    fpr: Reals
+    tpr: Reals
+    pro: Reals
+
+
+class PixelMetrics:
+    """Pixel metrics of any number of maps in bounded memory (117 MB at the default number of bins).
+
+    Maps are counted in histograms over the bit patterns of float32, which sort as the numbers do. Where every distinct
+    value has its own bin the result is exact. Bins are given out by page of 2**16 neighbouring patterns, to the pages
+    in which there are scores only; when the pages no longer fit, all bins are doubled in width. So a narrow range
+    around a large offset keeps every bit, with or without zeros (pixels that no network saw) beside it: nothing is
+    merged before 64 pages are in use; scores all over four octaves get 1 million bins an octave, and if all of float32
+    is in use, 2**13. `Metrics.error_bounds` says how far off a result can be; bins of a single value cost nothing.
+
+    The state depends on what was added, not on the order, and not on how it was split over accumulators and merged.
+    """
+
+    def __init__(self, bins: int = BINS) -> None:
+        """Make an empty accumulator.
+
+        Args:
+            bins: a power of two, at least one a page: 2**16.
+
+        Raises:
+            OptionError: some other number.
+        """
+        if bins < PAGES or bins & (bins - 1):
+            raise OptionError(f"bins: expected a power of two >= {PAGES}, found {bins}")
+        self.images = 0
+        self.regions = 0  # 8-connected, over all masks
+        self._bins = bins
+        self._bits = PAGE_BITS  # a page has 2**bits bins
+        self._pages = np.empty(0, np.int64)  # by slot, in the order in which they were first seen
+        self._slot = np.full(PAGES, -1, np.int64)  # by page; -1: no score lies in it
+        # Memory is taken from the system when a bin is first counted in.
+        self._normal = np.zeros(bins, np.int64)  # pixels
+        self._anomalous = np.zeros(bins, np.int64)  # pixels
+        self._share = np.zeros(bins, np.float64)  # sum of 1 / area of the region, over the anomalous pixels
+        self._sums = (self._normal, self._anomalous, self._share)
+        self._value = np.zeros(bins, np.uint32)  # key of the only value counted here; or NONE, or SEVERAL
+
+    def add(self, anomaly_map: NDArray[np.floating], mask: NDArray[np.bool_], name: str = "") -> None:
+        """Count the pixels of one image.
+
+        Args:
+            anomaly_map: (H, W) finite, higher is more anomalous; compared as float32.
+            mask: (H, W) bool, True where anomalous; all False for a normal image.
+            name: of the image, for messages; else its number, from 0.
+
+        Raises:
+            FeatureError: the map is not (H, W), or NaN or infinite somewhere, or the mask is not bool of that shape.
+                Nothing was counted then.
+        """
+        name = name or f"map {self.images}"
+        anomaly_map, mask = np.asarray(anomaly_map), np.asarray(mask)
+        if anomaly_map.ndim != 2 or anomaly_map.size == 0:
+            raise FeatureError(f"{name}: expected a map (H, W), found {anomaly_map.shape}")
+        if mask.shape != anomaly_map.shape or mask.dtype != np.bool_:
+            raise FeatureError(f"{name}: expected a mask {anomaly_map.shape} of bool, found {mask.shape} {mask.dtype}")
+        with np.errstate(over="ignore"):
+            scores = anomaly_map.astype(np.float32, copy=False)
+        finite = np.isfinite(scores)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise FeatureError(
+                f"{name}: expected finite float32 scores, found {anomaly_map[row, column]} at ({row}, {column})"
+            )
+        keys = _keys(scores)
+        bins = self._locate(keys)
+        self._note(bins, keys)
+        np.add.at(self._normal, bins[~mask], 1)
+        if mask.any():
+            shares, regions = _region_shares(mask)
+            np.add.at(self._anomalous, bins[mask], 1)
+            np.add.at(self._share, bins[mask], shares)
+            self.regions += regions
+        self.images += 1
+
+    def merge(self, other: PixelMetrics) -> None:
+        """Add what another accumulator has counted; it is left as it was."""
+        self._allot(other._pages)
+        while self._bits > other._bits:
+            self._coarsen()
+        slots = self._slot[other._pages]
+        folded = (len(slots), 2**self._bits, 2 ** (other._bits - self._bits))
+        for mine, its in zip(self._sums, other._sums, strict=True):
+            self._by_page(mine)[slots] += other._by_page(its).reshape(folded).sum(axis=2)
+        value, its_value = self._by_page(self._value), other._by_page(other._value).reshape(folded)
+        value[slots] = functools.reduce(_one_value, np.moveaxis(its_value, 2, 0), value[slots])
+        self.images += other.images
+        self.regions += other.regions
+
+    def result(self, integration_limit: float = INTEGRATION_LIMIT) -> Metrics:
+        """Compute pixel_AUROC, pixel_AP, pixel_F1Max and pixel_AUPRO of everything that was added.
+
+        Args:
+            integration_limit: the FPR up to which PRO is integrated, in (0, 1].
+
+        Raises:
+            OptionError: the limit is outside its range.
+        """
+        check_limit(integration_limit)
+        normal, anomalous, share, several = self._steps()
+        reason = _one_class("pixel", int(normal.sum()), int(anomalous.sum()))
+        if reason:
+            return _undefined(PIXEL_METRICS, reason)
+        fpr, pro = _cumulated(normal), _cumulated(share)
+        values = (*_ranking(normal, anomalous), _area(fpr, pro, integration_limit))
+        bounds = (*_ranking_bounds(normal, anomalous, several), _area_bound(fpr, pro, several, integration_limit))
+        return Metrics(
+            dict(zip(PIXEL_METRICS, values, strict=True)), error_bounds=dict(zip(PIXEL_METRICS, bounds, strict=True))
+        )
+
+    def curves(self, points: int = CURVE_POINTS) -> Curves | None:
+        """Return the ROC and PRO curves for a plot, or None where the metrics are None.
+
+        Of more points than asked for, those are kept that leave no gap over 6 / points in the sum of all three, so
+        that straight lines between them lie within that distance of the curve; jumps keep both ends.
+        """
+        normal, anomalous, share, _ = self._steps()
+        if _one_class("pixel", int(normal.sum()), int(anomalous.sum())):
+            return None
+        curves = np.stack([_cumulated(column) for column in (normal, anomalous, share)])
+        if curves.shape[1] > points:
+            way = curves.sum(axis=0)
+            marks = np.linspace(0, way[-1], points // 2)
+            before, after = np.searchsorted(way, marks, "right") - 1, np.searchsorted(way, marks, "left")
+            curves = curves[:, np.unique([before, after])]
+        return Curves(*curves)
+
+    def _locate(self, keys: Keys) -> Counts:
+        """Return the bin of each key, after making room for all of them."""
+        pages = keys >> PAGE_BITS
+        slots: Counts = self._slot[pages]
+        if slots.min() < 0:
+            self._allot(np.unique(pages[slots < 0]))
+            slots = self._slot[pages]
+        slots <<= self._bits
+        slots += (keys & (2**PAGE_BITS - 1)) >> (PAGE_BITS - self._bits)
+        return slots
+
+    def _note(self, bins: Counts, keys: Keys) -> None:
+        """Keep in `_value` that these were counted."""
+        held = self._value[bins]
+        new = (held != keys) & (held != SEVERAL)
+        bins, keys, empty = bins[new], keys[new], held[new] == NONE
+        self._value[bins[empty]] = keys[empty]  # of several, one stays
+        self._value[bins[self._value[bins] != keys]] = SEVERAL
+
+    def _allot(self, pages: NDArray[np.integer]) -> None:
+        """Give bins to the pages that have none yet."""
+        new = pages[self._slot[pages] < 0]
+        total = len(self._pages) + len(new)
+        while total << self._bits > self._bins:
+            self._coarsen()
+        self._slot[new] = np.arange(len(self._pages), total)
+        self._pages = np.concatenate([self._pages, new.astype(np.int64)])
+
+    def _coarsen(self) -> None:
+        """Double the width of every bin."""
+        used = len(self._pages) << self._bits
+        for array in self._sums:
+            array[: used // 2] = array[:used].reshape(-1, 2).sum(axis=1)
+            array[used // 2 : used] = 0
+        self._value[: used // 2] = _one_value(self._value[:used:2], self._value[1:used:2])
+        self._value[used // 2 : used] = NONE
+        self._bits -= 1
+
+    def _by_page(self, array: NDArray[Number]) -> NDArray[Number]:
+        """View the bins in use as (pages, bins of a page), by slot."""
+        return array[: len(self._pages) << self._bits].reshape(len(self._pages), 2**self._bits)
+
+    def _steps(self) -> tuple[Counts, Counts, Reals, NDArray[np.bool_]]:
+        """Return what each threshold adds, highest first: normal, anomalous, sum of 1 / area, of several values."""
+        order = np.argsort(-self._pages)
+        used = np.flatnonzero(self._by_page(self._value)[order, ::-1])
+
+        def descending(array: NDArray[Number]) -> NDArray[Number]:
+            return self._by_page(array)[order, ::-1].ravel()[used]
+
+        several = descending(self._value) == SEVERAL
+        return descending(self._normal), descending(self._anomalous), descending(self._share), several
+
+
+def check_limit(integration_limit: float) -> None:
+    """Raise OptionError unless AUPRO can be integrated up to that FPR."""
+    if not 0 < integration_limit <= 1:
+        raise OptionError(f"integration_limit: expected an FPR in (0, 1], found {integration_limit!r}")
+
+
+def _keys(scores: NDArray[np.float32]) -> Keys:
+    """Map float32 to integers in the same order: all bits of a negative number flipped, else the sign bit."""
+    bits: Keys = (scores + np.float32(0)).view(np.uint32)  # + 0: makes -0.0 the 0.0 that it is equal to
+    bits ^= np.where(bits >> 31, np.uint32(2**32 - 1), np.uint32(2**31))
+    return bits
+
+
+def _one_value(a: Keys, b: Keys) -> Keys:
+    """Return what the union of bins has: the key of its only value, or NONE, or SEVERAL."""
+    return np.where((a == NONE) | (b == NONE) | (a == b), np.maximum(a, b), np.uint32(SEVERAL))
+
+
+def _region_shares(mask: NDArray[np.bool_]) -> tuple[Reals, int]:
+    """Return 1 / area of its 8-connected region for each True pixel, row by row, and the number of regions."""
+    numbered, regions = ndimage.label(mask, np.ones((3, 3)))
+    number = numbered[mask]
+    return 1 / np.bincount(number)[number], regions

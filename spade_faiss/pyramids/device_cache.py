@@ -1,0 +1,50 @@
+"""The pyramid levels of neighbours on a GPU, kept there between queries. It has not run on one yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..extractors.spec import ExtractorSpec
+from ..options import SearchOptions
+from ..system.devices import torch_device
+from .cache import LevelCache, PyramidCache
+from .reader import PyramidSource
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceCache(LevelCache["torch.Tensor"]):
+    """A LevelCache on a torch device: tensors of the stored dtype; what it lacks is uploaded from a cache in memory."""
+
+    def __init__(self, limit: int, device: str, host: PyramidCache) -> None:
+        super().__init__(limit)
+        self._device = device
+        self._host = host
+
+    def _empty(self, spec: ExtractorSpec, *n: int) -> list[torch.Tensor]:
+        import torch
+
+        dtype = getattr(torch, spec.dtype)
+        return [torch.empty((*n, *shape), dtype=dtype, device=self._device) for shape in spec.level_shapes]
+
+    def _copy(self, target: torch.Tensor, level: torch.Tensor) -> None:
+        target.copy_(level)
+
+    def _fetch(self, source: PyramidSource, ids: Sequence[int], out: Sequence[list[torch.Tensor]]) -> None:
+        import torch
+
+        levels = [torch.from_numpy(level) for level in self._host.read(source, ids)]
+        for position, targets in enumerate(out):
+            for target, level in zip(targets, levels, strict=True):
+                target.copy_(level[position])
+
+
+def device_cache(options: SearchOptions, host: PyramidCache) -> DeviceCache | None:
+    """Return a cache on the GPU that engine "pyramid" is to run on; None where another engine or the CPU is chosen.
+
+    "auto" gets none: on a GPU it takes the engine that searches arrays.
+    """
+    device = torch_device(options.device) if options.engine == "pyramid" else "cpu"
+    return None if device == "cpu" else DeviceCache(options.device_cache_bytes, device, host)

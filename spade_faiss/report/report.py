@@ -1,0 +1,208 @@
+"""A run as one HTML file that opens anywhere: a table of all images, and pictures of those with the highest scores."""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from ..arrays import Pixels
+from ..detect.detection import Detection
+from ..detect.detector import Detector
+from ..metrics.curves import Curve
+from ..store.source_images import SourceImages
+from ..system.atomic_files import storage_errors, whole_file
+from . import page as assets
+from .colour_scale import Scale, css_colours
+from .image_card import CardMaker, Row
+
+CARDS = 200  # images with pictures; one takes 50 to 200 kB
+IMAGE_SCORES = {
+    "knn": "mean distance to the nearest",
+    "map_max": "the map's maximum",
+    "map": "the map's maximum or mean",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table."""
+
+    name: str
+    number: bool = False
+    first: str = "ascending"  # the order of the first press
+    sorted: bool = False
+
+
+class Report:
+    """Collects the images of a run, then writes the page. A context manager: left early, it writes nothing.
+
+    Cards are kept as files in a temporary folder, and only those of the highest scores so far: memory grows by no more
+    than a line of the table for each image.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        detector: Detector,
+        scale: Scale,
+        title: str,
+        originals: SourceImages | None = None,
+        cards: int = CARDS,
+    ) -> None:
+        """Begin.
+
+        Args:
+            path: of the HTML file.
+            detector: what queries the images.
+            scale: of the maps.
+            title: of the page.
+            originals: where the normal images' files are; None: their pictures are left out.
+            cards: how many images get pictures.
+
+        Raises:
+            GalleryError: the folder of the file cannot be made.
+        """
+        with storage_errors(f"cannot write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._scale = scale
+        self._title = title
+        self._detector = detector
+        self._maker = CardMaker(detector, scale, originals or SourceImages(detector.gallery.snapshot()))
+        self._cards = cards
+        self._rows: list[Row] = []
+        self._worst: list[tuple[float, int]] = []  # heap of (score, -number) of the images that have a card
+        self._folder = tempfile.TemporaryDirectory(prefix="spade-faiss-")
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def add(
+        self,
+        key: str,
+        pixels: Pixels,
+        detection: Detection,
+        mask: NDArray[np.bool_] | None = None,
+        label: str | None = None,
+    ) -> None:
+        """Take an image.
+
+        Args:
+            key: its name.
+            pixels: (H, W, 3) uint8.
+            detection: what the detector found in it.
+            mask: (H, W) ground truth, where there is one.
+            label: its kind, where it is known.
+        """
+        judgement, searched = detection.judgement, detection.sq_distances.shape[2] > 0
+        row = Row(
+            len(self._rows), key, label, detection.verdict, detection.image_score,
+            judgement.p_value if judgement else None, detection.map_max if searched else None,
+            sum(detection.seconds.values()),
+        )  # fmt: skip
+        self._rows.append(row)
+        rank = (row.score, -row.number)
+        if len(self._worst) == self._cards and (not self._worst or rank < self._worst[0]):
+            return
+        card = self._maker.card(row, pixels, detection, mask)
+        with storage_errors(f"cannot write to {self._folder.name}"):
+            self._card_file(row.number).write_text(card, encoding="utf-8")
+            heapq.heappush(self._worst, rank)
+            if len(self._worst) > self._cards:
+                self._card_file(-heapq.heappop(self._worst)[1]).unlink()
+
+    def close(
+        self,
+        metrics: Mapping[str, float | None] | None = None,
+        curves: Sequence[Curve] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Write the page, card by card.
+
+        Args:
+            metrics: of the run, by name.
+            curves: whose areas are among the metrics.
+            notes: sentences for the head of the page.
+
+        Raises:
+            GalleryError: the file cannot be written.
+        """
+        rows = sorted(self._rows, key=lambda row: -row.score)
+        order = [-number for _, number in sorted(self._worst, reverse=True)]
+        page = assets.template("report.html").stream(
+            title=self._title, run=self._facts(), notes=notes, metrics=metrics or {}, curves=curves,
+            scale=self._scale, mark=self._mark(), colours=css_colours(), view=self._detector.gallery.spec.view,
+            columns=self._columns(), labelled=self._labelled, judged=self._judged, rows=rows, with_card=set(order),
+            cards=(Markup(self._card_file(number).read_text("utf-8")) for number in order), **assets.style_and_script(),
+        )  # fmt: skip
+        with storage_errors(f"cannot write {self.path}"), whole_file(self.path) as file:
+            page.dump(file, "utf-8")
+        self._folder.cleanup()
+
+    def _card_file(self, number: int) -> Path:
+        return Path(self._folder.name, f"{number}.html")
+
+    @property
+    def _labelled(self) -> bool:
+        return any(row.label for row in self._rows)
+
+    @property
+    def _judged(self) -> bool:
+        return any(row.verdict for row in self._rows)
+
+    def _mark(self) -> float | None:
+        """Return where the pixel threshold is on the colour scale, in per cent."""
+        scale = self._scale
+        if scale.pixel_threshold is None:
+            return None
+        return round(100 * float(scale.apply(np.array(scale.pixel_threshold, np.float32))), 2)
+
+    def _columns(self) -> list[Column]:
+        columns = [
+            Column("image"),
+            Column("kind"),
+            Column("verdict"),
+            Column("score", number=True, first="descending", sorted=True),
+            Column("p-value", number=True),
+            Column("map max", number=True, first="descending"),
+            Column("seconds", number=True, first="descending"),
+        ]
+        unknown = set() if self._labelled else {"kind"}
+        if not self._judged:
+            unknown |= {"verdict", "p-value"}
+        return [column for column in columns if column.name not in unknown]
+
+    def _facts(self) -> list[tuple[str, object]]:
+        """Return what was compared with what, and how it came out."""
+        detector, calibration = self._detector, self._detector.calibration
+        found: list[tuple[str, object]] = [("images", len(self._rows))]
+        if self._judged:
+            anomalous = sum(row.verdict == "anomalous" for row in self._rows)
+            found += [("anomalous", anomalous), ("normal", len(self._rows) - anomalous)]
+        score, search = detector.score, detector.search
+        found += [
+            ("compared with", f"{len(detector.gallery)} normal images"),
+            ("extractor", detector.gallery.spec.name),
+            ("recipe", detector.gallery.recipe.name if detector.gallery.recipe else "none"),
+            ("K", detector.k),
+            ("kappa", search.kappa),
+            ("image score", IMAGE_SCORES[score.image_score or "knn"]),
+        ]
+        if calibration:
+            found += [
+                ("image threshold", assets.figure(calibration.image_threshold)),
+                ("false alarms", f"at most {100 * calibration.false_alarms:g} %"),
+            ]
+        else:
+            found += [("verdicts", "none: not calibrated")]
+        return found

@@ -1,0 +1,39 @@
+"""Deleting the files of a gallery that no commit names."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+from ..system.atomic_files import TEMPORARY
+from ..system.failpoints import failpoint
+from .locks import ReaderLock
+from .manifest import FILE, INDEX_NAME, KEYS_NAME, SHARD_NAME, Manifest
+
+
+def discard_unnamed(folder: Path) -> None:
+    """Delete what no commit has ever named, so that nobody reads it: what a writer leaves that is killed or fails.
+
+    On a full disk that is the room which the next try needs.
+    """
+    manifest = Manifest.read(folder)  # as it is there: a commit may have failed after it could be seen
+    for path in [*folder.glob(FILE + ".*"), *folder.glob("shards/*"), *folder.glob("index/*")]:
+        name, number = path.relative_to(folder).as_posix(), int(re.findall(r"\d+", "0" + path.stem)[-1])
+        if (
+            path.suffix == TEMPORARY
+            or (SHARD_NAME.fullmatch(name) and number >= manifest.next_shard)
+            or ((INDEX_NAME.fullmatch(name) or KEYS_NAME.fullmatch(name)) and number > manifest.generation)
+        ):
+            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, manifest: Manifest) -> None:
+    """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
+    named = {folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
+    patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
+    found = [path for pattern in (*patterns, "*" + TEMPORARY) for path in folder.glob(pattern)]
+    with contextlib.suppress(BlockingIOError), ReaderLock(folder, exclusive=True):
+        for path in sorted(set(found) - named):
+            path.unlink(missing_ok=True)
+            failpoint("swept away", path)

@@ -1,0 +1,113 @@
+"""Shards' files, held open to be read at given places by any number of threads, without HDF5."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from ..errors import CorruptGalleryError
+from ..system.forks import free_at_forks, remember
+
+MOST_OPEN = 1024  # where the process may have many
+
+
+class PooledFile:
+    """A descriptor that is closed when the last thread has done with it; the file may be deleted meanwhile."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Open a file of so many bytes; raises as FilePool.open."""
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            found = os.fstat(self.descriptor).st_size
+        except OSError as error:
+            raise CorruptGalleryError(f"{path}: cannot be opened: {error.strerror or error}") from error
+        if found != size:
+            raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
+
+    def read_into(self, rest: memoryview, offset: int) -> None:
+        """Fill a memoryview of bytes with those from an offset on.
+
+        Raises:
+            OSError: they cannot be read, or the file has been cut short.
+        """
+        while rest:
+            done = read_at(self.descriptor, rest, offset)
+            if done == 0:
+                raise OSError("the file has been cut short")
+            rest, offset = rest[done:], offset + done
+
+    def __del__(self) -> None:
+        descriptor = self.__dict__.pop("descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class FilePool:
+    """Those of a generation's shards that were read last. Threads may share one."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[int, PooledFile] = OrderedDict()
+        self._room = _files_to_hold()
+        self._lock = threading.Lock()
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process, with a lock that nobody holds; the files are read at given places."""
+        self._lock = threading.Lock()
+
+    def open(self, number: int, path: Path, size: int) -> PooledFile:
+        """Open the file of a shard, or return it where it is open.
+
+        Args:
+            number: of the shard.
+            path: of its file.
+            size: of its file, in bytes.
+
+        Raises:
+            CorruptGalleryError: it cannot be opened, or is of another size.
+        """
+        with self._lock:
+            file = self._files.get(number)
+            if file is None:
+                file = self._files[number] = PooledFile(path, size)
+                if len(self._files) > self._room:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(number)
+            return file
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def close(self) -> None:
+        """Close the files, once their readers have done."""
+        with self._lock:
+            self._files.clear()
+
+
+def _files_to_hold() -> int:
+    """Return how many files to hold open: a sixteenth of what the process may have; three generations may be in use."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return min(64, MOST_OPEN)
+    return min(max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16), MOST_OPEN)
+
+
+def _read_at(descriptor: int, target: memoryview, offset: int) -> int:
+    return os.preadv(descriptor, [target], offset)
+
+
+def seek_and_read(descriptor: int, target: memoryview, offset: int) -> int:
+    """Read bytes at a place, one thread after the other; returns how many."""
+    with _seek_lock:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        content = os.read(descriptor, len(target))
+    target[: len(content)] = content
+    return len(content)
+
+
+_seek_lock = free_at_forks(threading.Lock())
+
+read_at = _read_at if hasattr(os, "preadv") else seek_and_read  # the latter on Windows

@@ -1,0 +1,195 @@
+"""Image features and names of any images straight from the shards' files: a few rows of a few hundred files a query.
+
+Each column lies in one piece in its shard. Once HDF5 has said where, the system reads a row without it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ..arrays import Ids
+from ..errors import CorruptGalleryError
+from ..options import MIB, Patches
+from ..system.forks import remember
+from .file_pool import FilePool, PooledFile
+from .manifest import ShardEntry
+from .shard_format import Names, dataset_of, names_of
+
+BLOCK_BYTES = 16 * MIB
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Where a column is in its file."""
+
+    offset: int
+    dtype: Any
+    width: int = 1  # values in a row
+
+    def read(self, file: PooledFile, first: int, count: int) -> NDArray[Any]:
+        """Read so many rows, (count, width)."""
+        size = self.width * self.dtype.itemsize
+        content = bytearray(count * size)
+        file.read_into(memoryview(content), self.offset + first * size)
+        return np.frombuffer(content, self.dtype).reshape(count, self.width)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a shard's columns are, and the checksums of its image features, (n,)."""
+
+    path: Path
+    size: int  # of the file
+    image: _Column
+    image_checksums: NDArray[np.uint64]
+    checksums: _Column
+    names: tuple[_Column, ...]
+
+    def names_of(self, file: PooledFile, first: int, count: int) -> Names:
+        """Read the names of so many images, from a row on."""
+        try:
+            columns = [column.read(file, first, count)[:, 0] for column in self.names]
+            return Names(self.path, columns, self.checksums.read(file, first, count)[:, 0])
+        except OSError as error:
+            raise self.unreadable(f"names of images {first} to {first + count - 1}", error) from error
+
+    def unreadable(self, what: str, error: OSError) -> CorruptGalleryError:
+        return CorruptGalleryError(f"{self.path}: {what} cannot be read: {error.strerror or error}")
+
+
+class RowReader:
+    """The image features and names of one generation, by id. Threads may share one.
+
+    What it keeps of a shard that was read from is 8 bytes an image.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[ShardEntry], d: int, patches: Patches, files: FilePool) -> None:
+        self._folder = folder
+        self._shards = shards
+        self._d = d
+        self._names = names_of(patches)
+        self._files = files
+        self._starts = np.array([0, *accumulate(shard.images for shard in shards)], np.int64)
+        self._places: dict[int, _Place] = {}
+        self._lock = threading.Lock()
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Be of use in a forked process, with a lock that nobody holds."""
+        self._lock = threading.Lock()
+
+    def read(self, ids: Ids) -> NDArray[np.float32]:
+        """Read the image features of ids (n,), each from 0 to the number of rows: (n, d) float32.
+
+        Raises:
+            CorruptGalleryError: they cannot be read, or are not what was written, naming file and row.
+        """
+        out = np.empty((len(ids), self._d), np.float32)
+        content, size, current = out.reshape(-1).view(np.uint8).data, 4 * self._d, -1
+        order, numbers, rows = self._on_disk(ids)
+        # A search by codes comes here for a few hundred rows, hardly two of a shard: all that is done for one counts.
+        for at, number, row in zip(order.tolist(), numbers.tolist(), rows.tolist(), strict=True):
+            if number != current:
+                place, file, current = *self._open(number), number
+            target = content[at * size : (at + 1) * size]
+            try:
+                file.read_into(target, place.image.offset + row * size)
+            except OSError as error:
+                raise place.unreadable(f"image feature {row}", error) from error
+            if xxhash.xxh3_64_intdigest(target) != place.image_checksums[row]:
+                raise CorruptGalleryError(f"{place.path}: image feature {row} is not what was written (checksum)")
+        return out
+
+    def texts(self, ids: Ids, name: str) -> list[str]:
+        """Return the texts of ids (n,), each from 0 to the number of rows, in one of the columns NAMES of a shard.
+
+        Raises:
+            CorruptGalleryError: they cannot be read, or are not what was written.
+        """
+        column = self._names.index(name)
+        texts = [""] * len(ids)
+        order, numbers, rows = self._on_disk(ids)
+        runs = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(rows) > 1)) + 1
+        for run in np.split(np.arange(len(order)), runs) if len(order) else []:
+            first, last = int(rows[run[0]]), int(rows[run[-1]])
+            place, file = self._open(int(numbers[run[0]]))
+            found = place.names_of(file, first, last + 1 - first).column(column)
+            for at, row in zip(order[run].tolist(), rows[run].tolist(), strict=True):
+                texts[at] = found[row - first]
+        return texts
+
+    def names(self, row_id: int, count: int = 1) -> Names:
+        """Return the names of some images of one shard, from an id on, whatever has become of them.
+
+        Raises:
+            CorruptGalleryError: they cannot be read.
+        """
+        _, [number], [row] = self._on_disk(np.array([row_id]))
+        place, file = self._open(int(number))
+        return place.names_of(file, int(row), count)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def blocks(self, start: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Read the image features of ids from `start` on, in blocks (n, d) of a few megabytes; raises as read."""
+        step = max(1, BLOCK_BYTES // (4 * self._d))
+        for first in range(start, len(self), step):
+            yield self.read(np.arange(first, min(first + step, len(self))))
+
+    def _on_disk(self, ids: Ids) -> tuple[Ids, Ids, Ids]:
+        """Return the order in which ids lie on the disk, and in that order the numbers of their shards and the rows."""
+        order = np.argsort(ids)
+        ids = ids[order]
+        numbers = np.searchsorted(self._starts, ids, side="right") - 1
+        return order, numbers, ids - self._starts[numbers]
+
+    def _open(self, number: int) -> tuple[_Place, PooledFile]:
+        place = self._places.get(number)
+        if place is None:
+            with self._lock:
+                if number not in self._places:
+                    self._places[number] = self._find(number)
+                place = self._places[number]
+        return place, self._files.open(number, place.path, place.size)
+
+    def _find(self, number: int) -> _Place:
+        entry = self._shards[number]
+        path, n = self._folder / entry.file, entry.images
+        self._files.open(number, path, entry.bytes)  # is there, and of that size
+        try:
+            with h5py.File(path, "r", libver="latest", locking=False) as file:
+                kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._names, "S")}
+                columns = {name: _column(file, name, n, kind, entry.bytes) for name, kind in kinds.items()}
+                if (columns["image"].width, columns["image"].dtype) != (self._d, np.float32):
+                    raise ValueError(f"image: expected ({n}, {self._d}) float32, found {file['image']}")
+                if columns["checksums"].width < 2:
+                    raise ValueError(f"checksums: expected at least ({n}, 2), found {file['checksums']}")
+                names = tuple(columns[name] for name in self._names)
+                return _Place(path, entry.bytes, columns["image"], file["checksums"][:, 1], columns["checksums"], names)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
+
+
+def _column(file: Any, name: str, n: int, kind: str, file_size: int) -> _Column:
+    """Find out where a column of n rows is.
+
+    Raises:
+        ValueError: it is something else, or not in one piece.
+    """
+    dataset = dataset_of(file, name, file_size)
+    ndim = 1 if kind == "S" else 2
+    offset = dataset.id.get_offset()
+    if (len(dataset.shape), dataset.shape[0], dataset.dtype.kind) != (ndim, n, kind) or offset is None:
+        raise ValueError(f"{name}: expected {n} rows in one piece, found {dataset}")
+    return _Column(offset, dataset.dtype, int(np.prod(dataset.shape[1:])))

@@ -1,0 +1,108 @@
+"""Writes one shard: HDF5 under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ..arrays import Array
+from ..extractors.features import Features
+from ..extractors.spec import ExtractorSpec
+from ..options import Patches
+from ..system.atomic_files import TEMPORARY, DeferredErrorFile, publish, storage_errors
+from ..system.failpoints import failpoint
+from .shard_format import NAMES, _level_shapes, checksums
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; finish() gives it its own."""
+
+    def __init__(self, path: Path, spec: ExtractorSpec, patches: Patches = "stored") -> None:
+        self.path = path
+        self.keys: list[str] = []
+        self._digests: list[str] = []
+        self._sources: list[str] | None = None if patches == "stored" else []
+        self._image: list[Array] = []  # small beside the levels: written in one piece at the end
+        self._checksums: list[list[int]] = []
+        self.temporary = path.with_name(path.name + TEMPORARY)
+        with storage_errors(f"cannot write {self.path}"):
+            self._disk = DeferredErrorFile(self.temporary)
+            self._file = h5py.File(self._disk, "w", libver="latest")
+            self._levels = [
+                self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
+                for number, s in enumerate(_level_shapes(spec, patches))
+            ]
+        failpoint("opened", self.path)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def append(
+        self, keys: Sequence[str], digests: Sequence[str], features: Features, sources: Sequence[str] = ()
+    ) -> None:
+        """Append n images whose features were cast by the spec.
+
+        Args:
+            keys: n names.
+            digests: n digests.
+            features: of n images; without levels where patches are recomputed.
+            sources: n paths where patches are recomputed.
+
+        Raises:
+            GalleryError: the disk is full or refuses; the shard is then to be aborted.
+        """
+        start = len(self.keys)
+        with storage_errors(f"cannot write {self.path}"):
+            for dataset, level in zip(self._levels, features.levels, strict=True):
+                dataset.resize(start + len(keys), axis=0)
+                for row in range(len(keys)):  # straight into the chunk: no selection, no conversion
+                    dataset.id.write_direct_chunk((start + row, 0, 0, 0), level[row])
+            self._disk.check()
+        failpoint("appended to", self.path)
+        self._image.append(features.image.copy())
+        named: Sequence[str | None] = [None] * len(keys) if self._sources is None else sources
+        self._checksums += [
+            checksums(key, digest, features, row, source)
+            for row, (key, digest, source) in enumerate(zip(keys, digests, named, strict=True))
+        ]
+        self.keys += keys
+        self._digests += digests
+        if self._sources is not None:
+            self._sources += sources
+
+    def finish(self) -> int:
+        """Complete the file, flush to disk, give it its name; returns its size in bytes."""
+        size = self.complete()
+        with storage_errors(f"cannot write {self.path}"):
+            publish(self.temporary, self.path)
+        return size
+
+    def complete(self) -> int:
+        """Write what is still in memory; the file keeps its temporary name. Returns its size in bytes."""
+        with storage_errors(f"cannot write {self.path}"):
+            for dataset in self._levels:  # an append that was interrupted may have made them longer
+                dataset.resize(len(self.keys), axis=0)
+            self._file.create_dataset("image", data=np.concatenate(self._image))
+            failpoint("image features in", self.path)
+            for name, strings in zip(NAMES, (self.keys, self._digests, self._sources), strict=True):
+                if strings is None:
+                    continue
+                # Of fixed length: HDF5 keeps others in a heap that has no checksums, and can hang on a damaged one.
+                encoded = [text.encode() for text in strings]
+                utf8 = h5py.string_dtype("utf-8", max(map(len, encoded)))
+                self._file.create_dataset(name, data=np.array(encoded, utf8))
+            self._file.create_dataset("checksums", data=np.array(self._checksums, np.uint64))
+            self._file.close()
+            self._disk.check()
+            self._disk.close()
+            failpoint("completed", self.path)
+            return self.temporary.stat().st_size
+
+    def abort(self) -> None:
+        """Throw away what was written."""
+        self._file.close()
+        self._disk.close()
+        self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""Work done ahead of its need by threads, in order and in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_ahead(items: Iterable[T], function: Callable[[T], R], workers: int = 4, ahead: int = 32) -> Iterator[R]:
+    """Yield function(item) in the order of the items, computed by threads up to `ahead` items before they are needed.
+
+    Memory is bounded by `ahead` results. An exception of the function is raised at its item's turn.
+    """
+    iterator = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="read-ahead") as pool:
+        waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(iterator, ahead))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(iterator, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def one_ahead(items: Iterable[T], function: Callable[[T], R], background: bool = True) -> Iterator[R]:
+    """Yield function(item) in the order of the items; while the caller works on one, a thread computes the next.
+
+    The caller's thread takes the items, one ahead of what is yielded, and computes the first result, as there is
+    nothing yet to overlap it with. Memory is bounded by two results. An exception, of the items or of the function, is
+    raised at its item's turn. Closed early, it waits for the one result that is being computed.
+
+    Args:
+        items: taken when they are needed.
+        function: of one item.
+        background: False: the caller's thread computes everything, each at its turn.
+    """
+    if not background:
+        yield from map(function, items)
+        return
+    iterator, pool = iter(items), ThreadPoolExecutor(1, thread_name_prefix="one-ahead")
+    waiting: deque[Callable[[], R]] = deque(partial(function, item) for item in islice(iterator, 1))
+    try:
+        while waiting:
+            results = [waiting.popleft()()]
+            try:
+                waiting.extend(pool.submit(function, item).result for item in islice(iterator, 1))
+            except Exception as error:
+                waiting.append(partial(_raise, error))
+            yield results.pop()  # and this frame does not keep it while the next is computed
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items, the last one possibly shorter.
+
+    An exception of the items is raised after the list of those before it.
+    """
+    iterator, error = iter(items), None
+    while error is None:
+        batch: list[T] = []
+        try:
+            for item in islice(iterator, size):
+                batch.append(item)  # one by one: what comes before an exception is kept
+        except Exception as raised:
+            error = raised
+        if not batch:
+            break
+        yield batch
+    if error is not None:
+        raise error
