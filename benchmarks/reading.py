@@ -14,13 +14,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from common import save
 
 import spade_faiss as sf
+from spade_faiss.detect.pipeline import Pipeline
 from spade_faiss.images.decode import decode
 from spade_faiss.images.sources import find_images
 from spade_faiss.pyramids.cache import PyramidCache
@@ -172,12 +175,9 @@ def end_to_end(detector: sf.Detector, paths: Sequence[Path], rounds: int) -> dic
         )
 
     def stream(overlaps: bool | None) -> float:
-        if overlaps is not None:
-            detector._overlaps = lambda: overlaps  # type: ignore[method-assign]
-        try:
+        asked = nullcontext() if overlaps is None else mock.patch.object(Pipeline, "overlaps", overlaps)
+        with asked:
             return timed(lambda: [found.image_score for found in detector.stream(paths)])
-        finally:
-            detector.__dict__.pop("_overlaps", None)
 
     measured: dict[str, list[float]] = {}
     for _ in range(rounds):  # in turn, so that all see the same machine

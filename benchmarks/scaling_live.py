@@ -63,12 +63,12 @@ class PatchesElsewhere:
 class PooledPyramids:
     """Full-size levels from the pool for every image of a gallery, under the identities of the gallery's images."""
 
-    def __init__(self, generation: Snapshot, pool: Snapshot) -> None:
-        self._generation, self._pool = generation, pool
+    def __init__(self, snapshot: Snapshot, pool: Snapshot) -> None:
+        self._snapshot, self._pool = snapshot, pool
         self.spec = pool.manifest.spec
 
     def identity(self, row_id: int) -> Identity:
-        return self._generation.identity(row_id)
+        return self._snapshot.identity(row_id)
 
     def read_into(self, ids: Sequence[int], out: Sequence[list[np.ndarray]]) -> None:
         self._pool.read_into([row_id % len(self._pool) for row_id in ids], out)
@@ -79,8 +79,8 @@ class PooledDetector(sf.Detector):
 
     pool: Snapshot
 
-    def _pyramids(self, generation: Snapshot) -> Any:
-        return PooledPyramids(generation, self.pool)
+    def _pyramids(self, snapshot: Snapshot) -> Any:
+        return PooledPyramids(snapshot, self.pool)
 
 
 def whole(work: Work, n: int, images: int) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def whole(work: Work, n: int, images: int) -> dict[str, Any]:
         detector.pool = pool.snapshot()
         for path in chosen[:3]:
             detector.query(str(path))  # libraries, kernels and the index are loaded
-        misses, stages, totals = detector._cache.misses, dict[str, list[float]](), []
+        misses, stages, totals = detector._caches.host.misses, dict[str, list[float]](), []
         for path in chosen:
             drop_pages(work.pool)  # what the detector has not in its own cache comes from the disk
             start = time.perf_counter()
@@ -107,7 +107,7 @@ def whole(work: Work, n: int, images: int) -> dict[str, Any]:
             "seconds_median": {stage: figure(statistics.median(seconds)) for stage, seconds in stages.items()},
             "total_median": figure(statistics.median(totals)),
             "total_p99": figure(np.percentile(totals, 99)),
-            "read_from_disk_a_query": round((detector._cache.misses - misses) / len(chosen), 1),
+            "read_from_disk_a_query": round((detector._caches.host.misses - misses) / len(chosen), 1),
             "peak_mib": peak_mib(),
             "index": gallery.info()["index"],
         }

@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from .datasets.category import Category, Sample, few
 from .detect.detection import Detection
 from .detect.detector import Detector
+from .detect.query_files import query_files
 from .errors import ImageError, OptionError
 from .gallery.gallery import Gallery
-from .images.decode import decode, read_file
+from .images.decode import read_file
+from .images.sources import ImageFile
 from .ingest.pipeline import Skipped
 from .metrics.curves import Curve, all_curves, write_curves
 from .metrics.image import IMAGE_METRICS, image_metrics
 from .metrics.pixel import INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit
+from .metrics.ranking import Metrics
 from .options import is_count
 from .report.report import Report
 from .store.snapshot import TEXTS_TOGETHER
@@ -67,6 +69,12 @@ class Evaluation:
     seconds: float = 0.0
     curves: list[Curve] = field(default_factory=list)  # ROC and PRO, where they are defined
 
+    def take(self, found: Metrics) -> None:
+        """Add the metrics of images, or of pixels."""
+        self.metrics |= found.values
+        self.reasons |= found.reasons
+        self.error_bounds |= found.error_bounds
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, but for the curves; see curves.write_curves."""
         skipped = [{"path": str(item.path), "reason": item.reason} for item in self.skipped_masks]
@@ -102,9 +110,9 @@ def evaluate(
     pixel = PixelMetrics() if category.masks else None
     scores: list[float] = []
     skipped: list[Skipped] = []
-    paths = (sample.path for sample in category.test)
-    found = zip(category.test, detector.stream(paths), strict=True)
-    for sample, detection in tqdm(found, total=len(category.test), unit="image", disable=None if progress else True):
+    files = [ImageFile(sample.path, sample.key) for sample in category.test]
+    found = query_files(detector, files, progress=progress)
+    for sample, (_, pixels, detection) in zip(category.test, found, strict=True):
         scores.append(detection.image_score)
         if maps:
             _write_map(maps[sample.key], detection)
@@ -112,23 +120,21 @@ def evaluate(
         if pixel and mask is not None:
             pixel.add(*_at_size(detection.anomaly_map, mask, options.metrics_size), name=str(sample.path))
         if report:
-            report.add(sample.key, decode(sample.path), detection, mask, sample.kind)
+            report.add(sample.key, pixels, detection, mask, sample.kind)
     labels = [sample.anomalous for sample in category.test]
-    parts = [image_metrics(scores, labels)] + ([pixel.result(options.integration_limit)] if pixel else [])
-    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
-    reasons = {} if pixel else dict.fromkeys(PIXEL_METRICS, "the set has no masks")
-    bounds: dict[str, float] = {}
-    for part in parts:
-        metrics.update(part.values)
-        reasons.update(part.reasons)
-        bounds.update(part.error_bounds)
-    curves = all_curves(scores, labels, pixel, options.integration_limit)
+    result = Evaluation(category.name, labels.count(False), labels.count(True), dict.fromkeys(METRICS), {}, skipped)
+    result.in_gallery = known
+    if not pixel:
+        result.reasons |= dict.fromkeys(PIXEL_METRICS, "the set has no masks")
+    result.take(image_metrics(scores, labels))
+    if pixel:
+        result.take(pixel.result(options.integration_limit))
+    result.curves = all_curves(scores, labels, pixel, options.integration_limit)
     if report:
-        report.close(metrics, curves, [f"No {metric}: {reason}." for metric, reason in reasons.items()])
-    return Evaluation(
-        category.name, labels.count(False), labels.count(True), metrics, reasons, skipped, bounds, known,
-        round(time.perf_counter() - start, 2), curves,
-    )  # fmt: skip
+        notes = [f"No {metric}: {reason}." for metric, reason in result.reasons.items()]
+        report.close(result.metrics, result.curves, notes)
+    result.seconds = round(time.perf_counter() - start, 2)
+    return result
 
 
 def _mask_of(

@@ -33,10 +33,10 @@ def contaminated(tmp_path: Path) -> Path:
 def test_the_contamination_comes_first(tmp_path: Path, contaminated: Path, image_score: sf.options.ImageScore) -> None:
     gallery, extractor = make_gallery(tmp_path / "g", contaminated)
     found = sf.find_suspects(sf.Detector(gallery, extractor, score=sf.ScoreOptions(image_score=image_score)))
-    assert [suspect.oddity for suspect in found] == sorted((one.oddity for one in found), reverse=True)
+    assert [suspect.outlier_score for suspect in found] == sorted((one.outlier_score for one in found), reverse=True)
     assert {suspect.key for suspect in found} == {f"{number:03}.png" for number in range(16)}
     assert found[0].key == "011.png"
-    assert found[0].oddity > 3 * found[1].oddity
+    assert found[0].outlier_score > 3 * found[1].outlier_score
 
 
 def test_a_copy_vouches_for_a_contamination_unless_they_are_grouped(tmp_path: Path, contaminated: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_image_score_is_the_rarer_of_maximum_and_mean() -> None:
 def test_level_scales_make_levels_spread_alike(tmp_path: Path) -> None:
     gallery, extractor = make_gallery(tmp_path / "g", make_images(tmp_path / "normal", 12))
     detector = sf.Detector(gallery, extractor, sf.SearchOptions(level_weights="spread"))
-    baseline = measure(detector, gallery.snapshot())
+    baseline = measure(detector._pipeline(gallery.snapshot()))
     for level, scale in zip(gallery.read(range(12)), baseline.level_scales, strict=True):
         vectors = np.moveaxis(level.astype(np.float64), 1, 3).reshape(-1, level.shape[1]) * scale
         assert ((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean() == pytest.approx(1, rel=0.01)

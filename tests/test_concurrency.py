@@ -344,8 +344,8 @@ def test_sixteen_threads_find_what_one_finds(
                 np.testing.assert_array_equal(one.neighbours.sq_distances, expected.neighbours.sq_distances)
                 np.testing.assert_array_equal(one.anomaly_map, expected.anomaly_map)
                 np.testing.assert_array_equal(one.matches, expected.matches)
-    assert detector._cache.bytes <= cached * size
-    assert not detector._cache._reading
+    assert detector._caches.host.bytes <= cached * size
+    assert not detector._caches.host._reading
 
 
 def test_what_is_written_meanwhile_is_in_no_calibration_and_no_audit(
@@ -480,7 +480,7 @@ def asks():
     assert len(gallery) == 19
 
 # Others of its threads hold each lock and read into the cache at the moment of the fork.
-view, cache = gallery.snapshot(), detector._cache
+view, cache = gallery.snapshot(), detector._caches.host
 held = [view._lock, view.rows._lock, view._files._lock, cache._lock, detector._lock]
 ready, go_on = threading.Barrier(2), threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,7 @@ VIEW = View((8, 8), (8, 8))
 THRESHOLD = 5.0
 
 
-def detection(
-    cells: np.ndarray, *, kappa: int = 1, pixels: int = 10, judged: bool = True, view: View = VIEW
-) -> sf.Detection:
+def detection(cells: np.ndarray, *, kappa: int = 1, pixels: int = 10, view: View = VIEW) -> sf.Detection:
     """A map that shows each cell as a square of pixels; cell (r, c) was matched with cell (c, r) of image r."""
     h, w = cells.shape
     scores = np.repeat(np.repeat(cells, pixels, 0), pixels, 1).astype(np.float32)
@@ -28,7 +27,7 @@ def detection(
     matches = np.stack(
         [np.broadcast_to(part[..., None], (h, w, kappa)) for part in (rows, columns, rows)], axis=3
     ) + steps.reshape(1, 1, kappa, 1) * np.array([0, 0, 1])
-    regions = find_regions(scores, THRESHOLD)
+    regions, labels = find_regions(scores, THRESHOLD)
     return sf.Detection(
         image_score=1.0,
         anomaly_map=scores,
@@ -36,7 +35,7 @@ def detection(
         neighbours=sf.Neighbours([f"{row}.png" for row in range(h)], np.arange(h, dtype=np.float32)),
         sq_distances=(cells[..., None] + np.arange(kappa)).astype(np.float32),
         matches=matches.astype(np.int32),
-        judgement=Judgement("anomalous" if regions else "normal", 0.1, 0.6, regions) if judged else None,
+        judgement=Judgement("anomalous" if regions else "normal", 0.1, 0.6, regions, labels),
     )
 
 
@@ -49,31 +48,31 @@ def cells() -> np.ndarray:
 
 
 def test_the_worst_cell_of_each_region_worst_first(cells: np.ndarray) -> None:
-    found = correspondences(detection(cells), VIEW, THRESHOLD)
+    found = correspondences(detection(cells), VIEW)
     assert [(one.row, one.column) for one in found] == [(6, 6), (1, 6), (1, 1)]
     assert [one.region.peak for one in found if one.region] == [9, 8, 7]
     assert [one.region.area for one in found if one.region] == [100, 300, 100]
     assert found[1].matches == [Match("1.png", 6, 1, 8.0)]
-    assert len(correspondences(detection(cells), VIEW, THRESHOLD, regions=2)) == 2
+    assert len(correspondences(detection(cells), VIEW, regions=2)) == 2
 
 
 def test_the_first_of_kappa_matches(cells: np.ndarray) -> None:
-    found = correspondences(detection(cells, kappa=5), VIEW, THRESHOLD, matches=3)
+    found = correspondences(detection(cells, kappa=5), VIEW, matches=3)
     assert found[0].matches == [Match("6.png", 6, 6 + step, 9.0 + step) for step in range(3)]
 
 
-@pytest.mark.parametrize("threshold", [None, 100.0])
-def test_without_regions_it_is_the_maximum_of_the_map(cells: np.ndarray, threshold: float | None) -> None:
-    one = detection(cells, judged=False)
-    assert [(c.region, c.row, c.column) for c in correspondences(one, VIEW, threshold)] == [(None, 6, 6)]
+@pytest.mark.parametrize("judgement", [None, Judgement("normal", 0.5, 0.4, [])])
+def test_without_regions_it_is_the_maximum_of_the_map(cells: np.ndarray, judgement: Judgement | None) -> None:
+    one = replace(detection(cells), judgement=judgement)
+    assert [(c.region, c.row, c.column) for c in correspondences(one, VIEW)] == [(None, 6, 6)]
 
 
 def test_a_region_between_the_centres_of_cells_is_explained_by_the_cell_of_its_peak() -> None:
     one = detection(np.zeros((8, 8)))
     one.anomaly_map[39, 20:22] = 6, 7  # the last pixels above the border of cells (3, 2) and (4, 2)
-    judged = sf.Judgement("anomalous", 0.1, 0.6, find_regions(one.anomaly_map, THRESHOLD))
+    judged = sf.Judgement("anomalous", 0.1, 0.6, *find_regions(one.anomaly_map, THRESHOLD))
     one = sf.Detection(**{**one.__dict__, "judgement": judged})
-    assert [(c.row, c.column) for c in correspondences(one, VIEW, THRESHOLD)] == [(3, 2)]
+    assert [(c.row, c.column) for c in correspondences(one, VIEW)] == [(3, 2)]
 
 
 def test_the_peak_of_another_region_inside_the_box_is_not_taken() -> None:
@@ -81,7 +80,7 @@ def test_the_peak_of_another_region_inside_the_box_is_not_taken() -> None:
     grid[0, :] = grid[:, 0] = 6  # an L whose box is everything
     grid[0, 7] = 6.5
     grid[5, 5] = 9
-    found = correspondences(detection(grid), VIEW, THRESHOLD)
+    found = correspondences(detection(grid), VIEW)
     assert [(one.row, one.column) for one in found] == [(5, 5), (0, 7)]
 
 
@@ -89,11 +88,11 @@ def test_cells_lie_where_the_crop_was() -> None:
     view = View((16, 16), (8, 8))  # the middle: pixels 40 to 120 of 160
     one = detection(np.zeros((8, 8)), pixels=20, view=view)
     one.anomaly_map[52, 97] = 1  # 12 px down and 57 px to the right inside the crop, of cells of 10 px
-    assert [(c.row, c.column) for c in correspondences(one, view, None)] == [(1, 5)]
+    assert [(c.row, c.column) for c in correspondences(one, view)] == [(1, 5)]
 
 
 def test_nothing_searched_has_no_correspondences(cells: np.ndarray) -> None:
-    assert correspondences(detection(cells, kappa=0), VIEW, THRESHOLD) == []
+    assert correspondences(detection(cells, kappa=0), VIEW) == []
 
 
 @pytest.mark.parametrize("kappa", [0, 1, 3])

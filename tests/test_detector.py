@@ -15,6 +15,8 @@ import reference
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.detect.pipeline import Pipeline
+from spade_faiss.store.snapshot import Snapshot
 
 RNG_SEED = 7
 
@@ -200,11 +202,27 @@ def test_another_extractor_is_refused(tmp_path: Path, normal: Path) -> None:
 # A stream: reading, and where a GPU takes part the network, are ahead of the search
 
 
+class Streaming(sf.Detector):
+    """Its runs overlap the network with the search, as with a GPU, or do not."""
+
+    overlaps: bool
+
+    def _pipeline(self, snapshot: Snapshot) -> Pipeline:
+        run = super()._pipeline(snapshot)
+        scored_by = run.scored_by
+        run.scored_by = lambda *by: self._overlapping(scored_by(*by))  # type: ignore[method-assign]
+        return run
+
+    def _overlapping(self, run: Pipeline) -> Pipeline:
+        run.overlaps = self.overlaps
+        return run
+
+
 def streaming(tmp_path: Path, normal: Path, overlaps: bool = True, **options: int) -> sf.Detector:
-    """A detector with batches of 3 that overlaps the network with the search, as with a GPU."""
+    """A detector with batches of 3."""
     gallery, extractor = make_gallery(tmp_path / "g", normal, sf.FeatureOptions(batch_size=3))
-    detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=4, **options))
-    detector._overlaps = lambda: overlaps  # type: ignore[method-assign]
+    detector = Streaming(gallery, extractor, sf.SearchOptions(k=4, **options))
+    detector.overlaps = overlaps
     return detector
 
 
@@ -222,7 +240,7 @@ def test_a_stream_equals_single_queries(tmp_path: Path, normal: Path, overlaps: 
         np.testing.assert_array_equal(alone.anomaly_map, found.anomaly_map)
         np.testing.assert_array_equal(alone.matches, found.matches)
         assert set(found.seconds) == {"decode", "extract", "retrieve", "read", "match", "score"}
-    assert detector._cache.bytes <= cache_bytes
+    assert detector._caches.host.bytes <= cache_bytes
 
 
 @pytest.mark.parametrize("overlaps", [True, False])
@@ -256,7 +274,7 @@ def test_an_exception_of_the_iterator_comes_at_its_turn(tmp_path: Path, normal: 
 
 def test_damage_in_the_gallery_is_raised_at_the_queries_turn(tmp_path: Path, normal: Path) -> None:
     detector = streaming(tmp_path, normal, cache_bytes=0)
-    paths, read, turns = sorted(make_images(tmp_path / "query", 6, seed=5).iterdir()), detector._cache.read, []
+    paths, read, turns = sorted(make_images(tmp_path / "query", 6, seed=5).iterdir()), detector._caches.host.read, []
 
     def damaged_at_2(source: Any, ids: Any) -> list[np.ndarray]:
         turns.append(ids)
@@ -264,7 +282,7 @@ def test_damage_in_the_gallery_is_raised_at_the_queries_turn(tmp_path: Path, nor
             raise sf.CorruptGalleryError("damaged")
         return read(source, ids)
 
-    detector._cache.read = damaged_at_2  # type: ignore[method-assign]
+    detector._caches.host.read = damaged_at_2  # type: ignore[method-assign]
     stream = detector.stream(paths)
     assert [next(stream).path, next(stream).path] == [str(path) for path in paths[:2]]
     with pytest.raises(sf.CorruptGalleryError):
@@ -292,14 +310,14 @@ def test_memory_does_not_grow_with_a_stream(tmp_path: Path, normal: Path, overla
     images: list[weakref.ref[np.ndarray]] = []
     levels: list[weakref.ref[np.ndarray]] = []
     maps: list[weakref.ref[np.ndarray]] = []
-    read = detector._cache.read
+    read = detector._caches.host.read
 
     def noted(source: Any, ids: Any) -> list[np.ndarray]:
         found = read(source, ids)
         levels.append(weakref.ref(found[0]))
         return found
 
-    detector._cache.read = noted  # type: ignore[method-assign]
+    detector._caches.host.read = noted  # type: ignore[method-assign]
 
     def camera() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(0)
@@ -327,8 +345,8 @@ def test_queries_that_share_neighbours_share_reads(tmp_path: Path, normal: Path)
     kept, bare = sf.Detector(gallery, extractor), sf.Detector(gallery, extractor, sf.SearchOptions(cache_bytes=0))
     kept.query_batch(paths)
     bare.query_batch(paths)
-    assert (kept._cache.misses, kept._cache.hits) == (12, 7 * 12)
-    assert (bare._cache.misses, bare._cache.hits) == (8 * 12, 0)
+    assert (kept._caches.host.misses, kept._caches.host.hits) == (12, 7 * 12)
+    assert (bare._caches.host.misses, bare._caches.host.hits) == (8 * 12, 0)
 
 
 def test_a_batch_is_queried_in_the_order_that_reads_least(tmp_path: Path) -> None:
@@ -342,8 +360,8 @@ def test_a_batch_is_queried_in_the_order_that_reads_least(tmp_path: Path) -> Non
     for one, other in zip(found, expected, strict=True):
         assert one.neighbours.keys == other.neighbours.keys
         np.testing.assert_array_equal(one.anomaly_map, other.anomaly_map)
-    assert ordered._cache.misses < given._cache.misses / 2
-    assert ordered._cache.misses <= 4 * 4  # no neighbour of these four is read again
+    assert ordered._caches.host.misses < given._caches.host.misses / 2
+    assert ordered._caches.host.misses <= 4 * 4  # no neighbour of these four is read again
 
 
 def test_how_it_reads_is_no_setting_of_a_calibration(tmp_path: Path, normal: Path) -> None:

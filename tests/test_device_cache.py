@@ -16,7 +16,7 @@ import torch
 from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
-from spade_faiss.detect.detector import _scaled
+from spade_faiss.detect.pipeline import scaled
 from spade_faiss.pyramids.cache import PyramidCache
 from spade_faiss.pyramids.device_cache import DeviceCache, device_cache
 from spade_faiss.system.devices import as_arrays
@@ -62,9 +62,9 @@ def assert_equal(found: list[sf.Detection], expected: list[sf.Detection]) -> Non
 
 
 def kept(detector: sf.Detector) -> DeviceCache:
-    assert isinstance(detector._device_cache, DeviceCache)
-    assert detector._device_cache.bytes <= detector._device_cache.limit
-    return detector._device_cache
+    assert isinstance(detector._caches.device, DeviceCache)
+    assert detector._caches.device.bytes <= detector._caches.device.limit
+    return detector._caches.device
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -88,7 +88,7 @@ def test_what_is_on_the_device_is_not_read_again(tmp_path: Path, device: str) ->
     detector.query_batch(made.paths)
     cache = kept(detector)
     assert (cache.misses, cache.hits, cache.bytes) == (N, (len(made.paths) - 1) * N, N * made.image)
-    assert detector._cache.misses == N
+    assert detector._caches.host.misses == N
     [level, *_] = cache.read(detector._pyramids(made.gallery.snapshot()), [3])
     assert (level.device.type, level.dtype) == (device, torch.float16)
 
@@ -99,7 +99,7 @@ def test_neighbours_beyond_the_bound_stay_off_the_device(tmp_path: Path, device:
     detector = made.detector(images, k=4)
     assert_equal(detector.query_batch(made.paths), made.detector(N, k=4).query_batch(made.paths))
     assert (len(kept(detector)), kept(detector).misses) == (0, 0)
-    assert detector._cache.hits > 0
+    assert detector._caches.host.hits > 0
 
 
 def test_a_batch_is_queried_in_the_order_that_uploads_least(tmp_path: Path, device: str) -> None:
@@ -133,8 +133,8 @@ def test_levels_are_scaled_as_arrays_are(dtype: type) -> None:
     rng = np.random.default_rng(0)
     arrays = [(300 * rng.standard_normal((2, 3, 4, 4))).astype(dtype) for _ in range(3)]
     for scales in ((), (0.3, 1.7, 900.0), (7.0, 1e-6, 1e-3)):  # beyond what float16 holds, and below
-        tensors = _scaled([torch.from_numpy(level) for level in arrays], scales)
-        for found, expected in zip(as_arrays(tensors), _scaled(arrays, scales), strict=True):
+        tensors = scaled([torch.from_numpy(level) for level in arrays], scales)
+        for found, expected in zip(as_arrays(tensors), scaled(arrays, scales), strict=True):
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected)
 

@@ -18,7 +18,7 @@ import reference
 from PIL import Image, ImageOps
 
 import spade_faiss as sf
-from spade_faiss.detect import detector as stages
+from spade_faiss.detect import pipeline as stages
 from spade_faiss.images.view import View
 
 SIDE = 32  # px, of all images here: the toy extractor's own size, where its finest grid is 8 x 8

@@ -21,6 +21,7 @@ from spade_faiss.images.decode import decode
 from spade_faiss.metrics.curves import image_roc
 from spade_faiss.report.colour_scale import Scale
 from spade_faiss.report.report import Report
+from spade_faiss.report.run_facts import RunFacts
 from spade_faiss.store.source_images import SourceImages
 
 VOID = {"meta", "img", "br", "line", "path", "rect", "stop", "use", "circle"}
@@ -112,11 +113,11 @@ def make(tmp_path: Path) -> Make:
         images: list[tuple[object, ...]],
         normal: Path | None = None,
         cards: int = 200,
+        path: Path = tmp_path / "out" / "report.html",
         **end: object,
     ) -> Page:
         originals = SourceImages(detector.gallery.snapshot(), [normal] if normal else [])
-        path = tmp_path / "out" / "report.html"
-        with Report(path, detector, scale_of(detector), "A <run>", originals, cards) as report:
+        with Report(path, RunFacts.of(detector), scale_of(detector), "A <run>", originals, cards) as report:
             for key, pixels, *rest in images:
                 report.add(key, pixels, detector.query(pixels), *rest)  # type: ignore[arg-type]
             report.close(**end)  # type: ignore[arg-type]
@@ -314,7 +315,7 @@ def test_left_early_it_writes_nothing(detector: sf.Detector, bad: np.ndarray, tm
     path = tmp_path / "out" / "report.html"
     path.parent.mkdir()
     path.write_text("of an earlier run")
-    report = Report(path, detector, scale_of(detector), "run")
+    report = Report(path, RunFacts.of(detector), scale_of(detector), "run", SourceImages(detector.gallery.snapshot()))
     folder = Path(report._folder.name)
     with report:
         report.add("bad.png", bad, detector.query(bad))
@@ -323,7 +324,9 @@ def test_left_early_it_writes_nothing(detector: sf.Detector, bad: np.ndarray, tm
     assert not folder.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_anything_is_done(detector: sf.Detector, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_done(
+    detector: sf.Detector, make: Make, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(sf.GalleryError, match="cannot write"):
-        Report(tmp_path / "file" / "report.html", detector, scale_of(detector), "run")
+        make(detector, [], path=tmp_path / "file" / "report.html")

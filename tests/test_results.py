@@ -12,13 +12,15 @@ from test_detector import make_images
 
 import spade_faiss as sf
 from spade_faiss.arrays import Pixels
-from spade_faiss.detect.query_files import query_sources
+from spade_faiss.detect.query_files import query_files
 from spade_faiss.images.sources import find_images
 from spade_faiss.ingest.pipeline import Skipped
 from spade_faiss.report.colour_scale import colour_scale
-from spade_faiss.report.drawing import OUTLINE, region_mask
+from spade_faiss.report.drawing import OUTLINE
 from spade_faiss.report.report import Report
 from spade_faiss.report.result_folder import ResultFolder
+from spade_faiss.report.run_facts import RunFacts
+from spade_faiss.store.source_images import SourceImages
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def write(detector: sf.Detector, folder: Path, images: Path, report: Report | No
     found = []
     skipped: list[Skipped] = []
     with ResultFolder(folder, colour_scale(detector), report) as results:
-        for source, pixels, detection in query_sources(detector, [images], skipped):
+        for source, pixels, detection in query_files(detector, find_images([images]), skipped):
             results.write(source, pixels, detection)
             found.append(detection)
         results.close([*skipped, Skipped(Path("bad.png"), "bad")])
@@ -72,8 +74,7 @@ def test_matches_are_read_back_without_pickle(tmp_path: Path, detector: sf.Detec
 
 def test_overlays_outline_the_regions(tmp_path: Path, calibrated: sf.Detector, white: Path) -> None:
     (detection,) = write(calibrated, tmp_path / "out", white)
-    assert calibrated.calibration is not None
-    mask = region_mask(detection.anomaly_map, calibrated.calibration.pixel_threshold)
+    mask = detection.region_mask
     assert mask.any()
     shown = np.asarray(Image.open(tmp_path / "out" / "overlays" / "blot" / "white.png.png"))
     outlined = (shown == OUTLINE).all(axis=2)
@@ -100,7 +101,8 @@ def test_the_report_takes_every_image_and_says_what_was_skipped(
 ) -> None:
     make_images(white / "more", 2)
     page = tmp_path / "out" / "report.html"
-    with Report(page, detector, colour_scale(detector), "run") as report:
+    source_images = SourceImages(detector.gallery.snapshot())
+    with Report(page, RunFacts.of(detector), colour_scale(detector), "run", source_images) as report:
         write(detector, tmp_path / "out", white, report)
     text = page.read_text()
     assert all(source.key in text for source in find_images([white]))

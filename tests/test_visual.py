@@ -8,7 +8,7 @@ import pytest
 from spade_faiss.detect.calibration import Calibration
 from spade_faiss.detect.regions import find_regions
 from spade_faiss.report.colour_scale import Scale, colours, css_colours
-from spade_faiss.report.drawing import OUTLINE, TRUTH, fit, fit_mask, outline, overlay, patch, region_mask, stroke
+from spade_faiss.report.drawing import OUTLINE, TRUTH, fit, fit_mask, outline, overlay, patch, stroke
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
 
@@ -158,13 +158,16 @@ def test_stroke_grows_with_the_image() -> None:
 
 
 @pytest.mark.parametrize("min_region", [1, 3, 6, 1000])
-def test_region_mask_holds_the_pixels_of_the_regions(rng: np.random.Generator, min_region: int) -> None:
+def test_labels_hold_the_pixels_of_the_regions(rng: np.random.Generator, min_region: int) -> None:
     found = rng.random((30, 40)).astype(np.float32)
-    mask = region_mask(found, 0.8, min_region)
-    regions = find_regions(found, 0.8, min_region)
-    assert mask.sum() == sum(region.area for region in regions)
-    assert (found[mask] > 0.8).all()
-    assert not regions or found[mask].max() == np.float32(regions[0].peak)
+    regions, labels = find_regions(found, 0.8, min_region)
+    assert labels.max() == len(regions)
+    assert (found[labels > 0] > 0.8).all()
+    for number, region in enumerate(regions, start=1):
+        rows, columns = np.nonzero(labels == number)
+        assert len(rows) == region.area
+        assert found[rows, columns].max() == np.float32(region.peak)
+        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == region.box
 
 
 def test_fit_scales_the_longer_side_up_and_down() -> None:

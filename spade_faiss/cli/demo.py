@@ -13,18 +13,19 @@ from numpy.typing import NDArray
 from ..detect.calibrate import calibrate
 from ..detect.detection import Detection
 from ..detect.detector import Detector
-from ..detect.query_files import query_sources
+from ..detect.query_files import query_files
 from ..errors import ImageError
 from ..extractors.registry import load_extractor
 from ..gallery.gallery import Gallery
 from ..images.decode import decode
-from ..images.sources import ImageFile
+from ..images.sources import ImageFile, find_images
 from ..ingest.pipeline import Skipped
 from ..options import SearchOptions
 from ..recipes import DEFAULT_RECIPE, RECIPES
 from ..report.colour_scale import colour_scale
 from ..report.report import Report
 from ..report.result_folder import ResultFolder
+from ..report.run_facts import RunFacts
 from ..store.manifest import FILE
 from ..store.source_images import SourceImages
 from ..system.atomic_files import storage_errors
@@ -62,16 +63,16 @@ def run_demo(output: Path, extractor_name: str, progress: bool) -> Iterator[str]
         calibration.write(path)
         yield f"calibrated on them: a new normal image is called anomalous with a chance of {FALSE_ALARMS:.0%} at most"
         detector = Detector(gallery, extractor)
-        scale = colour_scale(detector)
+        scale, source_images = colour_scale(detector), SourceImages(gallery.snapshot(), [normal])
         with (
-            Report(page, detector, scale, "spade-faiss demo", SourceImages(gallery.snapshot(), [normal])) as report,
+            Report(page, RunFacts.of(detector), scale, "spade-faiss demo", source_images) as report,
             ResultFolder(output, scale, report) as folder,
         ):
             yield (
                 f"{'test image':26} {'score':>6}  {'p-value':>7}  {'verdict':9}  {'peak on the defect':18}  "
                 "nearest normal image"
             )
-            for source, pixels, detection in query_sources(detector, [test], skipped, progress=progress):
+            for source, pixels, detection in query_files(detector, find_images([test]), skipped, progress):
                 mask = _mask_of(source)
                 folder.write(source, pixels, detection, mask, source.key.partition("/")[0])
                 found.append(_peaks_on(mask, detection))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..detect.calibration import DEFAULT_FALSE_ALARMS
-from ..detect.query_files import query_sources
+from ..detect.query_files import query_files
 from ..extractors.spec import DEFAULT_EXTRACTOR
 from ..gallery.gallery import Gallery
 from ..images.sources import ImageFile, find_images
@@ -22,6 +21,7 @@ from ..options import DEFAULT_K
 from ..report.colour_scale import colour_scale
 from ..report.report import Report
 from ..report.result_folder import ResultFolder, as_json
+from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
 from . import options as args
 from .dataset_options import gallery_paths, labelled, open_labelled
@@ -81,8 +81,8 @@ def audit(gallery: Path, weights: Path | None, **given: Any) -> None:
         if not given["as_lines"]:
             click.echo(f"{'oddity':>8} {'image score':>12} {'map max':>12}  image")
         for one in suspects:
-            line = f"{one.oddity:8.2f} {one.image_score:12.6g} {one.map_max:12.6g}  {one.key}"
-            click.echo(json.dumps(asdict(one), ensure_ascii=False) if given["as_lines"] else line)
+            line = f"{one.outlier_score:8.2f} {one.image_score:12.6g} {one.map_max:12.6g}  {one.key}"
+            click.echo(json.dumps(one.to_json(), ensure_ascii=False) if given["as_lines"] else line)
         with _result_folder(detector, given, f"Audit of {gallery.name}") as folder:
             if folder is None:
                 return
@@ -108,7 +108,7 @@ def audit(gallery: Path, weights: Path | None, **given: Any) -> None:
 @args.quiet
 def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **given: Any) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
-    find_images(sources)
+    files = find_images(sources)
     with Gallery.open(gallery, given["device"]) as opened:
         detector = args.detector_of(opened, weights, given, normal=given["normal"])
         if detector.search.k is None and detector.k < DEFAULT_K and not given["quiet"]:
@@ -117,9 +117,8 @@ def query(gallery: Path, sources: tuple[Path, ...], weights: Path | None, **give
         with _result_folder(detector, given, f"Query against {gallery.name}") as folder:
             if not given["as_lines"]:
                 click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
-            for source, pixels, detection in query_sources(
-                detector, sources, skipped, given["strict"], not given["quiet"]
-            ):
+            taken = None if given["strict"] else skipped
+            for source, pixels, detection in query_files(detector, files, taken, not given["quiet"]):
                 if folder:
                     folder.write(source, pixels, detection)
                 if given["as_lines"]:
@@ -144,10 +143,10 @@ def _result_folder(detector: Detector, given: dict[str, Any], title: str) -> Ite
     with ExitStack() as stack:
         report = None
         if not given["no_report"]:
-            originals = SourceImages(gallery.snapshot(), given["normal"])
-            report = Report(output / "report.html", detector, scale, title, originals, given["report_images"])
+            originals, path = SourceImages(gallery.snapshot(), given["normal"]), output / "report.html"
+            report = Report(path, RunFacts.of(detector), scale, title, originals, given["report_images"])
             stack.enter_context(report)
-        yield stack.enter_context(ResultFolder(output, scale, report, detector.score.min_region))
+        yield stack.enter_context(ResultFolder(output, scale, report))
 
 
 @click.command()
@@ -221,9 +220,8 @@ def _category_report(
     if folder is None:
         return nullcontext()
     originals = SourceImages(detector.gallery.snapshot(), sources=category.normal)
-    return Report(
-        folder / "report.html", detector, colour_scale(detector), f"Evaluation of {category.name}", originals, cards
-    )
+    facts, title = RunFacts.of(detector), f"Evaluation of {category.name}"
+    return Report(folder / "report.html", facts, colour_scale(detector), title, originals, cards)
 
 
 @click.command()

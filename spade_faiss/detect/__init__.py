@@ -4,7 +4,7 @@ from .audit import Suspect, find_suspects
 from .calibration import Calibration, Judgement
 from .detection import Detection, Neighbours
 from .detector import Detector
-from .query_files import query_sources
+from .query_files import query_files
 from .regions import Region
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "Region",
     "Suspect",
     "find_suspects",
-    "query_sources",
+    "query_files",
 ]

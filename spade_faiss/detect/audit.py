@@ -14,9 +14,10 @@ import numpy as np
 
 from ..arrays import Pixels
 from ..errors import ImageError
+from ..images.view import View
 from ..store.source_images import SourceImages
 from .baseline import LogStats
-from .calibrate import leave_out_groups, normal_scores
+from .calibrate import Sampling, leave_out_groups, normal_scores
 from .detection import Detection
 from .detector import Detector
 
@@ -25,14 +26,31 @@ GREY = 128  # of a picture whose file is not at hand
 
 @dataclass(frozen=True)
 class Suspect:
-    """A normal image, and how far it is from the others."""
+    """A normal image, and how far it is from the others.
+
+    >>> suspect = sf.find_suspects(detector)[0]
+    >>> suspect.oddity == suspect.outlier_score  # its former name
+    True
+    """
 
     key: str
     image_score: float
     map_max: float
-    oddity: (
-        float  # the larger of both scores' distances from their medians over normal images, in spreads of logarithms
-    )
+    outlier_score: float  # spreads of logarithms above the median of normal images; of both scores the larger one
+
+    @property
+    def oddity(self) -> float:
+        """The outlier score under its former name."""
+        return self.outlier_score
+
+    def to_json(self) -> dict[str, str | float]:
+        """Return it as JSON values, with the outlier score under its former name.
+
+        >>> list(sf.find_suspects(detector)[0].to_json())
+        ['key', 'image_score', 'map_max', 'oddity']
+        """
+        values: dict[str, str | float] = {"key": self.key, "image_score": self.image_score, "map_max": self.map_max}
+        return {**values, "oddity": self.outlier_score}
 
 
 def find_suspects(
@@ -50,32 +68,33 @@ def find_suspects(
     Raises:
         OptionError: sample, seed or group is none.
         NotEnoughImagesError: an image has no other to be compared with.
+
+    >>> [suspect.key for suspect in sf.find_suspects(detector, sample=2)]
+    ['...png', '...png']
     """
-    generation = detector.gallery.snapshot()  # once: another thread may write for as long as this takes
-    ids, scores = normal_scores(detector, generation, sample, group, seed, progress, "audit")
-    typical = [LogStats.of(column.tolist()) for column in scores.T]
-    oddities = np.max([one.distance(column) for one, column in zip(typical, scores.T, strict=True)], axis=0)
-    keys = generation.keys(ids)
+    pipeline = detector.pipeline()  # one: another thread may write for as long as this takes
+    ids, scores = normal_scores(pipeline, Sampling(sample, group, seed), "audit", progress)
+    stats = [LogStats.of(column.tolist()) for column in scores.T]
+    outlier_scores = np.max([one.distance(column) for one, column in zip(stats, scores.T, strict=True)], axis=0)
     suspects = [
-        Suspect(key, float(image), float(peak), float(oddity))
-        for key, (image, peak), oddity in zip(keys, scores, oddities, strict=True)
+        Suspect(key, float(image), float(peak), float(outlier_score))
+        for key, (image, peak), outlier_score in zip(pipeline.snapshot.keys(ids), scores, outlier_scores, strict=True)
     ]
-    return sorted(suspects, key=lambda suspect: (-suspect.oddity, suspect.key))
+    return sorted(suspects, key=lambda suspect: (-suspect.outlier_score, suspect.key))
 
 
 def suspect_images(
-    detector: Detector, suspects: list[Suspect], originals: SourceImages, group: str | None = None
+    detector: Detector, suspects: list[Suspect], source_images: SourceImages, group: str | None = None
 ) -> Iterator[tuple[Suspect, Pixels, Detection]]:
-    """Query suspects again, for their maps; yields each with its picture, which is grey where the file is missing."""
-    ids = detector.gallery.ids([suspect.key for suspect in suspects])
-    groups = leave_out_groups(detector.gallery.snapshot(), ids, group)
-    for suspect, detection in zip(suspects, detector.leave_one_out(ids, groups), strict=True):
-        yield suspect, _picture(suspect.key, detector, originals), detection
+    """Query suspects again, for their maps; yields each with its picture, which is grey if the file is missing."""
+    ids, pipeline = detector.gallery.ids([suspect.key for suspect in suspects]), detector.pipeline()
+    groups = leave_out_groups(pipeline.snapshot, ids, group)
+    for suspect, detection in zip(suspects, pipeline.leave_one_out(ids, groups), strict=True):
+        yield suspect, _picture(suspect.key, detector.gallery.spec.view, source_images), detection
 
 
-def _picture(key: str, detector: Detector, originals: SourceImages) -> Pixels:
-    view = detector.gallery.spec.view
+def _picture(key: str, view: View, source_images: SourceImages) -> Pixels:
     try:
-        return view.resize(originals.decode(key))
+        return view.resize(source_images.decode(key))
     except ImageError:
         return np.full((*view.resized, 3), GREY, np.uint8)

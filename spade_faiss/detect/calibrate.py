@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..arrays import Ids
 from ..errors import OptionError
 from ..options import is_count
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..system.prefetch import batched
-
-if TYPE_CHECKING:
-    from .detector import Detector
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
+from .detector import Detector
+from .pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which normal images are queried, and which are left out with each."""
+
+    sample: int | None = None  # number of images, drawn with the seed; None: all
+    group: str | None = None  # regular expression on keys; see calibrate
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sample, seed = self.sample, self.seed
+        if not (sample is None or is_count(sample)) or not (is_count(seed) or seed == 0):
+            raise OptionError(f"sample, seed: expected whole numbers >= 1 and >= 0, found {sample} and {seed}")
 
 
 def calibrate(
@@ -43,55 +57,51 @@ def calibrate(
     Raises:
         OptionError: too few images for the rate, with the number it takes; or no regular expression.
         NotEnoughImagesError: an image has no other to be compared with.
+
+    >>> calibration = sf.calibrate(detector, false_alarms=0.1)
+    >>> len(calibration.image_scores), bool(calibration.image_threshold == calibration.image_scores.max())
+    (12, True)
     """
-    generation = detector.gallery.snapshot()  # once: another thread may write for as long as this takes
-    n = len(draw(generation, sample, seed))
+    snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)
+    n = len(draw(snapshot, sampling))
     conformal_threshold(np.zeros(n), false_alarms)  # before hours are spent
-    _, scores = normal_scores(detector, generation, sample, group, seed, progress, "calibrate")
+    pipeline = detector.pipeline(snapshot)  # one: another thread may write for as long as this takes
+    _, scores = normal_scores(pipeline, sampling, "calibrate", progress)
     return Calibration(
-        generation.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
-        detector.baseline(),
+        snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
+        pipeline.baseline,
     )  # fmt: skip
 
 
-def draw(generation: Snapshot, sample: int | None, seed: int) -> NDArray[np.int64]:
-    """Return the ids of a seeded sample of normal images, or of all, ascending.
-
-    Raises:
-        OptionError: no such sample or seed.
-    """
-    if not (sample is None or is_count(sample)) or not (is_count(seed) or seed == 0):
-        raise OptionError(f"sample, seed: expected whole numbers >= 1 and >= 0, found {sample} and {seed}")
-    ids = generation.ids()
-    chosen: NDArray[np.int64] = np.random.default_rng(seed).choice(
-        ids, min(sample or len(ids), len(ids)), replace=False
-    )
+def draw(snapshot: Snapshot, sampling: Sampling) -> Ids:
+    """Return the ids of a seeded sample of normal images, or of all, ascending."""
+    ids = snapshot.ids()
+    size = min(sampling.sample or len(ids), len(ids))
+    chosen: Ids = np.random.default_rng(sampling.seed).choice(ids, size, replace=False)
     return np.sort(chosen)
 
 
-def normal_scores(
-    detector: Detector,
-    generation: Snapshot,
-    sample: int | None,
-    group: str | None,
-    seed: int,
-    progress: bool,
-    what: str,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Query normal images of one generation against the others; see calibrate.
+def normal_scores(pipeline: Pipeline, sampling: Sampling, what: str, progress: bool) -> tuple[Ids, NDArray[np.float64]]:
+    """Query normal images of one snapshot against the others; see calibrate.
+
+    Args:
+        pipeline: over the snapshot.
+        sampling: of its images.
+        what: is being done, for the bar.
+        progress: a bar on stderr, where that is a terminal.
 
     Returns:
         ids (n,), and (n, 2): image scores and maxima of maps.
     """
-    chosen = draw(generation, sample, seed)
-    groups = leave_out_groups(generation, chosen.tolist(), group)
+    chosen = draw(pipeline.snapshot, sampling)
+    groups = leave_out_groups(pipeline.snapshot, chosen.tolist(), sampling.group)
     bar = tqdm(chosen.tolist(), unit="image", disable=None if progress else True, desc=what)
-    found = detector.leave_one_out(bar, groups, generation)
+    found = pipeline.leave_one_out(bar, groups)
     scores = np.array([(one.image_score, one.map_max) for one in found], np.float64)
     return chosen, scores.reshape(len(chosen), 2)
 
 
-def leave_out_groups(generation: Snapshot, ids: Sequence[int], group: str | None) -> list[NDArray[np.int64]]:
+def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) -> list[Ids]:
     """Return, for each of some ids, the ids that are left out with it: its own, or all of its group.
 
     Raises:
@@ -108,16 +118,10 @@ def leave_out_groups(generation: Snapshot, ids: Sequence[int], group: str | None
         match = pattern.search(key)
         return key if match is None else "\0" + (match[1] if pattern.groups else match[0])
 
-    names = [name(key) for key in generation.keys(ids)]
+    names = [name(key) for key in snapshot.keys(ids)]
     members: dict[str, list[int]] = {name: [] for name in names}
-    for rows in batched(generation.ids().tolist(), TEXTS_TOGETHER):
-        for row, key in zip(rows, generation.keys(rows), strict=True):
+    for rows in batched(snapshot.ids().tolist(), TEXTS_TOGETHER):
+        for row, key in zip(rows, snapshot.keys(rows), strict=True):
             if (found := members.get(name(key))) is not None:
                 found.append(row)
     return [np.array(members[name]) for name in names]
-
-
-def false_alarm_rate(scores: NDArray[np.float64], new: Iterable[float], false_alarms: float) -> float:
-    """Return the share of new normal scores above the threshold from others: what the promise is checked with."""
-    threshold = conformal_threshold(scores, false_alarms)
-    return float(np.mean([score > threshold for score in new]))

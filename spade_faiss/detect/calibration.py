@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 import numpy as np
@@ -23,10 +23,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptGalleryError, OptionError
 from ..system.atomic_files import storage_errors, write_whole
 from .baseline import Baseline
-
-if TYPE_CHECKING:
-    pass
-from .regions import Region, find_regions
+from .regions import Labels, Region, find_regions
 
 FILE = "calibration.json"
 LOCK = "calibration.lock"
@@ -70,7 +67,8 @@ class Judgement:
     verdict: str  # "normal" or "anomalous"
     p_value: float  # of the image score, among normal images
     score: float  # the image score in [0, 1], the threshold at 0.5
-    regions: list[Region]  # worst first; of suspicious images only
+    regions: list[Region]  # highest peak first; suspicious images only
+    labels: Labels | None = field(default=None, repr=False, compare=False)  # which region each pixel is in; None: none
 
 
 @dataclass(frozen=True)
@@ -117,16 +115,15 @@ class Calibration:
             anomaly_map: (H, W) at the size of the image.
             min_region: pixels; smaller regions do not count.
         """
-        regions = []
+        regions, labels = list[Region](), None
         if image_score > self.image_threshold and peak > self.pixel_threshold:
-            regions = find_regions(anomaly_map, self.pixel_threshold, min_region)
-        return Judgement(
-            "anomalous" if regions else "normal", self.p_value(image_score), self.scaled(image_score), regions
-        )
+            regions, labels = find_regions(anomaly_map, self.pixel_threshold, min_region)
+        verdict = "anomalous" if regions else "normal"
+        return Judgement(verdict, self.p_value(image_score), self.scaled(image_score), regions, labels)
 
     def write(self, folder: Path) -> None:
         """Write calibration.json into the folder of the gallery."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         values |= {"format": FORMAT, "format_version": FORMAT_VERSION}
         values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
         values["baseline"] = self.baseline.to_json() if self.baseline else None

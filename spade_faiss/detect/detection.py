@@ -1,29 +1,30 @@
-"""What a query found, and what it carries on its way there."""
+"""What a query found."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Array, Ids
 from .calibration import Judgement
 from .regions import Region
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The K normal images nearest to a query, nearest first."""
+    """The K normal images nearest to a query, nearest first.
+
+    >>> found = detector.query("normal/000.png").neighbours
+    >>> found.keys[0], float(found.sq_distances[0])
+    ('000.png', 0.0)
+    """
 
     keys: list[str]
     sq_distances: NDArray[np.float32]  # (K,) of image features
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Detection:
     """What a query found.
 
@@ -38,7 +39,13 @@ class Detection:
         seconds: time of each stage's own work; of stages that work on a batch, this image's share. In a stream stages
             overlap, so that all of them together may be more than the time that passed.
         path: where the image came from, if it was a path.
-        judgement: verdict, p-value and regions, where the gallery is calibrated.
+        judgement: verdict, p-value and regions, if the gallery is calibrated.
+
+    >>> detection = detector.query("test/000.png")
+    >>> detection.anomaly_map.shape, detection.matches.shape
+    ((40, 48), (8, 8, 1, 3))
+    >>> detection.region, detection.verdict
+    ((0, 0, 48, 40), None)
     """
 
     image_score: float
@@ -51,76 +58,38 @@ class Detection:
     path: str | None = None
     judgement: Judgement | None = None
 
+    def __repr__(self) -> str:
+        height, width = self.anomaly_map.shape
+        verdict = "not calibrated" if self.verdict is None else f"{self.verdict}, {len(self.regions)} regions"
+        nearest = self.neighbours.keys[0]
+        return (
+            f"Detection({self.path or 'image'!r}, score {self.image_score:.4g}, {verdict}, "
+            f"map {width}x{height} px up to {self.map_max:.4g}, nearest {nearest!r})"
+        )
+
     @property
     def verdict(self) -> str | None:
-        """Either "normal" or "anomalous"; None where the gallery is not calibrated."""
+        """Either "normal" or "anomalous"; None if the gallery is not calibrated."""
         return self.judgement.verdict if self.judgement else None
 
     @property
     def regions(self) -> list[Region]:
-        """Regions above the pixel threshold, worst first; none where the gallery is not calibrated."""
+        """Regions above the pixel threshold, highest peak first; none if the gallery is not calibrated."""
         return self.judgement.regions if self.judgement else []
+
+    @property
+    def region_mask(self) -> NDArray[np.bool_]:
+        """The pixels of the regions, (H, W)."""
+        if self.judgement is None or self.judgement.labels is None:
+            return np.zeros(self.anomaly_map.shape, np.bool_)
+        return self.judgement.labels > 0
 
     @property
     def map_max(self) -> float:
         """The largest pixel score."""
         return float(self.anomaly_map.max())
 
-
-@dataclass(frozen=True)
-class Retrieved:
-    """A query between retrieval and localisation."""
-
-    levels: list[Array]  # [(c, h, w), ...]
-    ids: Ids  # of the neighbours
-    sq_distances: Array
-    image_size: tuple[int, int]
-    path: str | None
-    watch: Stopwatch
-    key: str | None = None  # of the normal image that is queried, where it is one of the gallery's
-
-
-class Stopwatch:
-    """Seconds by stage. What is timed for a batch is shared out among its images."""
-
-    def __init__(self, images: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self._images = images
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time a block; blocks of one stage are added up."""
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-    def of_one_image(self) -> Stopwatch:
-        """Share out what was timed so far."""
-        own = Stopwatch(1)
-        own.seconds = {stage: seconds / self._images for stage, seconds in self.seconds.items()}
-        return own
-
-
-def one_by_one(
-    batches: Iterable[tuple[list[Retrieved], Exception | None]],
-    next_of: Callable[[Sequence[Retrieved]], int],
-    order: list[int] | None,
-) -> Iterator[Retrieved]:
-    """Hand on the queries of batches, and raise what ended a batch early.
-
-    Args:
-        batches: the queries of each, and what could not be read after them.
-        next_of: the index of the one that comes next, among those left of a batch.
-        order: receives the position of each among all.
-    """
-    start = 0
-    for queries, error in batches:
-        positions = list(range(start, start + len(queries)))
-        start += len(queries)
-        while queries:
-            at = next_of(queries)
-            if order is not None:
-                order.append(positions.pop(at))
-            yield queries.pop(at)  # and keep none
-        if error is not None:
-            raise error
+    @property
+    def is_searched(self) -> bool:
+        """Whether the patches were searched: the first stage may have said already that the image is normal."""
+        return bool(self.sq_distances.shape[2])

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ..images.view import View
-from .regions import EIGHT_CONNECTED, Region
-
-if TYPE_CHECKING:
-    from .detection import Detection
+from .detection import Detection
+from .regions import Region
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,7 @@ class Correspondence:
     matches: list[Match]  # nearest first
 
 
-def correspondences(
-    detection: Detection, view: View, pixel_threshold: float | None, regions: int = 3, matches: int = 3
-) -> list[Correspondence]:
+def correspondences(detection: Detection, view: View, regions: int = 3, matches: int = 3) -> list[Correspondence]:
     """Return the worst cell of each of the worst regions with its matches.
 
     Without regions it is the cell of the map's maximum; where nothing was searched, there is none.
@@ -46,16 +41,15 @@ def correspondences(
     Args:
         detection: of a query.
         view: what the network saw of an image.
-        pixel_threshold: that the detection's regions lie above; None: the gallery is not calibrated.
         regions: how many, worst first.
         matches: how many of the kappa.
     """
-    if detection.sq_distances.shape[2] == 0:
+    if not detection.is_searched:
         return []
-    cells: list[tuple[Region | None, tuple[int, int]]] = []
-    if pixel_threshold is not None:
-        labels, _ = ndimage.label(detection.anomaly_map > pixel_threshold, EIGHT_CONNECTED)
-        cells = [(region, _worst_cell(detection, view, region, labels)) for region in detection.regions[:regions]]
+    cells: list[tuple[Region | None, tuple[int, int]]] = [
+        (region, _worst_cell(detection, view, number))
+        for number, region in enumerate(detection.regions[:regions], start=1)
+    ]
     return [
         Correspondence(region, row, column, _matches(detection, row, column, matches))
         for region, (row, column) in cells or [(None, _cell_of_maximum(detection, view))]
@@ -82,20 +76,20 @@ def match_arrays(detection: Detection) -> dict[str, NDArray[Any]]:
     }
 
 
-def _worst_cell(detection: Detection, view: View, region: Region, labels: NDArray[np.int32]) -> tuple[int, int]:
-    """Return the cell with the highest score of those whose centre lies in the region; else that of its peak."""
-    left, top, right, bottom = region.box
-    window = detection.anomaly_map[top:bottom, left:right]
-    peak = int(np.argmin(np.abs(window - region.peak)))  # other regions that reach into the box have other peaks
-    y, x = top + peak // window.shape[1], left + peak % window.shape[1]
+def _worst_cell(detection: Detection, view: View, number: int) -> tuple[int, int]:
+    """Return the cell with the highest score of those whose centre lies in a region; else that of its peak."""
+    assert detection.judgement is not None
+    assert detection.judgement.labels is not None
+    region = detection.judgement.labels == number
     size, (h, w) = _size(detection), detection.sq_distances.shape[:2]
     cells = [view.cell_box(size, (h, w), row, 0) for row in range(h)]
     rows = [min(size[0] - 1, int((box[1] + box[3]) / 2)) for box in cells]  # of the pixels at their centres
     cells = [view.cell_box(size, (h, w), 0, column) for column in range(w)]
     columns = [min(size[1] - 1, int((box[0] + box[2]) / 2)) for box in cells]
-    inside = labels[np.ix_(rows, columns)] == labels[y, x]
+    inside = region[np.ix_(rows, columns)]
     if not inside.any():
-        return view.cell_at(size, (h, w), y, x)
+        peak = int(np.where(region, detection.anomaly_map, -np.inf).argmax())
+        return view.cell_at(size, (h, w), *divmod(peak, size[1]))
     scores = detection.sq_distances.mean(axis=2, dtype=np.float64)
     row, column = divmod(int(np.where(inside, scores, -np.inf).argmax()), w)
     return row, column

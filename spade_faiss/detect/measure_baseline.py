@@ -1,40 +1,40 @@
-"""Measures a gallery's baseline: a sample of its images, each compared with the others."""
+"""Measuring a baseline: a sample of a gallery's images, each compared with the others."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..system.prefetch import batched
-
-if TYPE_CHECKING:
-    from ..store.snapshot import Snapshot
-    from .detector import Detector
 from .baseline import Baseline, LogStats
+from .pipeline import Pipeline
 
 SAMPLE = 64  # normal images that are compared with the others: enough for a median and a mean at every position
 SEED = 0  # of the sample
 
 
-def measure(detector: Detector, generation: Snapshot) -> Baseline:
-    """Compare a seeded sample of a gallery's images with the others.
+def measure(pipeline: Pipeline) -> Baseline:
+    """Compare a seeded sample of a snapshot's images with the others.
 
     With one image there is nothing to compare: distances keep their own scale, and positions are equal.
+
+    Args:
+        pipeline: over the snapshot, with the settings that the baseline is for.
     """
-    ids = generation.ids()
+    snapshot = pipeline.snapshot
+    ids, spec = snapshot.ids(), snapshot.manifest.spec
     chosen = np.sort(np.random.default_rng(SEED).choice(ids, min(SAMPLE, len(ids)), replace=False)).tolist()
-    scales = _level_scales(detector, generation, chosen) if detector.search.level_weights == "spread" else ()
+    scales = _level_scales(pipeline, chosen) if pipeline.settings.search.level_weights == "spread" else ()
+    bare = Baseline(frozenset(), scales, np.zeros(spec.level_shapes[0][1:]), LogStats(1, 1), LogStats(1, 1))
     if len(ids) < 2:
-        grid = generation.manifest.spec.level_shapes[0][1:]
-        return Baseline(frozenset(), scales, np.zeros(grid), LogStats(1, 1), LogStats(1, 1))
-    queries = detector.stored(generation, chosen)
-    found = [(detector.distances(generation, query, scales), query.key) for query in queries]
+        return bare
+    weighted = pipeline.scored_by(bare)
+    found = [(weighted.distances(query), query.key) for query in weighted.stored(chosen)]
     total = np.sum([sq_distances.mean(axis=2) for sq_distances, _ in found], axis=0)
-    bare = Baseline(frozenset(generation.keys(chosen)), scales, total, LogStats(1, 1), LogStats(1, 1))
-    size = detector.gallery.spec.view.resized
-    maps = [detector.map_of(sq_distances, size, bare, key) for sq_distances, key in found]
+    bare = replace(bare, keys=frozenset(snapshot.keys(chosen)), total=total)
+    damped = pipeline.scored_by(bare)
+    maps = [damped.map_of(sq_distances, spec.view.resized, key) for sq_distances, key in found]
     return replace(
         bare,
         peak=LogStats.of([float(one.max()) for one in maps]),
@@ -42,12 +42,12 @@ def measure(detector: Detector, generation: Snapshot) -> Baseline:
     )
 
 
-def _level_scales(detector: Detector, generation: Snapshot, ids: list[int]) -> tuple[float, ...]:
+def _level_scales(pipeline: Pipeline, ids: list[int]) -> tuple[float, ...]:
     """Return, for each level, 1 over the root of the mean squared distance of its vectors from their mean."""
     scales = []
-    sums = [np.zeros((2, shape[0])) for shape in generation.manifest.spec.level_shapes]  # of values and of squares
-    for some in batched(ids, detector.extractor.batch_size):  # memory does not grow with the sample
-        for total, levels in zip(sums, detector.levels(generation, some), strict=True):
+    sums = [np.zeros((2, shape[0])) for shape in pipeline.snapshot.manifest.spec.level_shapes]  # of values, of squares
+    for some in batched(ids, pipeline.extractor.batch_size):  # memory does not grow with the sample
+        for total, levels in zip(sums, pipeline.levels(some), strict=True):
             for level in levels:
                 values = level.astype(np.float64).reshape(len(level), -1)
                 total += values.mean(axis=1), np.square(values).mean(axis=1)

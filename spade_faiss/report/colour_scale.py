@@ -25,6 +25,7 @@ _INFERNO = np.array(
         (252, 255, 164),
     ]
 )
+SCALE_IMAGES = 8  # normal images from which the colour scale is taken if there is no calibration
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,6 @@ def css_colours() -> list[str]:
     return [f"rgb({red} {green} {blue})" for red, green, blue in _INFERNO.tolist()]
 
 
-SCALE_IMAGES = 8  # normal images from which the colour scale is taken where there is no calibration
-
-
 def colour_scale(detector: Detector) -> Scale:
     """Take the colour scale of a run from the calibration; without one, from a few normal images among the others."""
     if detector.calibration:
@@ -80,4 +78,4 @@ def colour_scale(detector: Detector) -> Scale:
     if len(ids) < 2:
         return Scale(0.0, 1.0)
     chosen = np.random.default_rng(0).choice(ids, min(SCALE_IMAGES, len(ids)), replace=False)
-    return Scale.from_normal([found.anomaly_map for found in detector.leave_one_out([int(row) for row in chosen])])
+    return Scale.from_normal([found.anomaly_map for found in detector.leave_one_out(chosen.tolist())])

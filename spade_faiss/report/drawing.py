@@ -10,7 +10,6 @@ from PIL import Image
 from scipy import ndimage
 
 from ..arrays import Pixels
-from ..detect.regions import EIGHT_CONNECTED
 from .colour_scale import Scale, colours
 
 OPACITY = 0.85  # of the brightest colour over the image
@@ -30,15 +29,6 @@ def overlay(image: Pixels, scores: NDArray[np.float32], scale: Scale) -> Pixels:
     opacity = (OPACITY * np.sqrt(values))[..., None]
     blended: Pixels = np.rint(image * (1 - opacity) + colours(values) * opacity).astype(np.uint8)
     return blended
-
-
-def region_mask(scores: NDArray[np.float32], threshold: float, min_region: int = 1) -> NDArray[np.bool_]:
-    """Return the (H, W) mask of the pixels of the regions that calibration.find_regions finds."""
-    labels, _ = ndimage.label(scores > threshold, EIGHT_CONNECTED)
-    kept = np.bincount(labels.ravel()) >= min_region
-    kept[0] = False
-    mask: NDArray[np.bool_] = kept[labels]
-    return mask
 
 
 def outline(image: Pixels, mask: NDArray[np.bool_], width: int = 2, colour: tuple[int, int, int] = OUTLINE) -> Pixels:

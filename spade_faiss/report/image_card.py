@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from ..arrays import Pixels
 from ..detect.detection import Detection
-from ..detect.detector import Detector
 from ..detect.explanation import Correspondence, Match, correspondences
 from ..errors import ImageError
+from ..images.view import View
 from ..store.source_images import SourceImages
-from . import page as assets
 from .colour_scale import Scale
-from .drawing import TRUTH, encode, fit, fit_mask, outline, overlay, patch, region_mask
+from .drawing import TRUTH, encode, fit, fit_mask, outline, overlay, patch
+from .page import figure, template
 
 PICTURE, THUMBNAIL, PATCH = 480, 160, 160  # px, longer side
 NEAREST = 5  # normal images shown
@@ -71,13 +71,11 @@ class _Patch:
 class CardMaker:
     """Makes the cards of a run's images: HTML, with every picture in it."""
 
-    def __init__(self, detector: Detector, scale: Scale, originals: SourceImages) -> None:
-        """Make cards of what a detector finds, on one colour scale, with the normal images' files."""
-        self._view = detector.gallery.spec.view
-        self._threshold = detector.calibration.pixel_threshold if detector.calibration else None
-        self._min_region = detector.score.min_region
+    def __init__(self, view: View, scale: Scale, source_images: SourceImages) -> None:
+        """Make cards of what is found in a view of images, on one colour scale, with the normal images' files."""
+        self._view = view
         self._scale = scale
-        self._originals = originals
+        self._source_images = source_images
 
     def card(self, row: Row, pixels: Pixels, detection: Detection, mask: NDArray[np.bool_] | None) -> str:
         """Return the card of an image.
@@ -88,7 +86,7 @@ class CardMaker:
             detection: what was found.
             mask: (H, W) ground truth, where there is one.
         """
-        found = correspondences(detection, self._view, self._threshold)
+        found = correspondences(detection, self._view)
         thumbnails, patches = self._normal_pictures(detection, found)
         neighbours = detection.neighbours
         nearest = [
@@ -98,7 +96,7 @@ class CardMaker:
         image = fit(pixels, PICTURE)
         if mask is not None:
             image = outline(image, fit_mask(mask, PICTURE), colour=TRUTH)
-        return assets.template("card.html").render(
+        return template("card.html").render(
             row=row, figures=_figures(row, detection), image=Picture.of(image), map=self._map(pixels, detection),
             truth=mask is not None and bool(mask.any()), outlined=bool(detection.regions),
             pins=[self._pin(one, detection) for one in found], nearest=nearest,
@@ -106,12 +104,11 @@ class CardMaker:
         )  # fmt: skip
 
     def _map(self, pixels: Pixels, detection: Detection) -> Picture:
-        if detection.sq_distances.shape[2] == 0:
+        if not detection.is_searched:
             return Picture(reason="not searched: image score at or under the threshold")
         shown = fit(overlay(pixels, detection.anomaly_map, self._scale), PICTURE)
-        if detection.regions and self._threshold is not None:
-            regions = region_mask(detection.anomaly_map, self._threshold, self._min_region)
-            shown = outline(shown, fit_mask(regions, PICTURE))
+        if detection.regions:
+            shown = outline(shown, fit_mask(detection.region_mask, PICTURE))
         return Picture.of(shown)
 
     def _pin(self, found: Correspondence, detection: Detection) -> tuple[float, float]:
@@ -125,7 +122,7 @@ class CardMaker:
         own = self._patch(pixels, detection, found.row, found.column)
         region = found.region
         title = "Map's maximum" if region is None else f"Region {number}"
-        about = assets.figure(detection.map_max if region is None else region.peak)
+        about = figure(detection.map_max if region is None else region.peak)
         if region is not None:
             about = f"peak {about}, {region.area} px"
         matches = [{"match": match, "patch": patches[match]} for match in found.matches]
@@ -142,7 +139,7 @@ class CardMaker:
         patches: dict[Match, _Patch] = {}
         for key, matches in wanted.items():
             try:
-                pixels = self._originals.decode(key)
+                pixels = self._source_images.decode(key)
             except ImageError as error:
                 thumbnails[key] = Picture(reason=str(error))
                 patches |= {match: _Patch(thumbnails[key], _cell(match.row, match.column)) for match in matches}
@@ -175,11 +172,11 @@ def _cell(row: int, column: int) -> str:
 
 def _figures(row: Row, detection: Detection) -> list[tuple[str, str]]:
     """Return the figures of an image, by name."""
-    found = [("image score", assets.figure(row.score))]
+    found = [("image score", figure(row.score))]
     if row.p_value is not None:
         found.append(("p-value", f"{row.p_value:.2g}"))
     if row.map_max is not None:
-        found.append(("map maximum", assets.figure(row.map_max)))
+        found.append(("map maximum", figure(row.map_max)))
     if detection.judgement is not None:
         found.append(("regions", str(len(detection.regions))))
     if row.label:

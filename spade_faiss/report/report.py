@@ -14,20 +14,15 @@ from numpy.typing import NDArray
 
 from ..arrays import Pixels
 from ..detect.detection import Detection
-from ..detect.detector import Detector
 from ..metrics.curves import Curve
 from ..store.source_images import SourceImages
 from ..system.atomic_files import storage_errors, whole_file
-from . import page as assets
 from .colour_scale import Scale, css_colours
 from .image_card import CardMaker, Row
+from .page import style_and_script, template
+from .run_facts import RunFacts
 
 CARDS = 200  # images with pictures; one takes 50 to 200 kB
-IMAGE_SCORES = {
-    "knn": "mean distance to the nearest",
-    "map_max": "the map's maximum",
-    "map": "the map's maximum or mean",
-}
 
 
 @dataclass(frozen=True)
@@ -50,20 +45,20 @@ class Report:
     def __init__(
         self,
         path: Path,
-        detector: Detector,
+        run: RunFacts,
         scale: Scale,
         title: str,
-        originals: SourceImages | None = None,
+        source_images: SourceImages,
         cards: int = CARDS,
     ) -> None:
         """Begin.
 
         Args:
             path: of the HTML file.
-            detector: what queries the images.
+            run: what is compared with what.
             scale: of the maps.
             title: of the page.
-            originals: where the normal images' files are; None: their pictures are left out.
+            source_images: where the normal images' files are.
             cards: how many images get pictures.
 
         Raises:
@@ -74,8 +69,8 @@ class Report:
         self.path = path
         self._scale = scale
         self._title = title
-        self._detector = detector
-        self._maker = CardMaker(detector, scale, originals or SourceImages(detector.gallery.snapshot()))
+        self._run = run
+        self._maker = CardMaker(run.view, scale, source_images)
         self._cards = cards
         self._rows: list[Row] = []
         self._worst: list[tuple[float, int]] = []  # heap of (score, -number) of the images that have a card
@@ -104,7 +99,7 @@ class Report:
             mask: (H, W) ground truth, where there is one.
             label: its kind, where it is known.
         """
-        judgement, searched = detection.judgement, detection.sq_distances.shape[2] > 0
+        judgement, searched = detection.judgement, detection.is_searched
         row = Row(
             len(self._rows), key, label, detection.verdict, detection.image_score,
             judgement.p_value if judgement else None, detection.map_max if searched else None,
@@ -139,11 +134,11 @@ class Report:
         """
         rows = sorted(self._rows, key=lambda row: -row.score)
         order = [-number for _, number in sorted(self._worst, reverse=True)]
-        page = assets.template("report.html").stream(
+        page = template("report.html").stream(
             title=self._title, run=self._facts(), notes=notes, metrics=metrics or {}, curves=curves,
-            scale=self._scale, mark=self._mark(), colours=css_colours(), view=self._detector.gallery.spec.view,
+            scale=self._scale, mark=self._mark(), colours=css_colours(), view=self._run.view,
             columns=self._columns(), labelled=self._labelled, judged=self._judged, rows=rows, with_card=set(order),
-            cards=(Markup(self._card_file(number).read_text("utf-8")) for number in order), **assets.style_and_script(),
+            cards=(Markup(self._card_file(number).read_text("utf-8")) for number in order), **style_and_script(),
         )  # fmt: skip
         with storage_errors(f"cannot write {self.path}"), whole_file(self.path) as file:
             page.dump(file, "utf-8")
@@ -183,26 +178,9 @@ class Report:
         return [column for column in columns if column.name not in unknown]
 
     def _facts(self) -> list[tuple[str, object]]:
-        """Return what was compared with what, and how it came out."""
-        detector, calibration = self._detector, self._detector.calibration
+        """Return how the images came out, and what they were compared with."""
         found: list[tuple[str, object]] = [("images", len(self._rows))]
         if self._judged:
             anomalous = sum(row.verdict == "anomalous" for row in self._rows)
             found += [("anomalous", anomalous), ("normal", len(self._rows) - anomalous)]
-        score, search = detector.score, detector.search
-        found += [
-            ("compared with", f"{len(detector.gallery)} normal images"),
-            ("extractor", detector.gallery.spec.name),
-            ("recipe", detector.gallery.recipe.name if detector.gallery.recipe else "none"),
-            ("K", detector.k),
-            ("kappa", search.kappa),
-            ("image score", IMAGE_SCORES[score.image_score or "knn"]),
-        ]
-        if calibration:
-            found += [
-                ("image threshold", assets.figure(calibration.image_threshold)),
-                ("false alarms", f"at most {100 * calibration.false_alarms:g} %"),
-            ]
-        else:
-            found += [("verdicts", "none: not calibrated")]
-        return found
+        return [*found, *self._run.lines]

@@ -19,7 +19,7 @@ from ..images.sources import ImageFile
 from ..ingest.pipeline import Skipped
 from ..system.atomic_files import storage_errors
 from .colour_scale import Scale
-from .drawing import encode, outline, overlay, region_mask, stroke
+from .drawing import encode, outline, overlay, stroke
 from .report import Report
 
 
@@ -53,17 +53,16 @@ class ResultFolder:
     """The folder that a query writes; a context manager.
 
     results.jsonl has a line an image, scale.json the range of the colours, skipped.jsonl what could not be read. For
-    each image there are maps/<key>.npy, matches/<key>.npz (see correspondence.match_arrays) and overlays/<key>.png.
+    each image there are maps/<key>.npy, matches/<key>.npz (see explanation.match_arrays) and overlays/<key>.png.
     """
 
-    def __init__(self, folder: Path, scale: Scale, report: Report | None = None, min_region: int = 1) -> None:
+    def __init__(self, folder: Path, scale: Scale, report: Report | None = None) -> None:
         """Make the folder.
 
         Args:
             folder: to write to.
             scale: of the overlays.
             report: takes every image as well, and is closed with the folder.
-            min_region: px, of the regions that overlays outline.
 
         Raises:
             GalleryError: it cannot be written.
@@ -71,7 +70,6 @@ class ResultFolder:
         self.folder = folder
         self._scale = scale
         self._report = report
-        self._min_region = min_region
         with storage_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "scale.json").write_text(json.dumps(asdict(scale)) + "\n")
@@ -101,9 +99,8 @@ class ResultFolder:
             label: the image's kind for the report, where it is known.
         """
         key, shown = source.key, overlay(pixels, detection.anomaly_map, self._scale)
-        if detection.regions and self._scale.pixel_threshold is not None:
-            regions = region_mask(detection.anomaly_map, self._scale.pixel_threshold, self._min_region)
-            shown = outline(shown, regions, stroke(shown))
+        if detection.regions:
+            shown = outline(shown, detection.region_mask, stroke(shown))
         with storage_errors(f"cannot write results to {self.folder}"):
             _write(self.folder / "maps" / f"{key}.npy", _npy(detection.anomaly_map))
             _write(self.folder / "matches" / f"{key}.npz", _npz(match_arrays(detection)))

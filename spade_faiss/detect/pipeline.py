@@ -1,0 +1,329 @@
+"""A run: queries of one snapshot of a gallery, through six stages.
+
+decode, extract, retrieve -> a Query; read, match, score -> a Detection. Each stage is a method of Pipeline, in this
+order below; stream() and leave_one_out() are what runs them. A Pipeline never changes, so threads may share one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..arrays import Array, Ids, Pixels
+from ..extractors.features import Features
+from ..extractors.registry import Extractor
+from ..images.decode import decode
+from ..patch_search.search import search_patches
+from ..pyramids.cache import LevelCache, PyramidCache
+from ..pyramids.device_cache import DeviceCache
+from ..pyramids.reader import PyramidSource
+from ..store.snapshot import Snapshot
+from ..system.devices import as_arrays, beside, torch_device
+from ..system.prefetch import batched, one_ahead
+from .baseline import Baseline
+from .calibration import Calibration
+from .detection import Detection, Neighbours
+from .scoring import anomaly_map, knn_score
+from .settings import Settings
+
+
+class Stopwatch:
+    """Seconds by stage. What is timed for a batch is shared out among its images."""
+
+    def __init__(self, images: int = 1) -> None:
+        self.seconds: dict[str, float] = {}
+        self._images = images
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a block; blocks of one stage are added up."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def of_one_image(self) -> Stopwatch:
+        """Share out what was timed so far."""
+        own = Stopwatch()
+        own.seconds = {stage: seconds / self._images for stage, seconds in self.seconds.items()}
+        return own
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels that somebody has decoded already, in so many seconds."""
+
+    pixels: Pixels
+    seconds: float
+
+
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+AnyImage = ImageLike | Decoded
+
+
+@dataclass(frozen=True)
+class Query:
+    """An image between retrieval and localisation."""
+
+    levels: list[Array]  # [(c, h, w), ...]
+    ids: Ids  # of the neighbours
+    sq_distances: Array  # of the neighbours' image features
+    image_size: tuple[int, int]
+    path: str | None
+    watch: Stopwatch
+    position: int = 0  # among the images of the run
+    key: str | None = None  # of the normal image that is queried, if it is one of the gallery's
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Pyramid levels of normal images that were needed lately, in memory and on a GPU; shared by all runs."""
+
+    host: PyramidCache
+    device: DeviceCache | None
+
+    def for_neighbours(self, pyramids: PyramidSource, n: int) -> LevelCache[Any]:
+        """Return the cache for n neighbours: the GPU's if they fit its bound, as they are copied there."""
+        return self.device if self.device is not None and self.device.fits(pyramids, n) else self.host
+
+
+Choice = Callable[[Sequence[Query]], int]  # the index of the query that comes next, among those left of a batch
+
+
+class Pipeline:
+    """The six stages of a query over one snapshot, and the ways to run them."""
+
+    def __init__(
+        self, snapshot: Snapshot, extractor: Extractor, settings: Settings, pyramids: PyramidSource, caches: Caches
+    ) -> None:
+        """Begin a run; neither on the scale of normal images nor judged: see scored_by.
+
+        Args:
+            snapshot: of the gallery.
+            extractor: the one that made it.
+            settings: of its queries.
+            pyramids: where the snapshot's levels come from.
+            caches: of those levels.
+        """
+        self.snapshot = snapshot
+        self.extractor = extractor
+        self.settings = settings
+        self.pyramids = pyramids
+        self.k = settings.k_of(len(snapshot))  # neighbours that are searched
+        self.baseline: Baseline | None = None
+        self.calibration: Calibration | None = None
+        self._caches = caches
+        self._view = snapshot.manifest.spec.view
+
+    def scored_by(self, baseline: Baseline | None, calibration: Calibration | None = None) -> Pipeline:
+        """Return it with distances on the scale of normal images, and judging by a calibration."""
+        other = Pipeline(self.snapshot, self.extractor, self.settings, self.pyramids, self._caches)
+        other.baseline, other.calibration = baseline, calibration
+        return other
+
+    # The ways to run.
+
+    def stream(self, images: Iterable[AnyImage]) -> Iterator[Detection]:
+        """Query images in their order; see Detector.stream."""
+        for _, detection in self._searched(self._one_by_one(self._queries(images), lambda _: 0)):
+            yield detection
+
+    def batch(self, images: Sequence[AnyImage]) -> list[Detection]:
+        """Query images, in each batch the one next that has the most neighbours in memory; returns them in order."""
+        cache = self._caches.for_neighbours(self.pyramids, self.k)
+
+        def most_in_memory(queries: Sequence[Query]) -> int:
+            return max(range(len(queries)), key=lambda at: cache.holds(self.pyramids, queries[at].ids[: self.k]))
+
+        found = self._searched(self._one_by_one(self._queries(images), most_in_memory))
+        return [detection for _, detection in sorted(found, key=lambda pair: pair[0])]
+
+    def leave_one_out(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Detection]:
+        """Query stored images, each against the others; see Detector.leave_one_out."""
+        for _, detection in self._searched(self.stored(ids, without)):
+            yield detection
+
+    def stored(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Query]:
+        """Retrieve the neighbours of stored images; `without` has for each the ids it is not compared with."""
+        pairs = zip(ids, without, strict=True) if without is not None else ((one, np.array([one])) for one in ids)
+        for row_id, left_out in pairs:
+            watch = Stopwatch()
+            features = self.snapshot.image_feature(row_id)[None]
+            found, sq_distances = self._retrieve(features, watch, left_out)
+            levels = [level[0] for level in self.levels([row_id])]
+            [key] = self.snapshot.keys([row_id])
+            yield Query(levels, found[0], sq_distances[0], self._view.resized, None, watch, key=key)
+
+    def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
+        """Return the pyramid levels of images, [(len(ids), c, h, w), ...]: those needed lately are in memory."""
+        return self._caches.host.read(self.pyramids, ids)
+
+    @cached_property
+    def overlaps(self) -> bool:
+        """Whether the network and the search do not compete for the same cores."""
+        devices = getattr(self.extractor, "device", "cpu"), torch_device(self.settings.search.device)
+        return any(device != "cpu" for device in devices)
+
+    def _queries(self, images: Iterable[AnyImage]) -> Iterator[tuple[list[Query], Exception | None]]:
+        """Decode, extract and retrieve batch by batch, one of them ahead where a GPU takes part."""
+        return one_ahead(batched(enumerate(images), self.extractor.batch_size), self._prepare, self.overlaps)
+
+    def _prepare(self, images: Sequence[tuple[int, AnyImage]]) -> tuple[list[Query], Exception | None]:
+        """Decode, extract and retrieve a batch, up to the first image that cannot be read."""
+        error: Exception | None = None
+        views, sizes, watch, alone = [], [], Stopwatch(len(images)), dict[int, float]()
+        try:
+            for position, image in images:
+                pixels = self._decode(image, watch)
+                if isinstance(image, Decoded):
+                    alone[position] = image.seconds
+                with watch("extract"):
+                    views.append(self._view.apply(pixels))  # and the whole image can be let go
+                sizes.append(pixels.shape[:2])
+        except Exception as raised:
+            error = raised
+        if not views:
+            return [], error
+        features = self._extract(views, watch)
+        ids, sq_distances = self._retrieve(features.image, watch)
+        found = []
+        for row, ((position, image), size) in enumerate(zip(images, sizes, strict=False)):
+            levels = [level[row] for level in features.levels]
+            path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+            own = watch.of_one_image()
+            if position in alone:
+                own.seconds["decode"] = alone[position]
+            found.append(Query(levels, ids[row], sq_distances[row], size, path, own, position))
+        return found, error
+
+    def _one_by_one(self, batches: Iterable[tuple[list[Query], Exception | None]], next_of: Choice) -> Iterator[Query]:
+        """Hand on the queries of batches, keeping none, and raise what ended a batch early."""
+        for queries, error in batches:
+            while queries:
+                yield queries.pop(next_of(queries))
+            if error is not None:
+                raise error
+
+    def _searched(self, queries: Iterable[Query]) -> Iterator[tuple[int, Detection]]:
+        """Read, match and score queries; a thread reads the next one's neighbours while one is searched.
+
+        Yields:
+            the position of each among the images of the run, and what was found.
+        """
+        background = self.snapshot.manifest.patches == "stored" or self.overlaps  # recomputing takes the network
+
+        def read(query: Query) -> tuple[Query, list[Any] | None]:
+            return query, self._read(query) if self._is_suspicious(query) else None
+
+        for query, levels in one_ahead(queries, read, background):
+            found = self._match(query, levels)
+            del levels  # else those of the one after the next are read while these are here
+            position, detection = query.position, self._score(query, *found)
+            del query, found
+            yield position, detection
+
+    # The stages, in their order.
+
+    def _decode(self, image: AnyImage, watch: Stopwatch) -> Pixels:
+        if isinstance(image, Decoded):
+            return image.pixels
+        with watch("decode"):
+            return decode(image)
+
+    def _extract(self, views: Sequence[Pixels], watch: Stopwatch) -> Features:
+        with watch("extract"):
+            return self.extractor.extract(views)
+
+    def _retrieve(self, image_features: Array, watch: Stopwatch, without: Ids | None = None) -> tuple[Ids, Array]:
+        search = self.settings.search
+        with watch("retrieve"):
+            wanted = max(self.k, search.k_score or 0)
+            if without is not None:
+                wanted = max(1, min(wanted, len(self.snapshot) - len(without)))
+            return self.snapshot.search(image_features, wanted, without, search.nprobe)
+
+    def _read(self, query: Query) -> list[Any]:
+        """Return the neighbours' levels: arrays, or tensors on the device that they are searched on."""
+        with query.watch("read"):
+            ids = query.ids[: self.k]
+            return self._caches.for_neighbours(self.pyramids, len(ids)).read(self.pyramids, ids)
+
+    def _match(self, query: Query, neighbour_levels: list[Any] | None) -> tuple[Array, Array]:
+        """Return the (h, w, kappa) squared distances and matches of a query's patches; kappa is 0 if not searched."""
+        if neighbour_levels is None:
+            grid = query.levels[0].shape[1:]
+            return np.empty((*grid, 0), np.float32), np.empty((*grid, 0, 3), np.int32)
+        scales, search = self.baseline.level_scales if self.baseline else (), self.settings.search
+        with query.watch("match"):
+            own, others = scaled(query.levels, scales), scaled(neighbour_levels, scales)
+            found = search_patches(
+                beside(own, others), others, search.kappa, search.engine, search.device, search.block_bytes
+            )
+            sq_distances, matches = as_arrays(found)
+            return (sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances), matches
+
+    def _score(self, query: Query, sq_distances: Array, matches: Array) -> Detection:
+        """Make the map and the image score, and judge them."""
+        calibration = self.calibration if query.key is None else None
+        neighbours = Neighbours(self.snapshot.keys(query.ids[: self.k]), query.sq_distances[: self.k])
+        with query.watch("score"):
+            scores = self.map_of(sq_distances, query.image_size, query.key)
+            # At the size that calibration saw: the same image at another size is the same case.
+            at_view = self.map_of(sq_distances, self._view.resized, query.key)
+            image_score = self._image_score(query, at_view)
+            judgement = None
+            if calibration:
+                peak, least = float(at_view.max()), self.settings.score.min_region
+                judgement = calibration.judge(image_score, peak, scores, least)
+        region = self._view.region(query.image_size)
+        return Detection(
+            image_score, scores, region, neighbours, sq_distances, matches, query.watch.seconds, query.path, judgement
+        )
+
+    # What the stages consist of; a baseline is measured with these.
+
+    def distances(self, query: Query) -> Array:
+        """Return the (h, w, kappa) squared distances of a query's patches."""
+        return self._match(query, self._read(query))[0]
+
+    def map_of(self, sq_distances: Array, size: tuple[int, int], key: str | None) -> NDArray[np.float32]:
+        """Make the map of (h, w, kappa) distances at a size; `key` names the normal image that was queried, if any."""
+        if sq_distances.shape[2] == 0:
+            return np.zeros(size, np.float32)
+        if self.baseline and self.settings.score.positions == "damped":
+            sq_distances = self.baseline.damped(sq_distances.mean(axis=2, dtype=np.float64), key)[..., None]
+        return anomaly_map(sq_distances, size, self._view, self.settings.score.sigma)
+
+    def _is_suspicious(self, query: Query) -> bool:
+        """Whether the patches of a query are searched: its image score may say already that it is normal."""
+        if self.calibration is None or query.key is not None or self.settings.search.localise == "all":
+            return True
+        return self._knn_score(query) > self.calibration.image_threshold
+
+    def _knn_score(self, query: Query) -> float:
+        return knn_score(query.sq_distances, self.settings.search.k_score or self.k)
+
+    def _image_score(self, query: Query, at_view: NDArray[np.float32]) -> float:
+        if self.settings.score.image_score == "knn":
+            return self._knn_score(query)
+        if self.settings.score.image_score == "map_max" or self.baseline is None:
+            return float(at_view.max())
+        return self.baseline.image_score(at_view)
+
+
+def scaled(levels: list[Any], scales: Sequence[float]) -> list[Any]:
+    """Multiply all levels but the finest by their scales over its own: the largest is then not copied."""
+    if not scales:
+        return levels
+    # NumPy multiplies float16 in float32, torch only what is float32 already.
+    wide = (level if isinstance(level, np.ndarray) else level.float() for level in levels[1:])
+    coarser = zip(wide, scales[1:], strict=True)
+    return [levels[0], *(level * np.float32(scale / scales[0]) for level, scale in coarser)]
