@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # document this checkout, whatever is installed
 
+from docutils import nodes
+
 import spade_faiss
 
 if TYPE_CHECKING:
@@ -63,6 +65,14 @@ def escape_docstring(app: Sphinx, what: str, name: str, item: object, options: A
         lines[number] = "".join(parts)
 
 
+def set_dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """Put a dash between a parameter and its description, where Sphinx leaves two hyphens to smartquotes."""
+    for text in doctree.findall(nodes.Text):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> None:
     """Escape docstrings before napoleon reads them."""
     app.connect("autodoc-process-docstring", escape_docstring, priority=100)
+    app.connect("doctree-read", set_dashes)
