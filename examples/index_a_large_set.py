@@ -14,13 +14,16 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import spade_faiss as sf
+
+Patches = Literal["stored", "recompute"]
 
 SAMPLES = Path(__file__).resolve().parents[1] / "data" / "samples" / "train" / "good"
 
 
-def open_or_create(path: Path, extractor: sf.Extractor, recipe: sf.Recipe, patches: str) -> sf.Gallery:
+def open_or_create(path: Path, extractor: sf.Extractor, recipe: sf.Recipe, patches: Patches) -> sf.Gallery:
     """Open a gallery, or make an empty one if there is none."""
     try:
         return sf.Gallery.open(path)
@@ -29,7 +32,7 @@ def open_or_create(path: Path, extractor: sf.Extractor, recipe: sf.Recipe, patch
 
 
 def index(
-    sources: list[Path], path: Path, extractor: sf.Extractor, recipe: sf.Recipe, patches: str, workers: int
+    sources: list[Path], path: Path, extractor: sf.Extractor, recipe: sf.Recipe, patches: Patches, workers: int
 ) -> None:
     """Add all images in files and folders to a gallery, and print what became of them."""
     start = time.perf_counter()
