@@ -65,6 +65,15 @@ def escape_docstring(app: Sphinx, what: str, name: str, item: object, options: A
         lines[number] = "".join(parts)
 
 
+def shorten_aliases(
+    app: Sphinx, what: str, name: str, item: object, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Show a type alias inside another type by its name alone: list[Array]."""
+    alias = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
+    short = [text and alias.sub(r"\1", text) for text in (signature, returns)]
+    return short[0], short[1]
+
+
 def set_dashes(app: Sphinx, doctree: nodes.document) -> None:
     """Put a dash between a parameter and its description, where Sphinx leaves two hyphens to smartquotes."""
     for text in doctree.findall(nodes.Text):
@@ -73,6 +82,7 @@ def set_dashes(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Escape docstrings before napoleon reads them."""
+    """Escape docstrings before napoleon reads them, and tidy signatures."""
     app.connect("autodoc-process-docstring", escape_docstring, priority=100)
+    app.connect("autodoc-process-signature", shorten_aliases)
     app.connect("doctree-read", set_dashes)
