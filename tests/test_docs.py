@@ -36,7 +36,7 @@ OTHERS = [
 
 NORMAL = 51  # images: one more than the default K
 SIDE = 96  # px of an image, and QUICK of what the toy extractor sees
-QUICK = 64
+QUICK = 32
 
 
 def name_of(path: Path) -> str:
