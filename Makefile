@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs coverage clean
 
 demo: .venv/.installed
 	$(BIN)/spade-faiss demo
@@ -15,17 +15,30 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The page of the command line is written first, because it comes from the program.
+docs: .venv/.installed-docs
+	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+coverage: .venv/.installed-dev
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html
+
 # The stamps make pip run again only when the dependencies may have changed.
 .venv/.installed: pyproject.toml | .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	touch $@
 
+.venv/.installed-docs: pyproject.toml | .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]'
+	touch $@ .venv/.installed
+
 .venv/.installed-dev: pyproject.toml | .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,lint]'
-	touch $@ .venv/.installed
+	touch $@ .venv/.installed .venv/.installed-docs
 
 .venv:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv spade-demo
+	rm -rf .venv spade-demo docs/_build htmlcov
