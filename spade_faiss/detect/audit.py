@@ -62,7 +62,7 @@ def find_suspects(
         detector: over the gallery.
         sample: how many images, drawn with the seed; None: all.
         group: see calibrate.
-        seed: of the sample.
+        seed: seed of the sample.
         progress: a bar on stderr, where that is a terminal.
 
     Raises:

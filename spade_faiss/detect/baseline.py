@@ -61,7 +61,7 @@ class Baseline:
     mean: LogStats  # of a normal map's mean
 
     def fits(self, level_shapes: tuple[tuple[int, int, int], ...]) -> bool:
-        """Tell whether it is of levels of these shapes."""
+        """Return whether it was measured on levels of these shapes."""
         return len(self.level_scales) in (0, len(level_shapes)) and self.total.shape == level_shapes[0][1:]
 
     def damped(self, grid: NDArray[np.float64], key: str | None = None) -> NDArray[np.float64]:
@@ -73,7 +73,7 @@ class Baseline:
 
         Args:
             grid: squared distances.
-            key: of the normal image that they belong to. If it is in the sample, it is left out of the mean.
+            key: names the normal image that they belong to. The mean leaves it out if it is in the sample.
         """
         total, n = self.total, len(self.keys)
         if key in self.keys and n > 1:

@@ -51,7 +51,7 @@ def calibrate(
         sample: how many images, drawn with the seed; None: all.
         group: a regular expression; images whose keys give the same match (or the same first group in it) are left out
             together: pictures of one part are so alike that leaving out one alone is too kind.
-        seed: of the sample.
+        seed: seed of the sample.
         progress: a bar on stderr, where that is a terminal.
 
     Raises:
@@ -85,9 +85,9 @@ def normal_scores(pipeline: Pipeline, sampling: Sampling, what: str, progress: b
     """Query normal images of one snapshot against the others; see calibrate.
 
     Args:
-        pipeline: over the snapshot.
-        sampling: of its images.
-        what: is being done, for the bar.
+        pipeline: a run over the snapshot.
+        sampling: which of its images.
+        what: the bar's description.
         progress: a bar on stderr, where that is a terminal.
 
     Returns:

@@ -62,6 +62,11 @@ class Judgement:
 
     The paper's cascade: an image score at or under its threshold is normal; above it, the image is suspicious and the
     map decides: without a region above the pixel threshold it is normal after all.
+
+    >>> sf.calibrate(detector, false_alarms=0.2).write(gallery.path)
+    >>> judgement = sf.Detector(gallery, toy).query("normal/000.png").judgement
+    >>> judgement.verdict, judgement.p_value, judgement.regions
+    ('normal', 1.0, [])
     """
 
     verdict: str  # "normal" or "anomalous"
@@ -73,7 +78,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Leave-one-out scores of normal images, and the thresholds that follow from them."""
+    """Leave-one-out scores of normal images, and the thresholds that follow from them.
+
+    >>> calibration = sf.calibrate(detector, false_alarms=0.2)
+    >>> calibration.false_alarms, calibration.image_scores.shape, calibration.generation == gallery.generation
+    (0.2, (12,), True)
+    """
 
     generation: int  # of the gallery: after add or remove the promise is that of another gallery
     settings: dict[str, Any]  # of the queries that it holds for
@@ -94,11 +104,21 @@ class Calibration:
         return conformal_threshold(self.map_maxima, self.false_alarms)
 
     def p_value(self, image_score: float) -> float:
-        """Return the share of normal images, the new one counted in, that score as high: (1 + #{>=}) / (n + 1)."""
+        """Return the share of normal images, the new one counted in, that score as high: (1 + #{>=}) / (n + 1).
+
+        >>> calibration = sf.calibrate(detector, false_alarms=0.2)
+        >>> calibration.p_value(float("inf")) == 1 / 13, calibration.p_value(0)
+        (True, 1.0)
+        """
         return float(1 + (self.image_scores >= image_score).sum()) / (1 + len(self.image_scores))
 
     def scaled(self, image_score: float) -> float:
-        """Map an image score to [0, 1], monotone, the threshold to 0.5: score / (score + threshold)."""
+        """Map an image score to [0, 1], monotone, the threshold to 0.5: score / (score + threshold).
+
+        >>> calibration = sf.calibrate(detector, false_alarms=0.2)
+        >>> calibration.scaled(calibration.image_threshold)
+        0.5
+        """
         threshold = self.image_threshold
         if image_score == threshold:
             return 0.5
@@ -110,10 +130,14 @@ class Calibration:
         """Decide; see Judgement.
 
         Args:
-            image_score: of the image.
+            image_score: the image's score.
             peak: maximum of the map at the size that calibration saw.
-            anomaly_map: (H, W) at the size of the image.
+            anomaly_map: (H, W) pixel scores at the image's size.
             min_region: pixels; smaller regions do not count.
+
+        >>> calibration = sf.calibrate(detector, false_alarms=0.2)
+        >>> calibration.judge(0.0, 0.0, np.zeros((40, 48), np.float32)).verdict
+        'normal'
         """
         regions, labels = list[Region](), None
         if image_score > self.image_threshold and peak > self.pixel_threshold:
@@ -122,7 +146,15 @@ class Calibration:
         return Judgement(verdict, self.p_value(image_score), self.scaled(image_score), regions, labels)
 
     def write(self, folder: Path) -> None:
-        """Write calibration.json into the folder of the gallery."""
+        """Write calibration.json into the folder of the gallery; every Detector over it then gives verdicts.
+
+        Raises:
+            GalleryError: the file cannot be written.
+
+        >>> sf.calibrate(detector, false_alarms=0.2).write(gallery.path)
+        >>> sf.Detector(gallery, toy).query("normal/000.png").verdict
+        'normal'
+        """
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         values |= {"format": FORMAT, "format_version": FORMAT_VERSION}
         values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
@@ -134,10 +166,13 @@ class Calibration:
 
     @classmethod
     def read(cls, folder: Path) -> Calibration | None:
-        """Read the calibration of a gallery; None where there is none.
+        """Read the calibration of a gallery; None if it has none.
 
         Raises:
             CorruptGalleryError: it was damaged or edited, or is of another format version.
+
+        >>> sf.Calibration.read(gallery.path) is None  # not calibrated yet
+        True
         """
         path = folder / FILE
         try:

@@ -53,8 +53,8 @@ class Detector:
             search: retrieval and patch search; None: the gallery's calibration decides, else its recipe.
             score: distances to scores; None: likewise.
             calibrated: judge by the gallery's calibration, if it has one for the same settings.
-            normal: of a gallery that recomputes patches, where its image files may be, besides where they were:
-                folders that it was built from, or the files.
+            normal: more places where the image files may be, if the gallery recomputes patches: folders that it was
+                built from, or the files.
 
         Raises:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.

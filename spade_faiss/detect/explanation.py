@@ -39,7 +39,7 @@ def correspondences(detection: Detection, view: View, regions: int = 3, matches:
     Without regions it is the cell of the map's maximum; where nothing was searched, there is none.
 
     Args:
-        detection: of a query.
+        detection: what a query found.
         view: what the network saw of an image.
         regions: how many, worst first.
         matches: how many of the kappa.

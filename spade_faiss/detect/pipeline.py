@@ -107,11 +107,11 @@ class Pipeline:
         """Begin a run; neither on the scale of normal images nor judged: see scored_by.
 
         Args:
-            snapshot: of the gallery.
+            snapshot: what the gallery holds.
             extractor: the one that made it.
-            settings: of its queries.
+            settings: the options of a query, filled in.
             pyramids: where the snapshot's levels come from.
-            caches: of those levels.
+            caches: where levels stay between queries.
         """
         self.snapshot = snapshot
         self.extractor = extractor

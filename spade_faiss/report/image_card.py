@@ -84,7 +84,7 @@ class CardMaker:
             row: its line of the report's table.
             pixels: (H, W, 3) uint8.
             detection: what was found.
-            mask: (H, W) ground truth, where there is one.
+            mask: (H, W) ground truth, if there is one.
         """
         found = correspondences(detection, self._view)
         thumbnails, patches = self._normal_pictures(detection, found)

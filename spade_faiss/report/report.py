@@ -54,10 +54,10 @@ class Report:
         """Begin.
 
         Args:
-            path: of the HTML file.
+            path: the HTML file.
             run: what is compared with what.
-            scale: of the maps.
-            title: of the page.
+            scale: colours of the maps.
+            title: the page's heading.
             source_images: where the normal images' files are.
             cards: how many images get pictures.
 
@@ -96,7 +96,7 @@ class Report:
             key: its name.
             pixels: (H, W, 3) uint8.
             detection: what the detector found in it.
-            mask: (H, W) ground truth, where there is one.
+            mask: (H, W) ground truth, if there is one.
             label: its kind, where it is known.
         """
         judgement, searched = detection.judgement, detection.is_searched
@@ -125,7 +125,7 @@ class Report:
         """Write the page, card by card.
 
         Args:
-            metrics: of the run, by name.
+            metrics: the run's metrics by name.
             curves: whose areas are among the metrics.
             notes: sentences for the head of the page.
 

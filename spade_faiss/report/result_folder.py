@@ -61,7 +61,7 @@ class ResultFolder:
 
         Args:
             folder: to write to.
-            scale: of the overlays.
+            scale: colours of the overlays.
             report: takes every image as well, and is closed with the folder.
 
         Raises:
@@ -92,10 +92,10 @@ class ResultFolder:
         """Write one image's files, then its line: a line is there only when its files are.
 
         Args:
-            source: of the image.
+            source: the image's file and key.
             pixels: (H, W, 3) uint8.
             detection: what was found in it.
-            mask: (H, W) ground truth for the report, where there is one.
+            mask: (H, W) ground truth for the report, if there is one.
             label: the image's kind for the report, where it is known.
         """
         key, shown = source.key, overlay(pixels, detection.anomaly_map, self._scale)
