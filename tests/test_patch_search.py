@@ -76,7 +76,7 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
         if variant == "blas":  # what FAISS does at the size of real features, with other rounding
             patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
         elif device == "cpu" and variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-            patch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
+            patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
         elif variant in ("float32", "bfloat16"):  # what a machine does that multiplies bfloat16 no faster, or faster
             patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
         yield bound
@@ -413,7 +413,7 @@ def test_neighbours_that_are_tensors_are_searched_where_they_are(monkeypatch: py
         return devices.as_arrays(levels)
 
     monkeypatch.setattr("spade_faiss.patch_search.search.as_arrays", noted)
-    monkeypatch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
+    monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
     on_device = search_patches(query, neighbours, 2, "pyramid")
     assert moved == PYRAMIDS["indivisible"]  # the query
     monkeypatch.undo()

@@ -28,7 +28,7 @@ from ..pyramids.device_cache import device_cache
 from ..pyramids.reader import PyramidSource
 from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
-from ..system.devices import as_arrays, beside, torch_device
+from ..system.devices import as_arrays, beside, search_device
 from ..system.forks import remember
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
@@ -210,7 +210,7 @@ class Detector:
 
     def _overlaps(self) -> bool:
         """Tell whether the network and the search do not compete for the same cores."""
-        devices = getattr(self.extractor, "device", "cpu"), torch_device(self.search.device)
+        devices = getattr(self.extractor, "device", "cpu"), search_device(self.search.device)
         return any(device != "cpu" for device in devices)
 
     def _retrieved(self, generation: Snapshot, images: Sequence[ImageLike]) -> tuple[list[Retrieved], Exception | None]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..arrays import Pixels
 from ..errors import OptionError, WeightsError, first_line
 from ..options import FeatureOptions
-from ..system.devices import torch_device
+from ..system.devices import network_device
 from .features import Features
 from .pooling import average_neighbourhoods
 from .spec import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, ExtractorSpec
@@ -63,7 +63,7 @@ class NetworkExtractor:
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:
     """Load a network by name; see features.load_extractor."""
-    device = torch_device(options.device)
+    device = network_device(options.device)
     model: Any
     if name == DEFAULT_EXTRACTOR:
         model = _embedded(weights)

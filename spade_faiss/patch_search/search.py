@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import Array, all_finite
 from ..errors import FeatureError, OptionError
 from ..options import SearchOptions
-from ..system.devices import as_arrays, faiss_device, torch_device
+from ..system.devices import as_arrays, faiss_device, search_device
 from .cost_model import faster
 
 ENGINES = ("flat", "pyramid")
@@ -76,7 +76,7 @@ def _search(
         from .flat import search_flat
 
         return search_flat(query, as_arrays(gallery), kappa, faiss_device(device), block_bytes)
-    where = torch_device(device)
+    where = search_device(device)
     if where == "cpu":
         from .pyramid import search_pyramid
 
