@@ -81,8 +81,8 @@ def compare_pair(context: Any, kind: Any, grids: Any, stride: Any, addresses: An
         kind: an array of the dtype of products: float32, or uint16, the bits of a bfloat16.
         grids: a tuple with one entry per coarser level; its length is fixed when this is compiled.
         stride: number of values from products of the pair's first member to those of its second.
-        addresses: those of products (2, n), coarse float32, taps (levels * TAPS,) int64, weights (2, levels * TAPS) float32,
-            bounds (n,) float32, limits (2,) float32, out (2, n) float32.
+        addresses: those of products (2, n), coarse float32, taps (levels * TAPS,) int64, weights (2, levels * TAPS)
+            float32, bounds (n,) float32, limits (2,) float32, out (2, n) float32.
         n: number of query patches, a multiple of VECTOR.
     """
     narrow, steps = kind.dtype == types.uint16, range(len(grids) * TAPS)
