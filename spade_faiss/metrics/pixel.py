@@ -238,8 +238,8 @@ def _keys(scores: NDArray[np.float32]) -> Keys:
 
 
 def _one_value(a: Keys, b: Keys) -> Keys:
-    """Return the value of the union of bins: the key of its only value, NONE or SEVERAL."""
-    return np.where((a == NONE) | (b == NONE) | (a == b), np.maximum(a, b), np.uint32(SEVERAL))
+    """Return `_value` of the unions of two bins each; their keys differ."""
+    return np.where((a == NONE) | (b == NONE), np.maximum(a, b), np.uint32(SEVERAL))
 
 
 def _region_shares(mask: NDArray[np.bool_]) -> tuple[Reals, int]:
