@@ -224,7 +224,7 @@ class Worker:
             number: the level.
             neighbour: its number.
             band: first row of patches, and the end.
-            norms: of these patches, see pyramid_kernels.add_norms.
+            norms: norms of these patches, see pyramid_kernels.add_norms.
         """
         plan, taken, rows = self.plan, self.plan.upsampling, self.plan.upsampling.rows[number, slice(*band)]
         first, across = int(rows[0, 0]), plan.grids[number][1]

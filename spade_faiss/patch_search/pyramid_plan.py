@@ -198,7 +198,7 @@ class _Operands:
         self._upsampling, self._scale, self._narrow, self._all = upsampling, scale, narrow, lanes is None
         self.lanes = np.arange(height * width) if lanes is None else lanes
         self.block = _block_of_rows(height, width) if lanes is None else BLOCK_PATCHES
-        self.norms = np.zeros((4, len(self.lanes)), np.float32)  # kernels.add_norms
+        self.norms = np.zeros((4, len(self.lanes)), np.float32)  # see pyramid_kernels.add_norms
         self.narrow: list[bool] = []
         self.finest: list[list[torch.Tensor]] = []
         self.coarser: list[Coarse] = []
