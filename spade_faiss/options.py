@@ -1,4 +1,4 @@
-"""Every setting with its unit, its default and its check."""
+"""Every option with its unit, its default and its check."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Literal, TypeVar, get_args
 
 from .errors import OptionError
 
-DEFAULT_K = 50  # the paper's, for MVTec AD
+DEFAULT_K = 50  # the paper's K for MVTec AD
 MIB = 2**20
-MOST_SIGMA = 10_000  # px; a Gaussian's kernel is several times as long
+MOST_SIGMA = 10_000  # px; the Gaussian's kernel is several times as long
 
 Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
-Patches = Literal["stored", "recompute"]  # whether a gallery keeps pyramid levels, or computes them from image files
+Patches = Literal["stored", "recompute"]  # a gallery stores pyramid levels, or re-extracts them from image files
 Engine = Literal["auto", "flat", "pyramid"]
 Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map"]
@@ -23,17 +23,18 @@ Positions = Literal["equal", "damped"]
 
 
 def _check(ok: bool, name: str, expected: str, found: object) -> None:
+    """Raise an OptionError that names the option unless `ok`."""
     if not ok:
         raise OptionError(f"{name}: expected {expected}, found {found!r}")
 
 
 def is_count(value: object) -> bool:
-    """Tell whether it is a whole number >= 1."""
+    """Return whether a value is a whole number >= 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def is_size(value: object) -> bool:
-    """Tell whether it is a (height, width) in pixels."""
+    """Return whether a value is a (height, width) in pixels."""
     return isinstance(value, tuple) and len(value) == 2 and all(is_count(side) for side in value)
 
 
@@ -44,22 +45,33 @@ def _as_size(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """What shapes the features of an image. Fixed when a gallery is made, and read from it ever after."""
+    """What determines an image's features. All but batch_size and device are fixed when a gallery is created.
 
-    image_size: int | tuple[int, int] | None = None  # px, resized to this (height, width); None: the extractor's own
-    crop: int | tuple[int, int] | None = None  # px, centre of the resized image (the paper: 256, crop 224); None: whole
-    levels: tuple[str, ...] | None = None  # names of the pyramid levels, finest first; None: by their strides
-    strides: tuple[int, ...] = (4, 8, 16)  # px an input cell, ascending, where no levels are named and strides differ
-    # mean and std of pixels. trained: those that the weights were trained with; imagenet: ImageNet's, as is customary;
-    # None: imagenet for efficientnet_lite0, whose weights were trained with 0.5 and 0.5, trained for all others
+    A size is a (height, width); a single number is a square's side.
+
+    Example:
+        >>> sf.FeatureOptions(image_size=256, crop=224).crop
+        (224, 224)
+        >>> sf.FeatureOptions(neighbourhood=2)
+        Traceback (most recent call last):
+        spade_faiss.errors.OptionError: neighbourhood: expected odd, found 2
+    """
+
+    image_size: int | tuple[int, int] | None = None  # px an image is resized to; None: the extractor's own input size
+    crop: int | tuple[int, int] | None = None  # px, centre of the resized image (paper: 224 of 256); None: all of it
+    levels: tuple[str, ...] | None = None  # names of the pyramid levels, finest first; None: chosen by `strides`
+    # px of input per cell, ascending. Ignored if `levels` is given, or if all levels of the network have one grid
+    strides: tuple[int, ...] = (4, 8, 16)
+    # Mean and std of pixels. trained: those that the weights were trained with; imagenet: ImageNet's; None: imagenet
+    # for efficientnet_lite0 (customary, though its weights were trained with 0.5 and 0.5), trained for all others
     normalisation: Normalisation | None = None
-    neighbourhood: int = 1  # odd p: each level averaged over p x p positions, stride 1; 1: none, as in the paper
-    dtype: StoredDtype = "float16"  # of the levels, stored and compared; image features are always float32
+    neighbourhood: int = 1  # odd p: each level is averaged over p x p positions with stride 1; 1: no averaging (paper)
+    dtype: StoredDtype = "float16"  # levels are stored and compared in it; image features are always float32
     batch_size: int = 16  # images in one pass through the network
-    device: str = "auto"  # of the network: auto, cpu, cuda, cuda:N
+    device: str = "auto"  # where the network runs: auto (a GPU if torch sees one), cpu, cuda, cuda:N
 
     def __post_init__(self) -> None:
-        # Sizes are (height, width) from here on, whichever way they were given.
+        # From here on sizes are (height, width), however they were given.
         for name in ("image_size", "crop"):
             size = _as_size(getattr(self, name))
             _check(size is None or is_size(size), name, "pixels >= 1, a side or (height, width)", size)
@@ -79,13 +91,19 @@ class FeatureOptions:
         _check(rising, "strides", "pixels, ascending", self.strides)
 
     def sizes(self, default: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return (resized, input): the (height, width) an image is resized to, and of the crop that the network sees.
+        """Return (resized, crop): the (height, width) an image is resized to, and that of the crop the network sees.
 
         Args:
-            default: the extractor's own input size (height, width).
+            default: the extractor's own input size (height, width) in pixels.
 
         Raises:
             OptionError: the crop is larger than the resized image.
+
+        Example:
+            >>> sf.FeatureOptions(image_size=256, crop=224).sizes(default=(320, 320))
+            ((256, 256), (224, 224))
+            >>> sf.FeatureOptions().sizes(default=(320, 320))
+            ((320, 320), (320, 320))
         """
         resized: tuple[int, int] = _as_size(self.image_size or self.crop) or default
         crop: tuple[int, int] = _as_size(self.crop) or resized
@@ -95,16 +113,23 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """The FAISS index over image features."""
+    """The FAISS index over image features.
+
+    Example:
+        >>> sf.IndexOptions("ivf", recall=0.95, memory=4 * 2**30).recall
+        0.95
+        >>> sf.IndexOptions(recall=95)
+        Traceback (most recent call last):
+        spade_faiss.errors.OptionError: recall: expected a share above 0 and at most 1, found 95
+    """
 
     kind: str = "auto"  # auto, flat, ivf, ivf-sq, ivf-pq, hnsw, or any FAISS factory string
-    nlist: int | None = None  # IVF: number of lists; None: from N
-    nprobe: int | None = None  # IVF: lists visited by a search; None: as many as the recall needs
-    train_images: int | None = None  # IVF: size of the training sample; None: from the number of lists
-    # share of the nearest images to be found; measured on normal images when the index is made
-    recall: float = 0.99
-    memory: int | None = None  # bytes that `auto` may take for the index; None: half of the machine's memory
-    device: str = "auto"  # auto (a GPU where there is one and the index fits), cpu, cuda, cuda:N
+    nlist: int | None = None  # IVF: number of lists; None: chosen by the number of images
+    nprobe: int | None = None  # IVF: number of lists that a search visits; None: as many as `recall` needs
+    train_images: int | None = None  # IVF: size of the training sample; None: chosen by the number of lists
+    recall: float = 0.99  # share of the true nearest images to find; measured on normal images when the index is built
+    memory: int | None = None  # bytes that an index of kind `auto` may take; None: half of the machine's memory
+    device: str = "auto"  # auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N
 
     def __post_init__(self) -> None:
         _check(
@@ -122,26 +147,34 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Retrieval and patch search of a query."""
+    """Retrieval and patch search of a query.
 
-    k: int | None = None  # neighbours whose patches are searched; None: 50, or the gallery's size where that is less
+    Example:
+        >>> sf.Detector(gallery, toy, sf.SearchOptions(k=3, kappa=2)).query("test/000.png").matches.shape
+        (8, 8, 2, 3)
+        >>> sf.SearchOptions(engine="fast")
+        Traceback (most recent call last):
+        spade_faiss.errors.OptionError: engine: expected auto or flat or pyramid, found 'fast'
+    """
+
+    k: int | None = None  # neighbours whose patches are searched; None: 50, or all images of a smaller gallery
     kappa: int = 1  # nearest patches averaged into a pixel's score
     k_score: int | None = None  # neighbours averaged into the image score; None: k
-    engine: Engine = "auto"  # patch search
-    nprobe: int | None = None  # IVF lists visited; None: as the index was made
-    # equal: levels as the network gives them; spread: each over its spread among normal images, so that none outweighs
-    # the others by having large activations
-    level_weights: LevelWeights | None = None  # None: as the gallery's recipe says, or else equal
-    block_bytes: int = 256 * MIB  # the most that the flat engine's temporary gallery may take at a time
-    device: str = "auto"  # of the patch search: auto, cpu, cuda, cuda:N
-    # Levels of normal images that are kept in memory, those needed last: K = 50 of wide_resnet50_2 are 134 MiB, of
-    # efficientnet_lite0 13 MiB. Queries share neighbours; 0: none are kept
+    engine: Engine = "auto"  # the patch search's: auto (the one that is expected to be faster), flat or pyramid
+    nprobe: int | None = None  # number of IVF lists that a search visits; None: the index's own
+    # equal: levels as the network gives them; spread: each level divided by its spread among normal images, so that
+    # large activations do not outweigh the other levels; None: as the gallery's recipe says, else equal
+    level_weights: LevelWeights | None = None
+    block_bytes: int = 256 * MIB  # memory limit of the flat engine's temporary gallery
+    device: str = "auto"  # where patches are searched: auto (the CPU, until a GPU has been measured), cpu, cuda, cuda:N
+    # Memory limit of the cache of normal images' levels; queries share neighbours. The most recent are kept. K = 50
+    # images take 134 MiB for wide_resnet50_2 and 13 MiB for efficientnet_lite0. 0: no cache
     cache_bytes: int = 512 * MIB
-    # Likewise on a GPU, for engine pyramid there. It has not run on one yet. Each query in hand has copies of its
-    # neighbours besides; those that do not fit the bound stay off the GPU. 0: none are kept
+    # The same for the cache on a GPU, which the engine pyramid uses there; it has not run on one yet. Copies of the
+    # current queries' neighbours come on top. 0: no cache
     device_cache_bytes: int = 512 * MIB
-    verify_reads: bool = True  # compare what is read from a gallery's files with its checksums
-    localise: Localise = "all"  # suspicious: no patch search for images whose kNN score is at or under the threshold
+    verify_reads: bool = True  # whether to compare what is read from a gallery's files with its checksums
+    localise: Localise = "all"  # suspicious: no patch search for images whose kNN score does not exceed the threshold
 
     def __post_init__(self) -> None:
         for name in ("k", "k_score", "nprobe"):
@@ -165,15 +198,22 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Distances to scores."""
+    """How distances become scores and maps.
+
+    Example:
+        >>> sharp = sf.Detector(gallery, toy, score=sf.ScoreOptions(sigma=0)).query("test/000.png")
+        >>> bool(sharp.anomaly_map.max() > detector.query("test/000.png").anomaly_map.max())
+        True
+    """
 
     # knn: mean squared distance to the k_score nearest images; map_max: the map's maximum; map: the maximum or the
-    # mean, whichever is rarer among normal images
-    image_score: ImageScore | None = None  # None: as the gallery's recipe says, or else knn
-    # damped: less where normal images are unusually far from each other, as at borders
-    positions: Positions | None = None  # None: as the gallery's recipe says, or else equal
-    min_region: int = 1  # px; smaller regions above the pixel threshold do not count
-    sigma: float = 4.0  # px of Gaussian smoothing where the network's input shows the image at 224 px; 0: none
+    # mean, whichever is rarer among normal images; None: as the gallery's recipe says, else knn
+    image_score: ImageScore | None = None
+    # damped: scores are lowered where normal images are unusually far from each other, for instance at borders;
+    # None: as the gallery's recipe says, else equal
+    positions: Positions | None = None
+    min_region: int = 1  # px; smaller regions above the pixel threshold are ignored
+    sigma: float = 4.0  # px of Gaussian smoothing, as if the network's view of the image had 224 px; 0: none
 
     def __post_init__(self) -> None:
         _check(
@@ -189,6 +229,6 @@ QueryOptions = TypeVar("QueryOptions", SearchOptions, ScoreOptions)
 
 
 def filled(options: QueryOptions, values: Mapping[str, Any]) -> QueryOptions:
-    """Return options in which each that is None has the value of its name, where there is one."""
+    """Return the options with each None replaced by the value of that name, if `values` has one."""
     unset = {field.name for field in fields(options) if getattr(options, field.name) is None}
     return replace(options, **{name: value for name, value in values.items() if name in unset})

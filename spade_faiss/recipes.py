@@ -1,4 +1,4 @@
-"""Named sets of options: from the size of the images to the score, what belongs together."""
+"""Named sets of options that belong together, from the size of the images to the score."""
 
 from __future__ import annotations
 
@@ -11,17 +11,32 @@ from .options import FeatureOptions, ScoreOptions, SearchOptions
 
 @dataclass(frozen=True)
 class Recipe:
-    """What shapes the stored features, which is fixed when a gallery is made, and the defaults of its queries."""
+    """A named set of options: those of a gallery's features, and the defaults of its queries.
+
+    Example:
+        >>> sf.RECIPES["robust"].features.strides, sf.RECIPES["robust"].score.positions
+        ((8, 16, 32), 'damped')
+    """
 
     name: str
-    what: str
+    description: str
     features: FeatureOptions
     search: SearchOptions
     score: ScoreOptions
 
+    @property
+    def what(self) -> str:
+        """The description, under its earlier name."""
+        return self.description
+
     def to_json(self) -> dict[str, Any]:
-        """Return the recipe as JSON values: of its options, those that are not as by default."""
-        values: dict[str, Any] = {"name": self.name, "what": self.what}
+        """Return the recipe as JSON values, with those options that differ from their defaults.
+
+        Example:
+            >>> sf.RECIPES["paper"].to_json()["features"]
+            {'image_size': (256, 256), 'crop': (224, 224)}
+        """
+        values: dict[str, Any] = {"name": self.name, "what": self.description}
         for part, options in (("features", self.features), ("search", self.search), ("score", self.score)):
             default = asdict(type(options)())
             values[part] = {name: value for name, value in asdict(options).items() if value != default[name]}
@@ -47,14 +62,14 @@ RECIPES = {
         ),
     )
 }
-DEFAULT_RECIPE = "robust"  # of the command line
+DEFAULT_RECIPE = "robust"  # the command line's default
 
 
 def recipe_named(name: str) -> Recipe:
     """Return a recipe by its name.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: no recipe has that name.
     """
     if name not in RECIPES:
         raise OptionError(f"recipe: expected {' or '.join(RECIPES)}, found {name!r}")

@@ -31,7 +31,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         pytest.skip("torch sees no CUDA device")
     if request.param == "cpu":
         for module in ("pyramids.device_cache", "patch_search.search"):
-            monkeypatch.setattr(f"spade_faiss.{module}.torch_device", lambda _: "cpu:0")
+            monkeypatch.setattr(f"spade_faiss.{module}.search_device", lambda _: "cpu:0")
     return str(request.param)
 
 

@@ -231,6 +231,16 @@ def test_bytes_per_image() -> None:
     assert OWN_16.bytes_per_image == 2 * values + 4 * 3
 
 
+def test_a_spec_in_one_line() -> None:
+    assert repr(OWN) == "ExtractorSpec('own', levels 2x4x3 5x2x1 float32, image 3)"
+    assert repr(FROM_IMAGES) == (
+        "ExtractorSpec('net', 40x30 px cropped to 32x24, levels 2x4x3 5x2x1 float16, neighbourhood 3, image 3)"
+    )
+    assert (
+        repr(toy(image_size=64, strides=(8,)).spec) == "ExtractorSpec('toy', 64x64 px, levels 3x8x8 float32, image 12)"
+    )
+
+
 # --- spec: against another -------------------------------------------------------------------------------------------
 
 

@@ -544,7 +544,7 @@ def test_no_weights_to_be_had(name: str, file: str) -> None:
     message = str(caught.value)
     assert message.startswith(f"extractor {name}: its weights could not be downloaded (network is unreachable); ")
     assert f"bring the file {file}" in message
-    assert "--weights FILE" in message
+    assert message.endswith(" and pass it as weights=FILE")
     assert "\n" not in message
 
 

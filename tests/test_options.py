@@ -9,6 +9,7 @@ import pytest
 
 from spade_faiss.errors import OptionError
 from spade_faiss.options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
+from spade_faiss.recipes import RECIPES
 
 NO_COUNTS: list[Any] = [0, -1, 1.5, True, "3"]
 NO_SIZES: list[Any] = [0, -224, (0, 224), (224, -1), (224, 1.5), (True, 224), (224,), (224, 224, 3), (), 224.0, "224"]
@@ -112,3 +113,8 @@ def test_sizes(image_size: Any, crop: Any, expected: Any) -> None:
 def test_crop_larger_than_the_image(image_size: Any, crop: Any) -> None:
     with pytest.raises(OptionError, match=r"^crop: expected at most the image size \(\d+, \d+\), found \(\d+, \d+\)"):
         FeatureOptions(image_size=image_size, crop=crop).sizes(default=(1000, 1000))
+
+
+def test_a_recipes_description_under_its_earlier_name() -> None:
+    for recipe in RECIPES.values():
+        assert recipe.what == recipe.description == recipe.to_json()["what"]

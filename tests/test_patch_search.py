@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
+from spade_faiss.arrays import all_finite
 from spade_faiss.errors import FeatureError, OptionError
+from spade_faiss.options import SearchOptions
 from spade_faiss.patch_search import cost_model, pyramid
-from spade_faiss.patch_search.search import search_patches
+from spade_faiss.patch_search.search import search_checked, search_patches
 from spade_faiss.patch_search.upsampling import as_tensor
 from spade_faiss.system import devices
 
@@ -76,7 +78,7 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
         if variant == "blas":  # what FAISS does at the size of real features, with other rounding
             patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
         elif device == "cpu" and variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-            patch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
+            patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
         elif variant in ("float32", "bfloat16"):  # what a machine does that multiplies bfloat16 no faster, or faster
             patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
         yield bound
@@ -413,7 +415,7 @@ def test_neighbours_that_are_tensors_are_searched_where_they_are(monkeypatch: py
         return devices.as_arrays(levels)
 
     monkeypatch.setattr("spade_faiss.patch_search.search.as_arrays", noted)
-    monkeypatch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
+    monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
     on_device = search_patches(query, neighbours, 2, "pyramid")
     assert moved == PYRAMIDS["indivisible"]  # the query
     monkeypatch.undo()
@@ -562,3 +564,45 @@ def test_bad_options(search: Search, options: dict[str, Any], names: list[str]) 
     with pytest.raises(OptionError) as caught:
         search(query, neighbours, **options)
     assert_says(str(caught.value), *names)
+
+
+# --- levels that are known to be finite ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("of", [list, lambda levels: as_tensors(levels, "cpu")], ids=["arrays", "tensors"])
+def test_checked_levels_are_searched_without_a_scan(
+    engine: Any, of: Callable[[Levels], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, neighbours = map(of, make(PYRAMIDS["indivisible"], 3))
+    expected = search_patches(query, neighbours, 2, engine, "cpu", 1000)
+    scanned: list[tuple[int, ...]] = []
+
+    def noted(array: Any) -> bool:
+        scanned.append(tuple(array.shape))
+        return all_finite(np.asarray(array))
+
+    monkeypatch.setattr("spade_faiss.patch_search.search._is_finite", noted)
+    options = SearchOptions(kappa=2, engine=engine, device="cpu", block_bytes=1000)
+    assert_same(search_checked(query, neighbours, options), expected)
+    assert scanned == PYRAMIDS["indivisible"]  # the query
+
+
+def test_checked_levels_have_their_shapes_and_kappa_checked() -> None:
+    query, neighbours = make(GOOD_SHAPES, 2)
+    with pytest.raises(OptionError, match="kappa: expected 1 to 40"):
+        search_checked(query, neighbours, SearchOptions(kappa=41))
+    with pytest.raises(FeatureError, match="level 1: expected"):
+        search_checked(query, [neighbours[0], neighbours[1][:1]], SearchOptions())
+    query[0].flat[0] = np.nan
+    with pytest.raises(FeatureError, match="level 0 of the query: expected finite"):
+        search_checked(query, neighbours, SearchOptions())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_escaped_the_checks_do_not_pass_for_distances(engine: Any, value: float) -> None:
+    query, neighbours = make(GOOD_SHAPES, 2)
+    neighbours[0][:] = value
+    with pytest.raises(FeatureError, match="expected values whose squared distances fit float32"):
+        search_checked(query, neighbours, SearchOptions(engine=engine, device="cpu"))

@@ -1,4 +1,4 @@
-"""A labelled set's category: images to train with, samples to test with."""
+"""A category of a labelled set: images to train with, samples to test with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ImageError
 from ..images.sources import ImageFile, find_images
 from .masks import read_mask
 
-GOOD = "good"  # the kind of a sample without a defect
+GOOD = "good"  # kind of a sample without a defect
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Sample:
     """A test image, its label, and where its mask is."""
 
     path: Path
-    key: str  # path relative to the category folder, with forward slashes
+    key: str  # path relative to the category's folder, with forward slashes
     kind: str  # the defect type, or GOOD
     anomalous: bool
-    mask: Path | None = None  # an image, a folder of images to unite, or a .npy of a whole video; None: there is none
-    frame: int | None = None  # this image's row of the .npy
+    mask: Path | None = None  # an image, a folder of images to unite, or a .npy of a whole video
+    frame: int | None = None  # this image's row in the .npy
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Category:
     def mask_of(self, sample: Sample, image_size: tuple[int, int]) -> NDArray[np.bool_]:
         """Return a test image's (H, W) bool mask: True where any channel of its mask is above 0.
 
-        All False for a normal sample. An anomalous one's mask may mark nothing, and is returned as it is.
+        It is all False for a normal sample. An anomalous sample's mask may mark nothing.
 
         Args:
             sample: one of `test`.
-            image_size: the decoded image's (height, width). A mask is never resized to fit.
+            image_size: (height, width) of the decoded image. A mask is never resized to fit.
 
         Raises:
-            ImageError: an anomalous sample has no mask, or one that cannot be read or is of another size.
+            ImageError: an anomalous sample has no mask, or one that cannot be read or has another size.
         """
         if not sample.anomalous:
             return np.zeros(image_size, bool)
@@ -61,14 +61,19 @@ class Category:
         return np.asarray(np.logical_or.reduce(parts))
 
 
-def _category(path: Path, name: str, layout: str, normal: list[ImageFile], test: list[Sample], masks: bool) -> Category:
-    """Check that there are images to train and to test with and, if there are masks, one for each anomalous sample."""
+def checked_category(path: Path, category: Category) -> Category:
+    """Return the category if it has training and test images and, if it has masks, one for each anomalous sample.
+
+    Raises:
+        ImageError: something is missing; the message starts with the path.
+    """
+    name, normal, test = category.name, category.normal, category.test
     if not normal or not test:
         raise ImageError(f"{path}: expected images to train and to test {name} with, found {len(normal)}, {len(test)}")
     bare = [sample.key for sample in test if sample.anomalous and sample.mask is None]
-    if bare and masks:
+    if bare and category.masks:
         raise ImageError(f"{path}: expected a mask for each anomalous image, or no masks, found none of {few(bare)}")
-    return Category(name, normal, test, layout, masks)
+    return category
 
 
 def few(names: Iterable[object]) -> str:

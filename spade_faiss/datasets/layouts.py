@@ -1,4 +1,4 @@
-"""Labelled data sets: training normals, test samples and their masks, told apart by how their folders are laid out."""
+"""Opening labelled data sets, whose layouts are recognised by their folders."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from ..errors import ImageError, OptionError
 from ..images.sources import ImageFile, find_images
 from ..options import is_count
-from .category import GOOD, Category, Sample, _category, few
-from .folders import _samples, _split
+from .category import GOOD, Category, Sample, checked_category, few
 from .masks import load_rows
+from .pairing import pair_with_masks, split
 
-LAYOUTS: dict[str, tuple[str, ...]] = {  # name: what its folder holds, as patterns; training before test images
+LAYOUTS: dict[str, tuple[str, ...]] = {  # name: patterns of what its folder holds, training before test images
     "mvtec": ("train/good", "test"),  # ground_truth/KIND/NAME_mask.png; VisA's converted form: NAME.png
     "loco": ("train/good", "test", "ground_truth/*/*/*"),  # a folder of masks for each image
     "mvtec_ad_2": ("train/good", "test_public"),
@@ -24,7 +24,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {  # name: what its folder holds, as patte
     "magnetic_tile": ("MT_*/Imgs",),
     "shanghaitech": ("testing/frames",),
 }
-SETTINGS = {"magnetic_tile": "seed", "shanghaitech": "every"}  # what open_dataset takes for a layout
+SETTINGS = {"magnetic_tile": "seed", "shanghaitech": "every"}  # the settings of open_dataset, by layout
 
 
 def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -> list[Category]:
@@ -35,13 +35,13 @@ def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -
 
     Args:
         path: the folder.
-        layout: its layout, where the folder alone does not tell.
+        layout: its layout; None: recognised by the folder.
         settings: shanghaitech: every=N (default 1) takes frames 0, N, 2N, ... of each video, for training and testing.
-            magnetic_tile: seed=N (default 0) of the draw of 80 % of the normal images to train with.
+            magnetic_tile: seed=N (default 0) draws 80 % of the normal images to train with.
 
     Raises:
         ImageError: no layout fits, or several do; images, or the masks of some images, are missing.
-        OptionError: an unknown layout, or a setting that it does not take.
+        OptionError: an unknown layout, or a setting that the layout does not have.
     """
     root = Path(path)
     if layout is not None and layout not in LAYOUTS:
@@ -60,18 +60,18 @@ def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -
 
 
 def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
-    """Return the layout's name, and the folders that have it: the root itself, or else those in it."""
+    """Return the layout's name, and the folders that have it: the root itself, else folders in it."""
     inside = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     for folders in ([root], inside):
         found = {name: [path for path in folders if _fits(path, name)] for name in LAYOUTS if layout in (None, name)}
-        if layout is None:  # what fits loco also fits mvtec
+        if layout is None:  # every loco folder also fits mvtec
             found["mvtec"] = [path for path in found["mvtec"] if path not in found["loco"]]
         found = {name: fitting for name, fitting in found.items() if fitting}
         if len(found) > 1:
             fits = "; ".join(f"{name}: {few(path.name for path in fitting)}" for name, fitting in found.items())
             raise ImageError(f"{root}: fits several layouts ({fits}); name one, as in layout={next(iter(found))!r}")
         for name, fitting in found.items():
-            for path in folders:  # a category that is not complete must not be left out without a word
+            for path in folders:  # an incomplete category must not be omitted silently
                 if (path / "train").is_dir() and not any(_fits(path, other) for other in LAYOUTS):
                     raise ImageError(f"{path}: expected {' and '.join(LAYOUTS[name])}, as beside it, found a part")
             return name, fitting
@@ -83,15 +83,17 @@ def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
 
 
 def _fits(path: Path, layout: str) -> bool:
+    """Return whether a folder has a layout."""
     return all(any(path.glob(pattern)) for pattern in LAYOUTS[layout])
 
 
 def _below(images: Iterable[ImageFile], start: str) -> dict[str, ImageFile]:
-    """Return the images whose keys start so, by the rest of the key."""
+    """Return the images whose keys start with `start`, by the rest of the key."""
     return {image.key.removeprefix(start): image for image in images if image.key.startswith(start)}
 
 
 def _open_folders(path: Path, layout: str) -> list[Category]:
+    """Open a layout of folders: mvtec, loco, mvtec_ad_2 or btad."""
     train, test = (f"{folder}/" for folder in LAYOUTS[layout][:2])
     truth = f"{test}ground_truth/" if layout == "mvtec_ad_2" else "ground_truth/"
     good = f"{Path(train).name}/"
@@ -102,11 +104,38 @@ def _open_folders(path: Path, layout: str) -> list[Category]:
     for key, kind in kinds.items():
         if key == kind:
             raise ImageError(f"{tested[key].path}: expected in a folder named after its kind, found beside those")
-    normal, samples = list(_below(images, train).values()), _samples(tested, kinds, masks, layout == "loco")
-    return [_category(path, path.resolve().name, layout, normal, samples, bool(masks))]
+    normal, samples = list(_below(images, train).values()), pair_with_masks(tested, kinds, masks, layout == "loco")
+    return [checked_category(path, Category(path.resolve().name, normal, samples, layout, bool(masks)))]
 
 
 def _open_visa(path: Path) -> list[Category]:
+    """Open the raw VisA set by its table of one-class splits."""
+    normal: dict[str, list[ImageFile]] = {}
+    test: dict[str, list[Sample]] = {}
+    named: set[str] = set()
+    for (name, part, label, image, mask), where in sorted(_visa_rows(path), key=lambda row: row[0][3]):
+        if (part, label) not in (("train", "normal"), ("test", "normal"), ("test", "anomaly")):
+            raise ImageError(f"{where}: expected train,normal or test,normal or test,anomaly, found {part},{label}")
+        if image in named or image.split("/")[0] != name:
+            raise ImageError(f"{where}: expected an image in {name}/ that no other line names, found {image!r}")
+        named.add(image)
+        source = ImageFile(_inside(path, image, where), image.removeprefix(f"{name}/"))
+        drawn = _inside(path, mask, where) if mask else None
+        if part == "train":
+            normal.setdefault(name, []).append(source)
+        else:
+            kind, bad = (GOOD, False) if label == "normal" else (label, True)
+            sample = Sample(source.path, source.key, kind, bad, drawn if bad else None)
+            test.setdefault(name, []).append(sample)
+    masks = any(sample.mask for samples in test.values() for sample in samples)
+    found = [
+        Category(n, normal.get(n, []), test.get(n, []), "visa", masks) for n in sorted(normal.keys() | test.keys())
+    ]
+    return [checked_category(path, category) for category in found]
+
+
+def _visa_rows(path: Path) -> list[tuple[list[str], str]]:
+    """Read VisA's table: (object, split, label, image, mask) of each line, and where the line is."""
     table = path / LAYOUTS["visa"][0]
     columns = ("object", "split", "label", "image", "mask")
     try:
@@ -115,33 +144,13 @@ def _open_visa(path: Path) -> list[Category]:
             lacking = sorted(set(columns) - set(lines.fieldnames or ()))
             if lacking:
                 raise csv.Error(f"expected columns {', '.join(columns)}, found no {', '.join(lacking)}")
-            rows = [([line[name] or "" for name in columns], f"{table} line {lines.line_num}") for line in lines]
+            return [([line[name] or "" for name in columns], f"{table} line {lines.line_num}") for line in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImageError(f"{table}: cannot be read: {error}") from error
-    normal: dict[str, list[ImageFile]] = {}
-    test: dict[str, list[Sample]] = {}
-    named: set[str] = set()
-    for (name, split, label, image, mask), where in sorted(rows, key=lambda row: row[0][3]):
-        if (split, label) not in (("train", "normal"), ("test", "normal"), ("test", "anomaly")):
-            raise ImageError(f"{where}: expected train,normal or test,normal or test,anomaly, found {split},{label}")
-        if image in named or image.split("/")[0] != name:
-            raise ImageError(f"{where}: expected an image in {name}/ that no other line names, found {image!r}")
-        named.add(image)
-        source = ImageFile(_inside(path, image, where), image.removeprefix(f"{name}/"))
-        drawn = _inside(path, mask, where) if mask else None
-        if split == "train":
-            normal.setdefault(name, []).append(source)
-        else:
-            kind, bad = (GOOD, False) if label == "normal" else (label, True)
-            sample = Sample(source.path, source.key, kind, bad, drawn if bad else None)
-            test.setdefault(name, []).append(sample)
-    masks = any(sample.mask for samples in test.values() for sample in samples)
-    names = sorted(normal.keys() | test.keys())
-    return [_category(path, name, "visa", normal.get(name, []), test.get(name, []), masks) for name in names]
 
 
 def _inside(root: Path, name: str, where: str) -> Path:
-    """Return the path of a file that a table names: one in the data set, also when all links are followed."""
+    """Return the path of a file that a table names; it must be in the data set, with all links followed."""
     try:
         real = (root / name).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -152,17 +161,19 @@ def _inside(root: Path, name: str, where: str) -> Path:
 
 
 def _open_magnetic_tile(path: Path, seed: int = 0) -> list[Category]:
+    """Open the raw Magnetic Tile set: photos are JPEG, masks PNG, defects in folders MT_KIND."""
     images = {key: image for key, image in _below(find_images([path]), "MT_").items() if "/Imgs/" in key}
     photos = {key: image for key, image in images.items() if image.path.suffix.lower() in (".jpg", ".jpeg")}
     bad = {key: image for key, image in photos.items() if not key.startswith("Free/")}
     masks = {key: image for key, image in images.items() if key not in photos and not key.startswith("Free/")}
-    normal, held_out = _split([image for key, image in photos.items() if key not in bad], seed)
-    test = _samples(bad, {key: key.split("/")[0].lower() for key in bad}, masks)
+    normal, held_out = split([image for key, image in photos.items() if key not in bad], seed)
+    test = pair_with_masks(bad, {key: key.split("/")[0].lower() for key in bad}, masks)
     test += [Sample(image.path, image.key, GOOD, False) for image in held_out]
-    return [_category(path, path.resolve().name, "magnetic_tile", normal, test, bool(masks))]
+    return [checked_category(path, Category(path.resolve().name, normal, test, "magnetic_tile", bool(masks)))]
 
 
 def _open_shanghaitech(path: Path, every: int = 1) -> list[Category]:
+    """Open ShanghaiTech Campus: a category for each scene, which is the start of its videos' names."""
     images = find_images([path])
     normal: dict[str, list[ImageFile]] = {}
     test: dict[str, list[Sample]] = {}
@@ -183,12 +194,13 @@ def _open_shanghaitech(path: Path, every: int = 1) -> list[Category]:
             kind, own = ("anomaly", mask if drawn else None) if bad else (GOOD, None)
             test.setdefault(video.rpartition("_")[0], []).append(Sample(frame.path, frame.key, kind, bad, own, row))
     masks = any(path.glob("testing/test_pixel_mask/*.npy"))
-    names = {scene: scene or path.resolve().name for scene in sorted(test)}
-    return [_category(path, names[s], "shanghaitech", normal.get(s, []), test[s], masks) for s in names]
+    name = path.resolve().name  # for videos whose names tell no scene
+    found = [Category(s or name, normal.get(s, []), test[s], "shanghaitech", masks) for s in sorted(test)]
+    return [checked_category(path, category) for category in found]
 
 
 def _videos(images: Iterable[ImageFile], folder: str) -> dict[str, list[ImageFile]]:
-    """Group frames by video, in the order of their numbers, which need not all have as many digits."""
+    """Group frames by video, in the order of their numbers, which may have different numbers of digits."""
     videos: dict[str, list[ImageFile]] = {}
     for key, image in sorted(_below(images, folder).items(), key=lambda item: (len(item[0]), item[0])):
         videos.setdefault(key.rpartition("/")[0], []).append(image)

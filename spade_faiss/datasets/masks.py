@@ -1,4 +1,4 @@
-"""Masks of defects: image files, or the rows of a .npy that holds a whole video's, as (H, W) bool."""
+"""Reading masks of defects as (H, W) bool: image files, or rows of a .npy that holds a whole video's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..images.decode import read_file
 
 
 def load_rows(path: Path, rows: int | None, dimensions: int) -> NDArray[Any]:
-    """Map a video's .npy, a row a frame, without reading it; never unpickles.
+    """Map a video's .npy with one row per frame into memory, without reading or unpickling it.
 
     Raises:
-        ImageError: it cannot be read, or has not these `dimensions` and number of `rows` (None: any).
+        ImageError: the file cannot be read, or has other `dimensions` or another number of `rows` (None: any).
     """
     try:
         values = np.lib.format.open_memmap(path, mode="r")
@@ -31,10 +31,10 @@ def load_rows(path: Path, rows: int | None, dimensions: int) -> NDArray[Any]:
 
 
 def read_mask(path: Path, frame: int | None, image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Read an image of a mask, or a frame's row of a .npy: (H, W) bool, True where any channel is above 0.
+    """Read a mask image, or a frame's row of a .npy, as (H, W) bool: True where any channel is above 0.
 
     Raises:
-        ImageError: it cannot be read, or is not of the image's (height, width); the message starts with its path.
+        ImageError: the mask cannot be read, or has not the image's (height, width); the message starts with its path.
     """
     if frame is not None:
         values = load_rows(path, None, 3)[frame]
@@ -45,11 +45,11 @@ def read_mask(path: Path, frame: int | None, image_size: tuple[int, int]) -> NDA
             mask = Image.open(io.BytesIO(content))
             ImageOps.exif_transpose(mask, in_place=True)
             size = mask.size[::-1]
-            if size == image_size:  # nothing larger than the image is ever decoded
-                # Numbers of 16 or 32 bits count as they are; palettes and colours as they are seen, without alpha.
+            if size == image_size:  # nothing larger than the image is decoded
+                # Grey values of any width are compared as they are, palettes and colours as RGB.
                 grey = mask.mode in ("1", "L") or mask.mode[0] in "IF"
                 values = np.asarray(mask) if grey else np.asarray(mask.convert("RGBA"))[..., :3].max(axis=2)
-        except Exception as error:  # as decoders do
+        except Exception as error:  # decoders raise nearly anything
             raise ImageError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
     if size != image_size:
         expected, found = (f"{width} x {height}" for height, width in (image_size, size))

@@ -22,12 +22,12 @@ from ..arrays import Array, Ids, Pixels
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..images.decode import decode
-from ..patch_search.search import search_patches
+from ..patch_search.search import search_checked, search_patches
 from ..pyramids.cache import LevelCache, PyramidCache
 from ..pyramids.device_cache import DeviceCache
 from ..pyramids.reader import PyramidSource
 from ..store.snapshot import Snapshot
-from ..system.devices import as_arrays, beside, torch_device
+from ..system.devices import as_arrays, beside, search_device
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
 from .calibration import Calibration
@@ -169,7 +169,7 @@ class Pipeline:
     @cached_property
     def overlaps(self) -> bool:
         """Whether the network and the search do not compete for the same cores."""
-        devices = getattr(self.extractor, "device", "cpu"), torch_device(self.settings.search.device)
+        devices = getattr(self.extractor, "device", "cpu"), search_device(self.settings.search.device)
         return any(device != "cpu" for device in devices)
 
     def _queries(self, images: Iterable[AnyImage]) -> Iterator[tuple[list[Query], Exception | None]]:
@@ -264,9 +264,11 @@ class Pipeline:
         scales, search = self.baseline.level_scales if self.baseline else (), self.settings.search
         with query.watch("match"):
             own, others = scaled(query.levels, scales), scaled(neighbour_levels, scales)
-            found = search_patches(
-                beside(own, others), others, search.kappa, search.engine, search.device, search.block_bytes
-            )
+            own = beside(own, others)
+            if search.verify_reads:  # what has the checksum it was stored with is finite, as it was then
+                found = search_checked(own, others, search)
+            else:
+                found = search_patches(own, others, search.kappa, search.engine, search.device, search.block_bytes)
             sq_distances, matches = as_arrays(found)
             return (sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances), matches
 

@@ -12,8 +12,13 @@ class Features:
     """Features of n images.
 
     Attributes:
-        image: (n, d) float32, one image feature a row.
+        image: (n, d) float32, one image feature per row.
         levels: pyramid levels, finest first, each (n, c, h, w) float16 or float32.
+
+    Example:
+        >>> features = sf.Features(np.zeros((3, 12), np.float32), [np.zeros((3, 3, 8, 8), np.float16)])
+        >>> len(features), features[1:].levels[0].shape  # a slice or a list selects images
+        (3, (2, 3, 8, 8))
     """
 
     image: Array

@@ -1,4 +1,4 @@
-"""Pooling of pyramid levels."""
+"""Averaging of pyramid levels over neighbourhoods."""
 
 from __future__ import annotations
 

@@ -15,13 +15,39 @@ from .toy import ToyExtractor
 
 
 class Extractor(Protocol):
-    """Images to features. An extractor is its spec, a batch size and one method."""
+    """Turns images into features: a spec, a batch size and one method. Any object with these will do.
+
+    An attribute `device`, "cpu" or "cuda:N", is optional: off the CPU, extraction overlaps with the patch search.
+
+    Example:
+        >>> class Brightness:
+        ...     spec = sf.ExtractorSpec("brightness", ((1, 2, 2),), image_dim=1, resized=(8, 8), crop=(8, 8))
+        ...     batch_size = 16
+        ...     def extract(self, views):
+        ...         cells = np.stack(views).reshape(-1, 1, 2, 4, 2, 12).mean(axis=(3, 5))
+        ...         return self.spec.cast(sf.Features(cells.mean(axis=(2, 3)), [cells]))
+        >>> Brightness().extract([np.full((8, 8, 3), 50, np.uint8)]).image
+        array([[50.]], dtype=float32)
+    """
 
     spec: ExtractorSpec
     batch_size: int
 
     def extract(self, views: Sequence[Pixels]) -> Features:
-        """Extract features of n images, each (crop height, crop width, 3) uint8: what spec.view made of it."""
+        """Extract the features of n images.
+
+        Args:
+            views: n arrays (crop height, crop width, 3) uint8 RGB, as spec.view makes them of images.
+
+        Returns:
+            features that fit the spec; see ExtractorSpec.cast.
+
+        Example:
+            >>> view = toy.spec.view.apply(np.zeros((40, 48, 3), np.uint8))
+            >>> features = toy.extract([view, view])
+            >>> features.image.shape, [level.shape for level in features.levels]
+            ((2, 12), [(2, 3, 8, 8), (2, 3, 4, 4), (2, 3, 2, 2)])
+        """
         ...
 
 
@@ -33,18 +59,23 @@ def load_extractor(
     Args:
         name: "efficientnet_lite0" (its weights are installed with the package), "wide_resnet50_2" or another
             torchvision ResNet, "timm:<model>" for a timm model with intermediate features, or "toy".
-        weights: a .pth or .safetensors file, which never touches the network. None: the library's download and cache.
-        options: image size, crop, levels, neighbourhood, dtype, batch size, device.
+        weights: a .pth or .safetensors file; nothing is downloaded then. None: the library's cache or a download.
+        options: image size, crop, levels, neighbourhood, dtype, batch size, device; None: the defaults.
 
     Raises:
-        OptionError: no extractor of that name, or options that do not fit it.
-        WeightsError: no weights to be had, naming the file to bring; or weights that do not fit.
+        OptionError: an unknown name, or options that do not fit the extractor.
+        WeightsError: weights that could not be downloaded (the message names the file to bring) or do not fit.
+        DeviceError: an unknown device, or a GPU that is not there.
+
+    Example:
+        >>> sf.load_extractor("toy", options=sf.FeatureOptions(image_size=64, strides=(8, 16))).spec.level_shapes
+        ((3, 8, 8), (3, 4, 4))
     """
     options = options or FeatureOptions()
     if name == "toy":
         if weights is not None:
             raise OptionError(f"extractor toy has no weights, found weights {weights}")
         return ToyExtractor(options)
-    from .networks import load_network  # torch takes seconds to import, which `info` and `verify` need not wait for
+    from .networks import load_network  # late: torch takes seconds to import
 
     return load_network(name, None if weights is None else Path(weights), options)

@@ -1,4 +1,4 @@
-"""ExtractorSpec: what made a gallery's features, and the checks that features fit it."""
+"""ExtractorSpec: describes what made a gallery's features, and checks that features fit."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ from ..options import FeatureOptions, Patches, StoredDtype, is_count
 from .features import Features
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
-IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # of a channel in [0, 1]
+IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel in [0, 1]
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-NAMES_BYTES = 256  # about what key, digest, checksum and path of an image take where its levels are not stored
-LARGEST_IMAGE = 1e17  # of an image feature: the squared distance of two in 8000 dimensions fits float32
+NAMES_BYTES = 256  # about the size of an image's key, digest, checksum and path in a gallery without levels
+LARGEST_IMAGE = 1e17  # largest value of an image feature: the squared distance of two in 8000 dimensions fits float32
 
 
 @dataclass(frozen=True)
 class ExtractorSpec:
-    """What made a gallery's features. Features of another spec cannot be compared, and are refused.
+    """Describes what made a gallery's features. Features of another spec cannot be compared, and are refused.
 
-    To store features of your own, give a name, the level shapes and the image dimension, and leave the rest.
+    Features of your own need a name, the level shapes and the image dimension; omit the rest.
+
+    Example:
+        >>> sf.ExtractorSpec("own", level_shapes=((64, 28, 28), (128, 14, 14)), image_dim=512)
+        ExtractorSpec('own', levels 64x28x28 128x14x14 float16, image 512)
     """
 
     name: str
     level_shapes: tuple[tuple[int, int, int], ...]  # (c, h, w), finest first
     image_dim: int  # d
-    dtype: StoredDtype = "float16"  # of the levels
+    dtype: StoredDtype = "float16"  # the levels' type
     neighbourhood: int = 1
     level_names: tuple[str, ...] = ()
-    resized: tuple[int, int] | None = None  # (height, width) px; None: features that were not made from images here
+    resized: tuple[int, int] | None = None  # (height, width) px; None: features that no extractor made from images
     crop: tuple[int, int] | None = None  # (height, width) px
-    mean: tuple[float, ...] = ()  # of a channel in [0, 1]
+    mean: tuple[float, ...] = ()  # per channel in [0, 1]
     std: tuple[float, ...] = ()
-    weights_sha256: str = ""  # of the network's state: names, shapes and values
-    weights: str = ""  # where they came from; not compared
+    weights_sha256: str = ""  # SHA-256 of the network's state: names, shapes and values
+    weights: str = ""  # name of the weights' file; not compared
 
     def __post_init__(self) -> None:
         for field in fields(self):  # tuples, so that specs can be compared and hashed
@@ -64,9 +68,19 @@ class ExtractorSpec:
                 found = [getattr(self, part) for part in name.split(" and ")]
                 raise OptionError(f"extractor spec: {name}: expected {expected}, found {found}")
 
+    def __repr__(self) -> str:
+        parts = [repr(self.name)]
+        if self.resized and self.crop:
+            cropped = f" cropped to {_times(self.crop)}" if self.crop != self.resized else ""
+            parts.append(f"{_times(self.resized)} px{cropped}")
+        parts.append(f"levels {' '.join(map(_times, self.level_shapes))} {self.dtype}")
+        if self.neighbourhood > 1:
+            parts.append(f"neighbourhood {self.neighbourhood}")
+        return f"ExtractorSpec({', '.join([*parts, f'image {self.image_dim}'])})"
+
     @property
     def view(self) -> View:
-        """What the network sees of an image.
+        """The view of an image that the network gets.
 
         Raises:
             FeatureError: the features were not made from images.
@@ -82,11 +96,23 @@ class ExtractorSpec:
         return int(values * np.dtype(self.dtype).itemsize + 4 * self.image_dim)
 
     def bytes_with(self, patches: Patches) -> int:
-        """Return about the bytes of one image in a gallery that stores its patches, or recomputes them."""
+        """Return about the bytes of one image in a gallery that stores patches, or recomputes them.
+
+        Example:
+            >>> toy.spec.bytes_with("stored"), toy.spec.bytes_with("recompute")
+            (552, 304)
+        """
         return self.bytes_per_image if patches == "stored" else 4 * self.image_dim + NAMES_BYTES
 
     def options(self, batch_size: int = FeatureOptions.batch_size, device: str = "auto") -> FeatureOptions:
-        """Return the options that make features of this spec."""
+        """Return the options that make features of this spec.
+
+        Example:
+            >>> toy.spec.options(batch_size=4).levels
+            ('stride4', 'stride8', 'stride16')
+            >>> sf.load_extractor("toy", options=toy.spec.options()).spec == toy.spec
+            True
+        """
         return FeatureOptions(
             image_size=self.resized,
             crop=self.crop,
@@ -101,8 +127,18 @@ class ExtractorSpec:
     def require(self, other: ExtractorSpec, where: str) -> None:
         """Check that another spec's features can be compared with this one's.
 
+        Args:
+            other: the other spec.
+            where: what an error starts with.
+
         Raises:
-            SpecMismatchError: naming each field that differs, with both values.
+            SpecMismatchError: a field differs; the message names each, with both values.
+
+        Example:
+            >>> other = sf.load_extractor("toy", options=sf.FeatureOptions(neighbourhood=3))
+            >>> gallery.spec.require(other.spec, "toy.gallery")
+            Traceback (most recent call last):
+            spade_faiss.errors.SpecMismatchError: toy.gallery: ... neighbourhood: expected 1, found 3; ...
         """
         names = [field.name for field in fields(self) if field.name != "weights"]
         differing = [name for name in names if getattr(self, name) != getattr(other, name)]
@@ -117,7 +153,12 @@ class ExtractorSpec:
         """Check features against this spec.
 
         Raises:
-            FeatureError: a shape differs, or a value is NaN or infinite, naming image, level and both values.
+            FeatureError: a shape differs, or a value is NaN or infinite; the message names image, level and values.
+
+        Example:
+            >>> toy.spec.check(sf.Features(np.zeros((2, 11), np.float32), [np.zeros((2, 3, s, s)) for s in (8, 4, 2)]))
+            Traceback (most recent call last):
+            spade_faiss.errors.FeatureError: image features: expected shape (2, 12), found (2, 11)
         """
         n, level_shapes = len(features.image), [tuple(level.shape) for level in features.levels]
         expected = [(n, *shape) for shape in self.level_shapes]
@@ -138,7 +179,13 @@ class ExtractorSpec:
         """Check features and return them in the stored dtypes, contiguous.
 
         Raises:
-            FeatureError: as check(), or a value does not fit float16.
+            FeatureError: as for check(), or a value does not fit float16.
+
+        Example:
+            >>> own = sf.ExtractorSpec("own", level_shapes=((3, 8, 8),), image_dim=4)
+            >>> features = own.cast(sf.Features(np.ones((2, 4)), [np.ones((2, 3, 8, 8))]))  # float64
+            >>> features.image.dtype.name, features.levels[0].dtype.name
+            ('float32', 'float16')
         """
         self.check(features)
         levels = []
@@ -153,7 +200,13 @@ class ExtractorSpec:
         return Features(image, levels)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as JSON values."""
+        """Return the spec as JSON values.
+
+        Example:
+            >>> values = toy.spec.to_json()
+            >>> values["name"], values["image_dim"], values["crop"]
+            ('toy', 12, (32, 32))
+        """
         return asdict(self)
 
     @classmethod
@@ -162,12 +215,22 @@ class ExtractorSpec:
 
         Raises:
             TypeError: a field is missing or unknown.
-            OptionError: a value is of another kind or outside its range.
+            OptionError: a value has another type or is outside its range.
+
+        Example:
+            >>> sf.ExtractorSpec.from_json(toy.spec.to_json()) == toy.spec
+            True
         """
         return cls(**values)
 
 
+def _times(sizes: tuple[int, ...]) -> str:
+    """Return (3, 8, 8) as 3x8x8."""
+    return "x".join(map(str, sizes))
+
+
 def _frozen(value: Any) -> Any:
+    """Turn lists into tuples, at any depth."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
@@ -176,6 +239,7 @@ def _is_floats(value: Any) -> bool:
 
 
 def _cast(array: Array, dtype: StoredDtype, what: str) -> Array:
+    """Return a finite array in a dtype, contiguous; FeatureError if a value does not fit."""
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array, dtype=dtype)
     if array.dtype != stored.dtype and not all_finite(stored):

@@ -1,4 +1,4 @@
-"""An extractor without a network, whose features can be worked out by hand."""
+"""The toy extractor: no network, features that can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .spec import ExtractorSpec
 
 
 class ToyExtractor:
-    """Means of pixels, in NumPy: features that can be worked out by hand.
+    """Means of pixels, in NumPy; see registry.Extractor.
 
-    Level `stride4` is the mean RGB, in [0, 1], of each 4 x 4 pixels, `stride8` to `stride32` likewise; the image
-    feature is the mean RGB of the four quadrants (top left, top right, bottom left, bottom right): d = 12.
+    Level `stride4` is the mean RGB, in [0, 1], of each 4 x 4 pixels; `stride8`, `stride16` and `stride32` are the same
+    for larger squares. The image feature is the mean RGB of the four quadrants (top left, top right, bottom left,
+    bottom right): d = 12.
     """
 
     LEVELS = ("stride4", "stride8", "stride16", "stride32")
@@ -56,6 +57,7 @@ class ToyExtractor:
 
 
 def _block_means(batch: Array, height: int, width: int) -> Array:
+    """Average (n, c, h, w) over blocks of height x width pixels."""
     n, c, h, w = batch.shape
     means: Array = batch.reshape(n, c, h // height, height, w // width, width).mean(axis=(3, 5))
     return means

@@ -56,7 +56,7 @@ class Gallery:
 
         Args:
             path: its folder.
-            device: of the image index: auto (a GPU where there is one and the index fits), cpu, cuda, cuda:N.
+            device: of the image index: auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N.
 
         Raises:
             GalleryNotFoundError: there is none.

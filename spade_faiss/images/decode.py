@@ -14,21 +14,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..arrays import Pixels
 from ..errors import ImageError
 
-MIN_SIDE = 8  # px; anything smaller has nothing to look at, and is more likely a placeholder than a picture
+MIN_SIDE = 8  # px; smaller images are placeholders rather than pictures
 
 
 def decode(image: str | os.PathLike[str] | bytes | Image.Image | NDArray[Any], name: str = "image") -> Pixels:
     """Decode an image to (H, W, 3) uint8 RGB, upright.
 
-    EXIF rotation is applied; palette, grey and CMYK images become RGB; an alpha channel is dropped; 16-bit values keep
-    their upper 8 bits (never stretched per image); of a file with several frames the first counts.
+    EXIF rotation is applied. Palette, grey and CMYK images become RGB. An alpha channel is dropped. 16-bit values keep
+    their upper 8 bits and are never stretched per image. Only the first of several frames is read.
 
     Args:
         image: a path, a file's bytes, a PIL image, or an (H, W, 3) or (H, W) uint8 array.
-        name: what an error calls it where it has no path.
+        name: what errors call an image without a path.
 
     Raises:
-        ImageError: it cannot be read, is smaller than MIN_SIDE, or has more than PIL.Image.MAX_IMAGE_PIXELS pixels.
+        ImageError: the image cannot be read, has a side under MIN_SIDE, or more than PIL.Image.MAX_IMAGE_PIXELS pixels.
     """
     if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
@@ -46,7 +46,11 @@ def decode(image: str | os.PathLike[str] | bytes | Image.Image | NDArray[Any], n
 
 
 def read_file(path: Path) -> bytes:
-    """Read an image file's bytes, with an ImageError for what stands in the way."""
+    """Read an image file's bytes.
+
+    Raises:
+        ImageError: the file cannot be read, is empty, or has a name that is not UTF-8.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -61,6 +65,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _decode_pil(image: bytes | Image.Image, name: str) -> Pixels:
+    """Decode a file's bytes or a PIL image, with an ImageError for whatever the decoder raises."""
     try:
         opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
         limit = Image.MAX_IMAGE_PIXELS
@@ -83,7 +88,8 @@ def _decode_pil(image: bytes | Image.Image, name: str) -> Pixels:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Pixels:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow may also hold in 32 bits
+    """Convert an image of any mode to RGB."""
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow may hold it in 32 bits
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise ImageError(
@@ -93,6 +99,6 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ImageError(f"{name}: expected 8 or 16 bits a channel, found floating point; convert it to 8 or 16 bits")
-    if "transparency" in image.info:  # which Pillow wants to be told about before it is dropped
+    if "transparency" in image.info:  # without this step, Pillow warns
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""The image files of files and folders, and the keys they go by."""
+"""Listing the image files under files and folders, and their keys."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", "
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, and the key it goes by: its path relative to its source, with forward slashes."""
+    """An image file and its key.
+
+    `find_images` sets the key to the path relative to the listed folder, with forward slashes; the key of a file that
+    is listed by itself is its name.
+    """
 
     path: Path
-    key: str
+    key: str  # names the image in a gallery
 
 
 def find_images(sources: Sequence[str | Path | ImageFile]) -> list[ImageFile]:
     """List the images of files and folders (searched to any depth), each folder in the order of its keys.
 
-    Hidden files and files without an image's suffix are passed over. A ImageFile is taken as it is.
+    In folders, hidden files and folders and files without an image suffix are omitted. An ImageFile is kept as it is.
+
+    Args:
+        sources: files, folders and ImageFiles.
+
+    Returns:
+        the images in the order of the sources.
 
     Raises:
-        ImageError: a source does not exist or holds no image, or two sources give the same key.
+        ImageError: a source does not exist or holds no image, or two images have the same key.
     """
     found: dict[str, ImageFile] = {}
     for source in sources:
@@ -45,6 +55,7 @@ def find_images(sources: Sequence[str | Path | ImageFile]) -> list[ImageFile]:
 
 
 def _list_source(source: Path) -> list[ImageFile]:
+    """List the images of a file or a folder."""
     if source.is_file():
         return [ImageFile(source, source.name)]
     if not source.is_dir():
@@ -53,7 +64,7 @@ def _list_source(source: Path) -> list[ImageFile]:
     for folder, folders, files in os.walk(source, followlinks=True):
         above = Path(folder).relative_to(source).parents
         if os.path.realpath(folder) in {os.path.realpath(source / parent) for parent in above}:
-            folders.clear()  # a link that leads back to a folder above it
+            folders.clear()  # a link to a folder above it
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:

@@ -1,4 +1,4 @@
-"""The view of an image that a network gets: resized, cropped, and back to pixels of the original."""
+"""The view of an image that a network gets: resizing, cropping, and the way back to pixels of the original."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from ..arrays import Pixels
 
 @dataclass(frozen=True)
 class View:
-    """What a network sees of an image: the image squashed to `resized`, and the centre of that, `crop`, in pixels."""
+    """What a network sees of an image: the image resized to `resized`, whatever its proportions, and cropped to `crop`.
+
+    Both are in pixels. The crop is the centre.
+    """
 
     resized: tuple[int, int]  # (height, width)
     crop: tuple[int, int]  # (height, width)
 
     @property
     def offset(self) -> tuple[int, int]:
-        """The crop's (top, left) in pixels of the resized image."""
+        """(top, left) of the crop in pixels of the resized image."""
         return (self.resized[0] - self.crop[0]) // 2, (self.resized[1] - self.crop[1]) // 2
 
     def apply(self, pixels: Pixels) -> Pixels:
@@ -50,24 +53,24 @@ class View:
         Args:
             image_size: (H, W) of the original image.
             grid: (h, w) of the level.
-            row: of the first cell, from 0.
-            column: of the first cell, from 0.
-            rows: cells of the block from there down.
-            columns: cells of the block from there to the right.
+            row: row of the first cell, from 0.
+            column: column of the first cell, from 0.
+            rows: height of the block in cells.
+            columns: width of the block in cells.
 
         Returns:
-            (left, top, right, bottom) in pixels of the original, whose corner is (0, 0), not rounded.
+            (left, top, right, bottom) in pixels of the original, not rounded; its top left corner is (0, 0).
         """
         top, bottom = (self._to_original(0, edge / grid[0], image_size) for edge in (row, row + rows))
         left, right = (self._to_original(1, edge / grid[1], image_size) for edge in (column, column + columns))
         return left, top, right, bottom
 
     def _to_original(self, axis: int, share: float, image_size: tuple[int, int]) -> float:
-        """Return the pixel of the original at a share of the crop's side."""
+        """Return the coordinate in the original of a position in the crop, given as a share of the crop's side."""
         return (share * self.crop[axis] + self.offset[axis]) * image_size[axis] / self.resized[axis]
 
     def cell_at(self, image_size: tuple[int, int], grid: tuple[int, int], y: int, x: int) -> tuple[int, int]:
-        """Return the (row, column) of the cell that holds the centre of a pixel; the nearest where it was cropped."""
+        """Return the (row, column) of the cell that holds a pixel's centre; of a cropped pixel, the nearest cell."""
         row, column = (
             min(cells - 1, max(0, math.floor(((at + 0.5) * resized / side - offset) * cells / crop)))
             for at, cells, crop, offset, side, resized in zip(
@@ -78,10 +81,12 @@ class View:
 
 
 def _span(side: int, resized: int, offset: int, crop: int) -> tuple[int, int]:
+    """Return the first and the end of the original pixels whose centres lie in the crop, along one axis."""
     centres = (np.arange(side) + 0.5) * resized / side - offset
     inside = np.flatnonzero((centres >= 0) & (centres < crop))
     return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (side // 2, side // 2)
 
 
 def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize to (width, height)."""
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))

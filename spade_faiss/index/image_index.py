@@ -326,7 +326,7 @@ def _search_parameters(index: Any, nprobe: int) -> Any:
 
 
 def _place(index: Any, wanted: str) -> Any:
-    """Copy an index to the GPU where one was asked for, or is there and has room."""
+    """Copy an index to the GPU if the device resolves to one; `auto` only if it has room."""
     device = faiss_device(wanted)
     if device == "cpu":
         return index

@@ -1,4 +1,7 @@
-"""How well scores tell anomalous from normal: image and pixel metrics, ROC and PRO curves."""
+"""How well scores tell anomalous from normal: image and pixel metrics, ROC and PRO curves.
+
+`pixel` defines the metrics; `ranking` computes them from counts, for `image` too; `curves` writes and draws curves.
+"""
 
 from .curves import Curve
 from .image import image_metrics

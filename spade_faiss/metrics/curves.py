@@ -15,7 +15,7 @@ from ..system.atomic_files import storage_errors
 from .pixel import PixelMetrics
 from .ranking import Reals
 
-DIGITS = 6  # of what is written
+DIGITS = 6  # decimals in files
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class Curve:
     name: str  # image_ROC, pixel_ROC or pixel_PRO
     fpr: Reals  # (points,), ascending
     value: Reals  # (points,), ascending: the true-positive rate, or the mean overlap with the regions
-    limit: float | None = None  # the FPR up to which the area under it counts, where not all of it does
+    limit: float | None = None  # FPR up to which the area under it is the metric; None: 1
 
     @property
     def metric(self) -> str:
-        """The metric that is the area under it."""
+        """Name of the metric that is the area under the curve."""
         return self.name.replace("_", "_AU")
 
     def path(self, width: float, height: float) -> str:
-        """Return it as the d of an SVG path, (0, 0) at the top left, to a tenth of a unit."""
+        """Return the curve as the `d` of an SVG path, (0, 0) at the top left, rounded to a tenth of a unit."""
         points = np.round(np.column_stack([self.fpr * width, (1 - self.value) * height]), 1)
         new = np.r_[True, (np.diff(points, axis=0) != 0).any(axis=1)]
         return "M" + "L".join(f"{x:g} {y:g}" for x, y in points[new])
 
 
 def image_roc(scores: ArrayLike, labels: ArrayLike) -> Curve | None:
-    """Return the ROC curve of image scores; equal scores pass together. None where there is one class only.
+    """Return the ROC curve of image scores, in which equal scores pass together; None if there is one class only.
 
     Args:
         scores: (n,) finite, higher is more anomalous.
@@ -57,7 +57,7 @@ def image_roc(scores: ArrayLike, labels: ArrayLike) -> Curve | None:
 def all_curves(
     scores: Sequence[float], labels: Sequence[bool], pixel: PixelMetrics | None, integration_limit: float
 ) -> list[Curve]:
-    """Return the curves that an evaluation has: those whose metrics are not None."""
+    """Return the image and pixel curves of an evaluation whose metrics are not None."""
     image = image_roc(scores, labels)
     found = [image] if image else []
     if pixel and (curves := pixel.curves()):
@@ -67,7 +67,7 @@ def all_curves(
 
 
 def write_curves(folder: Path, categories: Mapping[str, Sequence[Curve]]) -> None:
-    """Write the points of all curves, as curves.json and as curves.csv.
+    """Write the points of all curves as curves.json and curves.csv.
 
     Raises:
         GalleryError: the folder cannot be written.

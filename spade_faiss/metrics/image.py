@@ -1,4 +1,4 @@
-"""Image metrics, exactly."""
+"""Image metrics, which are exact."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import FeatureError
-from .ranking import Metrics, _one_class, _ranking, _undefined
+from .ranking import Metrics, ranking_metrics, undefined, why_undefined
 
 IMAGE_METRICS = ("image_AUROC", "image_AP", "image_F1Max")
 
 
 def image_metrics(scores: ArrayLike, labels: ArrayLike) -> Metrics:
-    """Compute image_AUROC, image_AP and image_F1Max, exactly.
+    """Compute image_AUROC, image_AP and image_F1Max, exactly; see metrics.pixel for the definitions.
 
     Args:
         scores: (n,) finite, higher is more anomalous; compared as float64.
@@ -33,10 +33,10 @@ def image_metrics(scores: ArrayLike, labels: ArrayLike) -> Metrics:
             raise FeatureError(f"{name} {index}: expected {expected}, found {array[index]}")
     distinct, group = np.unique(scores, return_inverse=True)
     normal, anomalous = (np.bincount(group[labels == label], minlength=len(distinct))[::-1] for label in (0, 1))
-    reason = _one_class("image", int(normal.sum()), int(anomalous.sum()))
+    reason = why_undefined("image", int(normal.sum()), int(anomalous.sum()))
     if reason:
-        return _undefined(IMAGE_METRICS, reason)
+        return undefined(IMAGE_METRICS, reason)
     return Metrics(
-        dict(zip(IMAGE_METRICS, _ranking(normal, anomalous), strict=True)),
+        dict(zip(IMAGE_METRICS, ranking_metrics(normal, anomalous), strict=True)),
         error_bounds=dict.fromkeys(IMAGE_METRICS, 0.0),
     )

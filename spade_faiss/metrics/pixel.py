@@ -1,7 +1,7 @@
-"""How well scores tell anomalous from normal: image and pixel metrics, without holding the maps.
+"""Pixel metrics, in bounded memory: how well the pixels of maps tell anomalous from normal.
 
-A threshold t calls every score >= t anomalous. Equal scores pass together, so each metric is taken over the distinct
-thresholds, as scikit-learn does, and does not depend on the order of the images:
+A threshold t calls every score >= t anomalous. Equal scores pass together, so each metric is computed over the
+distinct thresholds, as in scikit-learn, and does not depend on the order of the images:
 
 - AUROC: area under TPR over FPR by trapezoids; equal to the average-rank (Mann-Whitney) formula.
 - AP: sum over thresholds of (recall gained) x precision, no interpolation; `average_precision_score`.
@@ -11,13 +11,12 @@ thresholds, as scikit-learn does, and does not depend on the order of the images
   of the share of the region's pixels that pass; FPR is over the normal pixels of all images. Trapezoids from (0, 0),
   linear interpolation at the limit.
 
-Where there is one class only, every metric is None with the reason: AUROC and AUPRO are undefined, and AP and F1Max
-say nothing (0, or 1 whatever the scores).
+With one class only, every metric is None with the reason: AUROC and AUPRO are undefined, and AP and F1Max are 0, or
+1 whatever the scores.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,23 +30,23 @@ from .ranking import (
     Metrics,
     Number,
     Reals,
-    _area,
-    _area_bound,
-    _cumulated,
-    _one_class,
-    _ranking,
-    _ranking_bounds,
-    _undefined,
+    area_bound,
+    area_under,
+    cumulated,
+    ranking_bounds,
+    ranking_metrics,
+    undefined,
+    why_undefined,
 )
 
-BINS = 2**22  # of PixelMetrics, 28 bytes each
-INTEGRATION_LIMIT = 0.3  # of AUPRO, on the FPR
+BINS = 2**22  # default of PixelMetrics, 28 bytes each
+INTEGRATION_LIMIT = 0.3  # FPR up to which AUPRO integrates
 CURVE_POINTS = 2000
 PIXEL_METRICS = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
 
 PAGE_BITS = 16  # a page is 2**16 consecutive float32 numbers: 1/128 of an octave
 PAGES = 2 ** (32 - PAGE_BITS)
-NONE, SEVERAL = 0, 1  # values in a bin, where it is not the key of the only one; both would be keys of NaN
+NONE, SEVERAL = 0, 1  # no value in a bin, several values; other numbers are the key of its only value (these are NaN's)
 
 
 @dataclass(frozen=True)
@@ -62,24 +61,24 @@ class Curves:
 class PixelMetrics:
     """Pixel metrics of any number of maps in bounded memory (117 MB at the default number of bins).
 
-    Maps are counted in histograms over the bit patterns of float32, which sort as the numbers do. Where every distinct
-    value has its own bin the result is exact. Bins are given out by page of 2**16 neighbouring patterns, to the pages
-    in which there are scores only; when the pages no longer fit, all bins are doubled in width. So a narrow range
-    around a large offset keeps every bit, with or without zeros (pixels that no network saw) beside it: nothing is
-    merged before 64 pages are in use; scores all over four octaves get 1 million bins an octave, and if all of float32
-    is in use, 2**13. `Metrics.error_bounds` says how far off a result can be; bins of a single value cost nothing.
+    Maps are counted in histograms over the bit patterns of float32, which sort as the numbers do. If every distinct
+    value has its own bin, the result is exact. Bins are allotted by pages of 2**16 neighbouring patterns, to pages that
+    hold scores only. When the pages no longer fit, all bins are doubled in width. So a narrow range around a large
+    offset keeps every bit, with or without zeros (pixels that no network saw) beside it: no bins are joined before 64
+    pages are in use. Scores all over four octaves get 1 million bins per octave; if all of float32 is in use, 2**13.
+    `Metrics.error_bounds` bounds the error of a result; bins of a single value add nothing to it.
 
-    The state depends on what was added, not on the order, and not on how it was split over accumulators and merged.
+    The state depends on what was added, not on the order.
     """
 
     def __init__(self, bins: int = BINS) -> None:
         """Make an empty accumulator.
 
         Args:
-            bins: a power of two, at least one a page: 2**16.
+            bins: a power of two, at least 2**16: one per page.
 
         Raises:
-            OptionError: some other number.
+            OptionError: another number.
         """
         if bins < PAGES or bins & (bins - 1):
             raise OptionError(f"bins: expected a power of two >= {PAGES}, found {bins}")
@@ -87,14 +86,14 @@ class PixelMetrics:
         self.regions = 0  # 8-connected, over all masks
         self._bins = bins
         self._bits = PAGE_BITS  # a page has 2**bits bins
-        self._pages = np.empty(0, np.int64)  # by slot, in the order in which they were first seen
-        self._slot = np.full(PAGES, -1, np.int64)  # by page; -1: no score lies in it
-        # Memory is taken from the system when a bin is first counted in.
+        self._pages = np.empty(0, np.int64)  # page of each slot, in the order of their first scores
+        self._slot = np.full(PAGES, -1, np.int64)  # slot of each page; -1: it holds no score
+        # The system provides memory when a bin is first used.
         self._normal = np.zeros(bins, np.int64)  # pixels
         self._anomalous = np.zeros(bins, np.int64)  # pixels
-        self._share = np.zeros(bins, np.float64)  # sum of 1 / area of the region, over the anomalous pixels
+        self._share = np.zeros(bins, np.float64)  # sum over anomalous pixels of 1 / area of their region
         self._sums = (self._normal, self._anomalous, self._share)
-        self._value = np.zeros(bins, np.uint32)  # key of the only value counted here; or NONE, or SEVERAL
+        self._value = np.zeros(bins, np.uint32)  # key of the only value in the bin, NONE or SEVERAL
 
     def add(self, anomaly_map: NDArray[np.floating], mask: NDArray[np.bool_], name: str = "") -> None:
         """Count the pixels of one image.
@@ -102,11 +101,11 @@ class PixelMetrics:
         Args:
             anomaly_map: (H, W) finite, higher is more anomalous; compared as float32.
             mask: (H, W) bool, True where anomalous; all False for a normal image.
-            name: of the image, for messages; else its number, from 0.
+            name: what errors call the image; "": its number, from 0.
 
         Raises:
-            FeatureError: the map is not (H, W), or NaN or infinite somewhere, or the mask is not bool of that shape.
-                Nothing was counted then.
+            FeatureError: the map is not (H, W), has NaN or infinity, or the mask is not bool of that shape. Nothing
+                is counted then.
         """
         name = name or f"map {self.images}"
         anomaly_map, mask = np.asarray(anomaly_map), np.asarray(mask)
@@ -133,22 +132,8 @@ class PixelMetrics:
             self.regions += regions
         self.images += 1
 
-    def merge(self, other: PixelMetrics) -> None:
-        """Add what another accumulator has counted; it is left as it was."""
-        self._allot(other._pages)
-        while self._bits > other._bits:
-            self._coarsen()
-        slots = self._slot[other._pages]
-        folded = (len(slots), 2**self._bits, 2 ** (other._bits - self._bits))
-        for mine, its in zip(self._sums, other._sums, strict=True):
-            self._by_page(mine)[slots] += other._by_page(its).reshape(folded).sum(axis=2)
-        value, its_value = self._by_page(self._value), other._by_page(other._value).reshape(folded)
-        value[slots] = functools.reduce(_one_value, np.moveaxis(its_value, 2, 0), value[slots])
-        self.images += other.images
-        self.regions += other.regions
-
     def result(self, integration_limit: float = INTEGRATION_LIMIT) -> Metrics:
-        """Compute pixel_AUROC, pixel_AP, pixel_F1Max and pixel_AUPRO of everything that was added.
+        """Compute pixel_AUROC, pixel_AP, pixel_F1Max and pixel_AUPRO of all maps added so far.
 
         Args:
             integration_limit: the FPR up to which PRO is integrated, in (0, 1].
@@ -158,26 +143,26 @@ class PixelMetrics:
         """
         check_limit(integration_limit)
         normal, anomalous, share, several = self._steps()
-        reason = _one_class("pixel", int(normal.sum()), int(anomalous.sum()))
+        reason = why_undefined("pixel", int(normal.sum()), int(anomalous.sum()))
         if reason:
-            return _undefined(PIXEL_METRICS, reason)
-        fpr, pro = _cumulated(normal), _cumulated(share)
-        values = (*_ranking(normal, anomalous), _area(fpr, pro, integration_limit))
-        bounds = (*_ranking_bounds(normal, anomalous, several), _area_bound(fpr, pro, several, integration_limit))
+            return undefined(PIXEL_METRICS, reason)
+        fpr, pro = cumulated(normal), cumulated(share)
+        values = (*ranking_metrics(normal, anomalous), area_under(fpr, pro, integration_limit))
+        bounds = (*ranking_bounds(normal, anomalous, several), area_bound(fpr, pro, several, integration_limit))
         return Metrics(
             dict(zip(PIXEL_METRICS, values, strict=True)), error_bounds=dict(zip(PIXEL_METRICS, bounds, strict=True))
         )
 
     def curves(self, points: int = CURVE_POINTS) -> Curves | None:
-        """Return the ROC and PRO curves for a plot, or None where the metrics are None.
+        """Return the ROC and PRO curves for a plot, or None if the metrics are None.
 
-        Of more points than asked for, those are kept that leave no gap over 6 / points in the sum of all three, so
-        that straight lines between them lie within that distance of the curve; jumps keep both ends.
+        If there are more than `points` points, some are kept: gaps in the sum of FPR, TPR and PRO are at most
+        6 / points, so straight lines lie within that distance of the curve. Jumps keep both ends.
         """
         normal, anomalous, share, _ = self._steps()
-        if _one_class("pixel", int(normal.sum()), int(anomalous.sum())):
+        if why_undefined("pixel", int(normal.sum()), int(anomalous.sum())):
             return None
-        curves = np.stack([_cumulated(column) for column in (normal, anomalous, share)])
+        curves = np.stack([cumulated(column) for column in (normal, anomalous, share)])
         if curves.shape[1] > points:
             way = curves.sum(axis=0)
             marks = np.linspace(0, way[-1], points // 2)
@@ -186,7 +171,7 @@ class PixelMetrics:
         return Curves(*curves)
 
     def _locate(self, keys: Keys) -> Counts:
-        """Return the bin of each key, after making room for all of them."""
+        """Return the bin of each key; allot bins to new pages first."""
         pages = keys >> PAGE_BITS
         slots: Counts = self._slot[pages]
         if slots.min() < 0:
@@ -197,15 +182,15 @@ class PixelMetrics:
         return slots
 
     def _note(self, bins: Counts, keys: Keys) -> None:
-        """Keep in `_value` that these were counted."""
+        """Record in `_value` the keys that were counted in these bins."""
         held = self._value[bins]
         new = (held != keys) & (held != SEVERAL)
         bins, keys, empty = bins[new], keys[new], held[new] == NONE
-        self._value[bins[empty]] = keys[empty]  # of several, one stays
+        self._value[bins[empty]] = keys[empty]  # several keys of a bin: one stays
         self._value[bins[self._value[bins] != keys]] = SEVERAL
 
     def _allot(self, pages: NDArray[np.integer]) -> None:
-        """Give bins to the pages that have none yet."""
+        """Allot bins to the pages that have none yet."""
         new = pages[self._slot[pages] < 0]
         total = len(self._pages) + len(new)
         while total << self._bits > self._bins:
@@ -224,11 +209,11 @@ class PixelMetrics:
         self._bits -= 1
 
     def _by_page(self, array: NDArray[Number]) -> NDArray[Number]:
-        """View the bins in use as (pages, bins of a page), by slot."""
+        """View the bins in use as (pages, bins per page), by slot."""
         return array[: len(self._pages) << self._bits].reshape(len(self._pages), 2**self._bits)
 
     def _steps(self) -> tuple[Counts, Counts, Reals, NDArray[np.bool_]]:
-        """Return what each threshold adds, highest first: normal, anomalous, sum of 1 / area, of several values."""
+        """Return what each threshold adds, highest first: normal, anomalous, 1 / area, whether several values."""
         order = np.argsort(-self._pages)
         used = np.flatnonzero(self._by_page(self._value)[order, ::-1])
 
@@ -240,21 +225,21 @@ class PixelMetrics:
 
 
 def check_limit(integration_limit: float) -> None:
-    """Raise OptionError unless AUPRO can be integrated up to that FPR."""
+    """Raise an OptionError unless AUPRO can be integrated up to that FPR."""
     if not 0 < integration_limit <= 1:
         raise OptionError(f"integration_limit: expected an FPR in (0, 1], found {integration_limit!r}")
 
 
 def _keys(scores: NDArray[np.float32]) -> Keys:
-    """Map float32 to integers in the same order: all bits of a negative number flipped, else the sign bit."""
-    bits: Keys = (scores + np.float32(0)).view(np.uint32)  # + 0: makes -0.0 the 0.0 that it is equal to
+    """Map float32 to integers in the same order: flip all bits of negative numbers, the sign bit of others."""
+    bits: Keys = (scores + np.float32(0)).view(np.uint32)  # + 0 turns -0.0 into 0.0, its equal
     bits ^= np.where(bits >> 31, np.uint32(2**32 - 1), np.uint32(2**31))
     return bits
 
 
 def _one_value(a: Keys, b: Keys) -> Keys:
-    """Return what the union of bins has: the key of its only value, or NONE, or SEVERAL."""
-    return np.where((a == NONE) | (b == NONE) | (a == b), np.maximum(a, b), np.uint32(SEVERAL))
+    """Return `_value` of the unions of two bins each; their keys differ."""
+    return np.where((a == NONE) | (b == NONE), np.maximum(a, b), np.uint32(SEVERAL))
 
 
 def _region_shares(mask: NDArray[np.bool_]) -> tuple[Reals, int]:

@@ -1,25 +1,25 @@
-"""Which engine is the faster: an estimate from what each does, with rates fitted to benchmarks/patch_search.py."""
+"""Estimates which engine is faster, from its operations and rates fitted to benchmarks/patch_search.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Nanoseconds on one core with AVX-512 at about 200 GFLOP/s. Only their ratios matter, and threads divide all of them.
-MULTIPLY = 0.01  # a channel of a pair of patches
-FLAT_PAIR = 1.6  # keeping the nearest of FAISS's products
-FLAT_FILL = 4.5  # a channel of an upsampled gallery patch
-FLAT_COPY = 3.0  # a channel of one that needs no upsampling
-FLAT_MEASURE = 2.0  # a channel of a match, measured
-PYRAMID_PAIR = 0.5  # interpolating and comparing
-PYRAMID_LOAD = 3.0  # a stored value, converted and rounded
-PYRAMID_MATCH = 1_400.0  # a match, kept as a candidate and found again
-PYRAMID_MEASURE = 3.0  # a channel of a match, interpolated and measured
+# Nanoseconds on one core with AVX-512 at about 200 GFLOP/s. Only their ratios matter: threads divide all of them.
+MULTIPLY = 0.01  # per channel of a pair of patches
+FLAT_PAIR = 1.6  # per pair: keeping the nearest of FAISS's products
+FLAT_FILL = 4.5  # per channel of an upsampled gallery patch
+FLAT_COPY = 3.0  # per channel of a gallery patch that needs no upsampling
+FLAT_MEASURE = 2.0  # per channel of a match: measuring it
+PYRAMID_PAIR = 0.5  # per pair: interpolating and comparing
+PYRAMID_LOAD = 3.0  # per stored value: converting and rounding it
+PYRAMID_MATCH = 1_400.0  # per match: keeping it as a candidate and finding it again
+PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
 
 
 def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
-    """Estimate the flat engine's nanoseconds, for levels (c, h, w), the finest first."""
+    """Estimate the flat engine's nanoseconds for levels of shapes (c, h, w), the finest first."""
     patches, channels = shapes[0][1] * shapes[0][2], sum(shape[0] for shape in shapes)
     compare = patches * patches * k * (FLAT_PAIR + MULTIPLY * channels)
     fill = sum(c * (FLAT_COPY if (h, w) == shapes[0][1:] else FLAT_FILL) for c, h, w in shapes)
@@ -39,5 +39,5 @@ def pyramid_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> 
 
 
 def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
-    """Return the engine that is expected to be the faster on a CPU."""
+    """Return the name of the engine that is expected to be faster on a CPU."""
     return "pyramid" if pyramid_cost(shapes, k, kappa) < flat_cost(shapes, k, kappa) else "flat"

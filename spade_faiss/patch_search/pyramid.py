@@ -1,13 +1,14 @@
 """Patch search from inner products at native resolution: exact, without upsampling the gallery.
 
-With U the upsampling of a level, which is linear, <U a, U b> = U <a, b> U^T: the inner products of upsampled maps are
-the upsampled inner products. Only the finest level needs the product of all pairs of patches; a coarser level's is
-smaller, and is interpolated where it is used (`kernels.scan`), on the gallery's side at least (`plan.Coarse`).
+Let U be the upsampling of a level, which is linear. Then <U a, U b> = U <a, b> U^T: the inner products of upsampled
+maps are the upsampled inner products. Only the finest level needs the product of all pairs of patches. A coarser
+level's product is smaller and is interpolated where it is used (`pyramid_kernels.scan`): always on the gallery's side,
+and on the query's side where that is less work (`pyramid_plan.Coarse`).
 
-The products only choose candidates. Each is known up to a doubt, bounded from what rounding took of each patch
-(`plan.doubts`), so bfloat16 serves where the machine multiplies it faster. A patch is a candidate as long as its lower
-bound does not exceed the kappa-th least upper bound. Candidates' distances are then sums of squares: no rounding hides
-a nearer patch.
+The products only choose candidates. The error of each is bounded by its doubt (`pyramid_plan.doubts`), so bfloat16
+serves where the machine multiplies it faster. A patch is a candidate as long as its lower bound does not exceed the
+kappa-th least upper bound. Candidates' distances are then computed as sums of squares: no rounding hides a nearer
+patch.
 """
 
 from __future__ import annotations
@@ -26,24 +27,23 @@ from ..arrays import Array
 from ..errors import FeatureError
 from ..system.threads import in_one_thread, single_threads, torch_threads
 from . import pyramid_kernels as kernels
-from .pyramid_plan import Floats, Ints, Plan, bfloat16_pays, lifted, load, rounded
-from .pyramid_plan import doubts as doubts_of
+from .pyramid_plan import Floats, Ints, Plan, bfloat16_pays, doubts, lifted, load, rounded
 from .pyramid_simd import PAIR, VECTOR
 
-TILE_BYTES = 3 * 2**19  # of products at a time: they stay in a core's cache until they are used
-CANDIDATES = 2**20  # kept, by all threads together, before it is decided among them: 24 MiB
+TILE_BYTES = 3 * 2**19  # products at a time: they stay in a core's cache until they are used
+CANDIDATES = 2**20  # kept by all threads together before they are measured: 24 MiB
 NARROW_KAPPA = 8  # beyond it, what bfloat16 leaves to be measured takes longer than products in float32
-FIRST_ROUND = 4  # candidates of a query patch that are measured at a time, at first
-CROWD = 32  # candidates of a query patch that are still in doubt after two rounds, and
-TOO_MANY = 20_000  # the number of such: measuring them would take longer than searching for these patches anew
-CLUSTERS = 4  # of query patches that are searched for anew
+FIRST_ROUND = 4  # candidates per query patch measured in the first round; each round takes 4 times as many
+CROWD = 32  # a query patch with more candidates still in doubt after two rounds is crowded
+TOO_MANY = 20_000  # candidates of crowded patches; to measure more takes longer than to search again
+CLUSTERS = 4  # groups of query patches in the second search
 
 
 def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tuple[Floats, Ints]:
     """Search all neighbours on the CPU with torch's number of threads; see search_patches.
 
-    Where a query patch is as near to many patches as products can tell, as in a plain background, it is searched for
-    anew together with its like, from a point among them: distances are then large beside what rounding takes.
+    Products cannot tell the nearest of many almost equal patches, as in a plain background. Such query patches are
+    searched again in groups, with the origin moved among them: distances are then large beside rounding errors.
 
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
@@ -65,11 +65,11 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
     """Search for the patches of a plan.
 
     Args:
-        plan: of the products.
-        origin: the plan that distances are measured with.
+        plan: prepared for the products.
+        origin: the plan of the whole query, with which distances are measured.
         gallery: levels [(K, c, h, w), ...].
-        kappa: how many nearest.
-        final: whether all patches have to be decided, whatever it takes.
+        kappa: number of nearest patches.
+        final: whether every patch must be decided, however long it takes.
 
     Returns:
         the nearest (q, kappa), their positions, and which patches are undecided (q,).
@@ -89,7 +89,7 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
     if len(workers) > 1:
         first.map = single_threads(len(workers)).map
     found = Candidates.joined([worker.candidates() for worker in workers])
-    for other in others:  # what they have already measured
+    for other in others:  # they have already measured some
         first.undecided |= other.undecided
         lanes, entries = np.nonzero(other.best_at >= 0)
         at = other.best_at[lanes, entries]
@@ -99,7 +99,7 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
 
 
 def _clusters(plan: Plan, lanes: Ints) -> list[Ints]:
-    """Split query patches into few groups of near ones, around patches that are far from each other."""
+    """Group query patches around a few of them that are far from each other."""
     if not len(lanes):
         return []
     sq_distances = []
@@ -129,11 +129,11 @@ def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]]) -> None
         list(single_threads(len(workers)).map(lambda worker: worker.run(shared()), workers))
     finally:
         with lock:
-            items = iter(())  # after an error or Ctrl-C nobody goes on
+            items = iter(())  # after an error or Ctrl-C no worker goes on
 
 
 def _turned(operand: torch.Tensor) -> torch.Tensor:
-    """Return (c, cells) as (cells, c), in the order of memory in which the product is faster."""
+    """Return (c, cells) as (cells, c), in the memory order in which the product is faster."""
     return operand.t().contiguous() if operand.dtype == torch.bfloat16 else operand.t()
 
 
@@ -143,8 +143,8 @@ class Candidates:
 
     lanes: Ints  # query patch
     places: Ints  # gallery patch: position
-    lows: Floats  # half a squared distance is at least this less the query patch's doubt
-    highs: Floats  # and at most this plus that
+    lows: Floats  # half a squared distance is at least this minus the query patch's doubt
+    highs: Floats  # and at most this plus the query patch's doubt
 
     @classmethod
     def joined(cls, parts: list[Candidates]) -> Candidates:
@@ -155,7 +155,7 @@ class Candidates:
         return cls(lanes, places, lows, highs).where(np.argsort(places, kind="stable"))
 
     def where(self, rows: Array) -> Candidates:
-        """Return some of them."""
+        """Return the candidates at these rows."""
         return Candidates(self.lanes[rows], self.places[rows], self.lows[rows], self.highs[rows])
 
     def __len__(self) -> int:
@@ -163,15 +163,15 @@ class Candidates:
 
 
 class Worker:
-    """One thread's share of the search: compares bands of neighbours in the order of positions, keeps candidates."""
+    """One thread's share of the search: compares bands of neighbours in the order of positions and keeps candidates."""
 
     def __init__(self, plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: bool, room: int) -> None:
         self.plan, self.origin, self.gallery, self.final = plan, origin, gallery, final
         height, width = plan.grids[0]
         patches, self.a_neighbour = len(plan.lanes), height * width
         self.undecided = np.zeros(patches, bool)
-        self.map: Callable[..., Iterable[None]] = map  # what measures several neighbours
-        self.bounds = np.full(patches + VECTOR, -np.inf, np.float32)  # of lows; padding passes none
+        self.map: Callable[..., Iterable[None]] = map  # measures several neighbours
+        self.bounds = np.full(patches + VECTOR, -np.inf, np.float32)  # lows above these are dropped; padding keeps none
         self.bounds[:patches] = np.inf
         self.heap = np.full((patches, kappa), np.inf, np.float32)  # the kappa least highs
         self.best, self.best_at = np.full((patches, kappa), np.inf, np.float32), np.full((patches, kappa), -1, np.int64)
@@ -183,16 +183,17 @@ class Worker:
         levels, n = [coarse.level for coarse in plan.coarser], plan.finest[0].shape[1]
         columns = np.array([plan.grids[level][1] for level in levels], np.int64)
         self.scratch = np.zeros(int(columns.sum()) * n, np.float32), np.zeros(PAIR * n, np.float32)
-        self.upsampling = plan.rows[levels], plan.row_weights[levels], *plan.pairs(), columns
+        rows, weights = plan.upsampling.rows[levels], plan.upsampling.row_weights[levels]
+        self.coarse_taps = rows, weights, *plan.upsampling.pairs(levels), columns
 
     def run(self, work: Iterator[tuple[int, int, int]]) -> None:
         """Compare bands (neighbour, first row, end) until there are no more."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused where it ends up
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
             for neighbour, top, end in work:
                 self.compare_band(neighbour, top, end)
 
     def candidates(self) -> Candidates:
-        """Return what was found."""
+        """Return the candidates that still pass their bounds."""
         kernels.drop_hopeless(*self.found, self.bounds)
         count = int(self.found[-1][0])
         return Candidates(*(part[:count].copy() for part in self.found[:-1]))
@@ -201,43 +202,58 @@ class Worker:
         """Compare rows top to end of a neighbour's patches with all of the query's."""
         plan, (height, width) = self.plan, self.plan.grids[0]
         norms = np.zeros((4, end - top, width), np.float32)
-        finest, coarser = [], []
-        for number, level in enumerate(self.gallery):
-            across, rows = plan.grids[number][1], plan.rows[number, top:end]
-            first = int(rows[0, 0])
-            values, shift = load(level[neighbour, :, first : int(rows[-1, 1]) + 1], plan.shifts[number])
-            operand, sums = rounded(values, across, shift, plan.scale, plan.narrow[number])
-            kernels.add_norms(
-                sums, across, rows - first, plan.row_weights[number, top:end],
-                plan.columns[number], plan.column_weights[number], plan.narrow[number], norms,
-            )  # fmt: skip
-            if plan.grids[number] == plan.grids[0]:
-                finest.append(operand)
-            else:
-                coarser.append(operand)
-        limits = np.full((2, end - top, width + width % PAIR), np.nan, np.float32)  # NaN: nothing passes
-        limits[1, :, :width] = doubts_of(norms, plan.channels)
-        limits[0, :, :width] = norms[0] / 2 - limits[1, :, :width]
+        operands = [self.operand(number, neighbour, (top, end), norms) for number in range(len(self.gallery))]
+        finest = [operand for operand, grid in zip(operands, plan.grids, strict=True) if grid == plan.grids[0]]
         mine = _turned(torch.cat(finest) if len(finest) > 1 else finest[0])
-        sides = [_turned(operand) for operand in coarser]
-        native = [
-            side if coarse.lifted else torch.mm(side, coarse.native)
-            for side, coarse in zip(sides, plan.coarser, strict=True)
-        ]
-        firsts = np.array([plan.rows[coarse.level, top, 0] for coarse in plan.coarser], np.int64)
+        coarser = []
+        for coarse in plan.coarser:
+            side = _turned(operands[coarse.level])
+            coarser.append(side if coarse.lifted else torch.mm(side, coarse.native))
+        limits = np.full((2, end - top, width + width % PAIR), np.nan, np.float32)  # NaN: nothing passes
+        limits[1, :, :width] = doubts(norms, plan.channels)
+        limits[0, :, :width] = norms[0] / 2 - limits[1, :, :width]
+        firsts = np.array([plan.upsampling.rows[coarse.level, top, 0] for coarse in plan.coarser], np.int64)
         band = (firsts, limits[0], limits[1], (neighbour * height + top) * width)
         for number in range(len(plan.finest)):
-            self.compare_tile(mine, native, band, number, top)
+            self.compare_tile(mine, coarser, band, number, top)
+
+    def operand(self, number: int, neighbour: int, band: tuple[int, int], norms: Floats) -> torch.Tensor:
+        """Return the rows of a neighbour's level under a band of patches as (c, cells); add to the patches' norms.
+
+        Args:
+            number: the level.
+            neighbour: its number.
+            band: first row of patches, and the end.
+            norms: norms of these patches, see pyramid_kernels.add_norms.
+        """
+        plan, taken, rows = self.plan, self.plan.upsampling, self.plan.upsampling.rows[number, slice(*band)]
+        first, across = int(rows[0, 0]), plan.grids[number][1]
+        level = self.gallery[number][neighbour, :, first : int(rows[-1, 1]) + 1]
+        values, shift = load(level, plan.shifts[number])
+        operand, sums = rounded(values, across, shift, plan.scale, plan.narrow[number])
+        kernels.add_norms(
+            sums, across, rows - first, taken.row_weights[number, slice(*band)],
+            taken.columns[number], taken.column_weights[number], plan.narrow[number], norms,
+        )  # fmt: skip
+        return operand
 
     def compare_tile(
-        self, mine: torch.Tensor, native: list[torch.Tensor], band: tuple[Any, ...], number: int, top: int
+        self, mine: torch.Tensor, coarser: list[torch.Tensor], band: tuple[Any, ...], number: int, top: int
     ) -> None:
-        """Multiply a band of a neighbour with one block of the query's patches, and scan the products."""
+        """Multiply a band of a neighbour with one block of the query's patches, and scan the products.
+
+        Args:
+            mine: (patches of the band, c) of the finest grid.
+            coarser: for each coarser level, the band's cells (cells, c), or their products with all the query's cells.
+            band: as pyramid_kernels.scan takes it.
+            number: the block.
+            top: first row of the band.
+        """
         plan, theirs = self.plan, self.plan.finest[number]
         products = torch.empty(len(mine) + 1, theirs.shape[1], dtype=mine.dtype)  # a pair may end past the last
         torch.mm(mine, theirs, out=products[:-1])
         coarse = []
-        for level, values in zip(plan.coarser, native, strict=True):
+        for level, values in zip(plan.coarser, coarser, strict=True):
             if level.lifted:
                 coarse.append(torch.mm(values, level.lifted[number]))
             else:
@@ -249,7 +265,7 @@ class Worker:
         wide = min(plan.block, len(self.heap) - start)
         while row >= 0:
             row = kernels.scan(
-                bits, np.array(sources, np.int64).reshape(-1, 2), (0,) * len(coarse), self.upsampling, band,
+                bits, np.array(sources, np.int64).reshape(-1, 2), (0,) * len(coarse), self.coarse_taps, band,
                 (width, top, len(mine) // width, start, wide, row),
                 (self.bounds, plan.doubts, self.heap), self.found, self.scratch,
             )  # fmt: skip
@@ -257,25 +273,25 @@ class Worker:
                 self.settle()
 
     def settle(self) -> None:
-        """Measure the candidates, so that there is room for others."""
+        """Measure the candidates to make room for others."""
         plan = self.plan
         self.decide(self.candidates())
         self.found[-1][0] = 0
         nearest = self._reach(np.arange(len(self.best)))
-        # Nothing comes before an exact match in the order of positions.
+        # Nothing that follows an exact match in the order of positions can replace it.
         over = (self.best[:, 0] == 0) | self.undecided
         bounds = np.where(over, -np.inf, (nearest - plan.sq_norms) / 2 + plan.doubts)
         self.bounds[: len(bounds)] = np.minimum(self.bounds[: len(bounds)], bounds)
 
     def _reach(self, lanes: Ints) -> NDArray[np.float64]:
-        """Squared distances, at scale, beyond which nothing is measured as near as the kappa-th nearest so far."""
+        """Return squared distances, at scale, beyond which no patch can be as near as the kappa-th nearest so far."""
         nearest = self.best[lanes, 0].astype(np.float64) * self.plan.scale**2
         off = 2.0**-22 * np.sqrt(self.origin.sq_norms[self.plan.lanes[lanes]], dtype=np.float64)
         reach = nearest * (1 + 1e-6) + 2 * np.sqrt(nearest) * off + off**2
-        return np.where(np.isinf(nearest), np.inf, reach)  # not NaN, of infinity times 0
+        return np.where(np.isinf(nearest), np.inf, reach)  # infinity times 0 would be NaN
 
     def decide(self, found: Candidates) -> None:
-        """Measure those candidates, in the order of positions, that can be among the nearest, into best."""
+        """Measure the candidates that can be among the nearest, in the order of positions, and keep the best."""
         likely, likely_at = np.full_like(self.heap, np.inf), np.full_like(self.best_at, -1)
         kernels.keep_nearest(found.lanes, found.places, found.highs, likely, likely_at)
         last, last_at = likely[found.lanes, 0], likely_at[found.lanes, 0]
@@ -301,7 +317,7 @@ class Worker:
         """Return the candidates' squared distances, as sums of squares (m,)."""
         sums = np.zeros(len(some), np.float64)
         neighbours, theirs = np.divmod(some.places, self.a_neighbour)
-        mine = self.plan.lanes[some.lanes]
+        mine, upsampling = self.plan.lanes[some.lanes], self.plan.upsampling
 
         def add(rows: Ints) -> None:
             part = np.zeros(len(rows), np.float64)
@@ -309,7 +325,7 @@ class Worker:
                 values, shift = load(level[neighbours[rows[0]]], self.origin.shifts[number])
                 kernels.add_differences(
                     self.origin.native[number], values, shift,
-                    *self._taps(number, mine[rows]), *self._taps(number, theirs[rows]), part,
+                    *upsampling.under(number, mine[rows]), *upsampling.under(number, theirs[rows]), part,
                 )  # fmt: skip
             sums[rows] = part
 
@@ -317,12 +333,3 @@ class Worker:
         list(self.map(add, np.split(order, np.flatnonzero(np.diff(neighbours[order])) + 1)))
         with np.errstate(over="ignore"):
             return sums.astype(np.float32)
-
-    def _taps(self, level: int, patches: Ints) -> tuple[Ints, Floats]:
-        """Cells of a level under patches, and their weights, (4, m)."""
-        plan, across = self.plan, self.plan.grids[level][1]
-        y, x = np.divmod(patches, plan.grids[0][1])
-        rows, columns = plan.rows[level, y].T, plan.columns[level, x].T
-        cells = (rows[:, None] * across + columns).reshape(4, -1)
-        weights = plan.row_weights[level, y].T[:, None] * plan.column_weights[level, x].T
-        return np.ascontiguousarray(cells), np.ascontiguousarray(weights.reshape(4, -1))

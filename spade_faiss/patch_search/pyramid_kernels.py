@@ -1,4 +1,7 @@
-"""Compiled loops of the pyramid engine. All arrays are C-contiguous; `half` is (sq_distance - |a|^2) / 2 of a pair."""
+"""Compiled loops of the pyramid engine.
+
+All arrays are C-contiguous. The `half` of a query patch a and a gallery patch is (sq_distance - |a|^2) / 2.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ SQUARES, RIGHT, BELOW, DIAGONAL, ANTIDIAGONAL, RESIDUALS = range(6)  # rows of `
 
 @jit
 def prepare(level: Any, width: int, shift: Any, scale: float, narrow: bool, cross: bool, out: Any, sums: Any) -> None:
-    """Shift and scale the cells of a level, round them for the product, and sum over the channels what norms need.
+    """Shift and scale the cells of a level, round them for the product, and sum what norms need over the channels.
 
     Args:
         level: (c, m) float32, m cells in rows of `width`.
-        width: cells a row.
-        shift: (c,) float32, taken from the values.
-        scale: what they are multiplied by then.
-        narrow: round to bfloat16.
-        cross: sum also the products of neighbouring cells.
+        width: number of cells in a row.
+        shift: (c,) float32, subtracted from the values.
+        scale: factor of the shifted values.
+        narrow: whether to round to bfloat16.
+        cross: whether to sum the products of neighbouring cells too.
         out: (c, >= m) float32, or uint16 for the bits of bfloat16.
         sums: (6, m) float32, set to: the cells' squared norms; their products with the next cell, with the cell below,
-            with the one right of that; the next cell's with the cell below; squared norms of what rounding took.
+            with the one right of that; the next cell's with the cell below; squared norms of the rounding errors.
     """
     m = level.shape[1]
     cell = np.zeros(m + width + 2, np.float32)  # past the end: never used, its weight is 0
@@ -60,18 +63,18 @@ def prepare(level: Any, width: int, shift: Any, scale: float, narrow: bool, cros
 def add_norms(
     sums: Any, columns: int, rows: Any, row_weights: Any, across: Any, weights: Any, narrow: bool, out: Any
 ) -> None:
-    """Add to `out` what one level gives to the norms of upsampled patches.
+    """Add one level's part of the norms of upsampled patches to `out`.
 
     Args:
-        sums: of prepare, (6, rows of the level * columns).
-        columns: of the level.
+        sums: from prepare, (6, rows of the level * columns).
+        columns: number of columns of the level.
         rows: (h, 2) rows of the level under each row of patches.
-        row_weights: likewise.
+        row_weights: (h, 2) their weights.
         across: (w, 2) columns of the level under each column of patches.
-        weights: likewise.
+        weights: (w, 2) their weights.
         narrow: whether the level was rounded to bfloat16.
-        out: (4, h, w) float32: squared norms; upsampled squared norms, an upper bound of these; the latter and
-            upsampled residuals of levels that were rounded.
+        out: (4, h, w) float32: squared norms; upsampled squared norms, an upper bound of these; of levels that were
+            rounded only, upsampled squared norms and upsampled residuals.
     """
     squares, right, below = sums[SQUARES], sums[RIGHT], sums[BELOW]
     diagonal, anti, residuals = sums[DIAGONAL], sums[ANTIDIAGONAL], sums[RESIDUALS]
@@ -96,7 +99,7 @@ def add_norms(
 
 @jit
 def sink(keys: Any, value: float) -> None:
-    """Replace the greatest of a heap, keys[0], by a smaller value."""
+    """Replace the greatest value of a heap, keys[0], by a smaller one."""
     at, size = 0, len(keys)
     while True:
         child = 2 * at + 1
@@ -113,7 +116,7 @@ def sink(keys: Any, value: float) -> None:
 
 @jit
 def drop_hopeless(lanes: Any, places: Any, lows: Any, highs: Any, count: Any, bounds: Any) -> None:
-    """Keep of the `count[0]` candidates those that still pass their query patch's bound."""
+    """Drop those of `count[0]` candidates that no longer pass their query patch's bound."""
     kept = 0
     for i in range(count[0]):
         if lows[i] <= bounds[lanes[i]]:
@@ -130,20 +133,22 @@ def scan(
 
     Args:
         products: (rows * w + 1, n) float32 or bits of bfloat16: the finest level's inner products.
-        sources: (L, 2) int64, of every coarser level the address of its inner products with the query's upsampled
-            patches, (rows of the level in the band * columns, n), and whether they are bits of bfloat16.
-        grids: a tuple with as many entries as there are coarser levels.
-        plan: of the coarser levels: rows (L, h, 2) under each row of patches; their weights; for each pair of columns
-            of patches cells (pairs, L * TAPS) of the stacked columns and weights (pairs, 2, L * TAPS); columns (L,).
-        band: of the gallery: first row in each coarser level (L,), limits (rows, 2 * pairs), doubts likewise, position
-            (neighbour, row, column) of the first patch.
-        tile: w, first row of the band, rows, first query patch, query patches, row of the band to resume at.
-        state: bounds (h * w + VECTOR,), doubts (h * w,), heap (h * w, kappa) of the query patches.
-        found: candidates so far: query patch, position, lower and upper bound of half, and their number.
-        scratch: flat, for a row of patches: the blended coarser products (cells * n), the pair's results (2 * n).
+        sources: (L, 2) int64, per coarser level: the address of its inner products with the query's upsampled patches,
+            (rows of the level in the band * columns, n), and whether they are bits of bfloat16.
+        grids: a tuple with one entry per coarser level.
+        plan: upsampling of the coarser levels: rows (L, h, 2) under each row of patches; their weights; for each pair
+            of columns of patches, cells (pairs, L * TAPS) of the stacked columns and weights (pairs, 2, L * TAPS);
+            columns (L,).
+        band: the gallery's: first row in each coarser level (L,), limits (rows, 2 * pairs), doubts (rows, 2 * pairs),
+            position of the first patch.
+        tile: w, first row of the band, number of rows, first query patch, number of query patches, row of the band to
+            resume at.
+        state: the query patches' bounds (q + VECTOR,), doubts (q,) and heap (q, kappa).
+        found: candidates so far: query patches, positions, lower and upper bounds of half, and their number.
+        scratch: the blended coarser products of a row of patches (cells * n), the pair's results (2 * n).
 
     Returns:
-        -1, or the row of the band to resume at when there is room for candidates again.
+        -1 when done; the row of the band to resume at if there was no room for more candidates.
     """
     rows, row_weights, cells, shares, columns = plan
     firsts, limits, doubts, place = band
@@ -211,18 +216,18 @@ def scan(
 def add_differences(
     query: Any, level: Any, shift: Any, taps: Any, weights: Any, others: Any, shares: Any, out: Any
 ) -> None:
-    """Add the squared differences of upsampled patches in one level, the sums over its channels, to out.
+    """Add the squared differences of upsampled patches, summed over the channels of one level, to out.
 
-    The same arithmetic on both sides: patches that are equal are at exactly 0.
+    The arithmetic is the same on both sides: the distance of equal patches is exactly 0.
 
     Args:
         query: (c, cells) float32, shifted.
-        level: (c, cells) float32 of the neighbour, not shifted.
+        level: (c, cells) float32, the neighbour's, not shifted.
         shift: (c,) float32.
         taps: (4, m) cells of the query's level under each of m patches.
-        weights: of these.
+        weights: (4, m) weights of `taps`.
         others: (4, m) cells of the neighbour's level under the patches to compare with.
-        shares: of these.
+        shares: (4, m) weights of `others`.
         out: (m,) float64.
     """
     m = len(out)
@@ -249,7 +254,7 @@ def add_differences(
 
 @jit
 def keep_nearest(lanes: Any, places: Any, sq_distances: Any, best: Any, best_at: Any) -> None:
-    """Put candidates into the heaps best (h * w, kappa) float32 and best_at int64: the last in order is on top."""
+    """Put candidates into the heaps best (q, kappa) float32 and best_at int64: the last in order is on top."""
     for i in range(len(lanes)):
         keys, at = best[lanes[i]], best_at[lanes[i]]
         value, place = sq_distances[i], places[i]
@@ -272,7 +277,7 @@ def keep_nearest(lanes: Any, places: Any, sq_distances: Any, best: Any, best_at:
 
 @jit
 def rank(lanes: Any, size: int) -> Any:
-    """Number the candidates of each query patch in their order."""
+    """Number the candidates of each query patch in their order, from 0."""
     seen, result = np.zeros(size, np.int64), np.empty(len(lanes), np.int64)
     for i in range(len(lanes)):
         result[i] = seen[lanes[i]]

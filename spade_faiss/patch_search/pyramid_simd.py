@@ -16,14 +16,14 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 VECTOR = 16  # float32 values: a register of AVX-512
-PAIR = 2  # gallery patches compared at a time: what they load from the coarser levels is the same
+PAIR = 2  # gallery patches compared at a time; they share what is loaded from the coarser levels
 TAPS = 3  # columns of a coarser level under such a pair: upsampling never skips one
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def jit(function: F) -> F:
-    """Compile a function on its first call; the machine code is kept for the next process where it can be written."""
+    """Compile a function on its first call; the machine code is cached for later processes if a folder is writable."""
     try:
         compiled: F = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
@@ -57,6 +57,7 @@ def _load_floats(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
 
 
 def _splat(builder: Any, base: Any, number: int) -> Any:
+    """Load one float and repeat it."""
     return _spread(builder, builder.load(builder.gep(base, [WORD(number)])))
 
 
@@ -70,19 +71,19 @@ def _spread(builder: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def compare_pair(context: Any, kind: Any, grids: Any, stride: Any, addresses: Any, n: Any) -> Any:
-    """Complete the inner products of n query patches with two gallery patches; tell whether one passes its bound.
+    """Complete the inner products of n query patches with two gallery patches; return whether one passes its bound.
 
     For member g of the pair: out[g, i] = products[g, i] + sum over the taps t of weights[g, t] * coarse[taps[t] + i].
     The result is true if out[g, i] + bounds[i] >= limits[g] for any g and i.
 
     Args:
-        context: of the compiler.
+        context: the compiler's.
         kind: an array of the dtype of products: float32, or uint16, the bits of a bfloat16.
-        grids: a tuple with one entry a coarser level; its length is fixed when this is compiled.
-        stride: from products of the pair's first member to those of its second, in values.
-        addresses: of products (2, n), coarse float32, taps (levels * TAPS,) int64, weights (2, levels * TAPS) float32,
-            bounds (n,) float32, limits (2,) float32, out (2, n) float32.
-        n: how many query patches, a multiple of VECTOR.
+        grids: a tuple with one entry per coarser level; its length is fixed when this is compiled.
+        stride: number of values from products of the pair's first member to those of its second.
+        addresses: those of products (2, n), coarse float32, taps (levels * TAPS,) int64, weights (2, levels * TAPS)
+            float32, bounds (n,) float32, limits (2,) float32, out (2, n) float32.
+        n: number of query patches, a multiple of VECTOR.
     """
     narrow, steps = kind.dtype == types.uint16, range(len(grids) * TAPS)
     kinds = [HALF if narrow else FLOAT, FLOAT, WORD, FLOAT, FLOAT, FLOAT, FLOAT]
@@ -121,11 +122,11 @@ def blend(context: Any, narrow: Any, addresses: Any, n: Any, weight: Any, other:
     """Set out[i] = weight * first[i] + other * second[i] for n values.
 
     Args:
-        context: of the compiler.
+        context: the compiler's.
         narrow: a literal: first and second are the bits of bfloat16, not float32.
-        addresses: of out float32, first, second.
+        addresses: those of out float32, first, second.
         n: a multiple of VECTOR.
-        weight: of first.
+        weight: weight of first.
         other: weight of second.
     """
     kind = HALF if narrow.literal_value else FLOAT

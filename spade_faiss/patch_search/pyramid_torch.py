@@ -1,8 +1,8 @@
-"""The pyramid engine in plain torch, for a GPU; see pyramid.py for the identity and the bound of what rounding hides.
+"""The pyramid engine in plain torch, for a GPU; pyramid.py explains the identity and the bound of rounding errors.
 
-The query's levels are upsampled before the products, whose upsampling then concerns the gallery's rows and columns
-only. Products are in float32, of a band of one neighbour's rows at a time. Neighbours that are tensors on the device
-are searched where they are; arrays are uploaded one neighbour at a time, when they are needed.
+The query's levels are upsampled before the products, which are then upsampled on the gallery's side only. Products
+are in float32, for a band of rows of one neighbour at a time. Tensors on the device are searched in place; arrays are
+uploaded one neighbour at a time, when they are needed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def search_pyramid_torch(query: list[Array], gallery: Levels, kappa: int, device
 
 
 class _Search:
+    """One query's search: choose() measures the likeliest candidates, settle() what rounding could have hidden."""
+
     def __init__(self, query: list[Array], gallery: Levels, kappa: int, device: str) -> None:
         self.gallery, self.device, self.grid = gallery, torch.device(device), query[0].shape[1:]
         self.shifts = [shift_of(level).to(self.device) for level in query]
@@ -45,7 +47,7 @@ class _Search:
         self.sq_norms = torch.stack([part.square().sum(0) for part in self.parts]).sum(0)
         channels, patches = sum(map(len, self.parts)), self.grid[0] * self.grid[1]
         self.doubt = 2 * ROUNDING * channels**0.5
-        if torch.get_float32_matmul_precision() != "highest":  # then torch may multiply float32 as bfloat16
+        if torch.get_float32_matmul_precision() != "highest":  # torch may then multiply float32 as bfloat16
             self.doubt += 1.02 * BFLOAT16
         self.taps = [
             [
@@ -67,6 +69,7 @@ class _Search:
         return [self._resize(level[None])[0].flatten(1) for level in self._native(levels)]
 
     def _resize(self, maps: torch.Tensor) -> torch.Tensor:
+        """Upsample maps (n, c, h, w) to the finest grid."""
         if maps.shape[2:] == self.grid:
             return maps
         return F.interpolate(maps, self.grid, mode="bilinear", align_corners=False)
@@ -74,7 +77,7 @@ class _Search:
     def _bands(self, lanes: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (position of the first, lows (patches, lanes)) for bands of the gallery, in order.
 
-        A low is a lower bound of half of (squared distance - |a|^2) but for the query patch's own doubt.
+        A low minus the query patch's own doubt is a lower bound of (squared distance - |a|^2) / 2.
         """
         height, width = self.grid
         parts = [part[:, lanes] for part in self.parts]
@@ -128,16 +131,16 @@ class _Search:
             places = places.gather(0, at)
         self._measure(lanes.expand(len(places), -1).flatten(), places.flatten())
         everything = len(places) == len(self.gallery[0]) * len(self.best)
-        self.last = torch.full_like(lows[-1], np.inf) if everything else lows[-1]  # what was left out is no lower
+        self.last = torch.full_like(lows[-1], np.inf) if everything else lows[-1]  # patches left out are no lower
 
     def _reach(self) -> torch.Tensor:
-        """Lows beyond which nothing can be among the nearest, (h * w,)."""
+        """Return the lows beyond which nothing can be among the nearest, (h * w,)."""
         worst = torch.from_numpy(self.best[:, 0].astype(np.float64) * (1 + 1e-6)).to(self.device)
         reach: torch.Tensor = ((worst - self.sq_norms) / 2).float() + self.doubt * self.sq_norms
         return reach
 
     def settle(self) -> None:
-        """Measure every patch within the doubt, where rounding could have left a nearer one out of the candidates."""
+        """Measure every patch within the doubt, if rounding could have left a nearer one out of the candidates."""
         lanes = torch.nonzero(~(self.last > self._reach())).flatten()
         step = max(1, TILE // len(self.best))
         for first in range(0, len(lanes), step):
@@ -151,7 +154,7 @@ class _Search:
                 self._measure(mine[earlier], places[earlier])
 
     def _measure(self, lanes: torch.Tensor, places: torch.Tensor) -> None:
-        """Put candidates (m,) into the best, by their squared distances as sums of squares."""
+        """Measure candidates (m,) as sums of squares, and keep the best."""
         known = torch.from_numpy(self.best_at).to(self.device)
         fresh = (known[lanes] != places[:, None]).all(1)
         lanes, places = lanes[fresh], places[fresh]

@@ -1,4 +1,4 @@
-"""What the engines share: patches of a pyramid, and the weights of bilinear upsampling."""
+"""Bilinear upsampling of pyramid levels to patches, and its weights; shared by the engines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..arrays import Array
 
 
 def shift_of(level: Array) -> torch.Tensor:
-    """Roughly the mean of each channel of a (c, h, w) level, as (c, 1, 1).
+    """Return roughly the mean of each channel of a (c, h, w) level, as (c, 1, 1).
 
-    Distances do not change when it is taken from both sides, but |q|^2 + |x|^2 - 2 q x then loses fewer digits. It is a
+    Subtracting it from both sides leaves distances unchanged, and |q|^2 + |x|^2 - 2 q x loses fewer digits. It is a
     multiple of a power of two near the level's spread, so that features with few digits stay exact.
     """
     values = level.astype(np.float64)
@@ -23,18 +23,18 @@ def shift_of(level: Array) -> torch.Tensor:
 
 
 def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:
-    """Return a level as a contiguous tensor, of the same memory where torch can."""
+    """Return a level as a contiguous tensor, sharing its memory if possible."""
     if isinstance(level, torch.Tensor):
         return level.contiguous()
     level = np.ascontiguousarray(level)
-    # A copy where torch would warn that it could be used to write into a read-only array.
+    # A read-only array is copied: torch would warn that the tensor is writable.
     return torch.from_numpy(level if level.flags.writeable else level.copy())
 
 
 def fill_patches(out: NDArray[np.float32], levels: list[Array], shifts: list[torch.Tensor]) -> None:
-    """Upsample the levels [(c, h, w), ...] of one image to the finest grid and concatenate, into out (h * w, C).
+    """Upsample the levels [(c, h, w), ...] of one image to the finest grid and concatenate them, into out (h * w, C).
 
-    From each level its (c, 1, 1) shift is taken first.
+    The (c, 1, 1) shift of each level is subtracted first.
     """
     height, width = levels[0].shape[1:]
     target, start = torch.from_numpy(out).view(height, width, -1), 0
@@ -42,7 +42,7 @@ def fill_patches(out: NDArray[np.float32], levels: list[Array], shifts: list[tor
         stop = start + len(level)
         maps = (as_tensor(level) - shift)[None]
         if maps.shape[2:] != (height, width):
-            # Channels last is both the fast way through interpolate and the order of a patch.
+            # Channels last is the fast layout for interpolate, and the order of a patch.
             maps = maps.contiguous(memory_format=torch.channels_last)
             maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
         target[..., start:stop] = maps[0].permute(1, 2, 0)
@@ -50,12 +50,12 @@ def fill_patches(out: NDArray[np.float32], levels: list[Array], shifts: list[tor
 
 
 def taps(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which cells of a row of `old` a row of `new` cells is interpolated from, and how much of each.
+    """Return which of `old` cells each of `new` cells is interpolated from, and with what weights.
 
-    As torch.nn.functional.interpolate(mode="bilinear", align_corners=False) defines it.
+    The definition is that of torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
 
     Returns:
-        indices and weights, (new, 2); a cell that takes all from one has that twice.
+        indices and weights, (new, 2); a cell that is interpolated from one cell only has it twice.
     """
     centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     first = np.floor(centres).astype(np.int64)

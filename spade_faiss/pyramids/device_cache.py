@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..extractors.spec import ExtractorSpec
 from ..options import SearchOptions
-from ..system.devices import torch_device
+from ..system.devices import search_device
 from .cache import LevelCache, PyramidCache
 from .reader import PyramidSource
 
@@ -46,5 +46,5 @@ def device_cache(options: SearchOptions, host: PyramidCache) -> DeviceCache | No
 
     "auto" gets none: on a GPU it takes the engine that searches arrays.
     """
-    device = torch_device(options.device) if options.engine == "pyramid" else "cpu"
+    device = search_device(options.device) if options.engine == "pyramid" else "cpu"
     return None if device == "cpu" else DeviceCache(options.device_cache_bytes, device, host)

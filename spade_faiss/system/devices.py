@@ -1,8 +1,13 @@
-"""Which device a stage runs on."""
+"""Which device a stage runs on: the policy of `auto`, and the GPU's resources.
+
+`auto` differs by stage. A network runs on a GPU that torch sees. The image index and the patch search stay on the CPU
+until `benchmarks/results` holds a measurement on a GPU: their GPU code has not run on one yet.
+"""
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -11,30 +16,79 @@ import numpy as np
 
 from ..errors import DeviceError
 
+SEARCH_MEASURED_ON_GPU = False  # True: `auto` also puts the image index and the patch search on a GPU
+
 gpu_lock = threading.Lock()  # FAISS's GPU resources are not for two threads at a time
 
 
-def torch_device(wanted: str | None) -> str:
-    """Turn auto, cpu, cuda or cuda:N into a device that torch has: "cpu" or "cuda:N".
+def network_device(wanted: str | None) -> str:
+    """Resolve the device of a network: "cpu" or "cuda:N". `auto` is the first GPU that torch sees, else the CPU.
+
+    Args:
+        wanted: auto, cpu, cuda or cuda:N; None: auto.
 
     Raises:
-        DeviceError: a GPU was asked for by name and torch sees none, or not that one.
+        DeviceError: an unknown name, or a GPU that torch does not see.
     """
-    import torch
+    gpus = _torch_gpus()
+    return _first(gpus) if _is_auto(wanted) else _named(wanted, gpus, "torch")
 
-    return _resolve(wanted, torch.cuda.device_count(), "torch")
+
+def search_device(wanted: str | None) -> str:
+    """Resolve the torch device of the patch search; `auto` is the CPU, with a warning if torch sees a GPU.
+
+    Args and errors are those of network_device.
+    """
+    return _search_place(wanted, _torch_gpus(), "torch")
 
 
 def faiss_device(wanted: str | None) -> str:
-    """Turn auto, cpu, cuda or cuda:N into a device that FAISS has; see torch_device."""
+    """Resolve the FAISS device of the image index and the flat engine; `auto` is the CPU, as for search_device.
+
+    Args and errors are those of network_device, with the GPUs that FAISS sees.
+    """
     import faiss
 
-    return _resolve(wanted, getattr(faiss, "get_num_gpus", lambda: 0)(), "FAISS")
+    return _search_place(wanted, getattr(faiss, "get_num_gpus", lambda: 0)(), "FAISS")
 
 
-def _resolve(wanted: str | None, gpus: int, library: str) -> str:
-    if wanted in (None, "auto"):
-        return "cuda:0" if gpus else "cpu"
+def _torch_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def _is_auto(wanted: str | None) -> bool:
+    return wanted in (None, "auto")
+
+
+def _first(gpus: int) -> str:
+    return "cuda:0" if gpus else "cpu"
+
+
+def _search_place(wanted: str | None, gpus: int, library: str) -> str:
+    """Resolve a device of the index or the patch search."""
+    if not _is_auto(wanted):
+        return _named(wanted, gpus, library)
+    if SEARCH_MEASURED_ON_GPU:
+        return _first(gpus)
+    if gpus:
+        _warn_of_cpu()
+    return "cpu"
+
+
+@lru_cache(maxsize=1)
+def _warn_of_cpu() -> None:
+    """Warn, once per process."""
+    warnings.warn(
+        "a GPU is there, but the image index and the patch search stay on the CPU: nothing has been measured on a GPU "
+        "yet; ask for it with device='cuda'",
+        stacklevel=2,
+    )
+
+
+def _named(wanted: str | None, gpus: int, library: str) -> str:
+    """Resolve a device that was asked for by name."""
     if wanted == "cpu":
         return "cpu"
     kind, _, number = str(wanted).partition(":")
@@ -42,9 +96,7 @@ def _resolve(wanted: str | None, gpus: int, library: str) -> str:
         raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, found {wanted!r}")
     index = int(number or 0)
     if index >= gpus:
-        raise DeviceError(
-            f"device {wanted}: {library} sees {gpus} GPUs here; choose cpu, or auto to take what there is"
-        )
+        raise DeviceError(f"device {wanted}: {library} sees {gpus} GPUs here; choose cpu or auto")
     return f"cuda:{index}"
 
 
@@ -62,14 +114,14 @@ def gpu_resources() -> Any:
 
 
 def free_gpu_bytes(device: str) -> int:
-    """Return the bytes free on a GPU now."""
+    """Return the free bytes of a GPU's memory."""
     import torch
 
     return int(torch.cuda.mem_get_info(gpu_number(device))[0])
 
 
 def as_arrays(levels: Sequence[Any]) -> list[Any]:
-    """Return tensors as NumPy arrays, and arrays as they are."""
+    """Return tensors as NumPy arrays; arrays are returned as they are."""
     if all(isinstance(level, np.ndarray) for level in levels):
         return list(levels)
     import torch
@@ -79,7 +131,7 @@ def as_arrays(levels: Sequence[Any]) -> list[Any]:
 
 
 def beside(levels: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """Return arrays as tensors on the device of the others, or as they are where those are arrays too."""
+    """Return arrays as tensors on the device of the others, or as they are if the others are arrays too."""
     if isinstance(others[0], np.ndarray):
         return list(levels)
     import torch

