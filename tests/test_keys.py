@@ -295,7 +295,6 @@ def test_removed_rows_as_a_mask(gallery: sf.Gallery) -> None:
     gallery.remove(KEYS[11:])
     view = reopen(gallery.path).snapshot()
     assert view.removed_mask.tolist() == [row in (2, 3, 4, 11) for row in range(N)]
-    assert view.removed.tolist() == [2, 3, 4, 11]
     assert view.ids().tolist() == [row for row in range(N) if row not in (2, 3, 4, 11)]
 
 

@@ -220,7 +220,7 @@ def _category_report(
     """Begin the report of a category, where one was asked for."""
     if folder is None:
         return nullcontext()
-    originals = SourceImages(detector.gallery.snapshot(), sources=category.normal)
+    originals = SourceImages(detector.gallery.snapshot(), files=category.normal)
     return Report(
         folder / "report.html", detector, colour_scale(detector), f"Evaluation of {category.name}", originals, cards
     )
