@@ -209,6 +209,25 @@ def test_a_flipped_bit_in_front_of_a_key_is_noticed_or_harmless(tmp_path: Path, 
     assert set(outcomes.values()) <= {"reported", "refused", "same"}, outcomes
 
 
+def test_a_schema_says_what_shards_hold(features: sf.Features) -> None:
+    stored, paths = ShardSchema(OWN), PATHS
+    assert (stored.has_levels, paths.has_levels) == (True, False)
+    assert (stored.level_shapes, paths.level_shapes) == (OWN.level_shapes, ())
+    assert (stored.columns, paths.columns) == (("keys", "digests"), ("keys", "digests", "sources"))
+    assert (stored.least_bytes, paths.least_bytes) == (OWN.bytes_per_image, 4 * OWN.image_dim)
+    assert (stored.bytes_per_image, paths.bytes_per_image) == (OWN.bytes_per_image, OWN.bytes_with("recompute"))
+    wide = sf.Features(features.image.astype(np.float64), [level.astype(np.float32) for level in features.levels])
+    for schema, levels in ((stored, features.levels), (paths, [])):
+        found = schema.stored(wide)
+        assert len(found.levels) == len(levels)
+        for level, expected in zip([found.image, *found.levels], [features.image, *levels], strict=True):
+            assert_same_bits(level, expected)
+    wide.levels[1][2, 0, 0, 0] = np.nan  # refused even where levels are not stored
+    for schema in (stored, paths):
+        with pytest.raises(sf.FeatureError, match="level 1 of image 2 of 4: expected finite values"):
+            schema.stored(wide)
+
+
 def test_paths_in_place_of_levels_are_under_the_checksum_too(tmp_path: Path, features: sf.Features) -> None:
     path, places = tmp_path / "s.h5", [f"/somewhere/{key}" for key in KEYS]
     writer = ShardWriter(path, PATHS)

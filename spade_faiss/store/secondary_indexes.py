@@ -61,7 +61,7 @@ class IndexState:
         if self.rows > self.entry.images:
             text += f"; {self.rows - self.entry.images} newer images are filled in when it is opened"
         if self.outgrown:
-            text += f"; outgrown, `reindex` builds it anew: {'; '.join(self.outgrown)}"
+            text += f"; outgrown, rebuild it with reindex: {'; '.join(self.outgrown)}"
         return text
 
     def to_json(self) -> dict[str, Any]:
