@@ -162,11 +162,10 @@ class GalleryWriter:
         passed_over = ("same",) if replace else ("same", "moved")
         taken = [row for row, state in enumerate(states) if state not in passed_over]
         replaced = [row for row in taken if states[row] != "new"]
-        if uncommitted := [row for row in replaced if ids[row] is None]:
-            self.commit()  # only rows with an id can be removed; the other ids stay
-            for row, row_id in zip(
-                uncommitted, self.snapshot.find_all([keys[row] for row in uncommitted]), strict=True
-            ):
+        if uncommitted := [row for row in replaced if keys[row] in self._pending]:
+            self.commit()  # only rows with an id can be removed; other ids stay as they are
+            found = self.snapshot.find_all([keys[row] for row in uncommitted])
+            for row, row_id in zip(uncommitted, found, strict=True):
                 ids[row] = row_id
         self._halfway = True
         step = max(1, manifest.shard_bytes // manifest.schema.bytes_per_image)  # images that fill a shard
