@@ -219,7 +219,7 @@ def _category_report(
     """Begin the report of a category, where one was asked for."""
     if folder is None:
         return nullcontext()
-    originals = SourceImages(detector.gallery.snapshot(), sources=category.normal)
+    originals = SourceImages(detector.gallery.snapshot(), files=category.normal)
     facts, title = RunFacts.of(detector), f"Evaluation of {category.name}"
     return Report(folder / "report.html", facts, colour_scale(detector), title, originals, cards)
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from .._version import __version__
 from ..arrays import Array, Ids
-from ..errors import CorruptGalleryError, OptionError
+from ..errors import CorruptGalleryError, GalleryError, OptionError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
@@ -372,18 +372,27 @@ class Gallery:
             self.spec.require(extractor.spec, str(self.path))
         with self.writer() as writer:
             done = repair(writer, extractor, [Path(folder) for folder in normal], drop_unreadable)
-            generation = writer.generation
-            if generation.manifest.rows and not generation.has_derived_files():
+            snapshot = writer.snapshot
+            if snapshot.manifest.rows and not snapshot.indexes.files_are_good():
                 with suppress(CorruptGalleryError):  # of a shard that is left as it is, and reported
-                    writer.write_index(generation.manifest.index_options)
+                    writer.write_index(snapshot.manifest.index_options)
                     done.derived = True
         return done
 
     @property
     def recipe(self) -> Recipe | None:
-        """The recipe that it was made with, if any."""
-        name = self._generation.manifest.recipe
-        return RECIPES[name] if name else None
+        """The recipe that the gallery was made with; None: no recipe.
+
+        Raises:
+            GalleryError: a later release made the gallery, with a recipe that this release does not know.
+        """
+        manifest = self._generation.manifest
+        if manifest.recipe is not None and manifest.recipe not in RECIPES:
+            raise GalleryError(
+                f"{self.path}: made by a later release ({manifest.created_by}): expected recipe "
+                f"{' or '.join(RECIPES)}, found {manifest.recipe!r}; query it with that release"
+            )
+        return None if manifest.recipe is None else RECIPES[manifest.recipe]
 
     def info(self) -> dict[str, Any]:
         """Return what the gallery holds, as JSON values."""
@@ -396,10 +405,18 @@ class Gallery:
             "shards": len(manifest.shards),
             "bytes": sum(file.bytes for file in (*manifest.shards, manifest.index, manifest.keys) if file),
             "patches": manifest.patches,
-            "bytes_per_image": manifest.bytes_per_image,
+            "bytes_per_image": manifest.schema.bytes_per_image,
             "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},
             "index": asdict(manifest.index_options) | IndexState.of(manifest).to_json(),
             "extractor": manifest.spec.to_json(),
-            "recipe": self.recipe.to_json() if self.recipe else None,
+            "recipe": _recipe_to_json(manifest.recipe),
             "created_by": manifest.created_by,
         }
+
+
+def _recipe_to_json(name: str | None) -> dict[str, Any] | None:
+    if name is None:
+        return None
+    if name not in RECIPES:
+        return {"name": name, "what": "unknown to this release", "features": {}, "search": {}, "score": {}}
+    return RECIPES[name].to_json()

@@ -73,12 +73,12 @@ def repair(
     writer: GalleryWriter, extractor: Extractor | None, folders: Sequence[Path], drop_unreadable: bool
 ) -> Repair:
     """Mend the shards; see Gallery.repair."""
-    done, damage = Repair(), Damage.of(writer.generation)
-    generation = writer.generation
+    done, damage = Repair(), Damage.of(writer.snapshot)
+    generation = writer.snapshot
     left = dict(damage.images)
     if extractor is not None:
         for batch in batched(_found(generation, damage, folders), extractor.batch_size):
-            features = generation.manifest.spec.cast(extractor.extract([image.view for image in batch]))
+            features = extractor.extract([image.view for image in batch])
             sources = [image.source for image in batch if image.source is not None]
             keys, digests = [image.key for image in batch], [image.digest for image in batch]
             writer.put_in_place([image.row_id for image in batch], keys, digests, features, sources)

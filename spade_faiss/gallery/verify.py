@@ -36,7 +36,8 @@ def problems_of(generation: Snapshot, files: bool, normal: Sequence[str | Path |
             Problem(str(generation.source(row_id)), str(error), *generation.keys([row_id]))
             for row_id, error in missing_sources(generation, normal)
         ]
-    for derived, load in ((manifest.index, generation.load_index_file), (manifest.keys, generation.load_key_file)):
+    indexes = generation.indexes
+    for derived, load in ((manifest.index, indexes.load_image_index), (manifest.keys, indexes.load_key_table)):
         if derived is not None:
             try:
                 load()
