@@ -32,7 +32,7 @@ from .options import is_count
 from .report.report import Report
 from .store.snapshot import TEXTS_TOGETHER
 from .store.source_images import content_digest
-from .system.atomic_files import storage_errors
+from .system.atomic_files import output_errors
 from .system.prefetch import batched
 
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
@@ -194,7 +194,7 @@ def _map_paths(folder: Path, category: Category) -> dict[str, Path]:
 
 
 def _write_map(path: Path, detection: Detection) -> None:
-    with storage_errors(f"cannot write {path}"):
+    with output_errors(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(detection.anomaly_map).save(path)
 
@@ -203,9 +203,9 @@ def write_results(folder: Path, evaluations: Sequence[Evaluation], settings: dic
     """Write metrics.json, results.csv with a row a category and a row of means, and the points of the curves.
 
     Raises:
-        GalleryError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
-    with storage_errors(f"cannot write {folder}"):
+    with output_errors(f"cannot write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         values = {
             "settings": settings,

@@ -328,5 +328,5 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_done(
     detector: sf.Detector, make: Make, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(sf.GalleryError, match="cannot write"):
+    with pytest.raises(sf.OutputError, match="cannot write"):
         make(detector, [], path=tmp_path / "file" / "report.html")

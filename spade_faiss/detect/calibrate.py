@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..arrays import Ids
 from ..errors import OptionError
 from ..options import is_count
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..system.prefetch import batched
+from ..system.progress import progress_bar
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
 from .pipeline import Pipeline
@@ -95,7 +95,7 @@ def normal_scores(pipeline: Pipeline, sampling: Sampling, what: str, progress: b
     """
     chosen = draw(pipeline.snapshot, sampling)
     groups = leave_out_groups(pipeline.snapshot, chosen.tolist(), sampling.group)
-    bar = tqdm(chosen.tolist(), unit="image", disable=None if progress else True, desc=what)
+    bar = progress_bar(chosen.tolist(), what, progress)
     found = pipeline.leave_one_out(bar, groups)
     scores = np.array([(one.image_score, one.map_max) for one in found], np.float64)
     return chosen, scores.reshape(len(chosen), 2)

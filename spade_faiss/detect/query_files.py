@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from ..arrays import Pixels
 from ..errors import ImageError
 from ..images.decode import decode
 from ..images.sources import ImageFile
 from ..ingest.pipeline import Skipped
 from ..system.prefetch import read_ahead
+from ..system.progress import progress_bar
 from .detection import Detection
 from .detector import Detector
 from .pipeline import Decoded
@@ -59,7 +58,7 @@ def query_files(
 
     reads = read_ahead(files, read, min(8, os.cpu_count() or 1), 2 * detector.extractor.batch_size)
     taken: deque[tuple[ImageFile, Decoded]] = deque()  # by the detector, which is ahead of its detections
-    with tqdm(total=len(files), unit="image", disable=None if progress else True, desc="query") as bar:
+    with progress_bar(len(files), "query", progress) as bar:
 
         def decoded() -> Iterator[Decoded]:
             for image in reads:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..system.atomic_files import storage_errors
+from ..system.atomic_files import output_errors
 from .pixel import PixelMetrics
 from .ranking import Reals
 
@@ -70,7 +70,7 @@ def write_curves(folder: Path, categories: Mapping[str, Sequence[Curve]]) -> Non
     """Write the points of all curves as curves.json and curves.csv.
 
     Raises:
-        GalleryError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
     rounded = {
         (category, curve.name): (curve.fpr.round(DIGITS).tolist(), curve.value.round(DIGITS).tolist())
@@ -80,7 +80,7 @@ def write_curves(folder: Path, categories: Mapping[str, Sequence[Curve]]) -> Non
     values: dict[str, dict[str, dict[str, list[float]]]] = {category: {} for category in categories}
     for (category, name), (fpr, value) in rounded.items():
         values[category][name] = {"fpr": fpr, "value": value}
-    with storage_errors(f"cannot write {folder}"):
+    with output_errors(f"cannot write {folder}"):
         (folder / "curves.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
         with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)

@@ -16,7 +16,7 @@ from ..arrays import Pixels
 from ..detect.detection import Detection
 from ..metrics.curves import Curve
 from ..store.source_images import SourceImages
-from ..system.atomic_files import storage_errors, whole_file
+from ..system.atomic_files import output_errors, whole_file
 from .colour_scale import Scale, css_colours
 from .image_card import CardMaker, Row
 from .page import style_and_script, template
@@ -62,9 +62,9 @@ class Report:
             cards: how many images get pictures.
 
         Raises:
-            GalleryError: the folder of the file cannot be made.
+            OutputError: the folder of the file cannot be made.
         """
-        with storage_errors(f"cannot write {path}"):
+        with output_errors(f"cannot write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._scale = scale
@@ -110,7 +110,7 @@ class Report:
         if len(self._worst) == self._cards and (not self._worst or rank < self._worst[0]):
             return
         card = self._maker.card(row, pixels, detection, mask)
-        with storage_errors(f"cannot write to {self._folder.name}"):
+        with output_errors(f"cannot write to {self._folder.name}"):
             self._card_file(row.number).write_text(card, encoding="utf-8")
             heapq.heappush(self._worst, rank)
             if len(self._worst) > self._cards:
@@ -130,7 +130,7 @@ class Report:
             notes: sentences for the head of the page.
 
         Raises:
-            GalleryError: the file cannot be written.
+            OutputError: the file cannot be written.
         """
         rows = sorted(self._rows, key=lambda row: -row.score)
         order = [-number for _, number in sorted(self._worst, reverse=True)]
@@ -140,7 +140,7 @@ class Report:
             columns=self._columns(), labelled=self._labelled, judged=self._judged, rows=rows, with_card=set(order),
             cards=(Markup(self._card_file(number).read_text("utf-8")) for number in order), **style_and_script(),
         )  # fmt: skip
-        with storage_errors(f"cannot write {self.path}"), whole_file(self.path) as file:
+        with output_errors(f"cannot write {self.path}"), whole_file(self.path) as file:
             page.dump(file, "utf-8")
         self._folder.cleanup()
 

@@ -17,7 +17,7 @@ from ..detect.detection import Detection
 from ..detect.explanation import match_arrays
 from ..images.sources import ImageFile
 from ..ingest.pipeline import Skipped
-from ..system.atomic_files import storage_errors
+from ..system.atomic_files import output_errors
 from .colour_scale import Scale
 from .drawing import encode, outline, overlay, stroke
 from .report import Report
@@ -65,12 +65,12 @@ class ResultFolder:
             report: takes every image as well, and is closed with the folder.
 
         Raises:
-            GalleryError: it cannot be written.
+            OutputError: it cannot be written.
         """
         self.folder = folder
         self._scale = scale
         self._report = report
-        with storage_errors(f"cannot write {folder}"):
+        with output_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "scale.json").write_text(json.dumps(asdict(scale)) + "\n")
             self._results: TextIO = (folder / "results.jsonl").open("w", encoding="utf-8")
@@ -101,7 +101,7 @@ class ResultFolder:
         key, shown = source.key, overlay(pixels, detection.anomaly_map, self._scale)
         if detection.regions:
             shown = outline(shown, detection.region_mask, stroke(shown))
-        with storage_errors(f"cannot write results to {self.folder}"):
+        with output_errors(f"cannot write results to {self.folder}"):
             _write(self.folder / "maps" / f"{key}.npy", _npy(detection.anomaly_map))
             _write(self.folder / "matches" / f"{key}.npz", _npz(match_arrays(detection)))
             _write(self.folder / "overlays" / f"{key}.png", encode(shown))
@@ -112,7 +112,7 @@ class ResultFolder:
 
     def close(self, skipped: Sequence[Skipped]) -> None:
         """Finish, and name the images that were skipped."""
-        with storage_errors(f"cannot write results to {self.folder}"):
+        with output_errors(f"cannot write results to {self.folder}"):
             self._results.close()
         write_skipped(self.folder / "skipped.jsonl", skipped)
         if self._report:
@@ -123,7 +123,7 @@ class ResultFolder:
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write a line for each image that was skipped; no file where there is none."""
     lines = [json.dumps({"path": str(item.path), "reason": item.reason}, ensure_ascii=False) for item in skipped]
-    with storage_errors(f"cannot write {path}"):
+    with output_errors(f"cannot write {path}"):
         if lines:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         else:
