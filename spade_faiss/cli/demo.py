@@ -54,7 +54,13 @@ class DemoFlags:
         ),
     ]
     extractor: Annotated[
-        str, flag("--extractor", default=DEFAULT_EXTRACTOR, show_default=True, help="Network, as for `build`.")
+        str,
+        flag(
+            "--extractor",
+            default=DEFAULT_EXTRACTOR,
+            show_default=True,
+            help="Extract features with this network, as for `build`.",
+        ),
     ]
     quiet: args.Quiet
 

@@ -81,7 +81,7 @@ def _filled(kind: type[Kind], given: dict[str, Any]) -> Kind:
 
 
 def changed(options: Options, **given: Any) -> Options:
-    """Return an options dataclass with what was given on the command line, which is what is not None."""
+    """Return an options dataclass with the values given on the command line; None is a value not given."""
     values = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(options, **values)  # type: ignore[type-var]
 

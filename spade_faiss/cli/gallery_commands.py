@@ -48,7 +48,7 @@ class FeatureFlags:
         ),
     ]
     neighbourhood: Annotated[
-        int | None, flag("--neighbourhood", type=int, help="Average each level over P x P positions, P odd.")
+        int | None, flag("--neighbourhood", type=int, help="Average each level over P x P positions; P is odd.")
     ]
     dtype: Annotated[
         str | None, flag("--dtype", type=click.Choice(["float16", "float32"]), help="Number type of the stored levels.")
@@ -116,7 +116,7 @@ class BuildFlags:
             "--extractor",
             default=DEFAULT_EXTRACTOR,
             show_default=True,
-            help=f"Network: {DEFAULT_EXTRACTOR}, wide_resnet50_2, a ResNet, timm:NAME or toy.",
+            help=f"Extract features with {DEFAULT_EXTRACTOR}, wide_resnet50_2, a ResNet, timm:NAME or toy.",
         ),
     ]
     recipe: Annotated[

@@ -81,7 +81,7 @@ class NetworkFlags:
     ]
     device: Annotated[
         str,
-        flag("--device", default="auto", show_default=True, help="Device to run on: auto, cpu, cuda or cuda:N."),
+        flag("--device", default="auto", show_default=True, help="Run on this device: auto, cpu, cuda or cuda:N."),
     ]
 
     def extractor_of(self, opened: Gallery) -> Extractor:
@@ -192,8 +192,8 @@ class SearchFlags:
         flag(
             "--image-score",
             type=click.Choice(["knn", "map_max", "map"]),
-            help="Score an image by the distance to its nearest images, the map's maximum, or the map's maximum or "
-            "mean.",
+            help="Score an image by the distance to its nearest images (knn), by the map's maximum (map_max), or by "
+            "the map's maximum or mean, whichever is rarer among normal images (map).",
         ),
     ]
     positions: Annotated[

@@ -15,7 +15,6 @@ from ..store.secondary_indexes import IndexState
 
 def info_of(path: Path, manifest: Manifest) -> dict[str, Any]:
     """Return what one generation of a gallery holds; see GalleryReader.info."""
-    recipe = recipe_of(path, manifest)
     return {
         "path": str(path),
         "generation": manifest.generation,
@@ -28,21 +27,26 @@ def info_of(path: Path, manifest: Manifest) -> dict[str, Any]:
         "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},
         "index": asdict(manifest.index_options) | IndexState.of(manifest).to_json(),
         "extractor": manifest.spec.to_json(),
-        "recipe": recipe.to_json() if recipe else None,
+        "recipe": _recipe_to_json(manifest.recipe),
         "created_by": manifest.created_by,
     }
 
 
 def recipe_of(path: Path, manifest: Manifest) -> Recipe | None:
-    """Return the recipe that a gallery was made with, if any.
+    """Return the recipe that a gallery was made with; None: no recipe.
 
     Raises:
-        GalleryError: this release does not know the recipe.
+        GalleryError: a later release made the gallery, with a recipe that this release does not know.
     """
-    name = manifest.recipe
-    if name is None or name in RECIPES:
-        return RECIPES[name] if name else None
-    raise GalleryError(
-        f"{path}: expected a recipe of this release ({', '.join(RECIPES)}), found {name!r}; "
-        "it was made by a later release: install that one"
-    )
+    if manifest.recipe is not None and manifest.recipe not in RECIPES:
+        raise GalleryError(
+            f"{path}: made by a later release ({manifest.created_by}): expected recipe {' or '.join(RECIPES)}, "
+            f"found {manifest.recipe!r}; query it with that release"
+        )
+    return None if manifest.recipe is None else RECIPES[manifest.recipe]
+
+
+def _recipe_to_json(name: str | None) -> dict[str, Any] | None:
+    if name is not None and name not in RECIPES:
+        return {"name": name, "what": "unknown to this release", "features": {}, "search": {}, "score": {}}
+    return None if name is None else RECIPES[name].to_json()

@@ -39,7 +39,7 @@ class GalleryReader:
 
         Args:
             path: its folder.
-            device: of the image index: auto (a GPU, if there is one and the index fits), cpu, cuda, cuda:N.
+            device: of the image index: auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N.
 
         Raises:
             GalleryNotFoundError: there is no gallery at that path.
