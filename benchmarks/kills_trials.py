@@ -34,6 +34,7 @@ from spade_faiss.cli.main import cli
 from spade_faiss.detect.calibration import Calibration
 from spade_faiss.gallery import creation
 from spade_faiss.store.manifest import Manifest
+from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_writer import ShardWriter
 from spade_faiss.system import failpoints
 
@@ -77,7 +78,7 @@ def adopt(path: Path, images: Path) -> None:
                 continue
             with Image.open(file) as image:
                 features = extractor.extract([np.asarray(image)])
-            shard = ShardWriter(path / f"shards/{os.getpid()}-{number:06d}.h5", extractor.spec)
+            shard = ShardWriter(path / f"shards/{os.getpid()}-{number:06d}.h5", ShardSchema(extractor.spec))
             shard.append([file.name], [file.name], features)
             writer.adopt(shard.temporary, shard.complete(), [file.name], [file.name])
 

@@ -110,7 +110,7 @@ def retrieval(work: Work, n: int, singles: int, batch: int) -> dict[str, Any]:
         start = time.perf_counter()
         gallery.search(queries[:1], k)
         loaded, resident = time.perf_counter() - start, mib_since(before)
-        index = generation.index()
+        index = generation.indexes.image_index()
         if index.stands_in:
             return {"left_out": f"too few images for this kind: {n}"}
         ids, found = gallery.search(queries, k)

@@ -1,4 +1,4 @@
-"""Names of arrays, and what the rooms share about their numbers."""
+"""Names of array types, and the checks of numbers that several rooms share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ Array = NDArray[Any]
 Ids = NDArray[np.int64]  # of images: rows counted through all shards; they hold within one snapshot
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
-ROUNDING = 4 * 2.0**-24  # of a float32 sum of d products, times sqrt(d); a few times what was ever seen
+# Relative rounding error of a float32 sum of d products is below this times sqrt(d): a few times what was ever seen.
+ROUNDING = 4 * 2.0**-24
+
+_INFINITY = {2: 0x7C00, 4: 0x7F800000}  # itemsize -> bits of infinity: those of NaN are above, all others below
 
 
 def all_finite(array: Array) -> bool:
-    """Tell whether no value is NaN or infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        # A sum is finite unless a value is not, or it overflows: only then look at every value.
-        return bool(np.isfinite(array.sum(dtype=np.float32)) or np.isfinite(array).all())
+    """Return whether no value is NaN or infinite.
+
+    float16 and float32 are compared as integers, which is several times as fast as np.isfinite.
+    """
+    size = array.dtype.itemsize
+    if array.dtype.kind != "f" or size not in _INFINITY or not array.dtype.isnative:
+        return bool(np.isfinite(array).all())
+    infinity, sign = _INFINITY[size], 1 << (8 * size - 1)
+    positive = array.view(f"i{size}").max(initial=0) < infinity  # negative values are below zero here
+    return bool(positive and array.view(f"u{size}").max(initial=0) < sign + infinity)

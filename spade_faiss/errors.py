@@ -1,13 +1,14 @@
-"""What can go wrong, as a tree.
+"""Every error that spade-faiss raises on purpose, as a tree.
 
 SpadeError
 ├── OptionError           (ValueError)         a setting outside its range, or two that contradict each other
-├── ImageError            (ValueError)         one image that cannot be read or is no use
+├── ImageError            (ValueError)         one image that cannot be read or used
 ├── FeatureError          (ValueError)         arrays of the wrong shape or dtype, NaN, infinity
 ├── WeightsError          (FileNotFoundError)  a network's weights are missing or do not fit it
-├── DeviceError           (RuntimeError)       a device that was asked for by name and is not there
+├── DeviceError           (RuntimeError)       a device that was named and does not exist
 ├── NotEnoughImagesError  (ValueError)         K is larger than the number of normal images
-├── WorkerError           (RuntimeError)       a process that was started to help has ended before its work
+├── WorkerError           (RuntimeError)       a worker process could not start, was killed or failed
+├── OutputError           (OSError)            a result, report, picture or curve that cannot be written
 └── GalleryError          (OSError)            a gallery that cannot be opened, read or written
     ├── GalleryNotFoundError  (FileNotFoundError)
     ├── CorruptGalleryError                    a file that is missing, cut short or changed
@@ -17,7 +18,7 @@ SpadeError
     └── GalleryLockedError    (BlockingIOError) another process is writing
 
 Each is also the builtin that a caller would catch. A message is one line: what was expected, what was found, where,
-and what to do.
+and what to do. It names parameters of the Python interface, as `timeout=SECONDS`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class OptionError(SpadeError, ValueError):
 
 
 class ImageError(SpadeError, ValueError):
-    """One image that cannot be read or is no use: the message starts with its path."""
+    """One image that cannot be read or used: the message starts with its path."""
 
 
 class FeatureError(SpadeError, ValueError):
@@ -47,7 +48,7 @@ class WeightsError(SpadeError, FileNotFoundError):
 
 
 class DeviceError(SpadeError, RuntimeError):
-    """A device that was asked for by name and is not there."""
+    """A device that was named and does not exist."""
 
 
 class NotEnoughImagesError(SpadeError, ValueError):
@@ -55,7 +56,11 @@ class NotEnoughImagesError(SpadeError, ValueError):
 
 
 class WorkerError(SpadeError, RuntimeError):
-    """A process that was started to help could not be, was killed, or failed."""
+    """A worker process could not start, was killed or failed."""
+
+
+class OutputError(SpadeError, OSError):
+    """A result, report, picture or curve that cannot be written."""
 
 
 class GalleryError(SpadeError, OSError):
@@ -67,11 +72,11 @@ class GalleryNotFoundError(GalleryError, FileNotFoundError):
 
 
 class CorruptGalleryError(GalleryError):
-    """A file of the gallery is missing, cut short, or not what was written."""
+    """A file of the gallery is missing, cut short or changed."""
 
 
 class SourceError(GalleryError):
-    """An image file that the gallery recomputes patches from is gone, or is not what it was."""
+    """An image file that the gallery recomputes patches from is gone or has changed."""
 
 
 class SpecMismatchError(GalleryError, ValueError):
@@ -79,7 +84,7 @@ class SpecMismatchError(GalleryError, ValueError):
 
 
 class KeyConflictError(GalleryError, ValueError):
-    """A key that is in the gallery already, with other content."""
+    """A key that exists with other content."""
 
 
 class GalleryLockedError(GalleryError, BlockingIOError):
@@ -87,5 +92,5 @@ class GalleryLockedError(GalleryError, BlockingIOError):
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error of another library says, in one line."""
+    """Return the first line of another library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

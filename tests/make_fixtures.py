@@ -56,7 +56,7 @@ def answers(path: Path) -> dict[str, Any]:
             "problems": [problem.message for problem in gallery.verify(normal=[normal])],
             "spec": json.loads(json.dumps(gallery.spec.to_json())),
             "keys": gallery.keys(),
-            "removed": generation.removed.tolist(),
+            "removed": np.flatnonzero(generation.removed_mask).tolist(),
             "digests": generation.digests(ids),
             "sources": [source and Path(source).name for source in sources],
             "image": generation.rows.read(ids).tolist(),

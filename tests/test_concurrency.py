@@ -100,7 +100,7 @@ def test_every_command_that_writes_may_wait(gallery: sf.Gallery, tmp_path: Path)
             found = CliRunner().invoke(cli, [*command, "--wait", "0.05"])
             assert isinstance(found.exception, sf.GalleryLockedError), found.output
             assert f"process {holder.pid}" in str(found.exception)
-            assert "--wait SECONDS" in str(found.exception)
+            assert "timeout=SECONDS" in str(found.exception)
         ends = threading.Timer(0.3, holder.kill)
         ends.start()
         assert CliRunner().invoke(cli, [*commands[2], "--wait", "30"]).exit_code == 0
@@ -481,7 +481,7 @@ def asks():
 
 # Others of its threads hold each lock and read into the cache at the moment of the fork.
 view, cache = gallery.snapshot(), detector._cache
-held = [view._lock, view.rows._lock, view._files._lock, cache._lock, detector._lock]
+held = [view._lock, view.rows._lock, view.indexes._lock, view._files._lock, cache._lock, detector._lock]
 ready, go_on = threading.Barrier(2), threading.Event()
 
 def hold():

@@ -9,6 +9,7 @@ import pytest
 from conftest import OWN, random_features_of
 
 import spade_faiss as sf
+from spade_faiss.arrays import all_finite
 from spade_faiss.patch_search.search import search_patches
 
 ENGINES = ["flat", "pyramid"]
@@ -103,3 +104,37 @@ def test_an_image_feature_whose_distances_do_not_fit_float32_is_refused(tmp_path
         pytest.raises(sf.FeatureError, match=r"image features: expected values within ±1e\+17"),
     ):
         gallery.append(["a", "b", "c"], features)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_every_float16_is_finite_or_not_as_numpy_says(order: str) -> None:
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(f"{order}f2")
+    found = [all_finite(values[at : at + 1]) for at in range(len(values))]
+    assert found == np.isfinite(values).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_are_finite_or_not_as_numpy_says(dtype: str, rng: np.random.Generator) -> None:
+    limits = np.finfo(dtype)
+    edges = [
+        0.0,
+        -0.0,
+        limits.max,
+        limits.min,
+        limits.tiny,
+        limits.smallest_subnormal,
+        np.nan,
+        -np.nan,
+        np.inf,
+        -np.inf,
+    ]
+    bits = rng.integers(0, 256, (20_000, np.dtype(dtype).itemsize), dtype=np.uint8)  # some are NaN
+    values = np.concatenate([np.array(edges, dtype), bits.view(dtype)[:, 0]])
+    assert [all_finite(values[at : at + 1]) for at in range(len(values))] == np.isfinite(values).tolist()
+    finite = values[np.isfinite(values)].reshape(1, -1).repeat(2, axis=0)[:, ::2]  # not contiguous; its sum overflows
+    assert all_finite(finite)
+    for bad in edges[-4:]:
+        one_bad = finite.copy()
+        one_bad[1, 7] = bad
+        assert not all_finite(one_bad)
+    assert all_finite(np.empty((0, 3), dtype))

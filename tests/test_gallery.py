@@ -23,6 +23,7 @@ from conftest import OWN, RandomFeatures, random_features_of
 import spade_faiss as sf
 from spade_faiss.store.manifest import Manifest
 from spade_faiss.store.shard_writer import ShardWriter
+from spade_faiss.store.snapshot import Snapshot
 
 N = 12
 KEYS = [f"part {number % 3}/{number:02d}.png" for number in range(N)]
@@ -410,6 +411,27 @@ def test_a_key_replaced_twice_in_one_commit(tmp_path: Path) -> None:
             writer.append(["a"], version, replace=True)
     assert_holds(gallery, ["a"], versions[-1])
     assert gallery.verify() == []
+
+
+def test_one_append_replaces_rows_of_this_commit_and_of_older_ones(tmp_path: Path) -> None:
+    """And what it replaces has the id that it has now, not that of before the commit in between."""
+    gallery, old = create(tmp_path / "g"), random_features_of(3)
+    gallery.append(["a", "b", "c"], old)
+    gallery.append(["a"], random_features_of(1, seed=1), replace=True)
+    pending, new = random_features_of(1, seed=2), random_features_of(4, seed=3)
+    with gallery.writer() as writer:
+        writer.append(["d"], pending)
+        found = writer.append(["e", "d", "a", "b"], new, replace=True)
+    assert (found.added, found.replaced, found.unchanged) == (4, 3, 0)
+    assert_holds(gallery, ["c", "e", "d", "a", "b"], join(old[2:], new))
+    assert gallery.verify() == []
+
+
+def test_an_append_asks_once_for_each_key(gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_all, asked = Snapshot.find_all, []
+    monkeypatch.setattr(Snapshot, "find_all", lambda self, keys: (asked.extend(keys), find_all(self, keys))[1])
+    gallery.append(["a", *KEYS[:3]], random_features_of(4, seed=9), replace=True)
+    assert asked == ["a", *KEYS[:3]]
 
 
 # Remove and compact

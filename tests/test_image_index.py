@@ -14,7 +14,7 @@ import pytest
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from spade_faiss.index.factory import Kind, check_kind, kinds
-from spade_faiss.index.image_index import ImageIndex
+from spade_faiss.index.image_index import ImageIndex, IndexFile
 from spade_faiss.index.metadata import IndexFacts
 
 N, D = 300, 8
@@ -343,7 +343,7 @@ def test_a_saved_index_is_the_same_index(tmp_path: Path, xb: np.ndarray, xq: np.
     path = tmp_path / "image.faiss"
     checksum = index.save(path)
     assert list(tmp_path.iterdir()) == [path]
-    loaded = ImageIndex.load(path, checksum, D, sf.IndexOptions(kind, device="cpu"), index.facts, Held(xb))
+    loaded = ImageIndex.load(IndexFile(path, checksum, D, index.facts), sf.IndexOptions(kind, device="cpu"), Held(xb))
     expected = index.search(xq, 7)
     for found, wanted in zip(loaded.search(xq, 7), expected, strict=True):
         assert found.tobytes() == wanted.tobytes()
@@ -354,7 +354,7 @@ def test_images_added_later_are_found(tmp_path: Path, xb: np.ndarray, xq: np.nda
     index = build(xb[:200], kind, nprobe=100)
     checksum = index.save(tmp_path / "image.faiss")
     options = sf.IndexOptions(kind, nprobe=100, device="cpu")
-    for grown in (index, ImageIndex.load(tmp_path / "image.faiss", checksum, D, options, index.facts)):
+    for grown in (index, ImageIndex.load(IndexFile(tmp_path / "image.faiss", checksum, D, index.facts), options)):
         grown.search(xq, 1)  # a search before must not fix what a search after finds
         grown.add(xb[200:250])
         grown.add(xb[250:250])
@@ -372,22 +372,22 @@ def test_a_file_that_was_changed_never_reaches_faiss(tmp_path: Path, xb: np.ndar
         changed[place] ^= 1 << rng.integers(8)
         path.write_bytes(changed)
         with pytest.raises(CorruptGalleryError, match="expected checksum"):
-            ImageIndex.load(path, checksum, D, options, IndexFacts())
+            ImageIndex.load(IndexFile(path, checksum, D, IndexFacts()), options)
     for changed in (b"", content[:-1], content + b"\0", bytes(len(content))):
         path.write_bytes(changed)
         with pytest.raises(CorruptGalleryError, match="expected checksum"):
-            ImageIndex.load(path, checksum, D, options, IndexFacts())
+            ImageIndex.load(IndexFile(path, checksum, D, IndexFacts()), options)
     path.unlink()
     with pytest.raises(CorruptGalleryError, match=r"image\.faiss"):
-        ImageIndex.load(path, checksum, D, options, IndexFacts())
+        ImageIndex.load(IndexFile(path, checksum, D, IndexFacts()), options)
     path.write_bytes(content)
-    assert len(ImageIndex.load(path, checksum, D, options, IndexFacts())) == N
+    assert len(ImageIndex.load(IndexFile(path, checksum, D, IndexFacts()), options)) == N
 
 
 def test_an_index_of_another_dimension_is_refused(tmp_path: Path, xb: np.ndarray) -> None:
     checksum = build(xb).save(tmp_path / "image.faiss")
     with pytest.raises(CorruptGalleryError, match="expected an index of 9 dimensions, found 8"):
-        ImageIndex.load(tmp_path / "image.faiss", checksum, 9, sf.IndexOptions(), IndexFacts())
+        ImageIndex.load(IndexFile(tmp_path / "image.faiss", checksum, 9, IndexFacts()), sf.IndexOptions())
 
 
 def test_a_gpu_asked_for_by_name_that_is_not_there(xb: np.ndarray, xq: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import spade_faiss as sf
 from spade_faiss.errors import OptionError
 from spade_faiss.extractors.features import Features
 from spade_faiss.index import factory as index_factory
-from spade_faiss.index.image_index import ImageIndex
+from spade_faiss.index.image_index import ImageIndex, IndexFile
 from spade_faiss.index.tuning import tune
 from spade_faiss.store import secondary_indexes
 
@@ -143,8 +143,8 @@ def test_lists_that_stay_in_the_file(tmp_path: Path, xb: np.ndarray, xq: np.ndar
     assert index.facts.mapped
     checksum = index.save(tmp_path / "i.faiss")
     options = sf.IndexOptions(device="cpu", memory=1)
-    arguments = (tmp_path / "i.faiss", checksum, D, options, index.facts)
-    mapped, grown = (ImageIndex.load(*arguments, Held(xb), grows=grows) for grows in (False, True))
+    file = IndexFile(tmp_path / "i.faiss", checksum, D, index.facts)
+    mapped, grown = (ImageIndex.load(file, options, Held(xb), grows=grows) for grows in (False, True))
     for found, expected in zip(mapped.search(xq, K), index.search(xq, K), strict=True):
         assert found.tobytes() == expected.tobytes()
     more = xq[:40]  # a mapped one cannot grow: what is added is searched beside it

@@ -67,6 +67,26 @@ def test_it_reads_what_was_written(folder: Path, own_spec: sf.ExtractorSpec, toy
     assert Manifest.read(folder) == bare
 
 
+def test_a_recipe_of_a_later_release_is_no_damage(toy_gallery: sf.Gallery, toy: sf.Extractor) -> None:
+    """The gallery opens, is searched, checked and added to; only the defaults of its queries are not known."""
+    path = toy_gallery.path
+    edit(path, lambda values: values.update(recipe="ornate", created_by="spade-faiss 9.0"))
+    with sf.Gallery.open(path, device="cpu") as gallery:
+        assert gallery.verify() == []
+        assert gallery.info()["recipe"]["name"] == "ornate"
+        assert gallery.info()["recipe"].keys() == sf.RECIPES["paper"].to_json().keys()
+        gallery.remove([gallery.keys()[0]])
+        for call in (lambda: gallery.recipe, lambda: sf.Detector(gallery, toy)):
+            with pytest.raises(sf.GalleryError) as caught:
+                call()
+            assert type(caught.value) is sf.GalleryError
+            assert str(caught.value) == (
+                f"{path}: made by a later release (spade-faiss 9.0): expected recipe paper or robust, found 'ornate'; "
+                "query it with that release"
+            )
+    assert Manifest.read(path).recipe == "ornate"  # a commit keeps it
+
+
 def test_a_gallery_of_before_there_was_a_choice_stores_its_patches(folder: Path) -> None:
     edit(folder, lambda values: values.update(patches="recompute"))
     assert Manifest.read(folder).patches == "recompute"
@@ -154,6 +174,7 @@ def at(values: Any, path: tuple[str | int, ...]) -> Any:
 # Where the field may hold None, and where it may be left out, because it has a default.
 OPTIONAL = {"index", "keys", "index_options.nlist", "index_options.nprobe", "index_options.train_images"}
 OPTIONAL |= {"spec.resized", "spec.crop", "recipe", "index_options.memory", "index.facts.nprobe", "index.facts.recall"}
+ALLOWED = [*((None, name) for name in sorted(OPTIONAL)), ("a text", "recipe")]  # a recipe may be a later release's
 DEFAULTED = {"recipe", "patches"} | {f"index_options.{field.name}" for field in fields(sf.IndexOptions)}
 DEFAULTED |= {f"spec.{field.name}" for field in fields(sf.ExtractorSpec) if field.default is not MISSING}
 
@@ -173,7 +194,7 @@ def test_each_field_of_another_kind_or_missing_is_refused_when_it_is_read(folder
                 if isinstance(parent, list) or name in DEFAULTED:
                     continue
                 del parent[path[-1]]
-            elif (type(wrong) is type(value) and wrong != -1) or (wrong is None and name in OPTIONAL):
+            elif (type(wrong) is type(value) and wrong != -1) or (wrong, name) in ALLOWED:
                 continue
             else:
                 parent[path[-1]] = wrong

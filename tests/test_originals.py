@@ -28,7 +28,7 @@ def test_among_files_whose_paths_end_in_the_key(toy_gallery: sf.Gallery, image_f
     sources = [
         ImageFile(image.path, f"train/{image.key}") for image in find_images([other]) + find_images([image_folder])
     ]
-    found = SourceImages(toy_gallery.snapshot(), sources=sources).decode("003.png")
+    found = SourceImages(toy_gallery.snapshot(), files=sources).decode("003.png")
     np.testing.assert_array_equal(found, np.asarray(Image.open(image_folder / "003.png")))
 
 

@@ -282,8 +282,8 @@ def test_a_file_that_is_not_what_it_was_is_one_clear_line(
     said = refusal(detector, query)
     assert said.startswith(f"{normal / '004.png'}: expected the image '004.png', from which {gallery.path} recomputes")
     assert reason in said
-    assert "--normal DIR" in said
-    assert "add --replace" in said
+    assert "(normal=FOLDER)" in said
+    assert "(replace=True)" in said
     assert "remove" in said
     detector.query(normal / "001.png")  # whose neighbour is there
     [problem] = gallery.verify()

@@ -28,7 +28,7 @@ def gallery(tmp_path: Path, own_spec: sf.ExtractorSpec, random_features: object)
 
 
 def of(gallery: sf.Gallery) -> RowReader:
-    return RowReader(gallery.path, gallery.snapshot().manifest.shards, D, "stored", FilePool())
+    return RowReader(gallery.path, gallery.snapshot().manifest.shards, gallery.snapshot().manifest.schema, FilePool())
 
 
 def test_any_rows_in_any_order(gallery: sf.Gallery, random_features: object) -> None:

@@ -20,6 +20,7 @@ from spade_faiss.store.file_pool import FilePool, PooledFile
 from spade_faiss.store.level_reader import LevelReader
 from spade_faiss.store.manifest import ShardEntry
 from spade_faiss.store.row_reader import RowReader
+from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_reader import ShardReader
 from spade_faiss.store.shard_writer import ShardWriter
 
@@ -27,16 +28,17 @@ FLOAT32 = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=
 WIDE_RESNET50_2 = sf.ExtractorSpec(
     name="wide", level_shapes=((256, 56, 56), (512, 28, 28), (1024, 14, 14)), image_dim=2048
 )
+PATHS = ShardSchema(OWN, "recompute")
 KEYS = ["a.png", "with space/näme.png", "日本.png", "x" * 300]
 DIGESTS = [f"sha256:{number:064x}" for number in range(len(KEYS))]
 
 
 def write(path: Path, features: sf.Features, spec: sf.ExtractorSpec = OWN) -> ShardReader:
     """Write one shard in two appends, and open it."""
-    writer = ShardWriter(path, spec)
+    writer = ShardWriter(path, ShardSchema(spec))
     for rows in (slice(0, 1), slice(1, len(features))):
         writer.append(KEYS[rows], DIGESTS[rows], features[rows])
-    return ShardReader(path, spec, len(features), writer.finish())
+    return ShardReader(path, ShardSchema(spec), len(features), writer.finish())
 
 
 def read(shard: ShardReader, rows: list[int], spec: sf.ExtractorSpec = OWN) -> list[np.ndarray]:
@@ -44,6 +46,10 @@ def read(shard: ShardReader, rows: list[int], spec: sf.ExtractorSpec = OWN) -> l
     for position, row in enumerate(rows):
         shard.read_into(row, [level[position] for level in out])
     return out
+
+
+def image_features(shard: ShardReader) -> np.ndarray:
+    return np.stack([shard.image_feature(row) for row in range(len(shard.keys))])
 
 
 def reader_of(shard: ShardReader) -> LevelReader:
@@ -81,7 +87,7 @@ def test_it_reads_what_was_written(tmp_path: Path, random_features: RandomFeatur
     features.levels[0][2].flat[:4] = [limits.smallest_subnormal, limits.max, limits.min, -0.0]
     shard = write(tmp_path / "s.h5", features, spec)
     assert (list(shard.keys), list(shard.digests)) == (KEYS, DIGESTS)
-    assert_same_bits(shard.image_features(), features.image)
+    assert_same_bits(image_features(shard), features.image)
     for row in range(len(KEYS)):
         assert_same_bits(shard.image_feature(row), features.image[row])
     order = [3, 0, 0, 2]
@@ -114,7 +120,7 @@ def test_an_image_of_wide_resnet50_2_takes_at_most_2870_kb(tmp_path: Path, rng: 
         for shape in WIDE_RESNET50_2.level_shapes
     ]
     features = sf.Features(rng.standard_normal((n, 2048), np.float32), levels)
-    writer = ShardWriter(tmp_path / "s.h5", WIDE_RESNET50_2)
+    writer = ShardWriter(tmp_path / "s.h5", ShardSchema(WIDE_RESNET50_2))
     keys = [f"{row}.png" for row in range(n)]
     writer.append(keys, keys, features)
     size = writer.finish()
@@ -132,12 +138,12 @@ path, changed = Path(sys.argv[2]), Path(sys.argv[2]).with_name("changed.h5")
 content, n = path.read_bytes(), len(KEYS)
 
 def state():
-    shard = ShardReader(changed, OWN, n, len(content))
+    shard = ShardReader(changed, ShardSchema(OWN), n, len(content))
     problems = list(shard.problems())
     if problems:
         return "reported"
     levels = read(shard, list(range(n))) + read_straight(shard, list(range(n)))
-    return [*shard.keys, *shard.digests, shard.image_features().tobytes(), *(level.tobytes() for level in levels)]
+    return [*shard.keys, *shard.digests, image_features(shard).tobytes(), *(level.tobytes() for level in levels)]
 
 changed.write_bytes(content)
 expected = state()
@@ -203,20 +209,39 @@ def test_a_flipped_bit_in_front_of_a_key_is_noticed_or_harmless(tmp_path: Path, 
     assert set(outcomes.values()) <= {"reported", "refused", "same"}, outcomes
 
 
+def test_a_schema_says_what_shards_hold(features: sf.Features) -> None:
+    stored, paths = ShardSchema(OWN), PATHS
+    assert (stored.has_levels, paths.has_levels) == (True, False)
+    assert (stored.level_shapes, paths.level_shapes) == (OWN.level_shapes, ())
+    assert (stored.columns, paths.columns) == (("keys", "digests"), ("keys", "digests", "sources"))
+    assert (stored.least_bytes, paths.least_bytes) == (OWN.bytes_per_image, 4 * OWN.image_dim)
+    assert (stored.bytes_per_image, paths.bytes_per_image) == (OWN.bytes_per_image, OWN.bytes_with("recompute"))
+    wide = sf.Features(features.image.astype(np.float64), [level.astype(np.float32) for level in features.levels])
+    for schema, levels in ((stored, features.levels), (paths, [])):
+        found = schema.stored(wide)
+        assert len(found.levels) == len(levels)
+        for level, expected in zip([found.image, *found.levels], [features.image, *levels], strict=True):
+            assert_same_bits(level, expected)
+    wide.levels[1][2, 0, 0, 0] = np.nan  # refused even where levels are not stored
+    for schema in (stored, paths):
+        with pytest.raises(sf.FeatureError, match="level 1 of image 2 of 4: expected finite values"):
+            schema.stored(wide)
+
+
 def test_paths_in_place_of_levels_are_under_the_checksum_too(tmp_path: Path, features: sf.Features) -> None:
     path, places = tmp_path / "s.h5", [f"/somewhere/{key}" for key in KEYS]
-    writer = ShardWriter(path, OWN, "recompute")
+    writer = ShardWriter(path, PATHS)
     writer.append(KEYS, DIGESTS, sf.Features(features.image, []), places)
     size = writer.finish()
-    shard = ShardReader(path, OWN, len(KEYS), size, "recompute")
+    shard = ShardReader(path, PATHS, len(KEYS), size)
     assert shard.sources is not None
     assert list(shard.sources) == places
-    assert_same_bits(shard.image_features(), features.image)
+    assert_same_bits(image_features(shard), features.image)
     assert list(shard.problems()) == []
     content = bytearray(path.read_bytes())
     content[content.index(places[1].encode()) + 4] ^= 1
     path.write_bytes(content)
-    [(key, what)] = ShardReader(path, OWN, len(KEYS), size, "recompute").problems()
+    [(key, what)] = ShardReader(path, PATHS, len(KEYS), size).problems()
     assert (key, what) == (KEYS[1], "key, digest or path is not what was written (checksum)")
 
 
@@ -226,7 +251,7 @@ def test_damage_names_the_image_and_spares_the_others(tmp_path: Path, features: 
     content = bytearray(path.read_bytes())
     content[content.index(features.levels[1][2].tobytes()) + 3] ^= 1
     path.write_bytes(content)
-    shard = ShardReader(path, OWN, len(KEYS), size)
+    shard = ShardReader(path, ShardSchema(OWN), len(KEYS), size)
     assert [key for key, _ in shard.problems()] == [KEYS[2]]
     for how in (read, read_straight):
         with pytest.raises(CorruptGalleryError, match=f"{KEYS[2]}.*level 1"):
@@ -236,7 +261,7 @@ def test_damage_names_the_image_and_spares_the_others(tmp_path: Path, features: 
     assert_same_bits(unverified[0], features.levels[0][[2]])
     assert unverified[1].tobytes() in content  # as it is in the file
     assert unverified[1].tobytes() != features.levels[1][2].tobytes()
-    assert_same_bits(shard.image_features(), features.image)
+    assert_same_bits(image_features(shard), features.image)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +285,7 @@ def test_a_file_that_is_not_whole_is_refused(
     size = path.stat().st_size
     damage(path)  # type: ignore[operator]
     with pytest.raises(CorruptGalleryError, match=expected) as caught:
-        ShardReader(path, OWN, len(KEYS), size)
+        ShardReader(path, ShardSchema(OWN), len(KEYS), size)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -274,14 +299,14 @@ def test_a_shard_that_holds_something_else_is_refused(tmp_path: Path, features: 
     other_dim = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=7)
     for spec in (other_shape, more_levels, other_dim, FLOAT32):
         with pytest.raises(CorruptGalleryError, match=r"s\.h5"):
-            ShardReader(path, spec, len(KEYS), size)
+            ShardReader(path, ShardSchema(spec), len(KEYS), size)
     with pytest.raises(CorruptGalleryError, match=r"expected \(5, 3, 5, 7\) float16, found \(4, 3, 5, 7\)"):
-        ShardReader(path, OWN, 5, size)
+        ShardReader(path, ShardSchema(OWN), 5, size)
 
 
 def test_an_append_that_was_interrupted_leaves_nothing_behind(tmp_path: Path, features: sf.Features) -> None:
     """As by Ctrl-C, after which what was whole is committed."""
-    writer = ShardWriter(tmp_path / "s.h5", OWN)
+    writer = ShardWriter(tmp_path / "s.h5", ShardSchema(OWN))
     writer.append(KEYS[:1], DIGESTS[:1], features[:1])
     with pytest.raises(ValueError, match="argument 2 is shorter"):  # stops after the first of two levels
         writer.append(KEYS[1:], DIGESTS[1:], sf.Features(features.image[1:], features.levels[:1]))
@@ -289,16 +314,16 @@ def test_an_append_that_was_interrupted_leaves_nothing_behind(tmp_path: Path, fe
     writer.append(KEYS[3:], DIGESTS[3:], features[3:])
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         writer.append(KEYS[1:3], DIGESTS[1:3], sf.Features(features.image[1:3], features.levels[:1]))
-    shard = ShardReader(tmp_path / "s.h5", OWN, 2, writer.finish())
+    shard = ShardReader(tmp_path / "s.h5", ShardSchema(OWN), 2, writer.finish())
     assert list(shard.keys) == [KEYS[0], KEYS[3]]
     assert list(shard.problems()) == []
-    assert_same_bits(shard.image_features(), features.image[[0, 3]])
+    assert_same_bits(image_features(shard), features.image[[0, 3]])
     for found, level in zip(read(shard, [0, 1]), features.levels, strict=True):
         assert_same_bits(found, level[[0, 3]])
 
 
 def test_an_aborted_shard_was_never_there(tmp_path: Path, features: sf.Features) -> None:
-    writer = ShardWriter(tmp_path / "s.h5", OWN)
+    writer = ShardWriter(tmp_path / "s.h5", ShardSchema(OWN))
     writer.append(KEYS, DIGESTS, features)
     assert not (tmp_path / "s.h5").exists()  # not under its name before it is whole
     writer.abort()
@@ -307,7 +332,7 @@ def test_an_aborted_shard_was_never_there(tmp_path: Path, features: sf.Features)
 
 def test_no_folder_to_write_to(tmp_path: Path) -> None:
     with pytest.raises(GalleryError, match=r"cannot write .*s\.h5: No such file or directory"):
-        ShardWriter(tmp_path / "nowhere" / "s.h5", OWN)
+        ShardWriter(tmp_path / "nowhere" / "s.h5", ShardSchema(OWN))
 
 
 def test_many_threads_read_at_once_and_after_the_shard_was_closed_and_deleted(
@@ -355,7 +380,7 @@ def test_levels_that_are_stored_otherwise_are_refused(
     with h5py.File(path, "r+", libver="latest") as file:
         del file["levels/0"]
         file.create_dataset("levels/0", data=features.levels[0], **options)
-    shard = ShardReader(path, OWN, len(KEYS), path.stat().st_size)
+    shard = ShardReader(path, ShardSchema(OWN), len(KEYS), path.stat().st_size)
     with pytest.raises(CorruptGalleryError, match=r"s\.h5: level 0: expected 4 chunks of 210 bytes, not compressed"):
         reader_of(shard)
 
@@ -390,14 +415,14 @@ def test_levels_outside_the_file_are_refused(tmp_path: Path, features: sf.Featur
 @pytest.mark.parametrize("column", ["keys", "digests", "sources"])
 def test_a_damaged_name_is_refused_when_it_is_read(tmp_path: Path, features: sf.Features, column: str) -> None:
     path, places = tmp_path / "s.h5", [f"/somewhere/{key}" for key in KEYS]
-    writer = ShardWriter(path, OWN, "recompute")
+    writer = ShardWriter(path, PATHS)
     writer.append(KEYS, DIGESTS, sf.Features(features.image, []), places)
     size = writer.finish()
     with h5py.File(path, "r+") as file:
         texts = file[column][:]
         texts[1] = texts[1][:-1] + b"X"
         file[column][:] = texts
-    shard = ShardReader(path, OWN, len(KEYS), size, "recompute")
+    shard = ShardReader(path, PATHS, len(KEYS), size)
     for texts in (shard.keys, shard.digests, shard.sources or []):
         with pytest.raises(CorruptGalleryError, match=r"s\.h5: image 'with space.*key, digest or path is not what was"):
             texts[1]
@@ -475,8 +500,8 @@ def test_a_dataset_that_is_elsewhere_or_larger_than_the_file_is_refused_unread(
     write(path, features).close()
     harm(path, name)
     with pytest.raises(CorruptGalleryError, match=rf"s\.h5: damaged: {name}: expected"):
-        ShardReader(path, OWN, len(KEYS), path.stat().st_size)
+        ShardReader(path, ShardSchema(OWN), len(KEYS), path.stat().st_size)
     if name != "levels/0":
         entry = ShardEntry("s.h5", len(KEYS), path.stat().st_size)
         with pytest.raises(CorruptGalleryError, match=rf"^{path}: damaged: {name}: expected"):
-            RowReader(tmp_path, [entry], OWN.image_dim, "stored", FilePool()).read(np.array([0]))
+            RowReader(tmp_path, [entry], ShardSchema(OWN), FilePool()).read(np.array([0]))

@@ -6,13 +6,14 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from spade_faiss.errors import GalleryError, KeyConflictError
-from spade_faiss.system.atomic_files import DeferredErrorFile, publish, storage_errors, write_whole
+from spade_faiss.errors import GalleryError, KeyConflictError, OutputError
+from spade_faiss.system.atomic_files import DeferredErrorFile, output_errors, publish, storage_errors, write_whole
 
 
 @pytest.fixture
@@ -94,9 +95,13 @@ def test_nothing_is_seen_under_the_name_until_it_is_whole(tmp_path: Path, monkey
         (RuntimeError("Error in write:\n  no"), "doing: Error in write:"),
     ],
 )
-def test_errors_of_the_disk_become_one_line_with_advice(error: Exception, expected: str) -> None:
-    with pytest.raises(GalleryError) as caught, storage_errors("doing"):
+@pytest.mark.parametrize(("context", "kind"), [(storage_errors, GalleryError), (output_errors, OutputError)])
+def test_errors_of_the_disk_become_one_line_with_advice(
+    context: Any, kind: type[Exception], error: Exception, expected: str
+) -> None:
+    with pytest.raises(kind) as caught, context("doing"):
         raise error
+    assert type(caught.value) is kind
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is error
@@ -104,9 +109,10 @@ def test_errors_of_the_disk_become_one_line_with_advice(error: Exception, expect
 
 def test_errors_of_our_own_and_of_the_caller_pass_unchanged() -> None:
     for error in (KeyConflictError("mine"), KeyError("a mistake, not the disk")):
-        with pytest.raises(type(error)) as caught, storage_errors("doing"):
-            raise error
-        assert caught.value is error
+        for context in (storage_errors, output_errors):
+            with pytest.raises(type(error)) as caught, context("doing"):
+                raise error
+            assert caught.value is error
 
 
 DEV_FULL = Path("/dev/full")  # the disk that is always full

@@ -149,7 +149,7 @@ def _report(
     if folder is None:
         return nullcontext()
     scale, title = colour_scale(detector), f"Evaluation of {category.name}"
-    originals = SourceImages(detector.gallery.snapshot(), sources=category.normal)
+    originals = SourceImages(detector.gallery.snapshot(), files=category.normal)
     return Report(folder / "report.html", detector, scale, title, originals, flags.report_images)
 
 

@@ -23,7 +23,7 @@ def info_of(path: Path, manifest: Manifest) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": sum(file.bytes for file in (*manifest.shards, manifest.index, manifest.keys) if file),
         "patches": manifest.patches,
-        "bytes_per_image": manifest.bytes_per_image,
+        "bytes_per_image": manifest.schema.bytes_per_image,
         "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},
         "index": asdict(manifest.index_options) | IndexState.of(manifest).to_json(),
         "extractor": manifest.spec.to_json(),

@@ -39,7 +39,7 @@ def repair(
     writer: GalleryWriter, extractor: Extractor | None, folders: Sequence[Path], drop_unreadable: bool
 ) -> Repair:
     """Mend the shards, then image index and key table; see Gallery.repair."""
-    done, damage = Repair(), _Damage.of(writer.generation)
+    done, damage = Repair(), _Damage.of(writer.snapshot)
     if extractor is not None:
         done.extracted = _re_extract(writer, damage, extractor, folders)
     if drop_unreadable:
@@ -48,8 +48,8 @@ def repair(
     mended = not damage.images and (drop_unreadable or not damage.unreadable)
     if mended and (damage.shards or damage.unreadable):  # else the index, which needs every row, could not be built
         writer.rewrite(damage.shards - damage.unreadable, damage.unreadable)
-    snapshot = writer.generation
-    if snapshot.manifest.rows and not snapshot.has_derived_files():
+    snapshot = writer.snapshot
+    if snapshot.manifest.rows and not snapshot.indexes.files_are_good():
         with suppress(CorruptGalleryError):  # a shard that is left as it is; verify reports it
             writer.write_index(snapshot.manifest.index_options)
             done.derived = True
@@ -82,9 +82,9 @@ class _Damage:
 
 def _re_extract(writer: GalleryWriter, damage: _Damage, extractor: Extractor, folders: Sequence[Path]) -> list[str]:
     """Put the damaged images whose files are found in place, and take them off the damage; returns their keys."""
-    snapshot, extracted = writer.generation, []
+    snapshot, extracted = writer.snapshot, []
     for batch in batched(_found(snapshot, damage, folders), extractor.batch_size):
-        features = snapshot.manifest.spec.cast(extractor.extract([image.view for image in batch]))
+        features = extractor.extract([image.view for image in batch])
         row_ids = [image.row_id for image in batch]
         keys, digests = [image.key for image in batch], [image.digest for image in batch]
         paths = [image.path for image in batch if image.path is not None]
@@ -97,7 +97,7 @@ def _re_extract(writer: GalleryWriter, damage: _Damage, extractor: Extractor, fo
 
 def _drop(writer: GalleryWriter, damage: _Damage, done: Repair) -> None:
     """Remove the images that are still damaged, and note what goes with the unreadable shards."""
-    snapshot, shards = writer.generation, writer.generation.manifest.shards
+    snapshot, shards = writer.snapshot, writer.snapshot.manifest.shards
     unreadable = [shards[number] for number in sorted(damage.unreadable)]
     done.dropped = [snapshot.shown(row_id) for row_id in damage.images] + [shard.file for shard in unreadable]
     done.dropped_images = len(damage.images) + sum(shard.images - shard.removed_count for shard in unreadable)

@@ -48,7 +48,8 @@ def problems_of(snapshot: Snapshot, files: bool, normal: Sequence[str | Path | I
             Problem(str(snapshot.source(row_id)), str(error), *snapshot.keys([row_id]))
             for row_id, error in missing_sources(snapshot, normal)
         ]
-    for derived, load in ((manifest.index, snapshot.load_index_file), (manifest.keys, snapshot.load_key_file)):
+    indexes = snapshot.indexes
+    for derived, load in ((manifest.index, indexes.load_image_index), (manifest.keys, indexes.load_key_table)):
         if derived is not None:
             try:
                 load()

@@ -1,4 +1,4 @@
-"""Image features to the nearest images, by FAISS."""
+"""The FAISS index that finds the nearest images."""
 
 from .image_index import ImageIndex
 from .metadata import IndexFacts

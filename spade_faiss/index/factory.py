@@ -1,8 +1,8 @@
-"""Which FAISS index for so many images: what the names stand for, and what `auto` takes, with its reasons.
+"""Chooses the FAISS factory string: what the names of kinds stand for, and what `auto` takes for what reason.
 
-The kind is the gallery's, for all who read it; the device is a machine's, and does not count. HNSW is never taken: on
-two cores it took 4 to 7 times as long to build as lists, was no faster at the same recall, and did not reach 0.99 where
-images come in clusters (benchmarks/scaling.py measures both).
+The choice depends on the gallery and its memory limit, not on the device. `auto` never takes HNSW: on two cores it took
+4 to 7 times as long to build as lists, was no faster at the same recall, and did not reach 0.99 where images come in
+clusters (benchmarks/scaling.py measures both).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..errors import OptionError
 from ..options import MIB, IndexOptions
 
 NAMES = ("flat", "ivf", "ivf-sq", "ivf-pq", "hnsw")
-IVF_FROM = 50_000  # images from which `auto` leaves flat: below, a flat scan is over in some 25 ms
+IVF_FROM = 50_000  # images from which `auto` takes another kind than flat: below, a flat scan takes about 25 ms
 POINTS_A_LIST = 39  # FAISS's own minimum of training points for a list
-VARIANCE = 0.9  # share of the image features' variance that codes keep: candidates are then compared exactly
-STEP = 32  # principal dimensions come in multiples of this, for the compiled loops
-ID_BYTES = 8  # of an entry in a list, besides its code
-# Codes and the dimensions that a byte of them holds. PQ takes more time than SQ, in training and in every search.
+VARIANCE = 0.9  # share of the image features' variance that codes keep; candidates are compared exactly afterwards
+STEP = 32  # numbers of principal dimensions are multiples of this, for FAISS's compiled loops
+ID_BYTES = 8  # of a list's entry, besides its code
+# Codes, and how many dimensions one byte holds. PQ takes more time than SQ, in training and in every search.
 SCALAR = (("SQ8", 1), ("SQ4", 2))
 PRODUCT = (("PQ{}", 2), ("PQ{}", 4), ("PQ{}", 8))
 
@@ -34,23 +34,29 @@ Spectrum = Callable[[], Array]  # variances of the image features' principal dir
 
 @dataclass(frozen=True)
 class Kind:
-    """A FAISS factory string, and why it was taken."""
+    """A FAISS factory string, and why it was chosen."""
 
     factory: str
     reason: str
-    dimensions: int | None = None  # principal ones, that the factory string begins with; None: it does not
-    mapped: bool = False  # its lists stay in the file, from where the system reads what a search visits
+    dimensions: int | None = None  # principal ones, if the factory string begins with PCA
+    mapped: bool = False  # its lists stay in the file, and the system reads those that a search visits
 
     @property
     def inner(self) -> str:
-        """The factory string of what comes after the principal dimensions."""
+        """The factory string without the principal dimensions."""
         return self.factory.partition(",")[2] if self.dimensions else self.factory
 
 
 def kinds(options: IndexOptions, n: int, d: int, spectrum: Spectrum) -> Iterator[Kind]:
-    """Yield the indexes for n image features of d dimensions that are worth a try, the preferred one first.
+    """Yield the kinds of index to try for n image features of d dimensions, the preferred one first.
 
-    Those after it keep more of each vector, for when the recall wanted is not reached.
+    Each later one keeps more of each vector, and is tried if those before it do not reach the recall.
+
+    Args:
+        options: kind, memory, lists.
+        n: number of images.
+        d: dimensions of an image feature.
+        spectrum: computes the variances of the principal directions; called for kinds with codes.
 
     Raises:
         OptionError: more lists than images.
@@ -73,18 +79,18 @@ def kinds(options: IndexOptions, n: int, d: int, spectrum: Spectrum) -> Iterator
 
 
 def _of_codes(options: IndexOptions, n: int, d: int, steps: list[tuple[int, str, str]], exact: str) -> Iterator[Kind]:
-    """Yield indexes over codes of some principal dimensions (number, factory string, in words), the least first."""
+    """Yield kinds with codes of principal dimensions, fewest first; a step is (number, factory prefix, in words)."""
     name, memory, lists = options.kind, memory_of(options), _lists(options, n)
     for m, first, kept in steps:
         dimensions = m if first else None
         if name == "hnsw":
             yield Kind(f"{first}HNSW32_SQ8", f"hnsw over 8-bit codes: {kept}", dimensions)
-            return  # where its graph does not lead, longer codes do not help
+            return  # longer codes do not help where the graph does not lead
         codes = [*SCALAR, *PRODUCT[1:]] if name == "auto" else SCALAR if name == "ivf-sq" else PRODUCT
         made = [(code.format(m // per_byte), n * (m // per_byte + ID_BYTES)) for code, per_byte in codes if m % 8 == 0]
         made = made or [("SQ8", n * (m + ID_BYTES))]
         fitting = [(code, size) for code, size in made if size <= memory]
-        if fitting or name != "auto":  # what was asked for by name is made, whatever it takes
+        if fitting or name != "auto":  # a kind that was named is made, even if it exceeds the memory
             code, size = (fitting or made[-1:])[0]
             reason = f"{exact}; {_size(size)} in codes, of {_size(memory)} of memory; {kept}"
             yield Kind(f"{first}{lists},{code}", f"{_name_of(code)}: {reason}", dimensions)
@@ -98,7 +104,7 @@ def _name_of(code: str) -> str:
 
 
 def _dimensions(share: Array, d: int) -> Iterator[int]:
-    """Yield numbers of principal dimensions: those that keep VARIANCE, then twice as many, up to all."""
+    """Yield numbers of principal dimensions: enough to keep VARIANCE, then twice as many, up to all."""
     m = -(-(int(np.searchsorted(share, VARIANCE)) + 1) // STEP) * STEP
     while 2 * m <= d:
         yield m
@@ -110,11 +116,11 @@ def number_of_lists(options: IndexOptions, n: int) -> int:
     """Return the number of IVF lists for n images.
 
     Raises:
-        OptionError: more lists than images were asked for.
+        OptionError: `options` ask for more lists than images.
     """
     if options.nlist is not None and n and options.nlist > n:
         raise OptionError(f"nlist: expected at most the number of images, {n}, found {options.nlist}")
-    # 4 sqrt(N): a query then visits about as many centroids as vectors at nprobe = nlist / 16 (FAISS's guidelines).
+    # 4 sqrt(N), from FAISS's guidelines: at nprobe = nlist / 16 a query visits about as many centroids as vectors.
     return options.nlist or max(1, min(int(4 * np.sqrt(n)), n // POINTS_A_LIST))
 
 
@@ -123,12 +129,12 @@ def _lists(options: IndexOptions, n: int) -> str:
 
 
 def about_bytes(n: int, d: int) -> int:
-    """Return about what `auto` will take for n image features of d dimensions: how many of these count is not known."""
+    """Estimate the bytes of an `auto` index of n image features of d dimensions, before their variances are known."""
     return 4 * n * d if n < IVF_FROM else n * (d // 10 + ID_BYTES)
 
 
 def memory_of(options: IndexOptions) -> int:
-    """Return the memory that the index may take, in bytes: half of this machine's, where none was given."""
+    """Return the memory limit of the index in bytes; by default half of this machine's memory."""
     if options.memory is not None:
         return options.memory
     try:
@@ -142,10 +148,10 @@ def _size(size: float) -> str:
 
 
 def check_kind(options: IndexOptions, d: int) -> None:
-    """Check that FAISS can make such an index of d dimensions.
+    """Check that FAISS can build an index of this kind for d dimensions.
 
     Raises:
-        OptionError: it cannot.
+        OptionError: FAISS cannot, or the kind does not fit a gallery.
     """
     names = ", ".join(("auto", *NAMES))
     expected = f"index: expected {names} or a FAISS factory string for {d} dimensions, found {options.kind!r}"

@@ -1,11 +1,9 @@
-"""The FAISS index over image features: training, search, its file."""
+"""The FAISS index over image features: build, search, save and load."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,51 @@ from ..arrays import ROUNDING, Array, Ids
 from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from ..options import MIB, IndexOptions
 from ..system.atomic_files import TEMPORARY, publish, storage_errors
-from ..system.devices import faiss_device, free_gpu_bytes, gpu_lock, gpu_number, gpu_resources
+from ..system.devices import gpu_lock
 from ..system.failpoints import failpoint
-from .exact import _compared, _nearest_of_all
+from .exact import compared, nearest_of_all
 from .factory import kinds
+from .faiss_calls import one_thread, placed, search_parameters
 from .metadata import IndexFacts
 from .training import ImageFeatures, Principal, train
 from .tuning import tune
 
-GPU_MAX_K = 2048  # of FAISS's GPU indexes
-SPARE = 2  # neighbours fetched beyond k, to see that rounding has kept none out
-OVERFETCH = 64  # neighbours fetched beyond k at first, to stand in for removed ones
-EXACT = (faiss.IndexFlat, faiss.IndexIVFFlat)  # whose distances are exact but for rounding
+GPU_MAX_K = 2048  # neighbours that FAISS's GPU indexes return at most
+SPARE = 2  # neighbours fetched beyond k, to notice when rounding may have kept one out
+OVERFETCH = 64  # neighbours fetched beyond k at first, to replace removed ones
+EXACT = (faiss.IndexFlat, faiss.IndexIVFFlat)  # distances are exact except for rounding
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """The file of an index, as it was saved."""
+
+    path: Path
+    checksum: str  # that ImageIndex.save returned
+    dimension: int  # d of the image features
+    facts: IndexFacts
+
+
+@dataclass
+class _Search:
+    """One search: which images count, and how many to fetch from FAISS."""
+
+    without: Ids  # ids that must not be returned
+    removed: NDArray[np.bool_] | None  # whether each row is removed
+    k: int
+    available: int  # images that count
+    wanted: int  # of those fetched, so many must count: k, or more candidates than k
+    fetch: int
+    nprobe: int  # 0: the index has no lists
+
+    def usable(self, ids: Ids) -> NDArray[np.bool_]:
+        """Return which of the images found count."""
+        usable = ids >= 0
+        if len(self.without):
+            usable &= ~np.isin(ids, self.without)
+        if self.removed is not None:
+            usable &= ~self.removed[ids]
+        return usable
 
 
 class ImageIndex:
@@ -39,30 +70,30 @@ class ImageIndex:
     def __init__(
         self, index: Any, options: IndexOptions, facts: IndexFacts, features: ImageFeatures | None = None
     ) -> None:
-        """Take a FAISS index.
+        """Wrap a FAISS index.
 
         Args:
             index: on the CPU.
-            options: device, and nprobe where one was given.
-            facts: how it was made, and is searched.
-            features: what it is of: compared exactly with queries, where codes only choose candidates. None: they are
-                not at hand, and distances are those between codes.
+            options: device, and nprobe if one was given.
+            facts: how it was made and is searched.
+            features: the image features in it, which are compared exactly with queries if the index holds codes. None:
+                distances are those between codes.
         """
         self.facts = facts
-        self.stands_in = False  # for a kind that takes more images than there are
+        self.stands_in = False  # whether it replaces a kind that needs more images
         self._index = index
         self._options = options
         self._features = features
         self._exact = isinstance(index, EXACT)
-        self._tail: Any = None  # images after those of a mapped index, which cannot grow
+        self._tail: Any = None  # index of the newer images, beside a mapped one, which cannot grow
         self._on_device: Any = None
 
     @classmethod
     def build(cls, features: ImageFeatures, d: int, options: IndexOptions) -> ImageIndex:
-        """Train, where the kind needs it, add all image features, of d dimensions, and tune to the recall wanted.
+        """Train if the kind needs it, add all image features of d dimensions, and tune to the recall wanted.
 
         Raises:
-            OptionError: the kind cannot be made of so few images.
+            OptionError: too few images for the kind.
         """
         n = len(features)
         principal = lru_cache(lambda: Principal.of(features))
@@ -91,7 +122,7 @@ class ImageIndex:
         self.tune()
 
     def tune(self) -> None:
-        """Find how many lists to visit, and candidates to compare, for the recall wanted; see index_training.tune."""
+        """Choose how many lists to visit and candidates to compare for the recall wanted; see tuning.tune."""
         ivf = faiss.try_extract_index_ivf(self._index)
         self.facts = replace(self.facts, imbalance=self._imbalance())
         if self._features is None or len(self) < 2 or isinstance(self._index, faiss.IndexFlat):
@@ -122,7 +153,7 @@ class ImageIndex:
         if not len(features):
             return
         growing = self._index
-        if self._is_mapped():  # FAISS would end the process
+        if self._is_mapped():  # adding to it would end the process inside FAISS
             growing = self._tail = self._tail or faiss.IndexFlatL2(self.dimension)
         growing.add(np.ascontiguousarray(features, dtype=np.float32))
         self._on_device = None
@@ -146,7 +177,7 @@ class ImageIndex:
             k: how many.
             without: ids that must not be returned, such as the query's own.
             nprobe: IVF lists to visit; raised where they hold fewer than k images. None: as tuned.
-            removed: rows that no longer count, (len(self),); None: all count.
+            removed: whether each row is removed, (len(self),); None: no row is.
 
         Returns:
             ids (m, k) int64 and squared distances (m, k) float32, ascending; ties in the order of ids.
@@ -154,6 +185,42 @@ class ImageIndex:
         Raises:
             NotEnoughImagesError: there are fewer than k images.
         """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        search = self._planned(k, without, nprobe, removed)
+        ivf = faiss.try_extract_index_ivf(self._index)
+        while True:
+            distances, ids = self._search(queries, search.fetch, search.nprobe)
+            usable = search.usable(ids)
+            found = usable.sum(axis=1).min(initial=k)
+            indexed = slice(min(search.fetch, int(self._index.ntotal)))  # the tail's distances are no measure for codes
+            chosen = usable[:, indexed].sum(axis=1).min(initial=search.wanted)
+            # Lists that end before they gave as many candidates as wanted have no more of them.
+            if found >= k and (chosen >= search.wanted or (ids < 0).any()):
+                break
+            if search.fetch == len(self) and (not ivf or search.nprobe == ivf.nlist):
+                if found >= k:
+                    break
+                if self._features is not None:  # a graph yields no more if most of what it leads through is removed
+                    return nearest_of_all(queries, k, search.without, removed, self._features)
+                raise NotEnoughImagesError(
+                    f"index {self._options.kind}: expected {k} neighbours of {search.available} images, "
+                    f"found {found} for one query; use a smaller K or another kind of index"
+                )
+            search.fetch = min(len(self), 2 * search.fetch)
+            search.nprobe = min(ivf.nlist, 2 * search.nprobe) if ivf and found < k else search.nprobe
+        if isinstance(self._index, faiss.IndexFlat):
+            self._settle(queries, ids, distances, np.where(usable, distances, np.inf), k)
+            usable = search.usable(ids)
+        elif not self._exact and self._features is not None:
+            for part in (indexed, slice(indexed.stop, None)):
+                usable[:, part] &= usable[:, part].cumsum(axis=1) <= search.wanted
+            distances = compared(queries, ids, usable, self._features)
+        distances[~usable] = np.inf
+        order = np.lexsort((ids, distances), axis=1)[:, :k]
+        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+
+    def _planned(self, k: int, without: Ids | None, nprobe: int | None, removed: NDArray[np.bool_] | None) -> _Search:
+        """Plan a search; see search."""
         if k < 1:
             raise OptionError(f"k: expected a number >= 1, found {k}")
         without = np.empty(0, np.int64) if without is None else np.unique(without)
@@ -164,48 +231,16 @@ class ImageIndex:
         available = len(self) - unusable
         if k > available:
             raise NotEnoughImagesError(f"expected at least K = {k} normal images, found {available}; use a smaller K")
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        ivf = faiss.try_extract_index_ivf(self._index)
-        # So many of those found must count.
         wanted = k if self._exact else min(available, int(np.ceil(k * self.facts.candidates)))
         fetch = min(len(self), max(wanted, k + SPARE) + min(unusable, OVERFETCH))
-        probes = self._nprobe(ivf.nlist, nprobe) if ivf else 0
-        while True:
-            distances, ids = self._search(queries, fetch, probes)
-            usable = _usable(ids, without, removed)
-            found = usable.sum(axis=1).min(initial=k)
-            first = slice(min(fetch, int(self._index.ntotal)))  # the tail's distances are no measure for codes
-            chosen = usable[:, first].sum(axis=1).min(initial=wanted)
-            # Where lists end before there are as many candidates as wanted, there are enough in them all the same.
-            if found >= k and (chosen >= wanted or (ids < 0).any()):
-                break
-            if fetch == len(self) and (not ivf or probes == ivf.nlist):
-                if found >= k:
-                    break
-                if self._features is not None:  # a graph gives no more where most of what it leads through is removed
-                    return _nearest_of_all(queries, k, without, removed, self._features)
-                raise NotEnoughImagesError(
-                    f"index {self._options.kind}: expected {k} neighbours of {available} images, "
-                    f"found {found} for one query; use a smaller K or another kind of index"
-                )
-            fetch = min(len(self), 2 * fetch)
-            probes = min(ivf.nlist, 2 * probes) if ivf and found < k else probes
-        if isinstance(self._index, faiss.IndexFlat):
-            self._settle(queries, ids, distances, np.where(usable, distances, np.inf), k)
-            usable = _usable(ids, without, removed)
-        elif not self._exact and self._features is not None:
-            for part in (first, slice(first.stop, None)):
-                usable[:, part] &= usable[:, part].cumsum(axis=1) <= wanted
-            distances = _compared(queries, ids, usable, self._features)
-        distances[~usable] = np.inf
-        order = np.lexsort((ids, distances), axis=1)[:, :k]
-        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+        ivf = faiss.try_extract_index_ivf(self._index)
+        return _Search(without, removed, k, available, wanted, fetch, self._nprobe(ivf.nlist, nprobe) if ivf else 0)
 
     def _search(self, queries: Array, fetch: int, nprobe: int) -> tuple[Array, Ids]:
         index = self._placed() if fetch <= GPU_MAX_K else self._index
-        params = _search_parameters(index, nprobe) if nprobe else None
-        # A query among codes is over before a second thread is awake, and would wait for it on a busy machine.
-        threads = _one_thread() if len(queries) == 1 and not self._exact else contextlib.nullcontext()
+        params = search_parameters(index, nprobe) if nprobe else None
+        # A query among codes ends before a second thread is awake, and would wait for it on a busy machine.
+        threads = one_thread() if len(queries) == 1 and not self._exact else contextlib.nullcontext()
         with gpu_lock if index is not self._index else threads:
             distances, ids = index.search(queries, min(fetch, int(index.ntotal)), params=params)
         if self._tail:
@@ -214,10 +249,11 @@ class ImageIndex:
         return distances, ids
 
     def _settle(self, queries: Array, ids: Ids, distances: Array, usable: Array, k: int) -> None:
-        """Put sums of squares, in place, where a flat index computed |q|^2 + |x|^2 - 2 q x, as it does for batches.
+        """Replace the distances of a flat index by sums of squares, in place.
 
-        Small distances drown in its rounding. Where that could also have kept an image out of those fetched (copies),
-        the query is searched alone, which FAISS does by sums of squares.
+        For batches FAISS computes |q|^2 + |x|^2 - 2 q x, whose rounding swallows small distances. If rounding may also
+        have kept an image out of those fetched (as with copies), the query is searched again alone, which FAISS does by
+        sums of squares.
         """
         for row, query in enumerate(queries):
             difference = self._index.reconstruct_batch(ids[row]) - query
@@ -234,7 +270,7 @@ class ImageIndex:
 
     def _placed(self) -> Any:
         if self._on_device is None:
-            self._on_device = _place(self._index, self._options.device)
+            self._on_device = placed(self._index, self._options.device)
         return self._on_device
 
     def save(self, path: Path) -> str:
@@ -246,7 +282,7 @@ class ImageIndex:
                 with temporary.open("wb") as file:
                     failpoint("opened", path)
 
-                    def write(block: bytes) -> None:  # FAISS's own writing prints what goes wrong on stderr
+                    def write(block: bytes) -> None:  # FAISS's own writer prints errors on stderr
                         digest.update(block)
                         file.write(block)
 
@@ -259,87 +295,29 @@ class ImageIndex:
 
     @classmethod
     def load(
-        cls,
-        path: Path,
-        checksum: str,
-        d: int,
-        options: IndexOptions,
-        facts: IndexFacts,
-        features: ImageFeatures | None = None,
-        grows: bool = False,
+        cls, file: IndexFile, options: IndexOptions, features: ImageFeatures | None = None, grows: bool = False
     ) -> ImageIndex:
-        """Read an index's file. FAISS trusts what it reads: nothing reaches it whose checksum differs.
+        """Read an index's file. FAISS trusts what it reads: a file with another checksum never reaches it.
 
         Args:
-            path: of the file.
-            checksum: that save returned.
-            d: dimensions of the image features.
+            file: the file; if its facts say `mapped`, lists stay in it.
             options: see ImageIndex.
-            facts: see ImageIndex; where they say `mapped`, lists stay in the file.
             features: see ImageIndex.
-            grows: read a mapped one into memory all the same, so that it can be added to and saved.
+            grows: read a mapped index into memory too, so that it can be added to and saved.
 
         Raises:
-            CorruptGalleryError: the file is missing, is not what was written, or is of another dimension.
+            CorruptGalleryError: the file is missing, is not what was written, or has another dimension.
         """
         try:
-            found = _file_checksum(path)
-            if found != checksum:
-                raise CorruptGalleryError(f"{path}: expected checksum {checksum}, found {found}")
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if facts.mapped and not grows else 0)
+            found = _file_checksum(file.path)
+            if found != file.checksum:
+                raise CorruptGalleryError(f"{file.path}: expected checksum {file.checksum}, found {found}")
+            index = faiss.read_index(str(file.path), faiss.IO_FLAG_MMAP if file.facts.mapped and not grows else 0)
         except (OSError, RuntimeError) as error:
             raise CorruptGalleryError(str(error).splitlines()[0]) from error
-        if index.d != d:
-            raise CorruptGalleryError(f"{path}: expected an index of {d} dimensions, found {index.d}")
-        return cls(index, options, facts, features)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let FAISS use no other thread, for calls from this one only."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _usable(ids: Ids, without: Ids, removed: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    usable = ids >= 0
-    if len(without):
-        usable &= ~np.isin(ids, without)
-    if removed is not None:
-        usable &= ~removed[ids]
-    return usable
-
-
-def _search_parameters(index: Any, nprobe: int) -> Any:
-    """Give nprobe with one call, never set on the index that threads share, through what wraps the IVF index."""
-    if isinstance(index, faiss.IndexPreTransform):
-        inner = _search_parameters(faiss.downcast_index(index.index), nprobe)
-        return faiss.SearchParametersPreTransform(index_params=inner)
-    if isinstance(index, faiss.IndexRefine):
-        inner = _search_parameters(faiss.downcast_index(index.base_index), nprobe)
-        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
-    return faiss.SearchParametersIVF(nprobe=nprobe)
-
-
-def _place(index: Any, wanted: str) -> Any:
-    """Copy an index to the GPU where one was asked for, or is there and has room."""
-    device = faiss_device(wanted)
-    if device == "cpu":
-        return index
-    needed = index.ntotal * index.d * 4 + 256 * MIB
-    if wanted == "auto" and needed > free_gpu_bytes(device):
-        return index
-    try:
-        return faiss.index_cpu_to_gpu(gpu_resources(), gpu_number(device), index)
-    except RuntimeError as error:  # no room, or a kind that FAISS has no GPU version of
-        if wanted != "auto":
-            raise OptionError(f"index cannot be put on {device}: {str(error).splitlines()[0]}") from error
-        warnings.warn(f"image index stays on the CPU: {str(error).splitlines()[0]}", stacklevel=2)
-        return index
+        if index.d != file.dimension:
+            raise CorruptGalleryError(f"{file.path}: expected an index of {file.dimension} dimensions, found {index.d}")
+        return cls(index, options, file.facts, features)
 
 
 def _file_checksum(path: Path) -> str:

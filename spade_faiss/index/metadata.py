@@ -6,27 +6,27 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-MOST_CANDIDATES = 100  # for each neighbour; more than is ever tried
-MOST = 2**63  # counts are less: they become int64
+MOST_CANDIDATES = 100  # for each neighbour; tuning tries fewer
+MOST = 2**63  # counts are below this: they become int64
 
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """How an image index was made and is searched, and what was measured of that."""
+    """How an image index was made and is searched, and what was measured."""
 
-    factory: str = "Flat"  # FAISS's name for it
-    reason: str = ""  # why it was taken
-    nprobe: int | None = None  # IVF lists visited; None: there are none, or it was not tuned
-    candidates: float = 1.0  # for each neighbour, compared exactly
-    recall: float | None = None  # share of the k nearest that it finds; None: not measured; see index_training.Tuning
-    k: int = 0  # neighbours that the recall was measured for
-    imbalance: float = 1.0  # FAISS's imbalance factor of its lists; 1: all of one length
+    factory: str = "Flat"  # FAISS factory string
+    reason: str = ""  # why this kind was chosen
+    nprobe: int | None = None  # IVF lists visited; None: no lists, or not tuned
+    candidates: float = 1.0  # compared exactly for each neighbour
+    recall: float | None = None  # share of the k nearest that it finds, see tuning.Tuning; None: not measured
+    k: int = 0  # neighbours in that measurement
+    imbalance: float = 1.0  # FAISS's imbalance factor of its lists; 1: all have the same length
     imbalance_trained: float = 1.0  # the same when it was built
     mapped: bool = False  # its lists stay in the file
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> IndexFacts:
-        """Read it back.
+        """Return facts from the values of gallery.json.
 
         Raises:
             ValueError, TypeError: the values are not what was written.
@@ -45,12 +45,17 @@ class IndexFacts:
                 raise ValueError(f"{name}: expected a number from {least} to {most}, found {number!r}")
         if not (isinstance(facts.factory, str) and isinstance(facts.reason, str) and isinstance(facts.mapped, bool)):
             raise ValueError("index: expected factory and reason as text, and mapped as true or false")
-        _count(facts.k, "k")
-        _count(0 if facts.nprobe is None else facts.nprobe, "nprobe")
+        checked_count(facts.k, "k")
+        checked_count(0 if facts.nprobe is None else facts.nprobe, "nprobe")
         return facts
 
 
-def _count(value: Any, name: str = "a count") -> int:
+def checked_count(value: Any, name: str = "a count") -> int:
+    """Return a count.
+
+    Raises:
+        ValueError: the value is not an int from 0 to 2^63 - 1; the message starts with `name`.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST:
         raise ValueError(f"{name}: expected a number >= 0 and below 2^63, found {value!r:.80}")
     return value

@@ -1,4 +1,4 @@
-"""Training of an index at size, on a bounded, seeded sample."""
+"""Trains an index on a bounded, seeded sample of the image features, which are read in blocks."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from ..errors import OptionError
 from ..options import IndexOptions
 
 SEED = 0
-TRAIN_A_LIST = 64  # training points for a list where there are enough
-TRANSFORM_SAMPLE = 20_000  # images that principal directions are computed from: 100 MB of 1280 dimensions
+TRAIN_A_LIST = 64  # training points for each list, if there are enough images
+TRANSFORM_SAMPLE = 20_000  # images that principal directions are computed from: 100 MB at 1280 dimensions
 BLOCK = 4096  # image features handled at a time
 
 
 class ImageFeatures(Protocol):
-    """All image features of a generation; an image's number is its id."""
+    """The image features of all images of a snapshot; an image's number is its id."""
 
     def __len__(self) -> int: ...
 
     def blocks(self, start: int = 0) -> Iterator[Array]:
-        """Open a new pass over those from `start` on, in blocks of (n, d) float32."""
+        """Iterate over the image features from `start` on, in blocks (n, d) float32."""
         ...
 
     def read(self, ids: Ids) -> Array:
-        """Return some of them, (len(ids), d) float32."""
+        """Return the image features of ids, (len(ids), d) float32."""
         ...
 
 
 def sample_of(features: ImageFeatures, size: int, seed: int = SEED) -> Ids:
-    """Draw ids, ascending, the same ones every time."""
+    """Draw up to `size` ids, ascending; the same seed draws the same ids."""
     n = len(features)
     return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
 
 
 def in_blocks(features: ImageFeatures, ids: Ids) -> Iterator[Array]:
-    """Read image features of ids, a block at a time."""
+    """Read the image features of ids in blocks of up to BLOCK images."""
     for start in range(0, len(ids), BLOCK):
         yield features.read(ids[start : start + BLOCK])
 
@@ -63,7 +63,7 @@ class Principal:
         return cls(mean, directions.T[::-1], np.maximum(found[::-1], 0))
 
     def transform(self, m: int) -> Any:
-        """Return what takes vectors to the first m directions, for FAISS."""
+        """Return a FAISS transform that projects vectors on the first m directions."""
         linear = faiss.LinearTransform(len(self.mean), m, True)
         rows = self.directions[:m]
         faiss.copy_array_to_vector(rows.astype(np.float32).ravel(), linear.A)
@@ -73,20 +73,22 @@ class Principal:
 
 
 def train(index: Any, features: ImageFeatures, options: IndexOptions, factory: str) -> None:
-    """Train an index: what transforms vectors first, on few images; then the rest, on the transformed sample.
+    """Train an index: its vector transforms on few images, then the rest on the transformed sample.
 
     Raises:
-        OptionError: there are too few images for it.
+        OptionError: too few images.
     """
     chain = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(_transforms(index))]
     inner = faiss.downcast_index(index.index) if chain else index
     ivf = faiss.try_extract_index_ivf(inner)
     if ivf:
         ivf.cp.seed = SEED
-        ivf.cp.min_points_per_centroid = 1  # the number of lists was chosen here, or by the user: no warning
+        ivf.cp.min_points_per_centroid = 1  # suppresses FAISS's warning: the number of lists is deliberate
     if hasattr(inner, "pq"):
         inner.pq.cp.min_points_per_centroid = 1
-        inner.do_polysemous_training = False  # most of the time it takes, for a search that is not used here
+        inner.do_polysemous_training = (
+            False  # takes most of the training time, for a kind of search that is not used here
+        )
     wanted = options.train_images or (max(TRAIN_A_LIST * ivf.nlist, 10_000) if ivf else 100_000)
     ids = sample_of(features, wanted)
     try:

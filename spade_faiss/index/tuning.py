@@ -1,4 +1,4 @@
-"""Search parameters of an index by measurement: as many lists and candidates as a recall needs."""
+"""Chooses the search parameters of an index by measurement: as many lists and candidates as a recall needs."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..arrays import Array, Ids
 from ..options import DEFAULT_K
 from .training import SEED, ImageFeatures, in_blocks, sample_of
 
-HELD_OUT = 200  # normal images that a recall is measured on
-# Candidates for each neighbour; what more would find, more lists do.
+HELD_OUT = 200  # normal images that the recall is measured on
+# Candidates for each neighbour that are tried; beyond these, visiting more lists helps more.
 FACTORS = (1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-CODE_SECONDS = 1.5e-8  # to compare a query with a code, about
-CANDIDATE_SECONDS = 4e-6  # to read an image feature and compare it exactly
-TIE = 1e-6  # relative; of squared distances that are taken to be equal
+CODE_SECONDS = 1.5e-8  # to compare a query with a code, approximately
+CANDIDATE_SECONDS = 4e-6  # to read an image feature and compare it exactly, approximately
+TIE = 1e-6  # relative difference below which squared distances count as equal
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How an index is searched, and what was measured of that."""
+    """How an index is searched, and what was measured."""
 
     nprobe: int | None  # IVF lists visited
-    candidates: float  # for each neighbour, compared exactly; 1: its own distances are exact
-    # share of the k nearest that it finds: of held-out normal images, or of points between two of these, which are as
-    # unlike the others as images with defects, or more; the lesser one. None: not measured
+    candidates: float  # compared exactly for each neighbour; 1: the index's own distances are exact
+    # Share of the k nearest that it finds, for held-out normal images or for points between two of these (at least as
+    # unlike the others as images with defects), whichever is less. None: not measured.
     recall: float | None
-    k: int  # neighbours that it was measured for
+    k: int  # neighbours in that measurement
 
 
 def tune(
@@ -40,14 +40,14 @@ def tune(
     target: float,
     visited: Sequence[int] | None = None,
 ) -> Tuning:
-    """Find the least work that gives a recall, by comparing some normal images, and points between, with all others.
+    """Find the cheapest search that reaches a recall, measured against an exact search over all images.
 
     Args:
-        search: (queries, how many, lists to visit) -> ids (m, how many), -1 where there are no more.
-        nlist: lists that there are; None: it has none.
-        lossy: whether what is found can be compared exactly, so that more than k are worth fetching.
+        search: (queries, n, lists to visit) -> ids (m, n); -1 where the lists hold fewer.
+        nlist: number of IVF lists; None: the index has none.
+        lossy: whether candidates are compared exactly afterwards, so that more than k are worth fetching.
         features: of all images in the index.
-        target: recall.
+        target: recall to reach.
         visited: numbers of lists to try, ascending; None: up to all.
     """
     held_out = sample_of(features, HELD_OUT, SEED + 1)
@@ -57,7 +57,7 @@ def tune(
     queries, own = np.concatenate([normal, between]), np.concatenate([held_out, np.full_like(held_out, -1)])
     nearest, told_apart = _nearest(queries, own, features, k)
     queries, own, is_between = queries[told_apart], own[told_apart], (own < 0)[told_apart]
-    if not len(queries):  # all alike: whatever is found is right
+    if not len(queries):  # all images are alike: every answer is right
         return Tuning(None, 1.0, None, k)
     factors = [factor for factor in (FACTORS if lossy else FACTORS[:1]) if factor * k < len(features) - 1] or [1.0]
     best, least = Tuning(None, 1.0, -1.0, k), np.inf
@@ -66,7 +66,9 @@ def tune(
         if visiting > least:
             break
         recalls: dict[float, float] = {}
-        for factor in factors[-1:] if nlist else factors:  # in lists the first are those that fewer would be
+        for factor in (
+            factors[-1:] if nlist else factors
+        ):  # the first of those found in lists are what a smaller factor finds
             found = search(queries, int(np.ceil(factor * k)) + 1, nprobe)
             others = [row[row != mine] for row, mine in zip(found, own, strict=True)]
             fewer = factors if nlist else [factor]
@@ -80,11 +82,18 @@ def tune(
 
 
 def _nearest(queries: Array, own: Ids, features: ImageFeatures, k: int) -> tuple[Array, Array]:
-    """Compare queries with every image.
+    """Find the k nearest other images by comparing queries with every image.
+
+    Queries are left out if their k-th neighbour ties with the next one: a recall could not tell which is right.
+
+    Args:
+        queries: (q, d) float32.
+        own: id of the image that each query is, (q,); -1: none.
+        features: of all images.
+        k: neighbours of each query.
 
     Returns:
-        ids (m, k) of the nearest other images, and the rows of those queries whose k-th is nearer than the next one;
-        ids have only these.
+        ids (m, k) for m of the queries, and the rows of these queries (m,).
     """
     ids, sq_distances = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
     start = 0
@@ -100,7 +109,7 @@ def _nearest(queries: Array, own: Ids, features: ImageFeatures, k: int) -> tuple
 
 
 def _rising(nlist: int | None) -> Iterator[int]:
-    """Yield numbers of lists to visit, each some 20 % more; the last one is all."""
+    """Yield numbers of lists to visit, each about 20 % more than the last, up to all."""
     step = 1.0
     while nlist and step < nlist:
         yield int(step)
@@ -109,7 +118,7 @@ def _rising(nlist: int | None) -> Iterator[int]:
 
 
 def _recall(found: list[Ids], nearest: Array, fetched: int, is_between: Array) -> float:
-    """Return the share of the nearest among the first found: of normal images or of points between, the lesser one."""
+    """Return the share of the nearest among the first `fetched` found, of normal images or points between (lesser)."""
     pairs = zip(found, nearest, strict=True)
     shares = np.array([np.isin(true, row[:fetched], assume_unique=True).mean() for row, true in pairs])
     return float(min(shares[group].mean() for group in (is_between, ~is_between) if group.any()))

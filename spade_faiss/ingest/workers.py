@@ -28,12 +28,10 @@ from typing import Literal
 from PIL import Image
 
 from ..errors import ImageError, KeyConflictError, OptionError, SpadeError, WorkerError, first_line
-from ..extractors.features import Features
 from ..extractors.registry import Extractor
-from ..extractors.spec import ExtractorSpec
 from ..images.decode import read_file
 from ..images.sources import ImageFile, find_images
-from ..options import Patches
+from ..store.shard_format import ShardSchema
 from ..store.shard_writer import ShardWriter
 from ..store.source_images import content_digest
 from ..store.writer import GalleryWriter
@@ -53,8 +51,7 @@ class _Job:
 
     extractor: bytes  # pickled
     folder: Path  # shards/
-    spec: ExtractorSpec
-    patches: Patches
+    schema: ShardSchema
     strict: bool
     processes: int  # workers that share this machine's cores
     max_pixels: int | None  # Pillow's limit for an image, which the caller may have raised
@@ -128,8 +125,8 @@ def _runs(
     files: Sequence[ImageFile], writer: GalleryWriter, extractor: Extractor, workers: int
 ) -> list[list[ImageFile]]:
     """Cut images into runs that fill a shard, as one process does, and the rest into one run for each worker."""
-    manifest, batch = writer.generation.manifest, extractor.batch_size
-    full = math.ceil(math.ceil(manifest.shard_bytes / manifest.bytes_per_image) / batch) * batch
+    manifest, batch = writer.snapshot.manifest, extractor.batch_size
+    full = math.ceil(math.ceil(manifest.shard_bytes / manifest.schema.bytes_per_image) / batch) * batch
     whole = len(files) // (full * workers) * (full * workers)
     share = max(1, math.ceil((len(files) - whole) / workers / batch)) * batch
     return [*batched(files[:whole], full), *batched(files[whole:], share)]
@@ -180,9 +177,9 @@ class _Workers:
                 "workers: expected an extractor that another process can load, by pickle, "
                 f"found {type(extractor).__name__}: {first_line(error)}; use workers=1"
             ) from error
-        manifest, folder, processes = writer.generation.manifest, writer.folder / "shards", min(workers, len(runs))
+        manifest, folder, processes = writer.snapshot.manifest, writer.folder / "shards", min(workers, len(runs))
         limit = Image.MAX_IMAGE_PIXELS
-        self._job = _Job(pickled, folder, manifest.spec, manifest.patches, strict, processes, limit)
+        self._job = _Job(pickled, folder, manifest.schema, strict, processes, limit)
 
     def __enter__(self) -> _Workers:
         return self
@@ -307,7 +304,7 @@ def _end_with_the_parent() -> None:
 
 def _load(job: _Job) -> Extractor:
     extractor: Extractor = pickle.loads(job.extractor)
-    job.spec.require(extractor.spec, f"worker process {os.getpid()}")
+    job.schema.spec.require(extractor.spec, f"worker process {os.getpid()}")
     if "torch" in sys.modules:
         import torch
 
@@ -332,13 +329,11 @@ def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, f
                 return
 
     threads = reading_threads(job.processes)
-    images = read_ahead(files, partial(read_image, spec=job.spec), threads, reads_ahead(extractor))
+    images = read_ahead(files, partial(read_image, spec=job.schema.spec), threads, reads_ahead(extractor))
     for batch in batched(taken(images), extractor.batch_size):
-        features = job.spec.cast(extractor.extract([image.view for image in batch if image.view is not None]))
-        if job.patches == "recompute":
-            features = Features(features.image, [])
+        features = job.schema.stored(extractor.extract([image.view for image in batch if image.view is not None]))
         if shard is None:
-            shard = ShardWriter(job.folder / f"{os.getpid()}-{number:06d}.h5", job.spec, job.patches)
+            shard = ShardWriter(job.folder / f"{os.getpid()}-{number:06d}.h5", job.schema)
         keys, digests = [image.file.key for image in batch], [image.digest for image in batch]
         shard.append(keys, digests, features, [absolute(image.file) for image in batch])
         outcome.keys += keys

@@ -1,4 +1,4 @@
-"""The pyramid levels of neighbours: read from shards or extracted from image files again, and cached."""
+"""The pyramid levels of neighbours: read from shards or re-extracted from image files, and cached."""
 
 from .cache import LevelCache, PyramidCache
 from .reader import PyramidSource, StoredPyramids

@@ -1,4 +1,4 @@
-"""A cache of pyramid levels, bounded in bytes, that threads share."""
+"""A cache of pyramid levels, bounded in bytes and shared by threads."""
 
 from __future__ import annotations
 
@@ -15,78 +15,80 @@ import numpy as np
 from ..arrays import Array, Ids
 from ..extractors.spec import ExtractorSpec
 from ..system.forks import remember
+from .reader import Identity, PyramidSource
 
 if TYPE_CHECKING:
     import torch
-from .reader import Identity, PyramidSource
 
 Level = TypeVar("Level", Array, "torch.Tensor")
 
 
 @dataclass
 class _Plan(Generic[Level]):
-    """How each image of one read is come by; a slot is an image's place in the result, [(c, h, w), ...]."""
+    """Where one read gets each image from. A slot is an image's place in the result, [(c, h, w), ...]."""
 
-    ready: list[tuple[list[Level], list[Level]]] = field(default_factory=list)  # slot, levels
-    mine: dict[Identity, tuple[int, Future[list[Level]]]] = field(default_factory=dict)  # to be read and kept
-    waiting: list[tuple[int, list[Level], Future[list[Level]]]] = field(default_factory=list)  # id, slot; being read
-    direct: list[tuple[int, list[Level]]] = field(default_factory=list)  # id, slot; to be read, no room to keep
+    ready: list[tuple[list[Level], list[Level]]] = field(default_factory=list)  # slot, cached levels
+    mine: dict[Identity, tuple[int, Future[list[Level]]]] = field(default_factory=dict)  # this thread reads and caches
+    waiting: list[tuple[int, list[Level], Future[list[Level]]]] = field(
+        default_factory=list
+    )  # id, slot; a thread reads
+    direct: list[tuple[int, list[Level]]] = field(default_factory=list)  # id, slot; read without room to cache
 
 
 class LevelCache(ABC, Generic[Level]):
-    """The levels of the images that were needed last, at most `limit` bytes of them. Threads may share one.
+    """Keeps the levels of the most recent images, at most `limit` bytes. Threads may share one.
 
-    What a thread needs and another one is reading already is waited for, not read again. The bound counts what is
-    being read as well. Where levels lie, and how they get there, is the subclass's.
+    A thread that needs an image which another thread is reading waits for it. The limit counts images that are being
+    read. The subclass says where levels lie and how they get there.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.hits = 0  # images that were found here, or with a thread that was reading them
+        self.hits = 0  # images that were cached, or that another thread was reading
         self.misses = 0
-        self._entries: OrderedDict[Identity, list[Level]] = OrderedDict()  # least recently needed first
+        self._entries: OrderedDict[Identity, list[Level]] = OrderedDict()  # least recent first
         self._reading: dict[Identity, Future[list[Level]]] = {}
-        self._bytes = 0  # of entries, and of what is being read to become one
+        self._bytes = 0  # of entries and of images that are being read to become entries
         self._lock = threading.Lock()
         remember(self)
 
     def after_fork(self) -> None:
-        """Be of use in a forked process: empty, as threads that were reading into it are not there."""
+        """Replace the inherited lock and drop all entries: the threads that were reading do not exist in the child."""
         self._lock = threading.Lock()
         self._entries, self._reading, self._bytes = OrderedDict(), {}, 0
 
     @abstractmethod
     def _empty(self, spec: ExtractorSpec, *n: int) -> list[Level]:
-        """Return room for the levels of n images, [(n, c, h, w), ...], or of one, [(c, h, w), ...]."""
+        """Allocate the levels of n images, [(n, c, h, w), ...], or of one, [(c, h, w), ...]."""
 
     @abstractmethod
     def _copy(self, target: Level, level: Level) -> None:
-        """Write a level into such room."""
+        """Copy a level into an allocated one."""
 
     @abstractmethod
     def _fetch(self, source: PyramidSource, ids: Sequence[int], out: Sequence[list[Level]]) -> None:
-        """Do as PyramidSource.read_into, with such room."""
+        """Read levels of n images into allocated ones; see PyramidSource.read_into."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def bytes(self) -> int:
-        """What it holds, at most `limit`."""
+        """Bytes of cached levels, at most `limit`."""
         return self._bytes
 
     def holds(self, source: PyramidSource, ids: Sequence[int] | Ids) -> int:
-        """Return how many of these images it holds, or a thread is reading."""
+        """Return how many of these images are cached or being read."""
         identities = [source.identity(int(row_id)) for row_id in ids]
         with self._lock:
             return sum(identity in self._entries or identity in self._reading for identity in identities)
 
     def fits(self, source: PyramidSource, n: int) -> bool:
-        """Tell whether n images are within the bound."""
-        return n * _bytes(source.spec) <= self.limit
+        """Return whether n images fit the limit."""
+        return n * _level_bytes(source.spec) <= self.limit
 
     def read(self, source: PyramidSource, ids: Sequence[int] | Ids) -> list[Level]:
-        """Return the levels of images, in that order: [(len(ids), c, h, w), ...], the caller's own.
+        """Return a copy of the levels of images, in that order: [(len(ids), c, h, w), ...].
 
         Raises:
             Whatever the source raises.
@@ -98,7 +100,7 @@ class LevelCache(ABC, Generic[Level]):
         for row_id, slot, future in plan.waiting:
             if future.exception() is None:
                 plan.ready.append((slot, future.result()))
-            else:  # of the other thread's, and not for this one to raise
+            else:  # the other thread raises its error; this one reads the image itself
                 self._fetch(source, [row_id], [slot])
         for slot, levels in plan.ready:
             for target, level in zip(slot, levels, strict=True):
@@ -106,10 +108,10 @@ class LevelCache(ABC, Generic[Level]):
         return out
 
     def _plan(self, source: PyramidSource, ids: list[int], slots: list[list[Level]]) -> _Plan[Level]:
-        plan, size = _Plan[Level](), _bytes(source.spec)
+        plan, size = _Plan[Level](), _level_bytes(source.spec)
         identities = [source.identity(row_id) for row_id in ids]
         with self._lock:
-            for identity in identities:  # all before anything is evicted, so that it is not one of these
+            for identity in identities:  # before anything is evicted, so that none of these is
                 if identity in self._entries:
                     self._entries.move_to_end(identity)
             wanted = set(identities)
@@ -131,7 +133,7 @@ class LevelCache(ABC, Generic[Level]):
         return plan
 
     def _make_room(self, size: int, wanted: set[Identity]) -> bool:
-        """Set bytes aside for one more image, at the cost of those least recently needed, but not of those wanted."""
+        """Reserve bytes for one more image; evicts the least recent ones, but none of those wanted."""
         while self._bytes + size > self.limit:
             oldest = next(iter(self._entries), None)
             if oldest is None or oldest in wanted:
@@ -142,7 +144,7 @@ class LevelCache(ABC, Generic[Level]):
         return True
 
     def _read_mine(self, source: PyramidSource, plan: _Plan[Level]) -> None:
-        """Read what is missing, keep what there is room for, and hand it to the threads that wait for it."""
+        """Read the images that are this thread's, cache those that fit, and pass them to the threads that wait."""
         ids = [row_id for row_id, _ in plan.mine.values()] + [row_id for row_id, _ in plan.direct]
         try:
             buffers = [self._empty(source.spec) for _ in plan.mine]
@@ -152,7 +154,7 @@ class LevelCache(ABC, Generic[Level]):
             with self._lock:
                 for identity in plan.mine:
                     del self._reading[identity]
-                self._bytes -= len(plan.mine) * _bytes(source.spec)
+                self._bytes -= len(plan.mine) * _level_bytes(source.spec)
             for _, future in plan.mine.values():
                 future.set_exception(error)
             raise
@@ -165,7 +167,7 @@ class LevelCache(ABC, Generic[Level]):
 
 
 class PyramidCache(LevelCache[Array]):
-    """A LevelCache in memory: arrays, read from the source itself."""
+    """A LevelCache of arrays in memory, which reads from the source."""
 
     def _empty(self, spec: ExtractorSpec, *n: int) -> list[Array]:
         return [np.empty((*n, *shape), spec.dtype) for shape in spec.level_shapes]
@@ -177,5 +179,6 @@ class PyramidCache(LevelCache[Array]):
         source.read_into(ids, out)
 
 
-def _bytes(spec: ExtractorSpec) -> int:
+def _level_bytes(spec: ExtractorSpec) -> int:
+    """Return the bytes of one image's levels."""
     return sum(int(np.prod(shape)) for shape in spec.level_shapes) * np.dtype(spec.dtype).itemsize

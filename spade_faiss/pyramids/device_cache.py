@@ -1,4 +1,4 @@
-"""The pyramid levels of neighbours on a GPU, kept there between queries. It has not run on one yet."""
+"""A cache of pyramid levels on a GPU, kept between queries. It has not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DeviceCache(LevelCache["torch.Tensor"]):
-    """A LevelCache on a torch device: tensors of the stored dtype; what it lacks is uploaded from a cache in memory."""
+    """A LevelCache of tensors of the stored dtype on a torch device; it uploads from a cache in memory."""
 
     def __init__(self, limit: int, device: str, host: PyramidCache) -> None:
         super().__init__(limit)
@@ -42,9 +42,9 @@ class DeviceCache(LevelCache["torch.Tensor"]):
 
 
 def device_cache(options: SearchOptions, host: PyramidCache) -> DeviceCache | None:
-    """Return a cache on the GPU that engine "pyramid" is to run on; None where another engine or the CPU is chosen.
+    """Return a cache on the GPU that engine "pyramid" runs on; None: another engine, or no GPU.
 
-    "auto" gets none: on a GPU it takes the engine that searches arrays.
+    "auto" gets none: on a GPU it takes the flat engine, which searches arrays.
     """
     device = torch_device(options.device) if options.engine == "pyramid" else "cpu"
     return None if device == "cpu" else DeviceCache(options.device_cache_bytes, device, host)

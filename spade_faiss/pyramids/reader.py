@@ -1,22 +1,19 @@
-"""The pyramid levels of neighbours, wherever they come from."""
+"""Reads the pyramid levels of neighbours: the protocol of all readers, and the one that reads shards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..arrays import Array
 from ..extractors.spec import ExtractorSpec
 from ..store.snapshot import Snapshot
 
-if TYPE_CHECKING:
-    pass
-
-Identity = tuple[str, int]  # of an image in every generation of a gallery: its shard's file and row, never used again
+Identity = tuple[str, int]  # of an image in every snapshot: its shard's file and its row, which are never reused
 
 
 class PyramidSource(Protocol):
-    """Where the pyramid levels of one generation's images come from. Threads may share one."""
+    """Reads the pyramid levels of a snapshot's images. Threads may share one."""
 
     @property
     def spec(self) -> ExtractorSpec:
@@ -24,40 +21,40 @@ class PyramidSource(Protocol):
         ...
 
     def identity(self, row_id: int) -> Identity:
-        """Return what names an image in every generation of its gallery: the file of its shard, and the row in it."""
+        """Return what identifies an image in every snapshot: the file of its shard, and the row in it."""
         ...
 
     def read_into(self, ids: Sequence[int], out: Sequence[list[Array]]) -> None:
         """Write the levels of images.
 
         Args:
-            ids: of n images.
-            out: for each image its levels, n times [(c, h, w), ...], contiguous, of the spec's shapes and dtype.
+            ids: n ids.
+            out: arrays to write to, [(c, h, w), ...] for each image, contiguous, of the spec's shapes and dtype.
         """
         ...
 
 
 class StoredPyramids:
-    """The levels that a gallery's shards hold."""
+    """Reads levels from a gallery's shards."""
 
-    def __init__(self, generation: Snapshot, verify: bool = True) -> None:
-        """Read from a generation; without `verify`, whatever the disk gives is believed."""
-        self._generation = generation
+    def __init__(self, snapshot: Snapshot, verify: bool = True) -> None:
+        """Read from a snapshot; with `verify`, compare every level with its checksum."""
+        self._snapshot = snapshot
         self._verify = verify
 
     @property
     def spec(self) -> ExtractorSpec:
         """See PyramidSource."""
-        return self._generation.manifest.spec
+        return self._snapshot.manifest.spec
 
     def identity(self, row_id: int) -> Identity:
         """See PyramidSource."""
-        return self._generation.identity(row_id)
+        return self._snapshot.identity(row_id)
 
     def read_into(self, ids: Sequence[int], out: Sequence[list[Array]]) -> None:
         """See PyramidSource.
 
         Raises:
-            CorruptGalleryError: they cannot be read, or are not what was written.
+            CorruptGalleryError: levels cannot be read or, with `verify`, are not what was written.
         """
-        self._generation.read_into(ids, out, self._verify)
+        self._snapshot.read_into(ids, out, self._verify)

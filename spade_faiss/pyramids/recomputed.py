@@ -1,6 +1,6 @@
-"""The pyramid levels of a gallery that does not store them: extracted anew from the image files, when they are needed.
+"""Re-extracts pyramid levels from the image files, for galleries that do not store levels.
 
-A file counts only when its content is, by SHA-256, what the gallery was built from.
+A file counts only if its SHA-256 is that of the file that the gallery was built from.
 """
 
 from __future__ import annotations
@@ -20,100 +20,97 @@ from ..store.source_images import SourceImages
 from ..system.prefetch import batched, read_ahead
 from .reader import Identity, PyramidSource, StoredPyramids
 
-READERS = 8  # threads that read and decode files while the network is busy, at most
+READERS = 8  # maximum number of threads that read and decode files while the network is busy
 ADVICE = (
-    "put it back, or say which folder it is in (--normal DIR); or take what is there now (`add --replace`), "
-    "or `remove` the key"
+    "put it back, or say which folder it is in (normal=FOLDER); or add the present file (replace=True), "
+    "or remove the key"
 )
 
 
 class RecomputedPyramids:
-    """The levels of one generation's images as their files give them again. Threads may share one."""
+    """Re-extracts the levels of a snapshot's images from their files. Threads may share one."""
 
-    def __init__(self, generation: Snapshot, extractor: Extractor, originals: SourceImages) -> None:
-        self._generation = generation
+    def __init__(self, snapshot: Snapshot, extractor: Extractor, source_images: SourceImages) -> None:
+        self._snapshot = snapshot
         self._extractor = extractor
-        self._originals = originals
+        self._source_images = source_images
 
     @property
     def spec(self) -> ExtractorSpec:
         """See PyramidSource."""
-        return self._generation.manifest.spec
+        return self._snapshot.manifest.spec
 
     def identity(self, row_id: int) -> Identity:
         """See PyramidSource."""
-        return self._generation.identity(row_id)
+        return self._snapshot.identity(row_id)
 
     def read_into(self, ids: Sequence[int], out: Sequence[list[Array]]) -> None:
-        """See PyramidSource; files are read ahead of the network, which gets them in batches of its own size.
+        """See PyramidSource. Files are read ahead of the network, which gets batches of its usual size.
 
         Raises:
-            SourceError: an image file is gone, has changed or cannot be read.
+            SourceError: an image file is missing, has changed or cannot be read.
         """
         size = self._extractor.batch_size
         views = read_ahead(ids, self._view, min(READERS, os.cpu_count() or 1), 2 * size)
         slots = iter(out)
         for batch in batched(views, size):
-            levels = self.spec.cast(self._extractor.extract(batch)).levels  # as they would have been stored
+            levels = self.spec.cast(self._extractor.extract(batch)).levels  # in the dtype that a gallery would store
             for row, slot in zip(range(len(batch)), slots, strict=False):
                 for target, level in zip(slot, levels, strict=True):
                     target[...] = level[row]
 
     def _view(self, row_id: int) -> Pixels:
         try:
-            content, path = self._originals.find(row_id)
+            content, path = self._source_images.find(row_id)
             return self.spec.view.apply(decode(content, str(path)))
         except ImageError as error:
-            raise _source_error(self._generation, row_id, error) from error
+            raise _source_error(self._snapshot, row_id, error) from error
 
 
 def pyramids_of(
-    generation: Snapshot, extractor: Extractor, normal: Sequence[str | Path | ImageFile] = (), verify: bool = True
+    snapshot: Snapshot, extractor: Extractor, normal: Sequence[str | Path | ImageFile] = (), verify: bool = True
 ) -> PyramidSource:
-    """Return where a generation's levels come from: its shards, or the image files.
+    """Return the reader of a snapshot's levels: from its shards, or from the image files.
 
     Args:
-        generation: of the gallery.
-        extractor: that made it; only asked where levels are recomputed.
-        normal: where the files may be, besides the paths that the gallery keeps: folders it was built from, or files.
-        verify: compare what shards give with its checksum. Image files are always compared.
+        snapshot: of the gallery.
+        extractor: the one that made the gallery; used only to re-extract levels.
+        normal: folders that the gallery was built from, or image files; looked at after the paths that it keeps.
+        verify: compare levels in shards with their checksums. Image files are always compared.
     """
-    if generation.manifest.patches == "stored":
-        return StoredPyramids(generation, verify)
-    return RecomputedPyramids(generation, extractor, _originals(generation, normal))
+    if snapshot.manifest.schema.has_levels:
+        return StoredPyramids(snapshot, verify)
+    return RecomputedPyramids(snapshot, extractor, _source_images(snapshot, normal))
 
 
-def missing_sources(
-    generation: Snapshot, normal: Sequence[str | Path | ImageFile] = ()
-) -> list[tuple[int, SourceError]]:
-    """Check the image file of every image; returns the ids of those that are gone or have changed, with what is wrong.
+def missing_sources(snapshot: Snapshot, normal: Sequence[str | Path | ImageFile] = ()) -> list[tuple[int, SourceError]]:
+    """Return the ids of images whose files are missing or have changed, each with its error.
 
-    Nothing is missing where the patches are stored.
+    A gallery that stores levels needs no files: nothing is missing.
     """
-    if generation.manifest.patches == "stored":
+    if snapshot.manifest.schema.has_levels:
         return []
-    originals = _originals(generation, normal)
+    source_images = _source_images(snapshot, normal)
 
     def check(row_id: int) -> SourceError | None:
         try:
-            originals.find(row_id)
+            source_images.find(row_id)
         except ImageError as error:
-            return _source_error(generation, row_id, error)
+            return _source_error(snapshot, row_id, error)
         return None
 
-    ids = generation.ids().tolist()
+    ids = snapshot.ids().tolist()
     found = zip(ids, read_ahead(ids, check, min(READERS, os.cpu_count() or 1)), strict=True)
     return [(row_id, error) for row_id, error in found if error is not None]
 
 
-def _originals(generation: Snapshot, normal: Sequence[str | Path | ImageFile]) -> SourceImages:
+def _source_images(snapshot: Snapshot, normal: Sequence[str | Path | ImageFile]) -> SourceImages:
     folders = [Path(place) for place in normal if not isinstance(place, ImageFile)]
-    return SourceImages(generation, folders, [place for place in normal if isinstance(place, ImageFile)])
+    return SourceImages(snapshot, folders, [place for place in normal if isinstance(place, ImageFile)])
 
 
-def _source_error(generation: Snapshot, row_id: int, error: ImageError) -> SourceError:
-    [key], path = generation.keys([row_id]), generation.source(row_id)
+def _source_error(snapshot: Snapshot, row_id: int, error: ImageError) -> SourceError:
+    [key], path = snapshot.keys([row_id]), snapshot.source(row_id)
     return SourceError(
-        f"{path}: expected the image {key!r}, from which {generation.folder} recomputes patches, "
-        f"found: {error}; {ADVICE}"
+        f"{path}: expected the image {key!r}, from which {snapshot.folder} recomputes patches, found: {error}; {ADVICE}"
     )

@@ -1,4 +1,4 @@
-"""Deleting the files of a gallery that no commit names."""
+"""Deletes the files of a gallery that no commit names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .manifest import FILE, INDEX_NAME, KEYS_NAME, SHARD_NAME, Manifest
 
 
 def discard_unnamed(folder: Path) -> None:
-    """Delete what no commit has ever named, so that nobody reads it: what a writer leaves that is killed or fails.
+    """Delete the files that no commit has ever named, which a killed or failed writer leaves. No reader uses them.
 
-    On a full disk that is the room which the next try needs.
+    On a full disk the next attempt needs their space.
     """
-    manifest = Manifest.read(folder)  # as it is there: a commit may have failed after it could be seen
+    manifest = Manifest.read(folder)  # from the disk: a commit may fail after it took effect
     for path in [*folder.glob(FILE + ".*"), *folder.glob("shards/*"), *folder.glob("index/*")]:
         name, number = path.relative_to(folder).as_posix(), int(re.findall(r"\d+", "0" + path.stem)[-1])
         if (
@@ -29,7 +29,7 @@ def discard_unnamed(folder: Path) -> None:
 
 
 def sweep(folder: Path, manifest: Manifest) -> None:
-    """Delete shards and derived files that the last commit does not name, unless a reader may be using them."""
+    """Delete shards and secondary indexes that the last commit does not name, unless a reader may use them."""
     named = {folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
     patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
     found = [path for pattern in (*patterns, "*" + TEMPORARY) for path in folder.glob(pattern)]

@@ -1,4 +1,4 @@
-"""Making the folder of an empty gallery, and taking one away that never held anything."""
+"""Makes the folder of an empty gallery, and deletes one that never held an image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..system.failpoints import failpoint
 from .locks import HOLDER, READERS, WRITER, WriterLock
 from .manifest import FILE, Manifest
 
-PARTS = ("shards", "index")  # folders in a gallery
-SKIPPED = "skipped.jsonl"  # beside them, where images were
+PARTS = ("shards", "index")  # folders in a gallery's folder
+SKIPPED = "skipped.jsonl"  # beside them, if a build skipped images
 
 
 def create_folder(folder: Path, manifest: Manifest, timeout: float = 0) -> None:
-    """Make the folder of an empty gallery, in one that may hold what a process left that was killed while it did so.
+    """Make the folder of an empty gallery. The folder may hold the remains of an earlier call that was killed.
 
     Raises:
-        GalleryLockedError: somebody else is making it, and did not finish within `timeout` seconds.
-        GalleryError: something is there already, or the folder cannot be made.
+        GalleryLockedError: another process is making it, and did not finish within `timeout` seconds.
+        GalleryError: the path exists and is no empty folder, or the folder cannot be made.
     """
     _check_free(folder)
     there, new = folder.exists(), {folder, *(path for path in folder.parents if not path.exists())}
@@ -30,7 +30,7 @@ def create_folder(folder: Path, manifest: Manifest, timeout: float = 0) -> None:
             (folder / part).mkdir(parents=True, exist_ok=True)
             failpoint("made", folder / part)
         with WriterLock(folder, timeout):
-            _check_free(folder)  # nobody else has made one meanwhile
+            _check_free(folder)  # again: another process may have made one meanwhile
             _fill(folder, manifest, new, there)
 
 
@@ -38,8 +38,8 @@ def _fill(folder: Path, manifest: Manifest, new: set[Path], there: bool) -> None
     try:
         (folder / READERS).touch()
         failpoint("made", folder / READERS)
-        for path in new:  # else a loss of power takes the folder, whatever is in it
-            with contextlib.suppress(PermissionError):  # what may not be read cannot be flushed
+        for path in new:  # else a loss of power removes the folder with all its files
+            with contextlib.suppress(PermissionError):  # a folder that may not be read cannot be flushed
                 flush_to_disk(path.parent)
         manifest.write(folder)
     except OSError:
@@ -50,7 +50,7 @@ def _fill(folder: Path, manifest: Manifest, new: set[Path], there: bool) -> None
 
 
 def _check_free(folder: Path) -> None:
-    """Refuse a path where something is, other than what is left of making a gallery when that was killed."""
+    """Refuse a path that exists, unless it is a folder that holds at most the remains of a killed create_folder."""
     if not folder.exists():
         return
     known = {*PARTS, READERS, WRITER, HOLDER, FILE + TEMPORARY}
@@ -59,11 +59,11 @@ def _check_free(folder: Path) -> None:
 
 
 def discard_folder(folder: Path) -> None:
-    """Delete a gallery that has never held anything, unless somebody is writing to it."""
+    """Delete a gallery that holds no rows, unless another process is writing to it."""
     with contextlib.suppress(GalleryLockedError), WriterLock(folder, timeout=0):
         if not Manifest.read(folder).rows:
             (folder / SKIPPED).unlink(missing_ok=True)
             failpoint("discarding", folder / FILE)
-            (folder / FILE).unlink()  # killed from here on, it is as if it was being made
+            (folder / FILE).unlink()  # if killed from here on, the folder looks half made
             failpoint("discarded", folder / FILE)
             shutil.rmtree(folder)

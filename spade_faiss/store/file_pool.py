@@ -1,4 +1,4 @@
-"""Shards' files, held open to be read at given places by any number of threads, without HDF5."""
+"""Keeps shards' files open for any number of threads, which read at given offsets without HDF5."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from ..errors import CorruptGalleryError
 from ..system.forks import free_at_forks, remember
 
-MOST_OPEN = 1024  # where the process may have many
+MOST_OPEN = 1024  # files, even if the process may open far more
 
 
 class PooledFile:
-    """A descriptor that is closed when the last thread has done with it; the file may be deleted meanwhile."""
+    """An open file, which closes when the last thread lets go of it. The file may be deleted meanwhile."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """Open a file of so many bytes; raises as FilePool.open."""
+        """Open a file of `size` bytes; raises as FilePool.open."""
         try:
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             found = os.fstat(self.descriptor).st_size
@@ -27,10 +27,10 @@ class PooledFile:
             raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
 
     def read_into(self, rest: memoryview, offset: int) -> None:
-        """Fill a memoryview of bytes with those from an offset on.
+        """Fill a memoryview with the bytes from an offset on.
 
         Raises:
-            OSError: they cannot be read, or the file has been cut short.
+            OSError: the bytes cannot be read, or the file has been cut short.
         """
         while rest:
             done = read_at(self.descriptor, rest, offset)
@@ -45,7 +45,7 @@ class PooledFile:
 
 
 class FilePool:
-    """Those of a generation's shards that were read last. Threads may share one."""
+    """Keeps open the files of the shards that were read most recently. Threads may share one."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[int, PooledFile] = OrderedDict()
@@ -54,19 +54,19 @@ class FilePool:
         remember(self)
 
     def after_fork(self) -> None:
-        """Be of use in a forked process, with a lock that nobody holds; the files are read at given places."""
+        """Replace the inherited lock. The files stay open: reading at an offset moves nothing that the parent uses."""
         self._lock = threading.Lock()
 
     def open(self, number: int, path: Path, size: int) -> PooledFile:
-        """Open the file of a shard, or return it where it is open.
+        """Return the open file of a shard; open it first if it is closed.
 
         Args:
             number: of the shard.
-            path: of its file.
+            path: its file.
             size: of its file, in bytes.
 
         Raises:
-            CorruptGalleryError: it cannot be opened, or is of another size.
+            CorruptGalleryError: it cannot be opened, or has another size.
         """
         with self._lock:
             file = self._files.get(number)
@@ -81,13 +81,13 @@ class FilePool:
         return len(self._files)
 
     def close(self) -> None:
-        """Close the files, once their readers have done."""
+        """Let go of the files; each closes when its last reader has finished."""
         with self._lock:
             self._files.clear()
 
 
 def _files_to_hold() -> int:
-    """Return how many files to hold open: a sixteenth of what the process may have; three generations may be in use."""
+    """Return how many files to keep open: a sixteenth of the process's limit, as three snapshots may be in use."""
     try:
         import resource
     except ImportError:  # Windows
@@ -100,7 +100,7 @@ def _read_at(descriptor: int, target: memoryview, offset: int) -> int:
 
 
 def seek_and_read(descriptor: int, target: memoryview, offset: int) -> int:
-    """Read bytes at a place, one thread after the other; returns how many."""
+    """Read bytes at an offset, one thread at a time; returns how many."""
     with _seek_lock:
         os.lseek(descriptor, offset, os.SEEK_SET)
         content = os.read(descriptor, len(target))
@@ -110,4 +110,4 @@ def seek_and_read(descriptor: int, target: memoryview, offset: int) -> int:
 
 _seek_lock = free_at_forks(threading.Lock())
 
-read_at = _read_at if hasattr(os, "preadv") else seek_and_read  # the latter on Windows
+read_at = _read_at if hasattr(os, "preadv") else seek_and_read  # seek_and_read on Windows

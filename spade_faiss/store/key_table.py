@@ -1,7 +1,7 @@
-"""Which ids a key may have, without the keys: their hashes, sorted. The text is compared with what the shard says.
+"""Maps keys to candidate ids by a sorted hash table. The caller compares the key with the one in the shard.
 
-The file is a NumPy array (2, n) of little-endian uint64: xxh3-64 of each key in UTF-8, ascending, and its id. It is
-derived: whatever is wrong with it, the shards have the keys.
+The file is a NumPy array (2, n) of little-endian uint64: xxh3-64 of each key in UTF-8, ascending, and its id. It can
+be rebuilt from the shards at any time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptGalleryError
 from ..system.atomic_files import storage_errors, write_whole
 
-RECENT = 65_536  # rows that are merged into the others together: a commit must not cost a pass over all
+RECENT = 65_536  # rows kept apart until so many can be merged at once: a commit must not cost a pass over all rows
 
 Rows = NDArray[np.uint64]  # (2, n): hashes, ascending, and ids
 
@@ -25,23 +25,23 @@ NONE: Rows = np.empty((2, 0), "<u8")
 
 
 def key_hash(key: bytes) -> int:
-    """Return what a key in UTF-8 is sorted by."""
+    """Return the hash of a key in UTF-8."""
     return int(xxhash.xxh3_64_intdigest(key))
 
 
 class KeyTable:
-    """Rows by the hash of their key, removed ones included. It never changes, so threads may share it."""
+    """Rows by the hash of their keys, removed rows included. It never changes, so threads may share it."""
 
     def __init__(self, rows: Rows = NONE, recent: Rows = NONE) -> None:
         self._rows = rows
-        self._recent = recent  # ids above those of the others
+        self._recent = recent  # newer rows, with higher ids
 
     def __len__(self) -> int:
         return len(self._rows[0]) + len(self._recent[0])
 
     def candidates(self, keys: Sequence[str]) -> list[list[int]]:
-        """Return for each key the ids of rows whose key has the same hash, and so may be the same."""
-        # No key of a gallery has surrogates or is anything but text, yet it can be asked for.
+        """Return for each key the ids of rows whose key has the same hash."""
+        # Callers may ask for keys that no gallery can hold: other types, or text with surrogates.
         wanted = np.array([key_hash(str(key).encode(errors="surrogatepass")) for key in keys], np.uint64)
         found: list[list[int]] = [[] for _ in keys]
         for hashes, ids in (self._rows, self._recent):
@@ -51,7 +51,7 @@ class KeyTable:
         return found
 
     def extended(self, keys: Iterable[bytes]) -> KeyTable:
-        """Return it with further rows, of these keys in UTF-8, whose ids follow."""
+        """Return a table with further rows, whose ids follow; `keys` are theirs in UTF-8."""
         hashes = np.fromiter((key_hash(key) for key in keys), "<u8")
         order = np.argsort(hashes, kind="stable")
         new = np.stack([hashes[order], order.astype("<u8") + np.uint64(len(self))])
@@ -61,7 +61,7 @@ class KeyTable:
         return KeyTable(_merged(self._rows, recent))
 
     def save(self, path: Path) -> tuple[int, str]:
-        """Write its file; returns the size in bytes and the checksum (xxh3-64, hexadecimal)."""
+        """Write the table's file; returns its size in bytes and its checksum (xxh3-64, hexadecimal)."""
         buffer = io.BytesIO()
         np.save(buffer, _merged(self._rows, self._recent), allow_pickle=False)
         content = buffer.getvalue()
@@ -71,10 +71,16 @@ class KeyTable:
 
     @classmethod
     def load(cls, path: Path, images: int, size: int, checksum: str) -> KeyTable:
-        """Read its file.
+        """Read a table's file.
+
+        Args:
+            path: the file.
+            images: number of its rows.
+            size: of the file, in bytes.
+            checksum: that save returned.
 
         Raises:
-            CorruptGalleryError: it is missing, or not what was written.
+            CorruptGalleryError: the file is missing, or not what was written.
         """
         try:
             found = path.stat().st_size
@@ -96,7 +102,7 @@ class KeyTable:
 
 
 def _header(images: int) -> bytes:
-    """Return what the file begins with. NumPy's reader would make room for any shape that a header says."""
+    """Return how the file begins. NumPy's own reader would allocate memory for any shape that a header claims."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<u8", "fortran_order": False, "shape": (2, images)})
     return header.getvalue()

@@ -1,7 +1,7 @@
-"""Reading a shard's levels without HDF5, whose library lets one thread in at a time and copies what it reads.
+"""Reads a shard's levels without HDF5, whose library admits one thread at a time and copies what it reads.
 
-A level of an image is one chunk, not compressed: once HDF5 has said where in the file each chunk lies, the system reads
-it straight into place, for any number of threads at once.
+A level of an image is one chunk, not compressed. HDF5 says where in the file each chunk lies; after that the system
+reads it straight into place, for any number of threads at once.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from ..system.forks import free_at_forks
 from .file_pool import PooledFile
 from .shard_format import damaged_level, is_whole
 
-THREADS = 8  # that read: a disk is given so many things to do at a time, however few cores there are
-SUPPORTED = hasattr(os, "preadv") and hasattr(h5py.h5d.DatasetID, "chunk_iter")  # elsewhere HDF5 reads: on Windows
+THREADS = 8  # reading at a time, however few cores there are: a disk serves several requests at once
+SUPPORTED = hasattr(os, "preadv") and hasattr(h5py.h5d.DatasetID, "chunk_iter")  # False on Windows, where HDF5 reads
 
 T = TypeVar("T")
 
 _lock = free_at_forks(threading.Lock())
-_pools: dict[int, ThreadPoolExecutor] = {}  # by process, because a fork has none of its parent's threads
+_pools: dict[int, ThreadPoolExecutor] = {}  # by process, because a forked process has none of its parent's threads
 
 
 class LevelReader:
-    """The levels of one shard: 16 bytes a level of each image. Threads may share one; it outlives its shard."""
+    """Reads the levels of one shard. Threads may share one; it outlives its ShardReader.
+
+    It keeps 16 bytes for each level of each image.
+    """
 
     def __init__(
         self,
@@ -44,18 +47,18 @@ class LevelReader:
         key: Callable[[int], str],
         open_file: Callable[[], PooledFile],
     ) -> None:
-        """Find out where everything lies; takes a millisecond for 1000 chunks.
+        """Ask HDF5 where every level lies, which takes a millisecond for 1000 chunks.
 
         Args:
             path: of the shard.
-            size: of the file, in bytes.
-            datasets: of its levels, (n, c, h, w) each.
+            size: of its file, in bytes.
+            datasets: its levels, (n, c, h, w) each.
             checksums: of its levels, (n, L).
-            key: of the image in a row, for errors.
-            open_file: gives the file, to read from it.
+            key: returns the key of the image in a row, for errors.
+            open_file: opens the file.
 
         Raises:
-            CorruptGalleryError: a level is not one chunk an image, as written, or lies outside the file.
+            CorruptGalleryError: a level is not one uncompressed chunk an image, or lies outside the file.
         """
         self._path = path
         self._size = size
@@ -65,7 +68,7 @@ class LevelReader:
         self._offsets = np.stack([self._find(number, dataset) for number, dataset in enumerate(datasets)])
 
     def _find(self, number: int, dataset: Any) -> NDArray[np.int64]:
-        """Return the offset in the file of each image's chunk of a level, (n,)."""
+        """Return where each image's chunk of a level begins in the file, (n,)."""
         n, shape = len(dataset), dataset.shape[1:]
         expected = int(np.prod(shape)) * dataset.dtype.itemsize
         chunks: list[Any] = []
@@ -102,10 +105,10 @@ class LevelReader:
 
 
 def share_out(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:
-    """Do work(some of the items), for all of them, in several threads that are kept; returns when all have ended.
+    """Call work(some of the items) in several threads that are kept, until all items are done.
 
     Raises:
-        Whatever the first share raises that fails.
+        Whatever the first failing share raises.
     """
     shares = [items[start::THREADS] for start in range(min(THREADS, len(items)))]
     if len(shares) < 2:
@@ -117,6 +120,6 @@ def share_out(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:
             os.getpid(), ThreadPoolExecutor(THREADS, thread_name_prefix="spade-faiss-read")
         )
     futures = [pool.submit(work, share) for share in shares]
-    wait(futures)  # also after an error: nobody may write on into arrays that the caller has back
+    wait(futures)  # also after an error: no thread may go on writing into the caller's arrays
     for future in futures:
         future.result()

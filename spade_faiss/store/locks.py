@@ -1,4 +1,4 @@
-"""One writer and many readers of a gallery. The system drops a lock when its process ends, however it ends."""
+"""Locks for one writer and many readers of a gallery. The system drops them when their process ends in any way."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ READERS = "readers.lock"
 
 
 class WriterLock:
-    """Held by the one process, and the one thread, that writes."""
+    """Held by the one thread of the one process that writes."""
 
     def __init__(self, folder: Path, timeout: float) -> None:
         self._folder = folder
         self._lock = filelock.FileLock(folder / WRITER, timeout=timeout, thread_local=False)
 
     def acquire(self) -> None:
-        """Take the lock, waiting for it as long as the timeout.
+        """Take the lock; waits for it up to the timeout.
 
         Raises:
-            GalleryLockedError: somebody else is writing.
+            GalleryLockedError: another writer holds it.
         """
         try:
             self._lock.acquire()
         except filelock.Timeout as error:
             raise GalleryLockedError(
                 f"{self._folder}: another process{self._holder()} is writing to it; "
-                "wait until it has finished (--wait SECONDS), or stop it"
+                "wait until it has finished (timeout=SECONDS), or stop it"
             ) from error
-        with contextlib.suppress(OSError):  # a full disk: what matters will say so
+        with contextlib.suppress(OSError):  # on a full disk, the first write that matters fails
             (self._folder / HOLDER).write_text(str(os.getpid()))
 
     def _holder(self) -> str:
-        for _ in range(20):  # whoever has just taken the lock is about to write it
+        for _ in range(20):  # a process that has just taken the lock is about to write its id
             try:
                 return f" (process {int((self._folder / HOLDER).read_text())})"
             except (OSError, ValueError):
@@ -60,16 +60,13 @@ class WriterLock:
 
 
 class ReaderLock:
-    """Shared by every open gallery, so that files of an older generation are deleted only when nobody reads them.
-
-    The system drops it when a process ends, however it ends.
-    """
+    """Shared by every open gallery: files of an older generation are deleted only when nobody holds it."""
 
     def __init__(self, folder: Path, exclusive: bool = False) -> None:
         """Take the lock.
 
         Raises:
-            BlockingIOError: exclusive, and somebody reads.
+            BlockingIOError: `exclusive`, and a reader holds it.
         """
         self._descriptor: int | None = None
         try:
@@ -77,7 +74,7 @@ class ReaderLock:
 
             self._descriptor = os.open(folder / READERS, os.O_RDONLY)
             fcntl.flock(self._descriptor, (fcntl.LOCK_EX | fcntl.LOCK_NB) if exclusive else fcntl.LOCK_SH)
-        except (ImportError, OSError):  # somebody reads; or there is no such lock here, as on Windows
+        except (ImportError, OSError):  # a reader holds it, or this system has no such lock (Windows)
             self.close()
             if exclusive:
                 raise BlockingIOError from None
@@ -94,4 +91,4 @@ class ReaderLock:
         if descriptor is not None:
             os.close(descriptor)
 
-    __del__ = close  # a gallery that nobody closed is no reader any more
+    __del__ = close  # an unclosed gallery that is garbage does not block writers

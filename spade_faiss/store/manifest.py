@@ -1,4 +1,4 @@
-"""gallery.json: the truth about a gallery. What it does not name does not exist."""
+"""gallery.json: what a gallery consists of. A file that it does not name does not exist."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptGalleryError, GalleryNotFoundError
 from ..extractors.spec import ExtractorSpec
-from ..index.metadata import IndexFacts, _count
+from ..index.metadata import IndexFacts, checked_count
 from ..options import IndexOptions, Patches
-from ..recipes import RECIPES
 from ..system.atomic_files import write_whole
+from .shard_format import ShardSchema
 
 FILE = "gallery.json"
 FORMAT = "spade-faiss gallery"
@@ -31,16 +31,16 @@ INDEX_NAME = re.compile(r"index/image-\d{6,9}\.faiss")
 KEYS_NAME = re.compile(r"index/keys-\d{6,9}\.npy")
 HEX = re.compile(r"([0-9a-f]{2})*")
 
-CHECKSUM = b',\n "xxh3": "'  # what goes before it is under it; what follows it is its 16 digits and END
+CHECKSUM = b',\n "xxh3": "'  # covers what stands before it; its 16 digits and END follow
 END = b'"\n}\n'
-MANY_ROWS, LARGE_IMAGE = 2**24, 2**26  # images, bytes of one: beyond these the files are looked at
+MANY_ROWS, LARGE_IMAGE = 2**24, 2**26  # images, bytes of one: above these the sizes of files are compared
 
-Bits = bytes  # within the classes below, bytes is a number of them
+Bits = bytes  # an alias, because `bytes` is a number in the classes below
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard file, and which rows of it no longer count."""
+    """One shard file, and which of its rows are removed."""
 
     file: str
     images: int  # rows, removed ones included
@@ -49,22 +49,22 @@ class ShardEntry:
 
     @cached_property
     def removed_count(self) -> int:
-        """Rows that no longer count."""
+        """Number of removed rows."""
         return int.from_bytes(self.removed, "big").bit_count()
 
     @property
     def removed_mask(self) -> NDArray[np.bool_]:
-        """For each row whether it no longer counts, (images,)."""
+        """Whether each row is removed, (images,)."""
         if not self.removed:
             return np.zeros(self.images, np.bool_)
         return np.unpackbits(np.frombuffer(self.removed, np.uint8), count=self.images).view(np.bool_)
 
     def is_removed(self, row: int) -> bool:
-        """Tell whether a row no longer counts, without a look at the others."""
+        """Return whether a row is removed, without unpacking the others."""
         return bool(self.removed) and bool(self.removed[row // 8] & (128 >> row % 8))
 
     def without(self, rows: Iterable[int]) -> ShardEntry:
-        """Return it with more rows removed."""
+        """Return a copy with more rows removed."""
         mask = self.removed_mask
         mask[list(rows)] = True
         return replace(self, removed=np.packbits(mask).tobytes())
@@ -72,11 +72,11 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """The file of the image index, which holds the image features of ids 0 to images - 1."""
+    """The file of the image index, which covers ids 0 to images - 1."""
 
     file: str
     images: int
-    trained: int  # images that there were when it was last built from the shards
+    trained: int  # images of the gallery when it was last built from the shards
     bytes: int
     xxh3: str
     facts: IndexFacts
@@ -84,7 +84,7 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class KeysEntry:
-    """The file of the key table, which tells the ids 0 to images - 1 by their keys."""
+    """The file of the key table, which covers ids 0 to images - 1."""
 
     file: str
     images: int
@@ -98,50 +98,45 @@ class Manifest:
 
     spec: ExtractorSpec
     index_options: IndexOptions
-    shard_bytes: int  # a shard is closed when it has grown to this
+    shard_bytes: int  # size at which a shard is closed
     generation: int = 0
     next_shard: int = 0  # numbers are never used again: a reader of an older generation may still read that name
     shards: tuple[ShardEntry, ...] = ()
     index: IndexEntry | None = None
     keys: KeysEntry | None = None
     created_by: str = ""
-    recipe: str | None = None  # whose query options are the gallery's defaults; None: the plain defaults
-    patches: Patches = "stored"  # recompute: shards hold no levels, but where the image files are
+    recipe: str | None = None  # names the default query options; a later release may know others. None: plain defaults
+    patches: Patches = "stored"  # "recompute": shards hold paths of image files instead of levels
 
     @cached_property
     def rows(self) -> int:
-        """Rows of all shards, removed ones included: ids are below this."""
+        """Rows of all shards, removed ones included. Ids are below this."""
         return sum(shard.images for shard in self.shards)
 
     @cached_property
     def removed(self) -> int:
-        """Rows that no longer count."""
+        """Number of removed rows."""
         return sum(shard.removed_count for shard in self.shards)
 
     @property
-    def bytes_per_image(self) -> int:
-        """Bytes of one image in a shard, about."""
-        return self.spec.bytes_with(self.patches)
-
-    @property
-    def _least_bytes(self) -> int:
-        """Bytes that an image takes in a shard at the least."""
-        return self.spec.bytes_per_image if self.patches == "stored" else 4 * self.spec.image_dim
+    def schema(self) -> ShardSchema:
+        """What the shards hold of each image."""
+        return ShardSchema(self.spec, self.patches)
 
     def _require_on_disk(self, folder: Path) -> None:
-        """Refuse large numbers that nothing stands behind: room is made for rows and levels before shards are opened.
+        """Refuse large counts that the files do not bear out: memory is allocated before shards are opened.
 
         Raises:
-            ValueError: the shards are less than half of what they would have to be; some may be missing.
+            ValueError: the shards' files have less than half of the bytes that they need; some may be missing.
         """
         if self.rows <= MANY_ROWS and self.spec.bytes_per_image <= LARGE_IMAGE:
             return
         sizes = [path.stat().st_size for shard in self.shards if (path := folder / shard.file).is_file()]
-        if 2 * sum(sizes) < (least := self.rows * self._least_bytes):
+        if 2 * sum(sizes) < (least := self.rows * self.schema.least_bytes):
             raise ValueError(f"shards: expected {least} bytes for {self.rows} images, found {sum(sizes)}")
 
     def on(self, device: str) -> Manifest:
-        """Return it with a device for the image index: of this machine, not of the gallery."""
+        """Return a copy with a device for the image index. A device belongs to this machine, so it is not written."""
         return replace(self, index_options=replace(self.index_options, device=device))
 
     def write(self, folder: Path) -> None:
@@ -152,9 +147,9 @@ class Manifest:
             "images": self.rows - self.removed,
             **asdict(replace(self, shards=())),
         }
-        values["index_options"].pop("device")  # of the machine, not of the gallery
+        values["index_options"].pop("device")  # belongs to the machine
         del values["shards"]
-        # A line a shard, last: there may be ten thousand of them.
+        # One line a shard, at the end: there may be ten thousand of them.
         head = json.dumps(values, indent=1).removesuffix("\n}")
         shards = ",\n  ".join(_line(shard) for shard in self.shards)
         content = f'{head},\n "shards": [\n  {shards}\n ]'.encode()
@@ -165,15 +160,15 @@ class Manifest:
         """Read the last generation that was committed.
 
         Raises:
-            GalleryNotFoundError: there is no gallery at that path.
-            CorruptGalleryError: gallery.json is damaged, or of a format version that this release does not read.
+            GalleryNotFoundError: the folder has no gallery.json.
+            CorruptGalleryError: gallery.json is damaged, or has a format version that this release does not read.
         """
         path = folder / FILE
         try:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise GalleryNotFoundError(
-                f"{folder}: expected a gallery (a folder with {FILE}), found none; make one with `spade-faiss build`"
+                f"{folder}: expected a gallery (a folder with {FILE}), found none; make one with Gallery.create"
             ) from error
         except OSError as error:
             raise CorruptGalleryError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -187,7 +182,7 @@ class Manifest:
                     f"{path}: expected format version {FORMAT_VERSION}, found {version}; "
                     "open it with the release that made it, or build it again"
                 )
-            # Not there: of a gallery from before there was one, or edited on purpose. No flipped bit takes it away.
+            # It is missing from galleries of early releases and from edited ones. No flipped bit removes it.
             if "xxh3" in values:
                 body, _, rest = content.rpartition(CHECKSUM)
                 if rest != xxhash.xxh3_64_hexdigest(body).encode() + END:
@@ -211,9 +206,9 @@ class Manifest:
         manifest = cls(
             spec=ExtractorSpec.from_json(values["spec"]),
             index_options=IndexOptions(**values["index_options"]),
-            shard_bytes=_count(values["shard_bytes"]),
-            generation=_count(values["generation"]),
-            next_shard=_count(values["next_shard"]),
+            shard_bytes=checked_count(values["shard_bytes"]),
+            generation=checked_count(values["generation"]),
+            next_shard=checked_count(values["next_shard"]),
             shards=shards,
             index=index,
             keys=keys,
@@ -223,10 +218,10 @@ class Manifest:
         )
         if manifest.patches not in get_args(Patches):
             raise ValueError(f"patches: expected {' or '.join(get_args(Patches))}, found {manifest.patches!r}")
-        if manifest.recipe is not None and manifest.recipe not in RECIPES:
-            raise ValueError(f"recipe {manifest.recipe!r} is not one that this release knows: {', '.join(RECIPES)}")
+        if not isinstance(manifest.recipe, (str, type(None))):
+            raise ValueError(f"recipe: expected text, found {manifest.recipe!r}")
         for shard in shards:
-            if (least := shard.images * manifest._least_bytes) > shard.bytes:
+            if (least := shard.images * manifest.schema.least_bytes) > shard.bytes:
                 raise ValueError(f"{shard.file}: expected at least {least} bytes, found {shard.bytes}")
         if len({shard.file for shard in shards}) != len(shards):
             raise ValueError("a shard is named twice")
@@ -268,7 +263,7 @@ def _typed(values: dict[str, Any], texts: set[str]) -> dict[str, Any]:
     """Check that some values are text, and all others counts."""
     for name, value in values.items():
         if name not in texts:
-            _count(value, name)
+            checked_count(value, name)
         elif not isinstance(value, str):
             raise ValueError(f"{name}: expected text, found {value!r}")
     return values

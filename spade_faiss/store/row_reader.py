@@ -1,6 +1,6 @@
-"""Image features and names of any images straight from the shards' files: a few rows of a few hundred files a query.
+"""Reads image features and names of any images without HDF5: a few rows from each of a few hundred shards a query.
 
-Each column lies in one piece in its shard. Once HDF5 has said where, the system reads a row without it.
+Each column lies in one piece in its shard. HDF5 says where; after that the system reads rows from the file.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from numpy.typing import NDArray
 
 from ..arrays import Ids
 from ..errors import CorruptGalleryError
-from ..options import MIB, Patches
+from ..options import MIB
 from ..system.forks import remember
 from .file_pool import FilePool, PooledFile
 from .manifest import ShardEntry
-from .shard_format import Names, dataset_of, names_of
+from .shard_format import Names, ShardSchema, dataset_of
 
 BLOCK_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True)
 class _Column:
-    """Where a column is in its file."""
+    """Where a column lies in its file."""
 
     offset: int
     dtype: Any
     width: int = 1  # values in a row
 
     def read(self, file: PooledFile, first: int, count: int) -> NDArray[Any]:
-        """Read so many rows, (count, width)."""
+        """Read `count` rows from row `first` on, (count, width)."""
         size = self.width * self.dtype.itemsize
         content = bytearray(count * size)
         file.read_into(memoryview(content), self.offset + first * size)
@@ -46,7 +46,7 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a shard's columns are, and the checksums of its image features, (n,)."""
+    """Where a shard's columns lie, and the checksums of its image features, (n,)."""
 
     path: Path
     size: int  # of the file
@@ -56,7 +56,7 @@ class _Place:
     names: tuple[_Column, ...]
 
     def names_of(self, file: PooledFile, first: int, count: int) -> Names:
-        """Read the names of so many images, from a row on."""
+        """Read the names of `count` images from row `first` on."""
         try:
             columns = [column.read(file, first, count)[:, 0] for column in self.names]
             return Names(self.path, columns, self.checksums.read(file, first, count)[:, 0])
@@ -68,16 +68,24 @@ class _Place:
 
 
 class RowReader:
-    """The image features and names of one generation, by id. Threads may share one.
+    """Reads the image features and names of one snapshot by id. Threads may share one.
 
-    What it keeps of a shard that was read from is 8 bytes an image.
+    It keeps 8 bytes of each image of the shards that it has read from.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardEntry], d: int, patches: Patches, files: FilePool) -> None:
+    def __init__(self, folder: Path, shards: Sequence[ShardEntry], schema: ShardSchema, files: FilePool) -> None:
+        """Read from shards.
+
+        Args:
+            folder: of the gallery.
+            shards: in the order of ids.
+            schema: what they hold.
+            files: opens them.
+        """
         self._folder = folder
         self._shards = shards
-        self._d = d
-        self._names = names_of(patches)
+        self._d = schema.spec.image_dim
+        self._columns = schema.columns
         self._files = files
         self._starts = np.array([0, *accumulate(shard.images for shard in shards)], np.int64)
         self._places: dict[int, _Place] = {}
@@ -85,11 +93,11 @@ class RowReader:
         remember(self)
 
     def after_fork(self) -> None:
-        """Be of use in a forked process, with a lock that nobody holds."""
+        """Replace the inherited lock."""
         self._lock = threading.Lock()
 
     def read(self, ids: Ids) -> NDArray[np.float32]:
-        """Read the image features of ids (n,), each from 0 to the number of rows: (n, d) float32.
+        """Read the image features of ids (n,), which may be of removed images: (n, d) float32.
 
         Raises:
             CorruptGalleryError: they cannot be read, or are not what was written, naming file and row.
@@ -97,7 +105,7 @@ class RowReader:
         out = np.empty((len(ids), self._d), np.float32)
         content, size, current = out.reshape(-1).view(np.uint8).data, 4 * self._d, -1
         order, numbers, rows = self._on_disk(ids)
-        # A search by codes comes here for a few hundred rows, hardly two of a shard: all that is done for one counts.
+        # A search by codes reads a few hundred rows, hardly two of one shard: the work for each row counts.
         for at, number, row in zip(order.tolist(), numbers.tolist(), rows.tolist(), strict=True):
             if number != current:
                 place, file, current = *self._open(number), number
@@ -111,12 +119,12 @@ class RowReader:
         return out
 
     def texts(self, ids: Ids, name: str) -> list[str]:
-        """Return the texts of ids (n,), each from 0 to the number of rows, in one of the columns NAMES of a shard.
+        """Return the texts of ids (n,), which may be of removed images, in one of the columns NAMES.
 
         Raises:
             CorruptGalleryError: they cannot be read, or are not what was written.
         """
-        column = self._names.index(name)
+        column = self._columns.index(name)
         texts = [""] * len(ids)
         order, numbers, rows = self._on_disk(ids)
         runs = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(rows) > 1)) + 1
@@ -129,7 +137,7 @@ class RowReader:
         return texts
 
     def names(self, row_id: int, count: int = 1) -> Names:
-        """Return the names of some images of one shard, from an id on, whatever has become of them.
+        """Return the names of `count` images of one shard from an id on, even if they are damaged.
 
         Raises:
             CorruptGalleryError: they cannot be read.
@@ -142,13 +150,13 @@ class RowReader:
         return int(self._starts[-1])
 
     def blocks(self, start: int = 0) -> Iterator[NDArray[np.float32]]:
-        """Read the image features of ids from `start` on, in blocks (n, d) of a few megabytes; raises as read."""
+        """Read the image features of ids from `start` on, in blocks (n, d) of 16 MiB; raises as read."""
         step = max(1, BLOCK_BYTES // (4 * self._d))
         for first in range(start, len(self), step):
             yield self.read(np.arange(first, min(first + step, len(self))))
 
     def _on_disk(self, ids: Ids) -> tuple[Ids, Ids, Ids]:
-        """Return the order in which ids lie on the disk, and in that order the numbers of their shards and the rows."""
+        """Return the order in which ids lie on the disk and, in that order, the numbers of their shards and rows."""
         order = np.argsort(ids)
         ids = ids[order]
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
@@ -166,26 +174,26 @@ class RowReader:
     def _find(self, number: int) -> _Place:
         entry = self._shards[number]
         path, n = self._folder / entry.file, entry.images
-        self._files.open(number, path, entry.bytes)  # is there, and of that size
+        self._files.open(number, path, entry.bytes)  # checks that it exists and has that size
         try:
             with h5py.File(path, "r", libver="latest", locking=False) as file:
-                kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._names, "S")}
+                kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._columns, "S")}
                 columns = {name: _column(file, name, n, kind, entry.bytes) for name, kind in kinds.items()}
                 if (columns["image"].width, columns["image"].dtype) != (self._d, np.float32):
                     raise ValueError(f"image: expected ({n}, {self._d}) float32, found {file['image']}")
                 if columns["checksums"].width < 2:
                     raise ValueError(f"checksums: expected at least ({n}, 2), found {file['checksums']}")
-                names = tuple(columns[name] for name in self._names)
+                names = tuple(columns[name] for name in self._columns)
                 return _Place(path, entry.bytes, columns["image"], file["checksums"][:, 1], columns["checksums"], names)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
 
 
 def _column(file: Any, name: str, n: int, kind: str, file_size: int) -> _Column:
-    """Find out where a column of n rows is.
+    """Return where a column of n rows lies.
 
     Raises:
-        ValueError: it is something else, or not in one piece.
+        ValueError: the dataset is something else, or not in one piece.
     """
     dataset = dataset_of(file, name, file_size)
     ndim = 1 if kind == "S" else 2

@@ -1,4 +1,7 @@
-"""The files of a gallery that can be built from its shards at any time: image index and key table, written anew."""
+"""Writes a gallery's secondary indexes, image index and key table, and says when they are due to be rewritten.
+
+Both can be rebuilt from the shards at any time. IndexReader reads them.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,31 @@ from ..options import IndexOptions
 from .manifest import IndexEntry, KeysEntry, Manifest
 from .snapshot import Snapshot
 
-GROWTH = 2  # times the images that there were when it was built
-IMBALANCE = 2  # times the imbalance of its lists when it was built
+INDEX_LAG = 0.02  # both files are rewritten when they lack this share of the rows
+KEYS_LAG = 32  # the key table also when it lacks this many shards: a look-up opens each of them
+SMALL_GROWTH = 2  # a small index is retrained by itself when the images have grown by this factor since it was trained
+OUTGROWN_GROWTH = 2  # a large one is reported as outgrown then, and is only rebuilt on request
+OUTGROWN_IMBALANCE = 2  # likewise when the imbalance of its lists has grown by this factor
 
 
 @dataclass(frozen=True)
 class IndexState:
-    """The file of the index, where there is one, and why it should be built anew, where it should."""
+    """The file of the image index, and the reasons to rebuild it."""
 
-    entry: IndexEntry | None
-    rows: int  # of the gallery, which the file may not all cover
-    outgrown: tuple[str, ...] = ()
+    entry: IndexEntry | None  # None: not written yet
+    rows: int  # of the gallery; the file may cover fewer
+    outgrown: tuple[str, ...] = ()  # reasons to rebuild it, in words
 
     @classmethod
     def of(cls, manifest: Manifest) -> IndexState:
-        """Look at a generation's index."""
+        """Return the state of a commit's index."""
         entry, wanted = manifest.index, manifest.index_options
         if entry is None:
             return cls(None, manifest.rows)
         facts, why = entry.facts, []
-        if entry.trained and manifest.rows >= GROWTH * max(entry.trained, IVF_FROM):
+        if entry.trained and manifest.rows >= OUTGROWN_GROWTH * max(entry.trained, IVF_FROM):
             why.append(f"{manifest.rows} images, built for {entry.trained}")
-        if facts.imbalance > IMBALANCE * facts.imbalance_trained:
+        if facts.imbalance > OUTGROWN_IMBALANCE * facts.imbalance_trained:
             why.append(
                 f"lists of uneven length (imbalance {facts.imbalance:.1f}, {facts.imbalance_trained:.1f} at first)"
             )
@@ -55,11 +61,11 @@ class IndexState:
         if self.rows > self.entry.images:
             text += f"; {self.rows - self.entry.images} newer images are filled in when it is opened"
         if self.outgrown:
-            text += f"; outgrown, `reindex` builds it anew: {'; '.join(self.outgrown)}"
+            text += f"; outgrown, rebuild it with reindex: {'; '.join(self.outgrown)}"
         return text
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the state as JSON values."""
         if self.entry is None:
             return {"file": None}
         facts = {
@@ -70,68 +76,63 @@ class IndexState:
         return {**facts, **rest, "trained": self.entry.trained, "outgrown": list(self.outgrown)}
 
 
-INDEX_LAG = 0.02  # the file of the index is written anew when this share of the images is not in it
-KEYS_LAG = 32  # ... and that of the key table also when so many shards are not in it: each is opened to look a key up
-INDEX_GROWTH = 2  # ... and a small index is trained anew when the images have grown by this factor since
-
-
 def index_lags(manifest: Manifest) -> bool:
-    """Tell whether many images are not in the file of the index."""
+    """Return whether the index's file lacks many rows."""
     covered = manifest.index.images if manifest.index else 0
     return manifest.rows - covered > INDEX_LAG * manifest.rows
 
 
 def keys_lag(manifest: Manifest) -> bool:
-    """Tell whether many images, or many shards, are not in the file of the key table."""
+    """Return whether the key table's file lacks many rows or many shards."""
     covered = manifest.keys.images if manifest.keys else 0
     lately = sum(shard.images for shard in manifest.shards[-KEYS_LAG:])
     return manifest.rows - covered > min(lately, INDEX_LAG * manifest.rows)
 
 
-def with_index(generation: Snapshot, options: IndexOptions | None = None) -> Manifest:
-    """Write an index and a key table over every row of a generation; returns a manifest that names them.
+def with_index(snapshot: Snapshot, options: IndexOptions | None = None) -> Manifest:
+    """Write an image index and a key table over every row of a snapshot; returns a manifest that names them.
 
-    The last index is grown while it serves; built anew it is with `options`, when there is none yet, or when a small
-    one has been outgrown. A large one is built anew only when that is asked for: see IndexState.
+    New rows are added to the last index. It is rebuilt if `options` are given, if there is none, or if it is small and
+    outgrown. A large outgrown one is rebuilt only on request: see IndexState.
 
     Args:
-        generation: the last one.
-        options: build both anew, and keep these for the gallery; None: see above.
+        snapshot: of the last commit.
+        options: rebuild both, and keep these options for the gallery; None: see above.
 
     Raises:
-        OptionError: the index that `options` ask for does not reach their recall; the old one stays.
+        OptionError: the index does not reach the recall of `options`; the old one stays.
     """
-    manifest = generation.manifest
+    manifest = snapshot.manifest
     trained = manifest.index.trained if manifest.index else 0
-    small = trained < IVF_FROM and manifest.rows >= INDEX_GROWTH * trained
-    index = None if options or small else _grown_index(generation)
+    small = trained < IVF_FROM and manifest.rows >= SMALL_GROWTH * trained
+    index = None if options or small else _grown_index(snapshot)
     if index is None:
-        index, trained = generation.build_index(options), manifest.rows
+        index, trained = snapshot.indexes.build_image_index(options), manifest.rows
         if index.stands_in:
-            trained = 0  # try again at the next chance
+            trained = 0  # so that the next call tries again
     else:
         index.tune()
     if options:
         _check_recall(index.facts, options)
         manifest = replace(manifest, index_options=options)
     name = f"index/image-{manifest.generation + 1:06d}.faiss"
-    path = generation.folder / name
+    path = snapshot.folder / name
     checksum = index.save(path)
     entry = IndexEntry(name, len(index), trained, path.stat().st_size, checksum, index.facts)
-    return replace(manifest, index=entry, keys=write_keys(generation, rebuild=options is not None))
+    return replace(manifest, index=entry, keys=write_keys(snapshot, rebuild=options is not None))
 
 
-def write_keys(generation: Snapshot, rebuild: bool = False) -> KeysEntry:
-    """Write a key table over every row of a generation: grown, or built from the shards."""
-    table = generation.build_key_table() if rebuild else generation.key_table()
-    name = f"index/keys-{generation.manifest.generation + 1:06d}.npy"
-    return KeysEntry(name, len(table), *table.save(generation.folder / name))
+def write_keys(snapshot: Snapshot, rebuild: bool = False) -> KeysEntry:
+    """Write a key table over every row of a snapshot: the last one extended, or rebuilt from the shards."""
+    table = snapshot.indexes.build_key_table() if rebuild else snapshot.indexes.key_table()
+    name = f"index/keys-{snapshot.manifest.generation + 1:06d}.npy"
+    return KeysEntry(name, len(table), *table.save(snapshot.folder / name))
 
 
-def _grown_index(generation: Snapshot) -> ImageIndex | None:
-    """Return the last index with what has been added since; None: it is gone or damaged."""
+def _grown_index(snapshot: Snapshot) -> ImageIndex | None:
+    """Return the last index with all newer rows; None: its file is missing or damaged."""
     try:
-        return generation.load_index_file(grows=True)
+        return snapshot.indexes.load_image_index(grows=True)
     except CorruptGalleryError as error:
         warnings.warn(f"image index is rebuilt from the shards: {error}", stacklevel=2)
         return None

@@ -1,4 +1,4 @@
-"""Reads one shard; every read is compared with its checksum."""
+"""Reads one shard, and compares every read with its checksum."""
 
 from __future__ import annotations
 
@@ -13,57 +13,53 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..errors import CorruptGalleryError
-from ..extractors.spec import ExtractorSpec
-from ..options import Patches
 from .file_pool import PooledFile
 from .level_reader import LevelReader
-from .shard_format import (
-    DAMAGED_IMAGE,
-    DAMAGED_NAMES,
-    Names,
-    _level_shapes,
-    damaged_level,
-    dataset_of,
-    is_whole,
-    names_of,
-)
+from .shard_format import DAMAGED_IMAGE, DAMAGED_NAMES, Names, ShardSchema, damaged_level, dataset_of, is_whole
 
 T = TypeVar("T")
 
 
 class ShardReader:
-    """Reads one shard. Every read is verified against the checksums."""
+    """Reads one shard, and compares every read with its checksum."""
 
-    def __init__(self, path: Path, spec: ExtractorSpec, images: int, size: int, patches: Patches = "stored") -> None:
+    def __init__(self, path: Path, schema: ShardSchema, images: int, size: int) -> None:
         """Open a shard.
+
+        Args:
+            path: its file.
+            schema: what it holds.
+            images: number of its rows.
+            size: of its file, in bytes.
 
         Raises:
             CorruptGalleryError: the file is missing, cut short, or does not hold what the manifest says.
         """
         self.path = path
-        self._level_shapes = _level_shapes(spec, patches)
-        self._dtype = spec.dtype
+        self._schema = schema
         self._size = size
         try:
             found = path.stat().st_size
             if found != size:
                 raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
             self._file: Any = h5py.File(path, "r", libver="latest", locking=False)
-            expected = [(images, *shape) for shape in self._level_shapes]
-            self._levels = [self._dataset(f"levels/{n}", shape, spec.dtype) for n, shape in enumerate(expected)]
-            self._image = self._dataset("image", (images, spec.image_dim), "float32")
-            self._checksums: NDArray[np.uint64] = self._dataset("checksums", (images, 2 + len(expected)), "uint64")[:]
-            columns = [self._column(name, images) for name in names_of(patches)]
+            self._levels = [
+                self._dataset(f"levels/{number}", (images, *shape), schema.spec.dtype)
+                for number, shape in enumerate(schema.level_shapes)
+            ]
+            self._image = self._dataset("image", (images, schema.spec.image_dim), "float32")
+            checksums = self._dataset("checksums", (images, 2 + len(self._levels)), "uint64")
+            self._checksums: NDArray[np.uint64] = checksums[:]
+            columns = [self._column(name, images) for name in schema.columns]
             self.names = Names(path, columns, self._checksums[:, 0])
             self.keys, self.digests = self.names.column(0), self.names.column(1)
-            # Paths of the image files; None where there are levels instead.
-            self.sources = None if patches == "stored" else self.names.column(2)
+            self.sources = None if schema.has_levels else self.names.column(2)  # paths of the image files
         except CorruptGalleryError:
             raise
         except FileNotFoundError as error:
             raise CorruptGalleryError(f"{path}: expected a shard of {images} images, found nothing there") from error
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            # The system says why it cannot be opened by a number; what HDF5 makes no sense of has none.
+            # An error of the system has a number; that of HDF5 about the content has none.
             what = "cannot be opened" if getattr(error, "errno", None) else "damaged"
             raise CorruptGalleryError(f"{path}: {what}: {str(error).splitlines()[0]}") from error
 
@@ -81,22 +77,15 @@ class ShardReader:
         return column
 
     def close(self) -> None:
-        """Close the file; a reader stays good."""
+        """Close the file. A LevelReader of it goes on reading."""
         self._file.close()
 
-    def image_features(self) -> Array:
-        """Read all image features, (n, d) float32.
+    def image_feature(self, row: int) -> Array:
+        """Read one image feature, (d,) float32.
 
         Raises:
-            CorruptGalleryError: they cannot be read, or are not what was written.
+            CorruptGalleryError: it cannot be read, or is not what was written.
         """
-        image: Array = self._read("image features", lambda: self._image[:])
-        for row in self._damaged_images(image):
-            raise CorruptGalleryError(f"{self.path}: image {self.names.shown(row)!r}: {DAMAGED_IMAGE}")
-        return image
-
-    def image_feature(self, row: int) -> Array:
-        """Read one image feature, (d,) float32; raises as image_features."""
         image: Array = self._read("image features", lambda: self._image[row : row + 1])
         if xxhash.xxh3_64_intdigest(image.data) != self._checksums[row, 1]:
             raise CorruptGalleryError(f"{self.path}: image {self.names.shown(row)!r}: {DAMAGED_IMAGE}")
@@ -104,11 +93,11 @@ class ShardReader:
         return feature
 
     def reader(self, key: Callable[[int], str], open_file: Callable[[], PooledFile]) -> LevelReader:
-        """Return what reads the levels without HDF5, from any number of threads, also after close.
+        """Return a reader of the levels without HDF5, for any number of threads, which outlives close().
 
         Args:
-            key: of the image in a row, for errors.
-            open_file: gives the shard's file, to read from it.
+            key: returns the key of the image in a row, for errors.
+            open_file: opens the shard's file.
 
         Raises:
             CorruptGalleryError: the levels are not stored as written, or lie outside the file.
@@ -122,7 +111,7 @@ class ShardReader:
         """Read the levels of one image, through HDF5, into `out`, contiguous arrays [(c, h, w), ...].
 
         Raises:
-            CorruptGalleryError: they cannot be read, or are not what was written (unless `verify` is off).
+            CorruptGalleryError: they cannot be read, or, with `verify`, are not what was written.
         """
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
             self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
@@ -130,8 +119,8 @@ class ShardReader:
                 raise damaged_level(self.path, self.names.shown(row), number)
 
     def read(self, row: int) -> list[Array]:
-        """Read the levels of one image, [(c, h, w), ...]; none where they are recomputed. Raises as read_into."""
-        out = [np.empty(shape, self._dtype) for shape in self._level_shapes]
+        """Read the levels of one image, [(c, h, w), ...]: [] from a shard without levels. Raises as read_into."""
+        out = [np.empty(shape, self._schema.spec.dtype) for shape in self._schema.level_shapes]
         self.read_into(row, out)
         return out
 
@@ -141,7 +130,7 @@ class ShardReader:
             yield self.names.shown(row), what
 
     def damaged(self) -> dict[int, str]:
-        """Check every image; returns for each row that is damaged what is wrong: of its names before all else.
+        """Check every image; returns what is wrong with each damaged row. Damaged names are named before other damage.
 
         Raises:
             CorruptGalleryError: the image features cannot be read.
@@ -158,11 +147,10 @@ class ShardReader:
         return dict(sorted(damaged.items()))
 
     def _damaged_images(self, image: Array) -> list[int]:
-        return self._differing(1, [xxhash.xxh3_64_intdigest(feature.data) for feature in image])
-
-    def _differing(self, column: int, found: list[int]) -> list[int]:
-        """Return the rows whose checksums of one column are not those found."""
-        return [int(row) for row in np.flatnonzero(np.array(found, np.uint64) != self._checksums[:, column])]
+        """Return the rows whose image features do not match their checksums."""
+        found = np.array([xxhash.xxh3_64_intdigest(feature.data) for feature in image], np.uint64)
+        differing: list[int] = np.flatnonzero(found != self._checksums[:, 1]).tolist()
+        return differing
 
     def _read(self, what: str, read: Callable[[], T]) -> T:
         try:

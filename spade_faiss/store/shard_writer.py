@@ -10,21 +10,19 @@ import numpy as np
 
 from ..arrays import Array
 from ..extractors.features import Features
-from ..extractors.spec import ExtractorSpec
-from ..options import Patches
 from ..system.atomic_files import TEMPORARY, DeferredErrorFile, publish, storage_errors
 from ..system.failpoints import failpoint
-from .shard_format import NAMES, _level_shapes, checksums
+from .shard_format import NAMES, ShardSchema, checksums
 
 
 class ShardWriter:
     """Writes one shard under a temporary name; finish() gives it its own."""
 
-    def __init__(self, path: Path, spec: ExtractorSpec, patches: Patches = "stored") -> None:
+    def __init__(self, path: Path, schema: ShardSchema) -> None:
         self.path = path
         self.keys: list[str] = []
         self._digests: list[str] = []
-        self._sources: list[str] | None = None if patches == "stored" else []
+        self._sources: list[str] | None = None if schema.has_levels else []
         self._image: list[Array] = []  # small beside the levels: written in one piece at the end
         self._checksums: list[list[int]] = []
         self.temporary = path.with_name(path.name + TEMPORARY)
@@ -32,8 +30,10 @@ class ShardWriter:
             self._disk = DeferredErrorFile(self.temporary)
             self._file = h5py.File(self._disk, "w", libver="latest")
             self._levels = [
-                self._file.create_dataset(f"levels/{number}", (0, *s), spec.dtype, maxshape=(None, *s), chunks=(1, *s))
-                for number, s in enumerate(_level_shapes(spec, patches))
+                self._file.create_dataset(
+                    f"levels/{number}", (0, *shape), schema.spec.dtype, maxshape=(None, *shape), chunks=(1, *shape)
+                )
+                for number, shape in enumerate(schema.level_shapes)
             ]
         failpoint("opened", self.path)
 
@@ -43,16 +43,16 @@ class ShardWriter:
     def append(
         self, keys: Sequence[str], digests: Sequence[str], features: Features, sources: Sequence[str] = ()
     ) -> None:
-        """Append n images whose features were cast by the spec.
+        """Append n images.
 
         Args:
             keys: n names.
             digests: n digests.
-            features: of n images; without levels where patches are recomputed.
-            sources: n paths where patches are recomputed.
+            features: of n images, as ShardSchema.stored returns them.
+            sources: n paths of image files, in a shard without levels.
 
         Raises:
-            GalleryError: the disk is full or refuses; the shard is then to be aborted.
+            GalleryError: the disk is full or refuses; call abort() then.
         """
         start = len(self.keys)
         with storage_errors(f"cannot write {self.path}"):
@@ -74,14 +74,14 @@ class ShardWriter:
             self._sources += sources
 
     def finish(self) -> int:
-        """Complete the file, flush to disk, give it its name; returns its size in bytes."""
+        """Complete the file, flush it to disk and give it its name; returns its size in bytes."""
         size = self.complete()
         with storage_errors(f"cannot write {self.path}"):
             publish(self.temporary, self.path)
         return size
 
     def complete(self) -> int:
-        """Write what is still in memory; the file keeps its temporary name. Returns its size in bytes."""
+        """Write what is still in memory. The file keeps its temporary name. Returns its size in bytes."""
         with storage_errors(f"cannot write {self.path}"):
             for dataset in self._levels:  # an append that was interrupted may have made them longer
                 dataset.resize(len(self.keys), axis=0)
@@ -90,7 +90,7 @@ class ShardWriter:
             for name, strings in zip(NAMES, (self.keys, self._digests, self._sources), strict=True):
                 if strings is None:
                     continue
-                # Of fixed length: HDF5 keeps others in a heap that has no checksums, and can hang on a damaged one.
+                # HDF5 keeps texts of variable length in a heap without checksums, and can hang on a damaged one.
                 encoded = [text.encode() for text in strings]
                 utf8 = h5py.string_dtype("utf-8", max(map(len, encoded)))
                 self._file.create_dataset(name, data=np.array(encoded, utf8))
@@ -102,7 +102,7 @@ class ShardWriter:
             return self.temporary.stat().st_size
 
     def abort(self) -> None:
-        """Throw away what was written."""
+        """Delete what was written."""
         self._file.close()
         self._disk.close()
         self.temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The files of a gallery's normal images: a gallery keeps their features, their keys and digests, not their pixels."""
+"""Finds the files of normal images, of which a gallery keeps features, keys and digests, but no pixels."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from ..images.decode import decode, read_file
 from ..images.sources import ImageFile
 from .snapshot import Snapshot
 
-FILE_DIGEST = "sha256:"  # how the digest of an image file begins; features appended without one have another kind
+FILE_DIGEST = "sha256:"  # begins the digest of an image file; that of appended features begins differently
 
 
 def content_digest(content: bytes) -> str:
-    """Return what a gallery remembers the content of an image file by."""
+    """Return the digest that a gallery keeps of an image file."""
     return f"{FILE_DIGEST}{hashlib.sha256(content).hexdigest()}"
 
 
 class SourceImages:
-    """Finds the files of normal images by their keys; a file that is not the one in the gallery is not taken for it."""
+    """Finds the files of normal images by their keys. A file counts only if its digest is the gallery's."""
 
-    def __init__(self, generation: Snapshot, folders: Sequence[Path] = (), sources: Sequence[ImageFile] = ()) -> None:
-        """Say where to look, besides the paths that a gallery keeps which recomputes its patches.
+    def __init__(self, snapshot: Snapshot, folders: Sequence[Path] = (), files: Sequence[ImageFile] = ()) -> None:
+        """Look in folders and among files; and first at the paths that the gallery keeps, if it recomputes patches.
 
         Args:
-            generation: of a gallery, that the images are in.
-            folders: the sources that it was built from: a key is a path relative to one of them.
-            sources: or the files themselves, of which a key is the end of a path.
+            snapshot: of the gallery that the images are in.
+            folders: what the gallery was built from: a key is a path relative to one of them.
+            files: image files, whose paths end with their keys.
         """
-        self._generation = generation
+        self._snapshot = snapshot
         self._folders = folders
-        self._sources = sources
+        self._files = files
 
     def decode(self, key: str) -> Pixels:
         """Return the pixels of a normal image; raises as find."""
-        row_id = self._generation.find(key)
+        row_id = self._snapshot.find(key)
         if row_id is None:
             raise ImageError("not in the gallery")
         content, path = self.find(row_id)
         return decode(content, str(path))
 
     def find(self, row_id: int) -> tuple[bytes, Path]:
-        """Return the content of a normal image's file, and where it is.
+        """Return the content and the path of a normal image's file.
 
         Raises:
-            ImageError: its file is not there, is another one, or cannot be read; the message is a few words.
+            ImageError: the file is missing, has changed, or cannot be read; the message is a few words.
         """
-        [key], [digest] = self._generation.keys([row_id]), self._generation.digests([row_id])
-        kept = self._generation.source(row_id)
-        if not self._folders and not self._sources and kept is None:
+        [key], [digest] = self._snapshot.keys([row_id]), self._snapshot.digests([row_id])
+        kept = self._snapshot.source(row_id)
+        if not self._folders and not self._files and kept is None:
             raise ImageError("no folder of normal images given")
         reason = "not found"
         for path in self._candidates(key, kept):
@@ -72,11 +72,11 @@ class SourceImages:
         if parts.is_absolute() or ".." in parts.parts:  # a gallery from elsewhere may name anything
             return
         yield from (path for folder in self._folders if _is_file(path := folder / key))
-        yield from (source.path for source in self._sources if f"/{source.path.as_posix()}".endswith(f"/{key}"))
+        yield from (file.path for file in self._files if f"/{file.path.as_posix()}".endswith(f"/{key}"))
 
 
 def _is_file(path: Path) -> bool:
-    """Tell whether it is a file, neither a pipe nor a device; what may not be looked at is left for reading to say."""
+    """Return whether a path is a regular file, no pipe or device; True if that may not be asked: reading will fail."""
     try:
         return path.is_file()
     except OSError:

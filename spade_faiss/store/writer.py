@@ -1,23 +1,21 @@
 """The one writer of a gallery: shards first, then the manifest that names them.
 
-A commit makes everything appended, replaced and removed so far one new generation. Killed at any instant, the gallery
-is as it was at the last commit; what was written after it is swept away by the next writer.
+A commit makes everything appended, replaced and removed so far one new generation. If the process is killed, the
+gallery is as it was at the last commit, and the next writer deletes what was written after it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import xxhash
 
-from ..errors import FeatureError, GalleryError, KeyConflictError, OptionError
+from ..errors import GalleryError, KeyConflictError, OptionError
 from ..extractors.features import Features
 from ..options import IndexOptions
 from ..system.atomic_files import publish, storage_errors
@@ -26,23 +24,22 @@ from .cleanup import discard_unnamed, sweep
 from .locks import WriterLock
 from .manifest import Manifest, ShardEntry
 from .secondary_indexes import index_lags, keys_lag, with_index, write_keys
+from .shard_format import check_keys, check_texts, features_digest
 from .shard_writer import ShardWriter
 from .snapshot import Snapshot
-
-MAX_KEY_BYTES = 4096  # a path's length
 
 
 @dataclass(frozen=True)
 class Appended:
-    """What became of appended images, by number."""
+    """How many appended images were added, replaced or unchanged."""
 
     added: int = 0
-    replaced: int = 0  # of those added: they took the place of other content under the same key
-    unchanged: int = 0  # there already, with the same content
+    replaced: int = 0  # those of the added that replaced other content under the same key
+    unchanged: int = 0  # already in the gallery with the same content
 
 
 class GalleryWriter:
-    """A context manager: holds the lock; commits on leaving, unless by an exception other than Ctrl-C.
+    """A context manager that holds the lock; leaving it commits, unless by an exception other than Ctrl-C.
 
     Raises:
         GalleryLockedError: another process is writing, and did not finish within `timeout` seconds.
@@ -53,10 +50,10 @@ class GalleryWriter:
         self._pid = os.getpid()
         self._lock = WriterLock(folder, timeout)
         self._shard: ShardWriter | None = None
-        # The writer's own view of the gallery, one commit after another.
-        self.generation = Snapshot(folder, Manifest.read(folder))
-        self._halfway = False  # between the first and the last row of an append, or within the end of a shard
-        self._finished: list[ShardEntry] = []  # shards that no commit names yet
+        # The writer's own view of the gallery, renewed by every commit.
+        self.snapshot = Snapshot(folder, Manifest.read(folder))
+        self._halfway = False  # within an append, or while a shard is being finished
+        self._finished: list[ShardEntry] = []  # complete shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
 
@@ -64,7 +61,7 @@ class GalleryWriter:
         with storage_errors(f"cannot write to {self.folder}"):
             self._lock.acquire()
             try:
-                self.generation = Snapshot(self.folder, Manifest.read(self.folder))
+                self.snapshot = Snapshot(self.folder, Manifest.read(self.folder))
                 discard_unnamed(self.folder)
                 failpoint("locked")
             except BaseException:
@@ -79,19 +76,19 @@ class GalleryWriter:
         try:
             if kind is None:
                 self.finish()
-            elif kind is KeyboardInterrupt and self._pending and not self._halfway:  # only what is whole
+            elif kind is KeyboardInterrupt and self._pending and not self._halfway:  # every append is complete
                 self.commit()
             else:
                 if self._shard is not None:
                     self._shard.abort()
-                with contextlib.suppress(GalleryError, OSError):  # else the next writer does it
+                with contextlib.suppress(GalleryError, OSError):  # the next writer tries again
                     discard_unnamed(self.folder)
         finally:
-            self.generation.close()
+            self.snapshot.close()
             self._lock.release()
 
     def status(self, key: str, digest: str, source: str | None = None) -> str:
-        """Tell how content compares with the gallery's under that key.
+        """Compare an image with the gallery's image of the same key.
 
         Args:
             key: of the image.
@@ -99,16 +96,19 @@ class GalleryWriter:
             source: path of its file.
 
         Returns:
-            "new", the "same", "differs", or "moved": the same, but patches are recomputed from a file elsewhere.
+            "new", "same", "differs", or "moved": the same content, but the gallery keeps another path of its file.
         """
-        return self._states([key], [digest], [source])[0]
+        return self._states([key], [digest], [source])[0][0]
 
-    def _states(self, keys: Sequence[str], digests: Sequence[str], sources: Sequence[str | None]) -> list[str]:
-        pending = [self._pending.get(key) for key in keys]  # first: a commit by another thread moves them on
-        generation, tombstones = self.generation, self._tombstones
-        ids = [None if row_id in tombstones else row_id for row_id in generation.find_all(keys)]
-        there = [row_id for row_id in ids if row_id is not None]
-        stored = dict(zip(there, generation.digests(there), strict=True))
+    def _states(
+        self, keys: Sequence[str], digests: Sequence[str], sources: Sequence[str | None]
+    ) -> tuple[list[str], list[int | None]]:
+        """Return the status of n images, and the ids of the images that have their keys at the last commit."""
+        pending = [self._pending.get(key) for key in keys]  # first: a commit by another thread clears them
+        snapshot, tombstones = self.snapshot, self._tombstones
+        ids = [None if row_id in tombstones else row_id for row_id in snapshot.find_all(keys)]
+        found = [row_id for row_id in ids if row_id is not None]
+        stored = dict(zip(found, snapshot.digests(found), strict=True))
         states = []
         for digest, source, waiting, row_id in zip(digests, sources, pending, ids, strict=True):
             if waiting is not None:
@@ -118,9 +118,9 @@ class GalleryWriter:
             elif stored[row_id] != digest:
                 states.append("differs")
             else:
-                moved = source is not None and generation.source(row_id) not in (None, source)
+                moved = source is not None and snapshot.source(row_id) not in (None, source)
                 states.append("moved" if moved else "same")
-        return states
+        return states, ids
 
     def append(
         self,
@@ -135,47 +135,48 @@ class GalleryWriter:
         Args:
             keys: n names, each once.
             features: of n images, of the gallery's spec; levels are stored in the spec's dtype.
-            digests: n digests of the content that the features are of; None: of the features themselves.
-            replace: put other content under an existing key in its place, rather than refuse it.
-            sources: n paths of the image files; kept, and needed, where the gallery recomputes patches from them.
+            digests: n digests of the images' content; None: the features are digested instead.
+            replace: replace other content under an existing key; False: refuse it.
+            sources: n paths of the image files; required by a gallery that recomputes patches, else ignored.
 
         Raises:
             OptionError: the gallery recomputes patches, and sources or digests are missing.
             FeatureError: wrong shapes, NaN or infinity, keys that do not fit.
-            KeyConflictError: a key is there with other content.
+            KeyConflictError: a key exists with other content.
             GalleryError: the disk is full or refuses.
         """
         self._check_process()
-        manifest = self.generation.manifest
-        features = manifest.spec.cast(features)
-        _check_keys(keys, len(features))
-        sources = self._check_sources(sources, digests, len(features))
+        manifest = self.snapshot.manifest
+        features = manifest.schema.stored(features)
+        check_keys(keys, len(features))
+        sources = manifest.schema.kept_sources(sources, digests, len(features), self.folder)
         if digests is None:
-            digests = [_features_digest(features, row) for row in range(len(keys))]
-        _check_texts("digests", digests, len(keys))
-        if manifest.patches == "recompute":
-            features = Features(features.image, [])
-        files: Sequence[str | None] = sources or [None] * len(keys)
-        states = self._states(keys, digests, files)
+            digests = [features_digest(features, row) for row in range(len(keys))]
+        check_texts("digests", digests, len(keys))
+        states, ids = self._states(keys, digests, sources or [None] * len(keys))
         if "differs" in states and not replace:
             key = keys[states.index("differs")]
             raise KeyConflictError(
-                f"{self.folder}: key {key!r} is there with other content; replace it (--replace), or use another key"
+                f"{self.folder}: key {key!r} exists with other content; replace it (replace=True), or use another key"
             )
         passed_over = ("same",) if replace else ("same", "moved")
         taken = [row for row, state in enumerate(states) if state not in passed_over]
-        if any(keys[row] in self._pending for row in taken):
-            self.commit()  # what takes their place can only remove rows that have an id
+        replaced = [row for row in taken if states[row] != "new"]
+        if uncommitted := [row for row in replaced if ids[row] is None]:
+            self.commit()  # only rows with an id can be removed; the other ids stay
+            for row, row_id in zip(
+                uncommitted, self.snapshot.find_all([keys[row] for row in uncommitted]), strict=True
+            ):
+                ids[row] = row_id
         self._halfway = True
-        step = max(1, manifest.shard_bytes // manifest.bytes_per_image)  # images that fill a shard
+        step = max(1, manifest.shard_bytes // manifest.schema.bytes_per_image)  # images that fill a shard
         for start in range(0, len(taken), step):
             rows = taken[start : start + step]
             texts = [[texts[row] for row in rows] for texts in (keys, digests, sources) if texts]
             self._write(features[rows], *texts)
             self._pending.update((keys[row], digests[row]) for row in rows)
-        # In the same commit as the rows that take their place.
-        replaced = [keys[row] for row in taken if states[row] != "new"]
-        self._tombstones |= {row_id for row_id in self.generation.find_all(replaced) if row_id is not None}
+        # In the same commit as the rows that replace them.
+        self._tombstones |= {row_id for row in replaced if (row_id := ids[row]) is not None}
         self._halfway = False
         if self._finished:
             self.commit()
@@ -187,18 +188,18 @@ class GalleryWriter:
         Args:
             temporary: its file, in the folder of the shards.
             size: of the file, in bytes.
-            keys: of its n images, each once; those that are in the gallery are replaced.
+            keys: of its n images, each once; images of the gallery with these keys are replaced.
             digests: n digests.
 
         Raises:
             FeatureError: keys that do not fit.
             GalleryError: the disk is full or refuses.
         """
-        _check_keys(keys, len(digests))
+        check_keys(keys, len(digests))
         self.commit()
-        replaced = {row_id for row_id in self.generation.find_all(keys) if row_id is not None}
+        replaced = {row_id for row_id in self.snapshot.find_all(keys) if row_id is not None}
         self._halfway = True
-        file = f"shards/{self.generation.manifest.next_shard:06d}.h5"
+        file = f"shards/{self.snapshot.manifest.next_shard:06d}.h5"
         with storage_errors(f"cannot write {self.folder / file}"):
             publish(temporary, self.folder / file)
         failpoint("adopted")
@@ -209,49 +210,35 @@ class GalleryWriter:
         self.commit()
         return Appended(len(keys), len(replaced))
 
-    def _check_sources(
-        self, sources: Sequence[str] | None, digests: Sequence[str] | None, n: int
-    ) -> Sequence[str] | None:
-        """Return the paths to keep: of n image files where patches are recomputed, none where they are stored."""
-        if self.generation.manifest.patches == "stored":
-            return None
-        if sources is None or digests is None:  # a digest of features says nothing of a file
-            raise OptionError(
-                f"{self.folder}: it recomputes patches from image files, so it cannot take features without them; "
-                "use add_images, or make a gallery with patches 'stored'"
-            )
-        _check_texts("sources", sources, n)
-        return sources
-
     def _write(
         self, features: Features, keys: Sequence[str], digests: Sequence[str], sources: Sequence[str] = ()
     ) -> None:
-        """Write to the open shard, and finish it when it is full."""
-        manifest = self.generation.manifest
+        """Write to the open shard, and finish it if that fills it."""
+        manifest = self.snapshot.manifest
         if self._shard is None:
             number = manifest.next_shard + len(self._finished)
-            self._shard = ShardWriter(self.folder / f"shards/{number:06d}.h5", manifest.spec, manifest.patches)
+            self._shard = ShardWriter(self.folder / f"shards/{number:06d}.h5", manifest.schema)
         self._shard.append(keys, digests, features, sources)
-        if len(self._shard) * manifest.bytes_per_image >= manifest.shard_bytes:
+        if len(self._shard) * manifest.schema.bytes_per_image >= manifest.shard_bytes:
             self._finish_shard()
 
     def _finish_shard(self) -> None:
         if self._shard is not None:
-            halfway, self._halfway = self._halfway, True  # a shard cannot be finished twice, were this interrupted
+            halfway, self._halfway = self._halfway, True  # Ctrl-C must not make commit finish it twice
             size = self._shard.finish()
             self._finished.append(ShardEntry(f"shards/{self._shard.path.name}", len(self._shard), size))
             self._shard, self._halfway = None, halfway
             failpoint("finished a shard")
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Remove images by key; their rows stay in the shards until compact.
+        """Remove images by key; their rows stay in the shards until compact().
 
         Raises:
-            OptionError: a key that is not in the gallery; then none is removed.
+            OptionError: a key is not in the gallery; no image is removed.
         """
         if self._pending:
             self.commit()
-        found = self.generation.find_all(keys)
+        found = self.snapshot.find_all(keys)
         if None in found:
             key = keys[found.index(None)]
             raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
@@ -265,9 +252,16 @@ class GalleryWriter:
         features: Features,
         sources: Sequence[str] = (),
     ) -> None:
-        """Append images, whose features were cast, and remove damaged rows, whose keys may not be told; see repair."""
-        if self.generation.manifest.patches == "recompute":
-            features = Features(features.image, [])
+        """Append images and remove damaged rows, whose keys may be unreadable; see gallery.repair.
+
+        Args:
+            row_ids: ids of the damaged rows.
+            keys: n names.
+            digests: n digests.
+            features: of n images.
+            sources: n paths of the image files, if the gallery recomputes patches.
+        """
+        features = self.snapshot.manifest.schema.stored(features)
         self._halfway = True
         self._write(features, keys, digests, sources)
         self._pending.update(zip(keys, digests, strict=True))
@@ -275,26 +269,26 @@ class GalleryWriter:
         self._halfway = False
 
     def remove_rows(self, row_ids: Collection[int]) -> None:
-        """Remove images by id, as those whose key is damaged."""
+        """Remove images by id, for those whose keys are damaged."""
         self._tombstones |= set(row_ids)
 
     def commit(self) -> None:
-        """Make what was appended and removed since the last commit a new generation."""
+        """Make everything appended and removed since the last commit a new generation."""
         self._check_process()
         self._finish_shard()
         if self._finished or self._tombstones:
-            manifest = self.generation.manifest
-            shards = _with_tombstones(self.generation, self._tombstones)
+            manifest = self.snapshot.manifest
+            shards = self.snapshot.shards_without(self._tombstones)
             self._publish(replace(manifest, shards=(*shards, *self._finished)))
 
     def compact(self) -> int:
         """Rewrite the shards that hold removed images or are small, without the removed images.
 
         Returns:
-            bytes saved, once no reader needs the old files any more.
+            bytes saved, once no reader uses the old files.
         """
         self.commit()
-        manifest = self.generation.manifest
+        manifest = self.snapshot.manifest
         rewrite = {
             number
             for number, entry in enumerate(manifest.shards)
@@ -305,16 +299,16 @@ class GalleryWriter:
         return self.rewrite(rewrite)
 
     def rewrite(self, rewrite: Collection[int], drop: Collection[int] = ()) -> int:
-        """Write the images of some shards, by number, into new ones, without the removed images.
+        """Rewrite shards without their removed images.
 
         Args:
-            rewrite: those shards.
-            drop: shards to leave out, with all that is in them.
+            rewrite: numbers of shards to rewrite.
+            drop: numbers of shards to delete with all their images.
 
         Returns:
-            bytes saved, once no reader needs the old files any more.
+            bytes saved, once no reader uses the old files.
         """
-        old, manifest = self.generation, self.generation.manifest
+        old, manifest = self.snapshot, self.snapshot.manifest
         for number in sorted(rewrite):
             shard = old.shard(number)
             for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
@@ -326,23 +320,23 @@ class GalleryWriter:
         self._finish_shard()
         kept = [entry for number, entry in enumerate(manifest.shards) if number not in {*rewrite, *drop}]
         saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
-        # Ids are counted anew, so the old index and key table are of no use to the new generation.
+        # Ids change, so the old index and key table do not fit the new generation.
         self._publish(replace(manifest, shards=(*kept, *self._finished), index=None, keys=None))
         return saved
 
     def finish(self) -> None:
-        """Commit, and write the derived files anew when they have fallen behind; readers fill in the rest."""
+        """Commit, and rewrite the secondary indexes if they lack many rows; readers add the others."""
         self.commit()
-        manifest = self.generation.manifest
+        manifest = self.snapshot.manifest
         if index_lags(manifest):
             self.write_index()
         elif keys_lag(manifest):
-            self._publish(replace(manifest, keys=write_keys(self.generation)))
+            self._publish(replace(manifest, keys=write_keys(self.snapshot)))
 
     def write_index(self, options: IndexOptions | None = None) -> None:
-        """Commit an image index and a key table over every row of this generation; see derived.with_index."""
+        """Commit an image index and a key table over every row; see with_index."""
         self.commit()
-        self._publish(with_index(self.generation, options))
+        self._publish(with_index(self.snapshot, options))
 
     def _publish(self, manifest: Manifest) -> None:
         next_shard = manifest.next_shard + len(self._finished)
@@ -350,12 +344,12 @@ class GalleryWriter:
         with storage_errors(f"cannot write {self.folder}"):
             manifest.write(self.folder)
         failpoint("committed")
-        self.generation.close()
-        self.generation = self.generation.followed_by(manifest, self._pending)
+        self.snapshot.close()
+        self.snapshot = self.snapshot.followed_by(manifest, self._pending)
         self._finished, self._pending, self._tombstones = [], {}, set()
 
     def _check_process(self) -> None:
-        """Refuse what a forked process would write beside its parent, in the same files."""
+        """Refuse to write in a forked process, beside its parent and into the same files."""
         if os.getpid() != self._pid:
             raise GalleryError(
                 f"{self.folder}: expected process {self._pid}, which is writing to it, found {os.getpid()}, forked "
@@ -363,39 +357,5 @@ class GalleryWriter:
             )
 
     def sweep(self) -> None:
-        """Delete what the last commit does not name, unless a reader may be using it."""
-        sweep(self.folder, self.generation.manifest)
-
-
-def _with_tombstones(generation: Snapshot, ids: set[int]) -> list[ShardEntry]:
-    rows: dict[str, list[int]] = {}
-    for file, row in map(generation.identity, ids):
-        rows.setdefault(file, []).append(row)
-    shards = generation.manifest.shards
-    return [shard.without(rows[shard.file]) if shard.file in rows else shard for shard in shards]
-
-
-def _check_keys(keys: Sequence[str], n: int) -> None:
-    _check_texts("keys", keys, n)
-    if len(set(keys)) != n:
-        twice = next(key for key, times in Counter(keys).items() if times > 1)
-        raise FeatureError(f"keys: expected each once, found {twice!r} twice")
-
-
-def _check_texts(name: str, texts: Sequence[str], n: int) -> None:
-    if len(texts) != n:
-        raise FeatureError(f"{name}: expected {n}, one for each image, found {len(texts)}")
-    for text in texts:
-        try:
-            ok = "\0" not in text and 1 <= len(text.encode()) <= MAX_KEY_BYTES
-        except (AttributeError, TypeError, UnicodeEncodeError):
-            ok = False
-        if not ok:
-            raise FeatureError(f"{name}: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {text!r:.80}")
-
-
-def _features_digest(features: Features, row: int) -> str:
-    digest = xxhash.xxh3_128()
-    for array in (features.image, *features.levels):
-        digest.update(array[row].data)
-    return f"xxh3:{digest.hexdigest()}"
+        """Delete what the last commit does not name, unless a reader may use it."""
+        sweep(self.folder, self.snapshot.manifest)

@@ -1,1 +1,1 @@
-"""Ground that every room stands on: whole-or-absent files, forks, threads, read-ahead, devices, failpoints."""
+"""What every room uses: whole-or-absent files, forks, threads, read-ahead, progress, devices, failpoints."""

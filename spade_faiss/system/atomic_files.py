@@ -1,4 +1,4 @@
-"""Files that are whole or not there: flushed, renamed, and the errors of the disk in one line."""
+"""Files that are complete or absent: written under a temporary name, flushed, renamed. Disk errors in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import GalleryError, SpadeError
+from ..errors import GalleryError, OutputError, SpadeError
 from .failpoints import failpoint
 from .forks import remember
 
@@ -19,7 +19,7 @@ TEMPORARY = ".tmp"
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return when a file's bytes, or a folder's names, would survive a loss of power."""
+    """Flush a file's bytes, or a folder's names, so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +28,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a complete temporary file its name: flushed first, renamed, then the name itself flushed."""
+    """Give a complete temporary file its name: flush it, rename it, flush its folder."""
     failpoint("written", path)
     flush_to_disk(temporary)
     failpoint("flushed", path)
@@ -40,7 +40,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that is at any instant either as it was or complete; left by an error, it is as it was."""
+    """Open a file to write, which is complete or unchanged at any instant; an error leaves it unchanged."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:
@@ -54,16 +54,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is at any instant either as it was or as given here."""
+    """Write a file, which is complete or unchanged at any instant."""
     with whole_file(path) as file:
         file.write(content)
 
 
 class DeferredErrorFile(io.RawIOBase):
-    """A file for HDF5 to write to, whose errors are kept until they are asked for.
+    """A file for HDF5 to write to, which keeps errors of the disk until check() raises them.
 
-    HDF5 cannot close a file that it failed to write, and takes the interpreter down with it on a full disk. So a write
-    that fails is reported to it as done; check() tells the truth, before the file is given its name.
+    HDF5 cannot close a file that it failed to write: on a full disk it ends the interpreter. So a failed write looks
+    like a successful one to HDF5. Call check() before the file gets its name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class DeferredErrorFile(io.RawIOBase):
         remember(self)
 
     def after_fork(self) -> None:
-        """Let go of the file in a forked process, where HDF5 would write to it once more at the end."""
+        """Let go of the inherited file: HDF5 would write to it again when the child ends."""
         self._file = Path(os.devnull).open("w+b", buffering=0)  # noqa: SIM115
 
     def check(self) -> None:
@@ -105,7 +105,7 @@ class DeferredErrorFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:  # noqa: D102
         read = self._file.readinto(buffer) or 0
         view = memoryview(buffer).cast("B")
-        view[read:] = bytes(len(view) - read)  # what a failed write left out
+        view[read:] = bytes(len(view) - read)  # zeros where a failed write left bytes out
         return len(view)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
@@ -121,11 +121,34 @@ class DeferredErrorFile(io.RawIOBase):
 
 @contextlib.contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
-    """Turn errors of the disk, from Python, HDF5 or FAISS, into one line that says what was being done.
+    """Raise errors of the disk, from Python, HDF5 or FAISS, as a GalleryError of one line.
+
+    Args:
+        doing: what fails, as "cannot write FILE".
 
     Raises:
         GalleryError: with the cause, and what to do where that is known.
     """
+    with _disk_errors(doing, GalleryError):
+        yield
+
+
+@contextlib.contextmanager
+def output_errors(doing: str) -> Iterator[None]:
+    """Raise errors of the disk as an OutputError of one line; for results, reports, pictures and curves.
+
+    Args:
+        doing: what fails, as "cannot write FILE".
+
+    Raises:
+        OutputError: with the cause, and what to do where that is known.
+    """
+    with _disk_errors(doing, OutputError):
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(doing: str, kind: type[GalleryError | OutputError]) -> Iterator[None]:
     try:
         yield
     except SpadeError:
@@ -144,4 +167,4 @@ def storage_errors(doing: str) -> Iterator[None]:
             errno.EPERM: "check who owns it and its permissions",
             errno.EROFS: "it is on a read-only file system",
         }.get(number or 0)
-        raise GalleryError(f"{doing}: {reason}" + (f"; {advice}" if advice else "")) from error
+        raise kind(f"{doing}: {reason}" + (f"; {advice}" if advice else "")) from error

@@ -1,6 +1,6 @@
-"""What a forked process cannot use as its parent left it: a lock that some thread held, the threads of OpenMP.
+"""Repair what a forked process inherits but cannot use: locks that a thread of the parent held, OpenMP's threads.
 
-Neither is there in the child, which would wait for them for ever.
+The child has neither those threads nor OpenMP's, and would wait for them for ever.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import faiss
 
 
 class Forked(Protocol):
-    """Something with locks, or with open files that HDF5 knows of."""
+    """An object with locks, or with files that are open in HDF5."""
 
     def after_fork(self) -> None:
-        """Make it anew in the child; its only thread calls this."""
+        """Replace what cannot be used in the child, whose only thread calls this."""
         ...
 
 
@@ -28,12 +28,12 @@ _known: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 def remember(one: Forked) -> None:
-    """Have after_fork called in every child that is forked from now on."""
+    """Call after_fork in every child that is forked from now on, while the object exists."""
     _known.add(one)
 
 
 def _in_child() -> None:
-    # The thread that forked believes that it has OpenMP's others still. With one it asks none of them.
+    # The thread that forked still counts on OpenMP's other threads. A limit of one keeps it from waiting for them.
     faiss.omp_set_num_threads(1)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
@@ -42,7 +42,7 @@ def _in_child() -> None:
 
 
 def free_at_forks(lock: threading.Lock) -> threading.Lock:
-    """Let a fork wait until nobody holds a module's lock; for those that are held briefly."""
+    """Make every fork wait until a module's lock is free, and return the lock; for locks that are held briefly."""
     if FORKS:
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock

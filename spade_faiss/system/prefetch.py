@@ -1,4 +1,4 @@
-"""Work done ahead of its need by threads, in order and in bounded memory."""
+"""Threads that compute results before they are needed, in order and in bounded memory; items in batches."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def read_ahead(items: Iterable[T], function: Callable[[T], R], workers: int = 4,
 def one_ahead(items: Iterable[T], function: Callable[[T], R], background: bool = True) -> Iterator[R]:
     """Yield function(item) in the order of the items; while the caller works on one, a thread computes the next.
 
-    The caller's thread takes the items, one ahead of what is yielded, and computes the first result, as there is
-    nothing yet to overlap it with. Memory is bounded by two results. An exception, of the items or of the function, is
-    raised at its item's turn. Closed early, it waits for the one result that is being computed.
+    The caller's thread takes the items, one ahead of what is yielded. It also computes the first result, which has
+    nothing to overlap with. Memory is bounded by two results. An exception of the items or of the function is raised
+    at its item's turn. Closing early waits for the one result that is being computed.
 
     Args:
-        items: taken when they are needed.
-        function: of one item.
-        background: False: the caller's thread computes everything, each at its turn.
+        items: one is taken ahead of its need.
+        function: computes the result of one item.
+        background: False: the caller's thread computes each result at its turn.
     """
     if not background:
         yield from map(function, items)
@@ -55,7 +55,7 @@ def one_ahead(items: Iterable[T], function: Callable[[T], R], background: bool =
                 waiting.extend(pool.submit(function, item).result for item in islice(iterator, 1))
             except Exception as error:
                 waiting.append(partial(_raise, error))
-            yield results.pop()  # and this frame does not keep it while the next is computed
+            yield results.pop()  # popped, so that this frame does not keep it while the next is computed
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -15,19 +15,21 @@ from .forks import free_at_forks
 
 T = TypeVar("T")
 _lock = free_at_forks(threading.Lock())
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process, because a fork has none of its parent's threads
+_pools: dict[
+    tuple[int, int], ThreadPoolExecutor
+] = {}  # by process, because a forked process has none of its parent's threads
 
 
 def torch_threads() -> int:
-    """Return torch's number of threads here, also in a thread that asks for it while a pool is made."""
+    """Return torch's number of threads in this thread; waits while single_threads has changed it."""
     with _lock:
         return torch.get_num_threads()
 
 
 def single_threads(number: int) -> ThreadPoolExecutor:
-    """Return a pool of `number` threads that is kept: torch's setting is for a thread, but reaches those made later.
+    """Return a pool of `number` threads in which torch computes with one thread each. Pools are kept and shared.
 
-    It is put back at once, so that nobody else's new thread starts with it.
+    torch's setting belongs to a thread, but threads that start later inherit it. So it is restored at once.
     """
     key = os.getpid(), number
     with _lock:
@@ -35,7 +37,7 @@ def single_threads(number: int) -> ThreadPoolExecutor:
             before, all_there = torch.get_num_threads(), threading.Barrier(number)
 
             def start() -> None:
-                torch.get_num_threads()  # or its first product would take the number for new threads after all
+                torch.get_num_threads()  # else the thread's first product would take the inherited number after all
                 torch.set_num_threads(1)
                 all_there.wait()
 
@@ -50,12 +52,12 @@ def single_threads(number: int) -> ThreadPoolExecutor:
 
 
 def in_one_thread(call: Callable[..., T], *args: Any) -> T:
-    """Call it with torch computing in one thread: for little work, more only wait for each other on a busy machine."""
+    """Return call(*args), computed by torch in one thread: for little work, more threads only wait for each other."""
     if torch_threads() == 1:
         return call(*args)
 
     def quietly() -> T:
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused where it ends up
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses results that overflow
             return call(*args)
 
     return single_threads(1).submit(quietly).result()
