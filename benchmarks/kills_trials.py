@@ -32,7 +32,7 @@ from tqdm import tqdm
 import spade_faiss as sf
 from spade_faiss.cli.main import cli
 from spade_faiss.detect.calibration import Calibration
-from spade_faiss.gallery import gallery
+from spade_faiss.gallery import creation
 from spade_faiss.store.manifest import Manifest
 from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_writer import ShardWriter
@@ -144,7 +144,7 @@ def run(name: str, path: Path, images: Path) -> None:
     unheard = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(unheard), contextlib.redirect_stderr(unheard):
         warnings.simplefilter("ignore")
-        with patch.dict(gallery.SHARD_BYTES, stored=small):
+        with patch.dict(creation.SHARD_BYTES, stored=small):
             COMMANDS[name](path, images)
 
 

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 from synthetic import likeness
 
 import spade_faiss as sf
-from spade_faiss.gallery.gallery import SHARD_BYTES
+from spade_faiss.gallery.creation import SHARD_BYTES
 from spade_faiss.index.image_index import ImageIndex
 
 # What is compared, by the name that tables and plots have. Those of a choice of approximation are built for each recall

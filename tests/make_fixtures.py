@@ -53,7 +53,7 @@ def answers(path: Path) -> dict[str, Any]:
         assert detection.judgement is not None
         sources = [generation.source(row_id) for row_id in ids.tolist()]
         return {
-            "problems": [problem.what for problem in gallery.verify(normal=[normal])],
+            "problems": [problem.message for problem in gallery.verify(normal=[normal])],
             "spec": json.loads(json.dumps(gallery.spec.to_json())),
             "keys": gallery.keys(),
             "removed": np.flatnonzero(generation.removed_mask).tolist(),

@@ -312,7 +312,7 @@ def test_damage_is_found_and_the_index_repaired(gallery: Path, normal: Path, spa
     keys = next(gallery.glob("index/*.npy"))
     keys.write_bytes(keys.read_bytes()[:-5])
     assert f"index/{keys.name}: " in spade("verify", gallery).out
-    assert "key table built anew" in spade("verify", gallery, "--repair").err
+    assert "key table rebuilt" in spade("verify", gallery, "--repair").err
     assert spade("verify", gallery).status == 0
     index = next(gallery.glob("index/*.faiss"))
     index.write_bytes(index.read_bytes()[:-5])

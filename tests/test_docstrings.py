@@ -30,10 +30,12 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
             yield name, value
         elif inspect.isclass(value) and not issubclass(value, Exception):
             yield name, value
-            for method, member in vars(value).items():
-                function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
-                if not method.startswith("_") and inspect.isfunction(function):
-                    yield f"{name}.{method}", function
+            for base in value.__mro__:  # a public class may be made of halves, as Gallery is
+                if base.__module__.startswith("spade_faiss."):
+                    for method, member in vars(base).items():
+                        function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+                        if not method.startswith("_") and inspect.isfunction(function):
+                            yield f"{name}.{method}", function
 
 
 PUBLIC = dict(public())

@@ -759,7 +759,7 @@ def test_a_shard_that_is_missing_or_cut_short(
     reader = reopen(gallery.path)
     (problem,) = reader.verify()
     assert problem.file == "shards/000000.h5"
-    assert "expected" in problem.what
+    assert "expected" in problem.message
     with pytest.raises(sf.CorruptGalleryError, match=r"000000\.h5: expected"):
         reader.read([0])
     for found, level in zip(reader.read([5, 11]), features.levels, strict=True):  # the other shard is not the worse

@@ -288,7 +288,7 @@ def test_a_file_that_is_not_what_it_was_is_one_clear_line(
     detector.query(normal / "001.png")  # whose neighbour is there
     [problem] = gallery.verify()
     assert (problem.key, problem.file) == ("004.png", str(normal / "004.png"))
-    assert problem.what == said
+    assert problem.message == said
     assert gallery.verify(files=False) == []
     gallery.remove(["004.png"])
     detector.query(query)
@@ -405,7 +405,7 @@ def test_a_damaged_path_is_noticed(gallery: sf.Gallery, normal: Path) -> None:
     flip_in_shard(gallery, str(normal / "006.png"))
     [problem] = reopen(gallery.path).verify()
     assert problem.key == "006.png"
-    assert "path is not what was written" in problem.what
+    assert "path is not what was written" in problem.message
 
 
 STEPS: dict[str, Callable[[sf.Gallery, sf.Extractor, Path], object]] = {

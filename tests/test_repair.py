@@ -206,8 +206,8 @@ def test_on_the_command_line(tmp_path: Path, toy: sf.Extractor, spade: Spade) ->
     assert "--normal DIR" in run.err
     run = spade("verify", gallery.path, "--repair", "--normal", tmp_path / "normal")
     assert run.status == 1
-    assert f"1 images extracted anew: {KEYS[5]}" in run.err
+    assert f"1 images re-extracted: {KEYS[5]}" in run.err
     run = spade("verify", gallery.path, "--repair", "--normal", tmp_path / "normal", "--drop-unreadable")
     assert (run.status, "8 images checked, 0 problems" in run.out) == (0, True)
-    assert "4 images taken out, `add` them again: shards/000002.h5" in run.err
-    assert "image index and key table built anew" in run.err
+    assert "4 images removed, `add` them again: shards/000002.h5" in run.err
+    assert "image index and key table rebuilt" in run.err

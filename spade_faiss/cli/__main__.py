@@ -1,4 +1,4 @@
-"""python -m spade_faiss.cli."""
+"""Run the command line with `python -m spade_faiss.cli`."""
 
 from .main import main
 

@@ -12,29 +12,15 @@ import click
 
 from ..errors import OptionError
 
-OUTPUT = "SPADE_FAISS_BENCH_OUTPUT"  # what the benchmarks know it by
-
-
-def benchmark_folder() -> Path:
-    """Return the folder of the benchmarks: beside the package in a checkout, in it when installed from a wheel."""
-    here = Path(__file__).parents[1]
-    for folder in (here / "benchmarks", here.parent / "benchmarks"):
-        if (folder / "common.py").is_file():
-            return folder
-    raise OptionError(f"{here / 'benchmarks'}: expected the benchmarks, found none; install spade-faiss again")
-
-
-def benchmarks() -> dict[str, Path]:
-    """Return the scripts that measure something, by name; the others are what they share."""
-    scripts = {path.stem: path for path in sorted(benchmark_folder().glob("*.py"))}
-    return {name: path for name, path in scripts.items() if "def main()" in path.read_text(encoding="utf-8")}
+OUTPUT = "SPADE_FAISS_BENCH_OUTPUT"  # environment variable that tells the benchmarks the folder for results
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="For results; before NAME.  [default: benchmarks/results in a checkout, otherwise ./bench-results]",
+    help="Write results to this folder; goes before NAME.  "
+    "[default: benchmarks/results in a checkout, otherwise ./bench-results]",
 )
 @click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -58,3 +44,18 @@ def bench(output: Path | None, name: str | None, args: tuple[str, ...]) -> None:
         raise OptionError(
             f"bench {name}: expected the package {error.name}, found none; pip install 'spade-faiss[bench]'"
         ) from error
+
+
+def benchmark_folder() -> Path:
+    """Return the folder of the benchmarks: beside the package in a checkout, in it when installed from a wheel."""
+    here = Path(__file__).parents[1]
+    for folder in (here / "benchmarks", here.parent / "benchmarks"):
+        if (folder / "common.py").is_file():
+            return folder
+    raise OptionError(f"{here / 'benchmarks'}: expected the benchmarks, found none; install spade-faiss again")
+
+
+def benchmarks() -> dict[str, Path]:
+    """Return the scripts that measure something, by name; the other files are shared by them."""
+    scripts = {path.stem: path for path in sorted(benchmark_folder().glob("*.py"))}
+    return {name: path for name, path in scripts.items() if "def main()" in path.read_text(encoding="utf-8")}

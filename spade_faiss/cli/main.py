@@ -15,8 +15,12 @@ import click
 from .._version import __version__
 from ..errors import SpadeError
 from .bench import bench
-from .detect_commands import audit, calibrate, demo, evaluate, query
-from .gallery_commands import add, build, compact, info, reindex, remove, verify
+from .demo import demo
+from .detect_commands import audit, calibrate, query
+from .evaluate_command import evaluate
+from .gallery_commands import add, build, compact, reindex, remove
+from .info_commands import info, verify
+from .messages import with_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -30,13 +34,14 @@ for command in (build, add, remove, compact, reindex, info, verify, calibrate, a
 
 
 def main() -> None:
-    """Run the command line; what goes wrong becomes one line on stderr."""
-    warnings.filterwarnings("ignore", module="PIL")  # what Pillow cannot read gets a line of its own
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"spade-faiss: note: {message}", err=True)
+    """Run the command line; an error becomes one line on stderr."""
+    warnings.filterwarnings("ignore", module="PIL")  # an image that Pillow cannot read gets a line of its own
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"spade-faiss: note: {with_options(message)}", err=True)
     try:
         cli.main(prog_name="spade-faiss", standalone_mode=True)
     except SpadeError as error:
-        click.echo(f"spade-faiss: error: {error}", err=True)
+        running = cli.commands.get(sys.argv[1])  # nothing goes before the command, as the group has no options
+        click.echo(f"spade-faiss: error: {with_options(error, running)}", err=True)
         sys.exit(1)
     except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

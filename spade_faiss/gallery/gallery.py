@@ -3,66 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import replace as with_changes
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from .._version import __version__
-from ..arrays import Array, Ids
-from ..errors import CorruptGalleryError, GalleryError, OptionError
+from ..errors import GalleryError, OptionError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
 from ..images.sources import ImageFile
 from ..index.factory import check_kind
-from ..ingest.pipeline import IngestReport, ingest
+from ..ingest.pipeline import IngestOptions, IngestReport, ingest
 from ..ingest.workers import ingest_in_processes
-from ..options import MIB, IndexOptions, Patches, is_count
-from ..pyramids.cache import PyramidCache
-from ..pyramids.recomputed import pyramids_of
-from ..recipes import RECIPES, Recipe, recipe_named
+from ..options import IndexOptions, Patches, is_count
 from ..store.create import create_folder
 from ..store.locks import ReaderLock
-from ..store.manifest import Manifest
+from ..store.manifest import FILE
 from ..store.secondary_indexes import IndexState
-from ..store.snapshot import Snapshot
 from ..store.writer import Appended, GalleryWriter
+from .creation import new_manifest, require_agreement
+from .reader import GalleryReader
 from .repair import Repair, repair
-from .verify import Problem, problems_of
-
-# Of a shard, which is what is lost at most when a build is killed: without levels, a byte stands for more work.
-SHARD_BYTES: dict[Patches, int] = {"stored": 256 * MIB, "recompute": 16 * MIB}
 
 
-class Gallery:
+class Gallery(GalleryReader):
     """One generation of a gallery, open for reading; writing makes the next generation and moves on to it.
 
-    Shapes: (n, d) image features; [(n, c, h, w), ...] pyramid levels, finest first. Ids are int64, hold for one
+    Shapes: (n, d) image features; [(n, c, h, w), ...] pyramid levels, finest first. Ids are int64, are valid for one
     generation, and change with compact; keys stay. Threads may share a Gallery for reading. A forked process may go on
-    reading the one that its parent opened; pickled, as for a spawned process, it is opened there at the last commit.
+    reading the one that its parent opened. A pickled Gallery, as for a spawned process, opens at the last commit there.
+
+    Example:
+        >>> gallery
+        Gallery('toy.gallery', 12 images, toy, generation 2)
+        >>> len(gallery), "003.png" in gallery, gallery.patches
+        (12, True, 'stored')
     """
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
-        """Open a gallery; see open."""
-        self.path = path
-        self._device = device
-        self._generation = self._read_generation()
-
-    @classmethod
-    def open(cls, path: str | Path, device: str = "auto") -> Gallery:
-        """Open a gallery at its last commit.
-
-        Args:
-            path: its folder.
-            device: of the image index: auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N.
-
-        Raises:
-            GalleryNotFoundError: there is none.
-            CorruptGalleryError: gallery.json is damaged or of another format version.
-        """
-        return cls(Path(path), device)
+    created: bool = False  # whether this object made the gallery, rather than opened it
 
     @classmethod
     def create(
@@ -75,141 +54,80 @@ class Gallery:
         patches: Patches = "stored",
         timeout: float = 0,
     ) -> Gallery:
-        """Make an empty gallery for features of one spec.
+        """Create an empty gallery for features of one spec.
 
         Args:
             path: a folder that does not exist, or is empty.
-            spec: what makes the features: an extractor's, or one of your own.
+            spec: what makes the features: an extractor's spec, or one of your own.
             index: auto, flat, ivf, a FAISS factory string, or IndexOptions.
-            shard_bytes: the size at which a shard is closed and committed; None: 256 MiB, or 16 where patches are
+            shard_bytes: the size at which a shard is closed and committed; None: 256 MiB, or 16 MiB if patches are
                 recomputed.
-            recipe: a name in RECIPES, whose query options a Detector then takes unless it is given others. What it
-                says of features is for load_extractor: RECIPES[name].features.
-            patches: "stored", or "recompute": keep no pyramid levels, but where each image file is, and extract the
+            recipe: a name in RECIPES, whose query options are a Detector's defaults. Its options for features are for
+                load_extractor: RECIPES[name].features.
+            patches: "stored", or "recompute": keep no pyramid levels, but the path of each image file, and extract the
                 levels of a query's neighbours from there: a fiftieth of the disk or less, and more seconds a query.
             timeout: seconds to wait for another process that is making a gallery there.
 
         Raises:
-            GalleryError: something is there already, or the folder cannot be made.
-            OptionError: FAISS has no such index, there is no such recipe or way to have patches, or patches are to be
-                recomputed of features that are not made from images.
+            GalleryError: the folder is not empty, or cannot be made.
+            OptionError: FAISS has no such index, the recipe or `patches` is unknown, or patches are to be recomputed
+                for features that are not made from images.
+
+        Example:
+            >>> sf.Gallery.create("new.gallery", toy.spec, recipe="paper")
+            Gallery('new.gallery', 0 images, toy, generation 0)
         """
         options = IndexOptions(kind=index) if isinstance(index, str) else index
-        check_kind(options, spec.image_dim)
-        if recipe is not None:
-            recipe_named(recipe)
-        if patches not in get_args(Patches) or (patches == "recompute" and spec.resized is None):
-            choice = " or ".join(get_args(Patches)) if spec.resized else "stored, as features are not made from images"
-            raise OptionError(f"patches: expected {choice}, found {patches!r}")
-        by, size = f"spade-faiss {__version__}", shard_bytes or SHARD_BYTES[patches]
-        create_folder(Path(path), Manifest(spec, options, size, created_by=by, recipe=recipe, patches=patches), timeout)
-        return cls(Path(path), options.device)
+        create_folder(Path(path), new_manifest(spec, options, shard_bytes, recipe, patches), timeout)
+        gallery = cls(Path(path), options.device)
+        gallery.created = True
+        return gallery
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._device)
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str | Path,
+        spec: ExtractorSpec,
+        index: str | IndexOptions = "auto",
+        shard_bytes: int | None = None,
+        recipe: str | None = None,
+        patches: Patches | None = None,
+        timeout: float = 0,
+    ) -> Gallery:
+        """Open the gallery at a path, or create it if there is none; `created` says which.
 
-    def _read_generation(self) -> Snapshot:
-        lock = ReaderLock(self.path)  # before it is read which files there are
-        return Snapshot(self.path, Manifest.read(self.path).on(self._device), lock)
-
-    def refresh(self) -> None:
-        """Move on to the last commit. Ids of before hold no longer."""
-        self._generation = self._read_generation()  # the old one closes when the last thread has done with it
-
-    def snapshot(self) -> Snapshot:
-        """Return the open generation, for several calls that must agree on ids while others write."""
-        return self._generation
-
-    def close(self) -> None:
-        """Close the files."""
-        self._generation.close()
-
-    def __enter__(self) -> Gallery:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def spec(self) -> ExtractorSpec:
-        """What makes its features."""
-        return self._generation.manifest.spec
-
-    @property
-    def patches(self) -> Patches:
-        """Whether pyramid levels are stored, or recomputed from the image files."""
-        return self._generation.manifest.patches
-
-    @property
-    def generation(self) -> int:
-        """The number of the commit that is open."""
-        return self._generation.manifest.generation
-
-    def __len__(self) -> int:
-        return len(self._generation)
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._generation.find(key) is not None
-
-    def keys(self, ids: Sequence[int] | Ids | None = None) -> list[str]:
-        """Return the keys of images, in that order; of all images where no ids are given."""
-        generation = self._generation
-        return generation.keys(generation.ids() if ids is None else ids)
-
-    def ids(self, keys: Sequence[str]) -> list[int]:
-        """Return the ids of keys.
-
-        Raises:
-            KeyError: a key that is not in the gallery.
-        """
-        found = self._generation.find_all(keys)
-        if None in found:
-            raise KeyError(keys[found.index(None)])
-        return [row_id for row_id in found if row_id is not None]
-
-    def search(
-        self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
-    ) -> tuple[Ids, Array]:
-        """Find the k normal images nearest to each query by squared L2 of image features.
+        Two processes may call this at once: one creates the gallery, the other opens it.
 
         Args:
-            image_features: (m, d) float32.
-            k: how many.
-            without: ids to leave out, such as the query itself.
-            nprobe: IVF lists to visit; None: as the index was made.
-
-        Returns:
-            ids (m, k) int64 and squared distances (m, k) float32, ascending.
-
-        Raises:
-            NotEnoughImagesError: fewer than k images.
-            FeatureError: another shape, NaN or infinity.
-        """
-        return self._generation.search(image_features, k, without, nprobe)
-
-    def read(
-        self,
-        ids: Sequence[int] | Ids,
-        extractor: Extractor | None = None,
-        normal: Sequence[str | Path | ImageFile] = (),
-    ) -> list[Array]:
-        """Read the pyramid levels of images: [(len(ids), c, h, w), ...] in the stored dtype, in that order.
-
-        Args:
-            ids: the images.
-            extractor: the one that made the gallery: needed where it recomputes patches.
-            normal: where the image files may be, besides where they were: folders, or the files.
+            path: as for create.
+            spec: as for create; an existing gallery must have the same.
+            index: as for create. An existing gallery keeps its own; see reindex.
+            shard_bytes: as for create. An existing gallery keeps its own.
+            recipe: as for create; an existing gallery must have the same. None: whatever it has.
+            patches: likewise; None: whatever an existing gallery has, "stored" for a new one.
+            timeout: as for create.
 
         Raises:
-            CorruptGalleryError: a shard is missing, cut short, or not what was written, naming file, key and level.
-            OptionError: the gallery recomputes patches, and there is no extractor.
-            SourceError: an image file that it recomputes patches from is gone or has changed.
-            SpecMismatchError: the extractor is another, or has other settings.
+            SpecMismatchError: the existing gallery has another spec.
+            OptionError: it has another recipe or other patches; or as create.
+            GalleryError: as open and create.
+
+        Example:
+            >>> for _ in range(2):
+            ...     sf.Gallery.open_or_create("new.gallery", toy.spec).created
+            True
+            False
         """
-        if extractor is None:
-            return self._generation.levels(ids)
-        self.spec.require(extractor.spec, str(self.path))
-        return PyramidCache(0).read(pyramids_of(self._generation, extractor, normal), ids)
+        path = Path(path)
+        if not (path / FILE).exists():
+            try:
+                return cls.create(path, spec, index, shard_bytes, recipe, patches or "stored", timeout)
+            except GalleryError:
+                if not (path / FILE).exists():  # else another process has just created it
+                    raise
+        gallery = cls(path, index.device if isinstance(index, IndexOptions) else "auto")
+        require_agreement(path, gallery.snapshot().manifest, spec, recipe, patches)
+        return gallery
 
     def append(
         self,
@@ -219,7 +137,24 @@ class Gallery:
         replace: bool = False,
         timeout: float = 0,
     ) -> Appended:
-        """Append the features of n images as one commit; see GalleryWriter.append."""
+        """Append the features of n images as one commit: all or none.
+
+        Args:
+            keys: n names, each once.
+            features: of n images, of the gallery's spec.
+            digests: n digests of the content that the features are of; None: of the features themselves.
+            replace: put other content under an existing key in its place, rather than refuse it.
+            timeout: seconds to wait for another process that is writing.
+
+        Raises:
+            FeatureError: wrong shapes, NaN or infinity, keys that do not fit.
+            KeyConflictError: a key is there with other content.
+            GalleryError: another process is writing, or the disk is full or refuses.
+
+        Example:
+            >>> gallery.append(["black"], toy.extract([np.zeros((32, 32, 3), np.uint8)]))
+            Appended(added=1, replaced=0, unchanged=0)
+        """
         with self.writer(timeout) as writer:
             return writer.append(keys, features, digests, replace)
 
@@ -237,92 +172,133 @@ class Gallery:
         """Extract and store the features of every image in files and folders.
 
         It streams: memory does not grow with the number of images. It resumes: images that are there with the same
-        content are passed over, so that the same call goes on from where it was stopped.
+        content are passed over, so the same call continues an interrupted one.
 
         Args:
             sources: files and folders, where a key is the path relative to its source; or a Category's normal images.
             extractor: of the gallery's spec.
-            replace: take changed content under a key that is there; otherwise such an image is skipped and reported.
+            replace: take changed content under a key that is there; False: skip and report such an image.
             strict: stop at the first image that cannot be taken; those before it are kept.
-            progress: a bar on stderr, where that is a terminal.
-            workers: processes that decode, extract and write shards; 1: this one. Each loads the network and takes its
-                share of the cores. Shards are committed in the order of the sources, so that keys and ids are those of
-                one process; only after an interruption may there be gaps, which the next run fills at the end. Features
-                are those of a network with fewer threads, which may round differently. Killed, it loses up to two
-                shards for each worker. A script calls this under `if __name__ == "__main__":`, as multiprocessing asks.
+            progress: show a bar where standard error is a terminal.
+            workers: processes that decode, extract and write shards; 1: this process. Each loads the network and takes
+                its share of the cores. Shards are committed in the order of the sources: keys and ids are those of one
+                process. After an interruption there may be gaps, which the next run fills at the end. A network with
+                fewer threads may round differently. A killed run loses at most two shards for each worker. A script
+                must call this under `if __name__ == "__main__":`, as multiprocessing requires.
             timeout: seconds to wait for another process that is writing.
 
         Raises:
             GalleryLockedError: another process is writing.
-            SpecMismatchError: the extractor is another, or has other settings.
+            SpecMismatchError: another extractor, or one with other settings.
             ImageError: a source without images; with strict, the first image that cannot be read.
+            KeyConflictError: with strict, an image that has changed; see replace.
             OptionError: fewer than one worker, or several with an extractor that cannot be pickled.
             WorkerError: a worker was killed or failed; what was committed stays.
+
+        Example:
+            >>> report = gallery.add_images("test", toy, replace=True)  # test/000.png is another image
+            >>> report.added, report.replaced, len(gallery)
+            (1, 1, 12)
         """
         if not is_count(workers):
             raise OptionError(f"workers: expected a number >= 1, found {workers!r}")
         self.spec.require(extractor.spec, str(self.path))
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
-        take = ingest if workers == 1 else partial(ingest_in_processes, workers=workers)
+        options = IngestOptions(replace, strict, progress)
         with self.writer(timeout) as writer:
-            return take(writer, paths, extractor, replace=replace, strict=strict, progress=progress)
+            if workers == 1:
+                return ingest(writer, paths, extractor, options)
+            return ingest_in_processes(writer, paths, extractor, workers, options)
 
     def remove(self, keys: Sequence[str], timeout: float = 0) -> None:
-        """Remove images by key, without rewriting shards; see compact. `timeout` is that of writer.
+        """Remove images by key, without rewriting shards; see compact.
+
+        Args:
+            keys: of the images.
+            timeout: seconds to wait for another process that is writing.
 
         Raises:
             GalleryLockedError: another process is writing.
             OptionError: a key that is not in the gallery; then none is removed.
+
+        Example:
+            >>> gallery.remove(["000.png", "001.png"])
+            >>> len(gallery)
+            10
         """
         with self.writer(timeout) as writer:
             writer.remove(keys)
 
     def compact(self, timeout: float = 0) -> int:
-        """Rewrite shards that hold removed images or are small; returns the bytes saved. `timeout` is that of writer.
+        """Rewrite shards that hold removed images or are small.
+
+        Args:
+            timeout: seconds to wait for another process that is writing.
+
+        Returns:
+            the bytes saved.
 
         Raises:
             GalleryLockedError: another process is writing.
+
+        Example:
+            >>> gallery.remove(["000.png"])
+            >>> gallery.compact() > 0, gallery.info()["removed"]
+            (True, 0)
         """
         with self.writer(timeout) as writer:
             return writer.compact()
 
     def reindex(self, kind: str | None = None, timeout: float = 0, **options: Any) -> IndexState:
-        """Build the image index anew from the shards, beside the old one, which readers go on using.
+        """Rebuild the image index from the shards, beside the old one, which readers go on using.
 
         Args:
-            kind: see IndexOptions; None: as the gallery has it.
+            kind: see IndexOptions; None: the gallery's.
             timeout: seconds to wait for another process that is writing.
-            options: memory, recall, nlist, nprobe, train_images of IndexOptions, likewise.
+            options: memory, recall, nlist, nprobe, train_images of IndexOptions; None: the gallery's.
 
         Raises:
             GalleryLockedError: another process is writing.
             OptionError: FAISS has no such index, or it does not reach the recall; the old one stays.
+
+        Example:
+            >>> print(gallery.reindex("flat"))
+            Flat, ...
         """
-        old = self._generation.manifest.index_options
+        old = self._snapshot.manifest.index_options
         given = {"kind": kind, **options}
-        new = replace(old, **{name: value for name, value in given.items() if value is not None})
+        new = with_changes(old, **{name: value for name, value in given.items() if value is not None})
         check_kind(new, self.spec.image_dim)
         with self.writer(timeout) as writer:
             writer.write_index(new)
         return self.index_state()
 
     def rebuild_index(self) -> None:
-        """Build the image index anew as it is."""
-        self.reindex()
+        """Rebuild the image index with the gallery's own options.
 
-    def index_state(self) -> IndexState:
-        """Return how the image index is made and searched, and whether it has been outgrown."""
-        return IndexState.of(self._generation.manifest)
+        Example:
+            >>> gallery.rebuild_index()
+            >>> gallery.index_state().entry.images
+            12
+        """
+        self.reindex()
 
     @contextmanager
     def writer(self, timeout: float = 0) -> Iterator[GalleryWriter]:
-        """Write in several steps: with gallery.writer() as writer: writer.append(...); see GalleryWriter.
+        """Write in several steps, which leaving the `with` statement commits; see GalleryWriter.
 
         Args:
             timeout: seconds to wait for another process that is writing.
 
         Raises:
-            GalleryLockedError: it did not finish by then; the message has its process id.
+            GalleryLockedError: it did not finish in time; the message has its process id.
+
+        Example:
+            >>> with gallery.writer() as writer:
+            ...     writer.remove(["000.png"])
+            ...     _ = writer.append(["black"], toy.extract([np.zeros((32, 32, 3), np.uint8)]))
+            >>> len(gallery), "black" in gallery
+            (12, True)
         """
         try:
             with GalleryWriter(self.path, timeout) as writer:
@@ -330,24 +306,11 @@ class Gallery:
                 writer.finish()
                 self.refresh()
                 # Files of older generations go, unless somebody still reads one. Nobody else can sweep meanwhile.
-                self._generation.release()
+                self._snapshot.release()
                 writer.sweep()
-                self._generation.hold(ReaderLock(self.path))
+                self._snapshot.hold(ReaderLock(self.path))
         finally:
             self.refresh()
-
-    def verify(self, files: bool = True, normal: Sequence[str | Path | ImageFile] = ()) -> list[Problem]:
-        """Read everything and check it against what was written; an empty list is a clean gallery.
-
-        Args:
-            files: of a gallery that recomputes patches, read every image file as well.
-            normal: where those may be, besides where they were: folders, or the files.
-        """
-        generation = self._read_generation()  # afresh: a file that is open looks well even when it is gone
-        try:
-            return problems_of(generation, files, normal)
-        finally:
-            generation.close()
 
     def repair(
         self,
@@ -355,68 +318,26 @@ class Gallery:
         normal: Sequence[str | Path] = (),
         drop_unreadable: bool = False,
     ) -> Repair:
-        """Mend what verify finds: image index and key table from the shards, damaged images from their files.
+        """Mend what verify finds: rebuild image index and key table, re-extract damaged images from their files.
 
         What cannot be mended stays as it is, and verify goes on to report it; good images are not touched.
 
         Args:
-            extractor: the one that made the gallery. None: images are not mended.
-            normal: folders that the gallery was built from. A file counts only with the digest that the gallery has.
-            drop_unreadable: take out what is left: damaged images, and whole shards that cannot be opened. Their keys
+            extractor: the one that made the gallery; None: damaged images are not re-extracted. See needs_extractor.
+            normal: folders that the gallery was built from. A file counts only if it has the digest that the gallery
+                keeps.
+            drop_unreadable: remove what is left: damaged images, and whole shards that cannot be opened. Their keys
                 may be lost with them: add the images again.
 
         Raises:
-            SpecMismatchError: the extractor is another, or has other settings.
+            GalleryLockedError: another process is writing.
+            SpecMismatchError: another extractor, or one with other settings.
+
+        Example:
+            >>> gallery.repair(toy, ["normal"])
+            Repair(extracted=[], dropped=[], dropped_images=0, derived=False)
         """
         if extractor is not None:
             self.spec.require(extractor.spec, str(self.path))
         with self.writer() as writer:
-            done = repair(writer, extractor, [Path(folder) for folder in normal], drop_unreadable)
-            snapshot = writer.snapshot
-            if snapshot.manifest.rows and not snapshot.indexes.files_are_good():
-                with suppress(CorruptGalleryError):  # of a shard that is left as it is, and reported
-                    writer.write_index(snapshot.manifest.index_options)
-                    done.derived = True
-        return done
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The recipe that the gallery was made with; None: no recipe.
-
-        Raises:
-            GalleryError: a later release made the gallery, with a recipe that this release does not know.
-        """
-        manifest = self._generation.manifest
-        if manifest.recipe is not None and manifest.recipe not in RECIPES:
-            raise GalleryError(
-                f"{self.path}: made by a later release ({manifest.created_by}): expected recipe "
-                f"{' or '.join(RECIPES)}, found {manifest.recipe!r}; query it with that release"
-            )
-        return None if manifest.recipe is None else RECIPES[manifest.recipe]
-
-    def info(self) -> dict[str, Any]:
-        """Return what the gallery holds, as JSON values."""
-        manifest = self._generation.manifest  # once: another thread may refresh
-        return {
-            "path": str(self.path),
-            "generation": manifest.generation,
-            "images": manifest.rows - manifest.removed,
-            "removed": manifest.removed,
-            "shards": len(manifest.shards),
-            "bytes": sum(file.bytes for file in (*manifest.shards, manifest.index, manifest.keys) if file),
-            "patches": manifest.patches,
-            "bytes_per_image": manifest.schema.bytes_per_image,
-            "bytes_per_image_if": {patches: manifest.spec.bytes_with(patches) for patches in get_args(Patches)},
-            "index": asdict(manifest.index_options) | IndexState.of(manifest).to_json(),
-            "extractor": manifest.spec.to_json(),
-            "recipe": _recipe_to_json(manifest.recipe),
-            "created_by": manifest.created_by,
-        }
-
-
-def _recipe_to_json(name: str | None) -> dict[str, Any] | None:
-    if name is None:
-        return None
-    if name not in RECIPES:
-        return {"name": name, "what": "unknown to this release", "features": {}, "search": {}, "score": {}}
-    return RECIPES[name].to_json()
+            return repair(writer, extractor, [Path(folder) for folder in normal], drop_unreadable)

@@ -1,4 +1,4 @@
-"""Everything in a generation's files, read and compared with what was written."""
+"""Every file of a gallery, read and compared with what was written."""
 
 from __future__ import annotations
 
@@ -14,29 +14,41 @@ from ..store.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that verify found: where, and what."""
+    """Something that verify found.
 
-    file: str
-    what: str
-    key: str | None = None  # of the image, where it is about one
+    Example:
+        >>> from pathlib import Path
+        >>> next(Path("toy.gallery/index").glob("keys-*")).unlink()
+        >>> [problem.message for problem in gallery.verify()]
+        ['...keys-...npy: ...']
+    """
+
+    file: str  # of the gallery; or the image file that patches are recomputed from
+    message: str
+    key: str | None = None  # the image's, if it is about one image
+
+    @property
+    def what(self) -> str:
+        """The former name of `message`."""
+        return self.message
 
 
-def problems_of(generation: Snapshot, files: bool, normal: Sequence[str | Path | ImageFile]) -> list[Problem]:
-    """Read everything; see Gallery.verify."""
-    problems, manifest = [], generation.manifest
+def problems_of(snapshot: Snapshot, files: bool, normal: Sequence[str | Path | ImageFile]) -> list[Problem]:
+    """Read everything; see GalleryReader.verify."""
+    problems, manifest = [], snapshot.manifest
     for number, entry in enumerate(manifest.shards):
         try:
-            found = list(generation.shard(number).problems())
+            found = list(snapshot.shard(number).problems())
         except CorruptGalleryError as error:
             problems.append(Problem(entry.file, str(error)))
         else:
-            problems += [Problem(entry.file, what, key) for key, what in found]
+            problems += [Problem(entry.file, message, key) for key, message in found]
     if files and not problems:  # a damaged shard does not say reliably where a file is
         problems += [
-            Problem(str(generation.source(row_id)), str(error), *generation.keys([row_id]))
-            for row_id, error in missing_sources(generation, normal)
+            Problem(str(snapshot.source(row_id)), str(error), *snapshot.keys([row_id]))
+            for row_id, error in missing_sources(snapshot, normal)
         ]
-    indexes = generation.indexes
+    indexes = snapshot.indexes
     for derived, load in ((manifest.index, indexes.load_image_index), (manifest.keys, indexes.load_key_table)):
         if derived is not None:
             try:

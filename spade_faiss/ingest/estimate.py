@@ -18,6 +18,8 @@ from ..index.factory import about_bytes
 from ..options import MIB, Patches
 from .image_reader import reads_ahead
 
+TRIED = 100  # images, until one can be read and timed
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -28,7 +30,7 @@ class Estimate:
     free_bytes: int  # on the disk it goes to
     memory_bytes: int  # beyond the network and the libraries
     seconds_per_image: float
-    bytes_per_image: dict[Patches, int]  # on disk without the index, for each way to have patches
+    bytes_per_image: dict[Patches, int]  # on disk without the index, for patches stored and recomputed
 
     def __str__(self) -> str:
         minutes = self.images * self.seconds_per_image / 60
@@ -36,7 +38,7 @@ class Estimate:
         space = f"{disk}, about {self.memory_bytes / MIB:.0f} MiB of memory"
         pace = f"{self.seconds_per_image * 1000:.0f} ms an image, about {minutes:.1f} min"
         stored, recomputed = (self.bytes_per_image[patches] / 1000 for patches in ("stored", "recompute"))
-        ways = f"patches stored: {stored:.0f} kB an image; recomputed (--patches recompute): {recomputed:.1f} kB"
+        ways = f"patches stored: {stored:.0f} kB an image; recomputed (patches='recompute'): {recomputed:.1f} kB"
         return (
             f"{self.images} images: {space} beyond the network, {pace}; {ways}, and about "
             f"{self.seconds_per_image * 1000:.0f} ms for each neighbour of a query"
@@ -44,29 +46,39 @@ class Estimate:
 
 
 def estimate(
-    sources: Sequence[ImageFile], extractor: Extractor, folder: Path, patches: Patches = "stored", workers: int = 1
+    files: Sequence[ImageFile], extractor: Extractor, folder: Path, patches: Patches = "stored", workers: int = 1
 ) -> Estimate:
-    """Estimate what a build of these images into a folder will need; time is measured on the first that can be read.
+    """Estimate what a build needs. The first image that can be read is extracted, to measure the time.
 
-    The time is that of one process, however many workers there are to be.
+    Args:
+        files: the images.
+        extractor: of the gallery.
+        folder: on the disk that the gallery goes to.
+        patches: as the gallery has them.
+        workers: processes, which need memory each. The time is that of one process, whatever their number.
     """
-    spec, n = extractor.spec, len(sources)
-    seconds = 0.0
-    for source in sources[:100]:
-        try:
-            view = spec.view.apply(decode(source.path))
-        except ImageError:
-            continue
-        extractor.extract([view] * extractor.batch_size)  # warms up
-        start = time.perf_counter()
-        extractor.extract([spec.view.apply(decode(source.path)) for _ in range(extractor.batch_size)])
-        seconds = (time.perf_counter() - start) / extractor.batch_size
-        break
+    spec, n = extractor.spec, len(files)
     index = about_bytes(n, spec.image_dim)
     batches = 3 * extractor.batch_size * spec.bytes_per_image + reads_ahead(extractor) * _view_bytes(spec)
     free = shutil.disk_usage(folder).free
     sizes = {way: spec.bytes_with(way) for way in get_args(Patches)}
+    seconds = _seconds_per_image(files, extractor)
     return Estimate(n, n * sizes[patches] + index, free, index + workers * batches, seconds, sizes)
+
+
+def _seconds_per_image(files: Sequence[ImageFile], extractor: Extractor) -> float:
+    """Measure decoding and extracting a batch of the first image that can be read; 0 if none can."""
+    view = extractor.spec.view
+    for file in files[:TRIED]:
+        try:
+            first = view.apply(decode(file.path))
+        except ImageError:
+            continue
+        extractor.extract([first] * extractor.batch_size)  # warms up
+        start = time.perf_counter()
+        extractor.extract([view.apply(decode(file.path)) for _ in range(extractor.batch_size)])
+        return (time.perf_counter() - start) / extractor.batch_size
+    return 0.0
 
 
 def _view_bytes(spec: ExtractorSpec) -> int:

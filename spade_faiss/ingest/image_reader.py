@@ -1,4 +1,4 @@
-"""Image files to views for the network, read ahead by threads."""
+"""From an image file to the view that the network gets: read, compared with the gallery, decoded."""
 
 from __future__ import annotations
 
@@ -15,53 +15,63 @@ from ..images.sources import ImageFile
 from ..store.source_images import content_digest
 from ..store.writer import GalleryWriter
 
-
-def reads_ahead(extractor: Extractor) -> int:
-    """Return how many images are read before they are needed."""
-    return 2 * extractor.batch_size
-
-
-def reading_threads(processes: int = 1) -> int:
-    """Return how many threads read and decode in each of so many processes."""
-    return max(1, min(8, (os.cpu_count() or 1) // processes))
+MAX_THREADS = 8  # that read and decode
 
 
 @dataclass(frozen=True)
-class Read:
-    """An image as the readers hand it on: a view with its digest, or why there is none."""
+class ReadImage:
+    """What came of reading an image file: a view and the content's digest, or an error, or neither if not wanted."""
 
-    source: ImageFile
+    file: ImageFile
     digest: str = ""
     view: Pixels | None = None
-    error: SpadeError | None = None  # neither a view nor an error: it is not wanted
+    error: SpadeError | None = None
 
 
-def read_image(source: ImageFile, spec: ExtractorSpec, wanted: Callable[[ImageFile, str], bool] | None = None) -> Read:
-    """Read an image, and decode it if it is wanted with the digest that it has."""
+def read_image(
+    file: ImageFile, spec: ExtractorSpec, wanted: Callable[[ImageFile, str], bool] | None = None
+) -> ReadImage:
+    """Read an image file, and decode it if it is wanted.
+
+    Args:
+        file: the image file.
+        spec: of the extractor, whose view is applied.
+        wanted: decides by file and content digest; None: every image is wanted.
+    """
     try:
-        content = read_file(source.path)
+        content = read_file(file.path)
         digest = content_digest(content)
-        if wanted is not None and not wanted(source, digest):
-            return Read(source, digest)
-        return Read(source, digest, spec.view.apply(decode(content, str(source.path))))
+        if wanted is not None and not wanted(file, digest):
+            return ReadImage(file, digest)
+        return ReadImage(file, digest, spec.view.apply(decode(content, str(file.path))))
     except (ImageError, KeyConflictError) as error:
-        return Read(source, error=error)
+        return ReadImage(file, error=error)
 
 
-def is_wanted(writer: GalleryWriter, source: ImageFile, digest: str, replace: bool) -> bool:
-    """Tell whether a gallery is to take an image, or has it already.
+def is_wanted(writer: GalleryWriter, file: ImageFile, digest: str, replace: bool) -> bool:
+    """Return whether the gallery should take an image; False: it has the same content under that key.
 
     Raises:
-        KeyConflictError: it has other content under that key, which is not to be replaced.
+        KeyConflictError: it has other content under that key, and `replace` is False.
     """
-    state = writer.status(source.key, digest, absolute(source))
+    state = writer.status(file.key, digest, absolute(file))
     if state == "differs" and not replace:
         raise KeyConflictError(
-            f"{source.path}: key {source.key!r} is in the gallery with other content; --replace takes the new one"
+            f"{file.path}: key {file.key!r} is in the gallery with other content; replace=True takes the new content"
         )
     return state in ("new", "differs") or (state == "moved" and replace)
 
 
-def absolute(source: ImageFile) -> str:
+def absolute(file: ImageFile) -> str:
     """Return the path that a gallery keeps of an image file."""
-    return str(source.path.absolute())  # not resolved: a link may be what stays when the files move
+    return str(file.path.absolute())  # not resolved: a link may be what stays when the files move
+
+
+def reads_ahead(extractor: Extractor) -> int:
+    """Return how many images are read before the network needs them."""
+    return 2 * extractor.batch_size
+
+
+def reading_threads(processes: int = 1) -> int:
+    """Return the number of threads that read and decode in each of so many processes."""
+    return max(1, min(MAX_THREADS, (os.cpu_count() or 1) // processes))

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ..errors import SpadeError
 from ..extractors.registry import Extractor
 from ..images.sources import ImageFile, find_images
 from ..store.writer import Appended, GalleryWriter
 from ..system.prefetch import batched, read_ahead
-from .image_reader import Read, absolute, is_wanted, read_image, reading_threads, reads_ahead
+from ..system.progress import progress_bar
+from .image_reader import ReadImage, absolute, is_wanted, read_image, reading_threads, reads_ahead
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How images are taken."""
+
+    replace: bool = False  # take changed content under a key that is there; False: skip and report that image
+    strict: bool = False  # stop at the first image that cannot be taken
+    progress: bool = False  # show a bar where standard error is a terminal
 
 
 @dataclass(frozen=True)
@@ -31,66 +39,75 @@ class IngestReport:
     """What became of the images of a run."""
 
     added: int = 0
-    replaced: int = 0  # of those added: changed content under a key that was there
+    replaced: int = 0  # among those added: changed content under a key that was there
     unchanged: int = 0  # there already, with the same content
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
 
 
+def count(report: IngestReport, done: Appended) -> None:
+    """Add to a report what became of a batch or a shard."""
+    report.added += done.added
+    report.replaced += done.replaced
+    report.unchanged += done.unchanged
+
+
 def ingest(
     writer: GalleryWriter,
-    paths: Sequence[str | Path | ImageFile],
+    sources: Sequence[str | Path | ImageFile],
     extractor: Extractor,
-    *,
-    replace: bool = False,
-    strict: bool = False,
-    progress: bool = False,
+    options: IngestOptions,
 ) -> IngestReport:
     """Extract and append the images of files and folders; see Gallery.add_images."""
     start, report = time.perf_counter(), IngestReport()
-    sources = find_images(paths)
+    files = find_images(sources)
 
-    def read(source: ImageFile) -> Read:
-        return read_image(source, extractor.spec, lambda source, digest: is_wanted(writer, source, digest, replace))
+    def read(file: ImageFile) -> ReadImage:
+        return read_image(file, extractor.spec, lambda file, digest: is_wanted(writer, file, digest, options.replace))
 
-    stopped_by: SpadeError | None = None
-
-    def taken(reads: Iterable[Read]) -> Iterable[Read]:
-        nonlocal stopped_by
-        for image in reads:
-            if image.view is not None:
-                yield image
-            elif image.error is None:
-                report.unchanged += 1
-            elif strict:
-                stopped_by = image.error
-                return
-            else:
-                report.skipped.append(Skipped(image.source.path, str(image.error)))
-
-    reads = read_ahead(sources, read, reading_threads(), reads_ahead(extractor))
-    writing: Future[Appended] | None = None
-    with (
-        tqdm(reads, total=len(sources), unit="image", disable=None if progress else True, desc="images") as bar,
-        ThreadPoolExecutor(1, thread_name_prefix="writing") as pool,
-    ):
-        for batch in batched(taken(bar), extractor.batch_size):
-            features = extractor.extract([image.view for image in batch if image.view is not None])
-            _count(report, writing)  # one batch is written while the next goes through the network
-            keys, digests = [image.source.key for image in batch], [image.digest for image in batch]
-            files = [absolute(image.source) for image in batch]
-            writing = pool.submit(writer.append, keys, features, digests, replace, files)
-        _count(report, writing)
-    if stopped_by is not None:
+    images = read_ahead(files, read, reading_threads(), reads_ahead(extractor))
+    with progress_bar(images, "images", options.progress, total=len(files)) as bar:
+        taken = _Taken(bar, report, options.strict)
+        _append_all(writer, taken, extractor, options.replace, report)
+    if taken.stopped_by is not None:
         writer.commit()
-        raise stopped_by
+        raise taken.stopped_by
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _count(report: IngestReport, writing: Future[Appended] | None) -> None:
-    if writing is not None:
-        done = writing.result()
-        report.added += done.added
-        report.replaced += done.replaced
-        report.unchanged += done.unchanged
+class _Taken:
+    """The images to extract; the others are counted or reported as they go by."""
+
+    def __init__(self, images: Iterable[ReadImage], report: IngestReport, strict: bool) -> None:
+        self._images, self._report, self._strict = images, report, strict
+        self.stopped_by: SpadeError | None = None  # the first error, if strict
+
+    def __iter__(self) -> Iterator[ReadImage]:
+        for image in self._images:
+            if image.view is not None:
+                yield image
+            elif image.error is None:
+                self._report.unchanged += 1
+            elif self._strict:
+                self.stopped_by = image.error
+                return
+            else:
+                self._report.skipped.append(Skipped(image.file.path, str(image.error)))
+
+
+def _append_all(
+    writer: GalleryWriter, images: Iterable[ReadImage], extractor: Extractor, replace: bool, report: IngestReport
+) -> None:
+    """Extract images batch by batch; while one goes through the network, a thread writes the one before."""
+    writing: Future[Appended] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="writing") as pool:
+        for batch in batched(images, extractor.batch_size):
+            features = extractor.extract([image.view for image in batch if image.view is not None])
+            if writing is not None:
+                count(report, writing.result())
+            keys, digests = [image.file.key for image in batch], [image.digest for image in batch]
+            paths = [absolute(image.file) for image in batch]
+            writing = pool.submit(writer.append, keys, features, digests, replace, paths)
+        if writing is not None:
+            count(report, writing.result())

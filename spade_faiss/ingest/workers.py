@@ -1,8 +1,8 @@
-"""From folders of images into a gallery by several processes: each writes whole shards, one names and commits them.
+"""From folders of images into a gallery by several processes: each writes whole shards, the parent commits them.
 
-The parent holds the writer's lock, tells which images are wanted, hands them out in runs that fill a shard, and commits
-the shards in the order of the sources. A worker decodes a run, extracts it and writes it under a temporary name: what
-one leaves behind is never more than a file that the next writer sweeps away.
+The parent holds the writer's lock, decides which images are wanted, hands them out in runs that fill a shard, and
+commits the shards in the order of the sources. A worker decodes a run, extracts it and writes it under a temporary
+name. A worker that is killed leaves at most a temporary file, which the next writer deletes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import ImageError, KeyConflictError, OptionError, SpadeError, WorkerError, first_line
 from ..extractors.registry import Extractor
@@ -38,11 +37,12 @@ from ..store.source_images import content_digest
 from ..store.writer import GalleryWriter
 from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors
 from ..system.prefetch import batched, read_ahead
-from .image_reader import Read, absolute, is_wanted, read_image, reading_threads, reads_ahead
-from .pipeline import IngestReport, Skipped
+from ..system.progress import progress_bar
+from .image_reader import ReadImage, absolute, is_wanted, read_image, reading_threads, reads_ahead
+from .pipeline import IngestOptions, IngestReport, Skipped, count
 
 SPAWN = multiprocessing.get_context("spawn")  # torch, FAISS and HDF5 do not survive a fork
-AHEAD = 2  # runs for each worker, from the first that is not committed on: what waits for a slow one stays bounded
+AHEAD = 2  # runs for each worker, from the first uncommitted one on: bounds what waits for a slow worker
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class _Job:
     """What a worker is told when it starts."""
 
     extractor: bytes  # pickled
-    folder: Path  # of the shards
+    folder: Path  # shards/
     schema: ShardSchema
     strict: bool
-    processes: int  # that share this machine's cores
-    max_pixels: int | None  # of an image: Pillow's limit, which the caller may have raised
+    processes: int  # workers that share this machine's cores
+    max_pixels: int | None  # Pillow's limit for an image, which the caller may have raised
 
 
 @dataclass
 class _Outcome:
     """What became of a run."""
 
-    number: int  # of the run
+    number: int  # the run's
     keys: list[str] = field(default_factory=list)  # of the shard's rows
     digests: list[str] = field(default_factory=list)
     shard: tuple[Path, int] | None = None  # its temporary file and that file's bytes; None: no image was taken
@@ -70,69 +70,66 @@ class _Outcome:
 
 def ingest_in_processes(
     writer: GalleryWriter,
-    paths: Sequence[str | Path | ImageFile],
+    sources: Sequence[str | Path | ImageFile],
     extractor: Extractor,
     workers: int,
-    *,
-    replace: bool = False,
-    strict: bool = False,
-    progress: bool = False,
+    options: IngestOptions,
 ) -> IngestReport:
-    """Extract and append the images of files and folders by so many processes; see Gallery.add_images."""
+    """Extract and append the images of files and folders by several processes; see Gallery.add_images."""
     start, report = time.perf_counter(), IngestReport()
-    sources, errors = find_images(paths), {}
-    with tqdm(total=len(sources), unit="image", disable=None if progress else True, desc="images") as bar:
+    files = find_images(sources)
+    errors: dict[str, SpadeError] = {}  # by key: why an image was not taken
+    with progress_bar(len(files), "images", options.progress) as bar:
         wanted: list[ImageFile] = []
-        for source, state in zip(sources, _states(writer, sources, replace), strict=True):
+        for file, state in zip(files, _states(writer, files, options.replace), strict=True):
             if state is True:
-                wanted.append(source)  # counted when a worker has read it
+                wanted.append(file)  # counted when a worker has read it
                 continue
             bar.update()
             if state is False:
                 report.unchanged += 1
                 continue
-            errors[source.key] = state
-            if strict:
+            errors[file.key] = state
+            if options.strict:
                 break
-        with _Workers(writer, extractor, _runs(wanted, writer, extractor, workers), workers, strict) as processes:
+        runs = _runs(wanted, writer, extractor, workers)
+        with _Workers(writer, extractor, runs, workers, options.strict) as processes:
             for outcome in processes.outcomes(bar.update):
                 if outcome.shard is not None:
-                    done = writer.adopt(*outcome.shard, outcome.keys, outcome.digests)
-                    report.added += done.added
-                    report.replaced += done.replaced
+                    count(report, writer.adopt(*outcome.shard, outcome.keys, outcome.digests))
                 errors |= outcome.errors
-                if strict and outcome.errors:
+                if options.strict and outcome.errors:
                     break
-    failed = [source for source in sources if source.key in errors]
-    if strict and failed:
+    failed = [file for file in files if file.key in errors]
+    if options.strict and failed:
         raise errors[failed[0].key]
-    report.skipped = [Skipped(source.path, str(errors[source.key])) for source in failed]
+    report.skipped = [Skipped(file.path, str(errors[file.key])) for file in failed]
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _states(writer: GalleryWriter, sources: Sequence[ImageFile], replace: bool) -> Iterator[bool | SpadeError]:
-    """Tell of each image whether it is wanted, or why it cannot be taken. Only where its key is there is it read."""
+def _states(writer: GalleryWriter, files: Sequence[ImageFile], replace: bool) -> Iterator[bool | SpadeError]:
+    """Yield for each image whether it is wanted, or why it cannot be taken. A file with a new key is not read."""
 
-    def state(source: ImageFile) -> bool | SpadeError:
+    def state(file: ImageFile) -> bool | SpadeError:
         try:
-            new = writer.status(source.key, "") == "new"
-            return new or is_wanted(writer, source, content_digest(read_file(source.path)), replace)
+            new = writer.status(file.key, "") == "new"
+            return new or is_wanted(writer, file, content_digest(read_file(file.path)), replace)
         except (ImageError, KeyConflictError) as error:
             return error
 
-    return read_ahead(sources, state, reading_threads())
+    return read_ahead(files, state, reading_threads())
 
 
 def _runs(
-    sources: Sequence[ImageFile], writer: GalleryWriter, extractor: Extractor, workers: int
+    files: Sequence[ImageFile], writer: GalleryWriter, extractor: Extractor, workers: int
 ) -> list[list[ImageFile]]:
-    """Cut images into runs that fill a shard, as one process does, and share the rest out to one run a worker."""
+    """Cut images into runs that fill a shard, as one process does, and the rest into one run for each worker."""
     manifest, batch = writer.snapshot.manifest, extractor.batch_size
     full = math.ceil(math.ceil(manifest.shard_bytes / manifest.schema.bytes_per_image) / batch) * batch
-    whole = len(sources) // (full * workers) * (full * workers)
-    share = max(1, math.ceil((len(sources) - whole) / workers / batch)) * batch
-    return [*batched(sources[:whole], full), *batched(sources[whole:], share)]
+    whole = len(files) // (full * workers) * (full * workers)
+    share = max(1, math.ceil((len(files) - whole) / workers / batch)) * batch
+    return [*batched(files[:whole], full), *batched(files[whole:], share)]
 
 
 class _Worker:
@@ -144,13 +141,15 @@ class _Worker:
         self.state: Literal["loading", "idle", "busy"] = "loading"
         try:
             self.process.start()
-        except (OSError, AssertionError) as error:  # the latter in a process that may not have any of its own
-            raise WorkerError(f"cannot start worker processes: {first_line(error)}; take fewer --workers") from error
+        except (OSError, AssertionError) as error:  # AssertionError: a daemonic process may not have children
+            raise WorkerError(
+                f"cannot start worker processes: {first_line(error)}; use fewer workers, or workers=1"
+            ) from error
         finally:
             theirs.close()  # so that the pipe ends when the process does
 
     def died(self) -> WorkerError:
-        """Say how the process ended."""
+        """Return the error that says how the process ended."""
         self.process.join()
         code = self.process.exitcode or 0
         how = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit status {code}"
@@ -158,12 +157,12 @@ class _Worker:
             how += " before it was ready; a script has to call add_images under `if __name__ == '__main__':`"
         return WorkerError(
             f"worker process {self.process.pid} ended before its work ({how}); what was committed is kept: "
-            "run the same command again, with fewer --workers if memory is short"
+            "run it again, with fewer workers, or workers=1, if memory is short"
         )
 
 
 class _Workers:
-    """A context manager: processes that turn runs of images into shards; leaving it ends them."""
+    """Processes that turn runs of images into shards. A context manager; leaving it ends them."""
 
     def __init__(
         self, writer: GalleryWriter, extractor: Extractor, runs: list[list[ImageFile]], workers: int, strict: bool
@@ -173,10 +172,10 @@ class _Workers:
         self._failure: BaseException | None = None
         try:
             pickled = pickle.dumps(extractor)
-        except Exception as error:  # whatever stands in the way
+        except Exception as error:  # pickling runs the extractor's own code
             raise OptionError(
                 "workers: expected an extractor that another process can load, by pickle, "
-                f"found {type(extractor).__name__}: {first_line(error)}; use one worker"
+                f"found {type(extractor).__name__}: {first_line(error)}; use workers=1"
             ) from error
         manifest, folder, processes = writer.snapshot.manifest, writer.folder / "shards", min(workers, len(runs))
         limit = Image.MAX_IMAGE_PIXELS
@@ -187,7 +186,7 @@ class _Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.kill()  # there is nothing left that it should do
+            worker.process.kill()  # its work is done, or no longer wanted
         for worker in self._workers:
             worker.process.join()
             worker.connection.close()
@@ -195,23 +194,23 @@ class _Workers:
                 path.unlink(missing_ok=True)
 
     def outcomes(self, progress: Callable[[int], object]) -> Iterator[_Outcome]:
-        """Yield what became of each run, in their order.
+        """Yield what became of each run, in order.
 
-        When a worker fails, and at Ctrl-C, the others end the shards that they are writing with what is whole; these
-        are yielded before the error is raised.
+        When a worker fails, and at Ctrl-C, the others finish the batch they are at and close their shards. Those
+        shards are yielded before the error is raised.
 
         Args:
-            progress: told how many more images have been read.
+            progress: called with the number of images read since the last call.
 
         Raises:
-            WorkerError: a worker ended, or failed with an error that is no SpadeError.
-            SpadeError: as it was raised in a worker.
+            WorkerError: a worker ended, or failed with an error other than a SpadeError.
+            SpadeError: raised in a worker.
         """
         with _children_ignore_interrupts():
             for _ in range(self._job.processes):
                 self._workers.append(_Worker(self._job))
         done: dict[int, _Outcome] = {}
-        head, end = 0, len(self._todo)  # number of the first run that is not yielded, and of the one after the last
+        head, end = 0, len(self._todo)  # the first run that is not yielded, and the one after the last
         working = list(self._workers)
         while working and head < end:
             self._hand_out(head)
@@ -245,15 +244,15 @@ class _Workers:
             raise self._failure
 
     def _hand_out(self, head: int) -> None:
-        """Give a run to each worker that has none, unless those before it are too far behind."""
+        """Give a run to each idle worker, unless the first uncommitted run is too far behind."""
         for worker in self._workers:
             if worker.state == "idle" and self._todo and self._todo[0][0] < head + AHEAD * len(self._workers):
                 worker.state = "busy"
-                with contextlib.suppress(OSError):  # it has died: reading from it will say so
+                with contextlib.suppress(OSError):  # the worker has died: reading from it reports that
                     worker.connection.send(self._todo.popleft())
 
     def _fail(self, error: BaseException) -> None:
-        """Keep the first error, and tell the workers to end: those with a run when its shard is whole."""
+        """Keep the first error, and tell the workers to end: a busy one when it has closed its shard."""
         if self._failure is not None:
             return
         self._failure = error
@@ -267,7 +266,7 @@ class _Workers:
 
 @contextlib.contextmanager
 def _children_ignore_interrupts() -> Iterator[None]:
-    """Let processes that are started ignore Ctrl-C from the beginning; only the main thread can say so."""
+    """Let new processes ignore Ctrl-C from their start; only the main thread can set that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -279,10 +278,10 @@ def _children_ignore_interrupts() -> Iterator[None]:
 
 
 def _work(job: _Job, parent: Connection) -> None:
-    """Be a worker process: say that it is ready with None, then turn runs into outcomes until told None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent says what to do
+    """Run a worker process: send None when ready, then turn runs into outcomes until None arrives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent decides what to do
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    warnings.filterwarnings("ignore", module="PIL")  # what cannot be read is told as an error
+    warnings.filterwarnings("ignore", module="PIL")  # an image that cannot be read is reported as an error
     Image.MAX_IMAGE_PIXELS = job.max_pixels
     try:
         extractor = _load(job)
@@ -291,12 +290,12 @@ def _work(job: _Job, parent: Connection) -> None:
             parent.send(_extract(job, extractor, parent, *run))
     except Exception as error:
         found = f"worker process {os.getpid()}: {type(error).__name__}: {first_line(error)}"
-        with contextlib.suppress(OSError):  # nobody is there to be told
+        with contextlib.suppress(OSError):  # the parent has gone
             parent.send(error if isinstance(error, SpadeError) else WorkerError(found))
 
 
 def _end_with_the_parent() -> None:
-    """End this process, whatever it is doing, when the one that started it is no more."""
+    """End this process, whatever it is doing, when the parent process has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -313,30 +312,30 @@ def _load(job: _Job) -> Extractor:
     return extractor
 
 
-def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, sources: list[ImageFile]) -> _Outcome:
-    """Extract a run of images into a shard; told to end, keep what is whole so far."""
+def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, files: list[ImageFile]) -> _Outcome:
+    """Extract a run of images into a shard; stop after a batch, with what is complete, when the parent says so."""
     outcome, read = _Outcome(number), 0
     shard: ShardWriter | None = None
 
-    def taken(reads: Iterable[Read]) -> Iterator[Read]:
+    def taken(images: Iterable[ReadImage]) -> Iterator[ReadImage]:
         nonlocal read
-        for image in reads:
+        for image in images:
             read += 1
             if image.error is None:
                 yield image
                 continue
-            outcome.errors[image.source.key] = image.error
+            outcome.errors[image.file.key] = image.error
             if job.strict:
                 return
 
     threads = reading_threads(job.processes)
-    reads = read_ahead(sources, partial(read_image, spec=job.schema.spec), threads, reads_ahead(extractor))
-    for batch in batched(taken(reads), extractor.batch_size):
+    images = read_ahead(files, partial(read_image, spec=job.schema.spec), threads, reads_ahead(extractor))
+    for batch in batched(taken(images), extractor.batch_size):
         features = job.schema.stored(extractor.extract([image.view for image in batch if image.view is not None]))
         if shard is None:
             shard = ShardWriter(job.folder / f"{os.getpid()}-{number:06d}.h5", job.schema)
-        keys, digests = [image.source.key for image in batch], [image.digest for image in batch]
-        shard.append(keys, digests, features, [absolute(image.source) for image in batch])
+        keys, digests = [image.file.key for image in batch], [image.digest for image in batch]
+        shard.append(keys, digests, features, [absolute(image.file) for image in batch])
         outcome.keys += keys
         outcome.digests += digests
         parent.send(read)

@@ -1,0 +1,115 @@
+"""Options of a command as one typed object: a frozen dataclass whose fields carry their options.
+
+A field is annotated with its option, or is a group of options, which is another such dataclass:
+
+    @dataclass(frozen=True)
+    class CopyFlags:
+        times: Annotated[int, flag("--times", type=int, default=1, help="Number of copies.")]
+        network: NetworkFlags
+
+    @click.command()
+    @takes(CopyFlags)
+    def copy(flags: CopyFlags) -> None: ...
+
+Help lists the options in the order of the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Kind = TypeVar("Kind")
+Options = TypeVar("Options")
+
+PATH = click.Path(path_type=Path)  # type: ignore[type-var,unused-ignore]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """The option of a field: its names and the attributes of click.option."""
+
+    names: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+def flag(*names: str, **attributes: Any) -> Flag:
+    """Describe the option of a field, as click.option does; its parameter has the field's name."""
+    return Flag(names, attributes)
+
+
+def takes(kind: type[Any]) -> Callable[[Command], Command]:
+    """Declare the options of a dataclass on a command, which receives them as `flags`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**given: Any) -> Any:
+            return command(flags=_filled(kind, given), **given)
+
+        decorated: Any = called
+        for name, option in reversed(list(_options(kind))):
+            decorated = click.option(*option.names, name, **option.attributes)(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def _options(kind: type[Any]) -> Iterator[tuple[str, Flag]]:
+    """Yield the name and the option of each field, and of the groups' fields, in order."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if get_origin(hint) is Annotated:
+            yield field.name, get_args(hint)[1]
+        else:
+            yield from _options(hint)
+
+
+def _filled(kind: type[Kind], given: dict[str, Any]) -> Kind:
+    """Make the dataclass of what click has parsed, which is taken out of `given`."""
+    hints = get_type_hints(kind, include_extras=True)
+    is_option = {name: get_origin(hint) is Annotated for name, hint in hints.items()}
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: given.pop(name) if is_option[name] else _filled(hints[name], given) for name in names})
+
+
+def changed(options: Options, **given: Any) -> Options:
+    """Return an options dataclass with the values given on the command line; None is a value not given."""
+    values = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(options, **values)  # type: ignore[type-var]
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.4 on
+    """Pixels: 224, or 224x448 for height x width."""
+
+    name = "PX|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Turn the text into a (height, width)."""
+        parts = str(value).lower().split("x")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+            self.fail(f"expected pixels, as 224 or 224x448 (height x width), found {value!r}", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes with a unit: 4GB, 512MiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Turn the text into bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", str(value).strip(), re.IGNORECASE)
+        size = 0.0
+        if found:
+            size = float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ")
+        if size < 1:
+            self.fail(f"expected a size, as 4GB or 512MiB, found {value!r}", param, ctx)
+        return int(size)

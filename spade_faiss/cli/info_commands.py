@@ -1,0 +1,164 @@
+"""Commands that look at a gallery: info, verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+
+from ..gallery.gallery import Gallery
+from ..gallery.repair import Repair
+from ..gallery.verify import Problem
+from ..options import MIB
+from ..store.secondary_indexes import IndexState
+from . import options as args
+from .flags import flag, takes
+from .messages import with_options
+
+
+@dataclass(frozen=True)
+class InfoFlags:
+    """Options of `info`."""
+
+    as_json: args.AsJson
+
+
+@click.command()
+@args.gallery
+@takes(InfoFlags)
+def info(gallery: Path, flags: InfoFlags) -> None:
+    """Print what GALLERY holds."""
+    with Gallery.open(gallery) as opened:
+        facts, state = opened.info(), opened.index_state()
+    if flags.as_json:
+        click.echo(json.dumps(facts))
+        return
+    spec = facts["extractor"]
+    size = "own features" if spec["resized"] is None else f"{_by(spec['resized'])} px, crop {_by(spec['crop'])}"
+    levels = ", ".join("x".join(map(str, shape)) for shape in spec["level_shapes"])
+    for name, value in (
+        ("gallery", f"{facts['path']}, generation {facts['generation']}, made by {facts['created_by']}"),
+        ("images", f"{facts['images']} ({facts['removed']} removed and not yet compacted)"),
+        ("on disk", f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards"),
+        ("patches", _patches(facts)),
+        ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
+        ("levels", f"{levels} {spec['dtype']}; image feature {spec['image_dim']}"),
+        ("weights", f"{spec['weights'] or 'as published'}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
+        ("recipe", _recipe(facts["recipe"])),
+        ("index", index_line(facts["index"], state)),
+    ):
+        click.echo(f"{name:10} {value}")
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _patches(facts: dict[str, Any]) -> str:
+    sizes = {patches: f"{size / 1000:.1f} kB an image" for patches, size in facts["bytes_per_image_if"].items()}
+    if facts["patches"] == "stored":
+        return f"stored, {sizes['stored']}; recomputed at each query they would take {sizes['recompute']}"
+    return (
+        f"recomputed from the image files, {sizes['recompute']}; stored they would take {sizes['stored']}, "
+        "and a query would not extract its K neighbours"
+    )
+
+
+def _recipe(recipe: dict[str, Any] | None) -> str:
+    if recipe is None:
+        return "none: the options' own defaults"
+    values = {**recipe["features"], **recipe["search"], **recipe["score"]}
+    options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+    return f"{recipe['name']}: {recipe['what']} ({options or 'all defaults'})"
+
+
+def index_line(facts: dict[str, Any], state: IndexState) -> str:
+    """Return the kind and the state of an image index, and why that kind was chosen."""
+    return f"{facts['kind']}: {state}" + (f" ({facts['reason']})" if facts["file"] else "")
+
+
+@dataclass(frozen=True)
+class VerifyFlags:
+    """Options of `verify`."""
+
+    repair: Annotated[
+        bool,
+        flag(
+            "--repair",
+            is_flag=True,
+            help="Rebuild image index and key table, and re-extract damaged images from their files.",
+        ),
+    ]
+    drop_unreadable: Annotated[
+        bool,
+        flag(
+            "--drop-unreadable",
+            is_flag=True,
+            help="With --repair, remove the images and shards that cannot be repaired.",
+        ),
+    ]
+    files: Annotated[
+        bool,
+        flag(
+            "--files/--no-files",
+            default=True,
+            help="If patches are recomputed, read the image files too.  [default: yes]",
+        ),
+    ]
+    normal: args.Normal
+    network: args.NetworkFlags
+    as_json: args.AsJson
+
+
+@click.command()
+@args.gallery
+@takes(VerifyFlags)
+def verify(gallery: Path, flags: VerifyFlags) -> None:
+    """Read all of GALLERY and compare it with what was written.
+
+    --repair re-extracts damaged images from the files in --normal DIR, or from where GALLERY keeps that they are.
+    """
+    if flags.drop_unreadable and not flags.repair:
+        raise click.UsageError("--drop-unreadable goes with --repair")
+    with Gallery.open(gallery) as opened:
+        problems = opened.verify(flags.files, flags.normal)
+        if flags.repair and problems:
+            needs = opened.needs_extractor(problems, flags.normal)
+            extractor = flags.network.extractor_of(opened) if needs else None
+            _print_repair(opened.repair(extractor, flags.normal, flags.drop_unreadable))
+            problems = opened.verify(flags.files, flags.normal)
+            if problems:
+                click.echo(
+                    "what is left needs the images' files (--normal DIR), or --drop-unreadable and then `add`", err=True
+                )
+        _print_problems(len(opened), problems, flags.as_json)
+    if problems:
+        sys.exit(1)
+
+
+def _print_repair(done: Repair) -> None:
+    if done.extracted:
+        click.echo(f"{len(done.extracted)} images re-extracted: {', '.join(done.extracted)}", err=True)
+    if done.dropped:
+        click.echo(f"{done.dropped_images} images removed, `add` them again: {', '.join(done.dropped)}", err=True)
+    if done.derived:
+        click.echo("image index and key table rebuilt", err=True)
+
+
+def _print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
+    messages = [with_options(problem.message) for problem in problems]
+    if as_json:
+        found = [
+            {"file": problem.file, "key": problem.key, "what": message}
+            for problem, message in zip(problems, messages, strict=True)
+        ]
+        click.echo(json.dumps({"images": images, "problems": found}))
+        return
+    for problem, message in zip(problems, messages, strict=True):
+        click.echo(f"{problem.key or problem.file}: {message}")
+    click.echo(f"{images} images checked, {len(problems)} problems")

@@ -1,0 +1,295 @@
+"""The reading half of a gallery: what it holds, search by image features, pyramid levels, verification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..arrays import Array, Ids
+from ..extractors.registry import Extractor, load_extractor
+from ..extractors.spec import ExtractorSpec
+from ..images.sources import ImageFile
+from ..options import FeatureOptions, Patches
+from ..pyramids.cache import PyramidCache
+from ..pyramids.recomputed import pyramids_of
+from ..recipes import Recipe
+from ..store.locks import ReaderLock
+from ..store.manifest import Manifest
+from ..store.secondary_indexes import IndexState
+from ..store.snapshot import Snapshot
+from .info import info_of, recipe_of
+from .verify import Problem, problems_of
+
+Self = TypeVar("Self", bound="GalleryReader")
+
+
+class GalleryReader:
+    """What a Gallery does without writing; see Gallery."""
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        """Open a gallery; see open."""
+        self.path = path
+        self._device = device
+        self._snapshot = self._last_commit()
+
+    @classmethod
+    def open(cls: type[Self], path: str | Path, device: str = "auto") -> Self:
+        """Open a gallery at its last commit.
+
+        Args:
+            path: its folder.
+            device: of the image index: auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N.
+
+        Raises:
+            GalleryNotFoundError: there is no gallery at that path.
+            CorruptGalleryError: gallery.json is damaged or of another format version.
+
+        Example:
+            >>> sf.Gallery.open("toy.gallery")
+            Gallery('toy.gallery', 12 images, toy, generation 2)
+        """
+        return cls(Path(path), device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._device)
+
+    def __repr__(self) -> str:
+        manifest = self._snapshot.manifest  # once: another thread may refresh
+        images = manifest.rows - manifest.removed
+        name = type(self).__name__
+        return f"{name}({str(self.path)!r}, {images} images, {manifest.spec.name}, generation {manifest.generation})"
+
+    def _last_commit(self) -> Snapshot:
+        lock = ReaderLock(self.path)  # taken before the manifest names the files
+        return Snapshot(self.path, Manifest.read(self.path).on(self._device), lock)
+
+    def refresh(self) -> None:
+        """Move on to the last commit. Ids from before are no longer valid.
+
+        Example:
+            >>> sf.Gallery.open("toy.gallery").remove(["000.png"])
+            >>> gallery.refresh()
+            >>> len(gallery)
+            11
+        """
+        self._snapshot = self._last_commit()  # the old one closes when the last thread has done with it
+
+    def snapshot(self) -> Snapshot:
+        """Return the open generation, for several calls that must agree on ids while others write.
+
+        Example:
+            >>> snapshot = gallery.snapshot()
+            >>> gallery.remove(["000.png"])
+            >>> len(snapshot), len(gallery)
+            (12, 11)
+        """
+        return self._snapshot
+
+    def close(self) -> None:
+        """Close the files. A gallery in a `with` statement closes at its end.
+
+        Example:
+            >>> with sf.Gallery.open("toy.gallery") as gallery:
+            ...     len(gallery)
+            12
+        """
+        self._snapshot.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """What makes its features."""
+        return self._snapshot.manifest.spec
+
+    @property
+    def patches(self) -> Patches:
+        """Whether pyramid levels are stored, or recomputed from the image files."""
+        return self._snapshot.manifest.patches
+
+    @property
+    def generation(self) -> int:
+        """The number of the open commit."""
+        return self._snapshot.manifest.generation
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe that it was made with, if any.
+
+        Raises:
+            GalleryError: this release does not know the recipe.
+        """
+        return recipe_of(self.path, self._snapshot.manifest)
+
+    def load_extractor(
+        self,
+        weights: str | Path | None = None,
+        batch_size: int = FeatureOptions.batch_size,
+        device: str = "auto",
+    ) -> Extractor:
+        """Load the extractor that made the gallery.
+
+        Args:
+            weights: load them from this file instead of downloading them.
+            batch_size: images in one pass through the network.
+            device: of the network: auto, cpu, cuda, cuda:N.
+
+        Raises:
+            OptionError: no extractor of this release has the name, or the features were not made by one.
+            WeightsError: the weights are missing or do not fit the network.
+            SpecMismatchError: the weights or the settings are others than the gallery's.
+
+        Example:
+            >>> extractor = gallery.load_extractor(batch_size=8)
+            >>> extractor.spec == gallery.spec, extractor.batch_size
+            (True, 8)
+        """
+        extractor = load_extractor(self.spec.name, weights, self.spec.options(batch_size, device))
+        self.spec.require(extractor.spec, str(self.path))
+        return extractor
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._snapshot.find(key) is not None
+
+    def keys(self, ids: Sequence[int] | Ids | None = None) -> list[str]:
+        """Return the keys of images, in the order of `ids`; None: of all images.
+
+        Raises:
+            OptionError: an id that is not in the gallery.
+
+        Example:
+            >>> gallery.keys([11, 0])
+            ['011.png', '000.png']
+        """
+        snapshot = self._snapshot
+        return snapshot.keys(snapshot.ids() if ids is None else ids)
+
+    def ids(self, keys: Sequence[str]) -> list[int]:
+        """Return the ids of keys.
+
+        Raises:
+            KeyError: a key that is not in the gallery.
+
+        Example:
+            >>> gallery.ids(["011.png", "000.png"])
+            [11, 0]
+        """
+        found = self._snapshot.find_all(keys)
+        if None in found:
+            raise KeyError(keys[found.index(None)])
+        return [row_id for row_id in found if row_id is not None]
+
+    def search(
+        self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
+    ) -> tuple[Ids, Array]:
+        """Find the k normal images nearest to each query by squared L2 of image features.
+
+        Args:
+            image_features: (m, d) float32.
+            k: number of images.
+            without: (n,) ids to leave out, such as the query itself.
+            nprobe: IVF lists to visit; None: as the index was made.
+
+        Returns:
+            ids (m, k) int64 and squared distances (m, k) float32, ascending.
+
+        Raises:
+            NotEnoughImagesError: the gallery has fewer than k images.
+            FeatureError: another shape, NaN or infinity.
+
+        Example:
+            >>> query = toy.extract([np.zeros((32, 32, 3), np.uint8)]).image
+            >>> ids, sq_distances = gallery.search(query, k=3)
+            >>> query.shape, ids.shape, sq_distances.shape
+            ((1, 12), (1, 3), (1, 3))
+        """
+        return self._snapshot.search(image_features, k, without, nprobe)
+
+    def read(
+        self,
+        ids: Sequence[int] | Ids,
+        extractor: Extractor | None = None,
+        normal: Sequence[str | Path | ImageFile] = (),
+    ) -> list[Array]:
+        """Read the pyramid levels of images: [(len(ids), c, h, w), ...] in the stored dtype, in the order of `ids`.
+
+        Args:
+            ids: the images.
+            extractor: the one that made the gallery; needed if it recomputes patches.
+            normal: where the image files may be, besides where they were: folders, or the files.
+
+        Raises:
+            CorruptGalleryError: a shard is missing, cut short, or not what was written, naming file, key and level.
+            OptionError: an id that is not in the gallery, or the gallery recomputes patches and extractor is None.
+            SourceError: an image file that it recomputes patches from is gone or has changed.
+            SpecMismatchError: another extractor, or one with other settings.
+
+        Example:
+            >>> [level.shape for level in gallery.read([4, 7])]
+            [(2, 3, 8, 8), (2, 3, 4, 4), (2, 3, 2, 2)]
+        """
+        if extractor is None:
+            return self._snapshot.levels(ids)
+        self.spec.require(extractor.spec, str(self.path))
+        return PyramidCache(0).read(pyramids_of(self._snapshot, extractor, normal), ids)
+
+    def index_state(self) -> IndexState:
+        """Return how the image index is made and searched, and whether the gallery has outgrown it.
+
+        Example:
+            >>> gallery.index_state().outgrown
+            ()
+        """
+        return IndexState.of(self._snapshot.manifest)
+
+    def info(self) -> dict[str, Any]:
+        """Return what the gallery holds, as JSON values; sizes in bytes.
+
+        Example:
+            >>> info = gallery.info()
+            >>> info["images"], info["patches"], info["index"]["kind"]
+            (12, 'stored', 'flat')
+        """
+        return info_of(self.path, self._snapshot.manifest)
+
+    def verify(self, files: bool = True, normal: Sequence[str | Path | ImageFile] = ()) -> list[Problem]:
+        """Read everything and compare it with what was written; an empty list is a clean gallery.
+
+        Args:
+            files: if the gallery recomputes patches, read every image file as well.
+            normal: where those may be, besides where they were: folders, or the files.
+
+        Example:
+            >>> gallery.verify()
+            []
+        """
+        snapshot = self._last_commit()  # a file that is open already reads well even when it has been deleted
+        try:
+            return problems_of(snapshot, files, normal)
+        finally:
+            snapshot.close()
+
+    def needs_extractor(self, problems: Sequence[Problem], normal: Sequence[str | Path | ImageFile] = ()) -> bool:
+        """Return whether repair needs an extractor to mend some of these problems.
+
+        That is so if one of them is about an image, the features were made from images, and it is known where the
+        files may be.
+
+        Args:
+            problems: what verify found.
+            normal: as for repair.
+
+        Example:
+            >>> gallery.needs_extractor(gallery.verify(), ["normal"])
+            False
+        """
+        places = bool(normal) or self.patches == "recompute"
+        return places and self.spec.resized is not None and any(problem.key is not None for problem in problems)
