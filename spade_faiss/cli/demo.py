@@ -28,8 +28,8 @@ from ..options import SearchOptions
 from ..recipes import DEFAULT_RECIPE, RECIPES
 from ..report.colour_scale import colour_scale
 from ..report.report import Report
-from ..report.run_facts import RunFacts
 from ..report.result_folder import ResultFolder
+from ..report.run_facts import RunFacts
 from ..store.manifest import FILE
 from ..store.source_images import SourceImages
 from ..system.atomic_files import storage_errors

@@ -19,8 +19,8 @@ from ..ingest.pipeline import Skipped
 from ..options import DEFAULT_K, Localise, ScoreOptions, SearchOptions
 from ..report.colour_scale import colour_scale
 from ..report.report import Report
-from ..report.run_facts import RunFacts
 from ..report.result_folder import ResultFolder, as_json
+from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
 from . import options as args
 from .flags import PATH, changed, flag, takes
@@ -217,8 +217,6 @@ def _results(
         report = None
         if not flags.no_report:
             originals = SourceImages(detector.gallery.snapshot(), normal)
-            report = Report(
-                output / "report.html", RunFacts.of(detector), scale, title, originals, flags.report_images
-            )
+            report = Report(output / "report.html", RunFacts.of(detector), scale, title, originals, flags.report_images)
             stack.enter_context(report)
         yield stack.enter_context(ResultFolder(output, scale, report))
