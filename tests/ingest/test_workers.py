@@ -266,7 +266,7 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import test_workers
 folder = Path(sys.argv[2])
 with test_workers.sf.Gallery.open(folder / "g", "cpu") as gallery:
@@ -343,7 +343,7 @@ def test_at_ctrl_c_what_is_whole_is_committed(tmp_path: Path, images: Path) -> N
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import test_workers
 folder = Path(sys.argv[2])
 gallery = test_workers.create(folder / "g", images_a_shard=100)

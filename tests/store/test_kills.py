@@ -25,7 +25,7 @@ from spade_faiss.store.locks import HOLDER
 from spade_faiss.store.writer import GalleryWriter
 from spade_faiss.system import atomic_files, failpoints
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import kills_trials
 

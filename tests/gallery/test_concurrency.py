@@ -29,7 +29,7 @@ from spade_faiss.options import Patches
 from spade_faiss.store import create
 from spade_faiss.store.locks import HOLDER, READERS, WRITER
 
-TESTS = str(Path(__file__).parent)
+TESTS = [str(folder) for folder in Path(__file__).parents[:2]]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def gallery(tmp_path: Path) -> sf.Gallery:
 @contextlib.contextmanager
 def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A process that says "ready" when it is, and is killed at the end."""
-    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {TESTS!r})\n{code}", *map(str, arguments)]
+    command = [sys.executable, "-c", f"import sys\nsys.path[:0] = {TESTS!r}\n{code}", *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         try:
             assert started.stdout is not None
@@ -54,7 +54,7 @@ def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def run(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {TESTS!r})\n{code}", *map(str, arguments)]
+    command = [sys.executable, "-c", f"import sys\nsys.path[:0] = {TESTS!r}\n{code}", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "2"}
     )

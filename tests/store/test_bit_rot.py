@@ -11,7 +11,7 @@ import pytest
 import spade_faiss as sf
 from spade_faiss.options import Patches
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import bit_rot
 
 

@@ -81,7 +81,7 @@ COMMANDS = {command.__name__: command for command in (add_images, add_images_rec
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_crash import COMMANDS, reopen
 name, path, images, flushes = sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])
 real = os.fsync
@@ -290,7 +290,7 @@ def test_stopped_at_any_flush_it_is_old_or_new(
 FULL_DISK = """
 import resource, shutil, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from test_crash import *
 template, images = Path(sys.argv[2]), Path(sys.argv[3])
 

@@ -19,7 +19,7 @@ from spade_faiss.extractors.networks import load_network
 from spade_faiss.options import Patches
 from spade_faiss.store import manifest
 
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import bit_rot
 import fuzz
 
