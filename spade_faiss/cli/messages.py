@@ -20,6 +20,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "normal=FOLDER": "--normal DIR",
     "workers=1": "--workers 1",
     "patches='recompute'": "--patches recompute",
+    "device='cuda'": "--device cuda",
 }
 
 

@@ -81,7 +81,12 @@ class NetworkFlags:
     ]
     device: Annotated[
         str,
-        flag("--device", default="auto", show_default=True, help="Run on this device: auto, cpu, cuda or cuda:N."),
+        flag(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="Run on this device: cpu, cuda, cuda:N, or auto, which takes a GPU for the network only.",
+        ),
     ]
 
     def extractor_of(self, opened: Gallery) -> Extractor:
