@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import spade_faiss as sf
-
-OWN = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
-
-RandomFeatures = Callable[..., sf.Features]
-
-
-def random_features_of(n: int, spec: sf.ExtractorSpec = OWN, seed: int = 0) -> sf.Features:
-    """Standard normal features of n images, in the dtypes that a gallery of that spec stores."""
-    rng = np.random.default_rng(seed)
-    levels = [rng.standard_normal((n, *shape), np.float32).astype(spec.dtype) for shape in spec.level_shapes]
-    return sf.Features(rng.standard_normal((n, spec.image_dim), np.float32), levels)
-
-
-def write_images(folder: Path, n: int, seed: int = 0, size: tuple[int, int] = (40, 48)) -> Path:
-    """Write n noise images of (height, width) as 000.png, 001.png, ..."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(n):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number:03d}.png", compress_level=1)
-    return folder
+from tests.helpers.command_line import Run, Spade
+from tests.helpers.galleries import OWN, RandomFeatures, random_features_of
+from tests.helpers.images import write_images
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,3 +57,20 @@ def toy_gallery(tmp_path: Path, image_folder: Path, toy: sf.Extractor) -> sf.Gal
     gallery = sf.Gallery.create(tmp_path / "toy.gallery", toy.spec, index=sf.IndexOptions(device="cpu"))
     gallery.add_images(image_folder, toy)
     return gallery
+
+
+@pytest.fixture
+def spade(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Spade:
+    """Run the command line in this process, where torch is loaded already."""
+    from spade_faiss.cli.main import main
+
+    def run(*args: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["spade-faiss", *map(str, args)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() has its own
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        return Run(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -16,27 +16,12 @@ from spade_faiss.errors import CorruptGalleryError, NotEnoughImagesError, Option
 from spade_faiss.index.factory import Kind, check_kind, kinds
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.index.metadata import IndexFacts
+from tests.helpers.search import Held, brute_force
 
 N, D = 300, 8
 SINGLE_AND_BATCH = [1, 25]  # FAISS may search batches of 20 and more through BLAS
 
 Build = Callable[..., ImageIndex]
-
-
-class Held:
-    """Image features in memory, which come in blocks of uneven size."""
-
-    def __init__(self, xb: np.ndarray) -> None:
-        self.xb = xb
-
-    def __len__(self) -> int:
-        return len(self.xb)
-
-    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
-        yield from np.array_split(self.xb[start:], 4)
-
-    def read(self, ids: np.ndarray) -> np.ndarray:
-        return self.xb[ids]
 
 
 def build(xb: np.ndarray, kind: str = "flat", device: str = "cpu", **options: Any) -> ImageIndex:
@@ -50,13 +35,6 @@ def worth_a_try(n: int, *options: Any, **named: Any) -> list[Kind]:
 
 def factory(n: int, *options: Any, **named: Any) -> str:
     return worth_a_try(n, *options, **named)[0].factory
-
-
-def brute_force(xq: np.ndarray, xb: np.ndarray, k: int, without: Any = ()) -> tuple[np.ndarray, np.ndarray]:
-    sq_distances = ((xq[:, None].astype(np.float64) - xb[None]) ** 2).sum(axis=2)
-    sq_distances[:, list(without)] = np.inf
-    ids = np.argsort(sq_distances, axis=1, kind="stable")[:, :k]
-    return ids, np.take_along_axis(sq_distances, ids, 1)
 
 
 def assert_equal(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> None:

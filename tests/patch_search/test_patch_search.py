@@ -9,7 +9,6 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from spade_faiss.patch_search import cost_model, pyramid
 from spade_faiss.patch_search.search import search_patches
 from spade_faiss.patch_search.upsampling import as_tensor
 from spade_faiss.system import devices
+from tests import reference
 
 ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
 

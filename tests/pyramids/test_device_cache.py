@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
 from spade_faiss.detect.detector import _scaled
 from spade_faiss.pyramids.cache import PyramidCache
 from spade_faiss.pyramids.device_cache import DeviceCache, device_cache
 from spade_faiss.system.devices import as_arrays
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import make_images
 
 N = 12
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import OWN, random_features_of
 
 import spade_faiss as sf
 from spade_faiss.pyramids.cache import LevelCache, PyramidCache
@@ -21,6 +20,7 @@ from spade_faiss.pyramids.reader import Identity, StoredPyramids
 from spade_faiss.store import level_reader, snapshot
 from spade_faiss.store.shard_reader import ShardReader
 from spade_faiss.system.devices import as_arrays
+from tests.helpers.galleries import OWN, random_features_of
 
 SPEC = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
 SIZE = 2 * (3 * 5 * 7 + 2 * 3 * 3)  # bytes of an image

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_detector import make_images
 
 import spade_faiss as sf
 from spade_faiss.arrays import Pixels
@@ -19,6 +18,7 @@ from spade_faiss.report.colour_scale import colour_scale
 from spade_faiss.report.drawing import OUTLINE, region_mask
 from spade_faiss.report.report import Report
 from spade_faiss.report.result_folder import ResultFolder
+from tests.helpers.images import make_images
 
 
 @pytest.fixture

@@ -24,10 +24,7 @@ from spade_faiss.detect.calibration import Calibration
 from spade_faiss.store.locks import HOLDER
 from spade_faiss.store.writer import GalleryWriter
 from spade_faiss.system import atomic_files, failpoints
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import kills_trials
+from tests.helpers.benchmarks import kills_trials
 
 NAMES = ["build", "add", "adopt", "remove", "compact", "reindex", "calibrate"]
 
@@ -63,7 +60,7 @@ def test_killed_at_a_random_time(trials: kills_trials.Trials, name: str) -> None
 
 def test_every_failpoint_is_passed(trials: kills_trials.Trials) -> None:
     passed = set().union(*(course.steps for course in trials.courses.values()))
-    code = "".join(path.read_text() for path in Path(failpoints.__file__).parent.glob("*.py"))
+    code = "".join(path.read_text() for path in Path(sf.__file__).parent.rglob("*.py"))
     named = set(re.findall(r'\bfailpoint\("([^"]+)"', code))
     assert len(named) > 10
     assert {name for name in named if not any(step.startswith(name) for step in passed)} == {"discarding", "discarded"}
