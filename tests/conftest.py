@@ -1,12 +1,19 @@
-"""What the tests share: random features, a folder of small images, a toy gallery of them."""
+"""What the tests share: random features, a folder of small images, a toy gallery of them; which of them need a GPU."""
 
 from __future__ import annotations
 
 import os
+
+# Before NumPy, torch and FAISS are loaded: several workers share the cores, and at the size of these tests threads only
+# wait for each other. Tests of threads ask for them by themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +22,51 @@ import spade_faiss as sf
 from tests.helpers.command_line import Run, Spade
 from tests.helpers.galleries import OWN, RandomFeatures, random_features_of
 from tests.helpers.images import write_images
+
+GPUS = {"gpu_torch": "torch sees no CUDA device", "gpu_faiss": "FAISS sees no GPU"}  # by marker: why it is not met
+DESELECTED = pytest.StashKey[dict[str, int]]()  # items, by the reason
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--need-gpu", action="store_true", help="fail where neither torch nor FAISS sees a GPU")
+
+
+def unseen() -> dict[str, str]:
+    """The markers that this machine does not meet, and why."""
+    import faiss
+    import torch
+
+    seen = {"gpu_torch": torch.cuda.is_available(), "gpu_faiss": getattr(faiss, "get_num_gpus", lambda: 0)() > 0}
+    return {marker: why for marker, why in GPUS.items() if not seen[marker]}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--need-gpu") and len(unseen()) == len(GPUS):
+        raise pytest.UsageError(f"expected a GPU: {' and '.join(GPUS.values())}; run `make test` for what needs none")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU that is not there: counted, rather than skipped one by one."""
+    needs = {item: [marker for marker in GPUS if item.get_closest_marker(marker)] for item in items}
+    missing = unseen() if any(needs.values()) else {}
+    why = {item: " and ".join(missing[marker] for marker in needs[item] if marker in missing) for item in items}
+    left_out = [item for item in items if why[item]]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not why[item]]
+    count = config.stash[DESELECTED] = dict(Counter(why[item] for item in left_out))
+    if hasattr(config, "workeroutput"):  # a worker of pytest-xdist: its parent collects nothing, and says it all
+        config.workeroutput["deselected"] = count
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("deselected", {})  # each collects all
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for why, count in config.stash.get(DESELECTED, {}).items():
+        terminalreporter.write_line(f"{count} tests that need a GPU were left out: {why}")
 
 
 @pytest.fixture(scope="session", autouse=True)

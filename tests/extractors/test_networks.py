@@ -569,11 +569,9 @@ def test_device_that_is_not_there() -> None:
         load(device="cuda:99")
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_torch
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm:vit_tiny_patch16_224"])
 def test_gpu_equals_cpu(name: str, resnet18_file: Path, vit_file: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
     weights = {"resnet18": resnet18_file, "timm:vit_tiny_patch16_224": vit_file}.get(name)
     on_cpu, on_gpu = (load(name, weights, device=device) for device in ("cpu", "cuda"))
     assert isinstance(on_gpu, NetworkExtractor)

@@ -25,7 +25,7 @@ class Held:
 
 
 def brute_force(xq: np.ndarray, xb: np.ndarray, k: int, without: Any = ()) -> tuple[np.ndarray, np.ndarray]:
-    sq_distances = ((xq[:, None].astype(np.float64) - xb[None]) ** 2).sum(axis=2)
+    sq_distances = np.array([((query - xb) ** 2).sum(axis=1) for query in xq.astype(np.float64)])
     sq_distances[:, list(without)] = np.inf
     ids = np.argsort(sq_distances, axis=1, kind="stable")[:, :k]
     return ids, np.take_along_axis(sq_distances, ids, 1)

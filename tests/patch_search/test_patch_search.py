@@ -36,6 +36,10 @@ PYRAMIDS = {
 }
 
 
+# The pyramid engine is torch's on a GPU; the flat one is FAISS's, and prepares its patches by torch.
+GPU = {"pyramid": [pytest.mark.gpu_torch], "flat": [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]}
+
+
 def backends() -> Iterator[Any]:
     """Each engine on each device, as (engine, device, variant of its arithmetic)."""
     variants = {"flat": ["", "blas"], "pyramid": ["float32", "bfloat16", "torch", "tensors"]}
@@ -44,7 +48,7 @@ def backends() -> Iterator[Any]:
             yield pytest.param((engine, "cpu", variant), id="-".join(filter(None, (engine, "cpu", variant))))
         for variant in ("", "tensors"):
             name = "-".join(filter(None, (engine, "cuda", variant)))
-            yield pytest.param((engine, "cuda", variant), id=name, marks=pytest.mark.gpu)
+            yield pytest.param((engine, "cuda", variant), id=name, marks=GPU[engine])
 
 
 def as_tensors(levels: Sequence[Any], device: str) -> list[torch.Tensor]:
@@ -58,10 +62,6 @@ def as_tensors(levels: Sequence[Any], device: str) -> list[torch.Tensor]:
 def search(request: pytest.FixtureRequest) -> Iterator[Search]:
     """`search_patches` bound to one engine on one device."""
     engine, device, variant = request.param
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
-    if device == "cuda" and faiss.get_num_gpus() == 0:
-        pytest.skip("FAISS sees no GPU")
 
     def bound(query_levels: Sequence[Any], neighbour_levels: Sequence[Any], **options: Any) -> tuple[Any, Any]:
         options = {"engine": engine, "device": device, **options}

@@ -25,11 +25,9 @@ from tests.helpers.images import make_images
 N = 12
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu_torch)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What `SearchOptions.device` is to be."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
     if request.param == "cpu":
         for module in ("pyramids.device_cache", "patch_search.search"):
             monkeypatch.setattr(f"spade_faiss.{module}.torch_device", lambda _: "cpu:0")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import spade_faiss as sf
 from spade_faiss.pyramids.cache import LevelCache, PyramidCache
@@ -51,11 +50,9 @@ class Counted:
 Make = Callable[[int], LevelCache[Any]]
 
 
-@pytest.fixture(params=["memory", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["memory", "cpu", pytest.param("cuda", marks=pytest.mark.gpu_torch)])
 def make(request: pytest.FixtureRequest) -> Make:
     """A cache of a bound, in memory, or on a torch device over one in memory that keeps nothing."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
     if request.param == "memory":
         return PyramidCache
     return lambda limit: DeviceCache(limit, request.param, PyramidCache(0))
