@@ -377,13 +377,12 @@ def test_on_a_read_only_file_system_everything_that_reads_works(tmp_path: Path, 
 FORKED = """
 import os, sys, time, threading
 from pathlib import Path
-import faiss, numpy as np, torch
+import faiss, numpy as np
 from tests.helpers.galleries import OWN
 from tests.helpers.galleries import random_features_of
 from tests.helpers.images import write_images
 import spade_faiss as sf
 faiss.omp_set_num_threads(2)
-torch.set_num_threads(2)
 folder = Path(sys.argv[1])
 
 def in_child(work):
@@ -408,6 +407,8 @@ def in_child(work):
 """
 
 ASKS = """
+import torch
+torch.set_num_threads(2)
 images = sorted(write_images(folder / "images", 20).iterdir())
 extractor = sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=4))
 gallery = sf.Gallery.create(folder / "g", extractor.spec, patches=sys.argv[2])

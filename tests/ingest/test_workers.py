@@ -21,7 +21,7 @@ from spade_faiss.images.sources import ImageFile
 from spade_faiss.ingest import workers
 from spade_faiss.options import Patches
 from tests.helpers.images import write_images
-from tests.helpers.processes import Program, run
+from tests.helpers.processes import FORKSERVER, Program, run
 from tests.helpers.workers import BATCH, Moody, create, toy
 
 WHITE = "009.png"  # the image that a Moody extractor dislikes
@@ -44,6 +44,12 @@ def images(tmp_path: Path) -> Path:
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """None may be started."""
     monkeypatch.setattr(workers, "_Worker", None)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forked from a process that has imported everything; other tests start them as the package does."""
+    monkeypatch.setattr(workers, "SPAWN", FORKSERVER)
 
 
 def content(gallery: sf.Gallery) -> list[tuple[object, ...]]:
@@ -109,6 +115,7 @@ def test_runs_fill_shards_and_the_rest_is_shared_out(tmp_path: Path, toy: sf.Ext
     assert len(runs) <= n // 12 + count
 
 
+@pytest.mark.usefixtures("forked")
 def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) -> None:
     """As by one process, also from a thread that is not the main one."""
     for count in (1, 2):
@@ -132,6 +139,7 @@ def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) ->
     assert reports[2][1][:3] == (2, 2, 22)  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("forked")
 def test_strict_stops_at_the_first_in_the_order_of_the_sources(tmp_path: Path, images: Path) -> None:
     (images / "011a.png").write_text("no image")
     (images / "013a.png").write_text("no image")
@@ -168,6 +176,7 @@ def test_what_cannot_work_starts_no_process(tmp_path: Path, images: Path) -> Non
     assert_clean(gallery)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     gallery = create(tmp_path / "g")
     with pytest.raises(sf.FeatureError, match="without NUL"):
@@ -175,6 +184,7 @@ def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     assert_clean(gallery)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("mood", "error", "words"),
     [
@@ -212,6 +222,7 @@ def by_key(gallery: sf.Gallery) -> dict[object, object]:
     return {key: rest for key, _, *rest in content(gallery)}
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_is_ahead_of_a_slow_worker_waits_in_bounds_and_in_order(
     tmp_path: Path, images: Path, moody: Moody
 ) -> None:
@@ -348,6 +359,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path, images: Path) ->
     assert_clean(sf.Gallery.open(tmp_path / "g", "cpu"))
 
 
+@pytest.mark.usefixtures("forked")
 def test_features_of_another_network_are_not_written(tmp_path: Path, images: Path) -> None:
     """As when the file of the weights has been changed since the parent loaded it."""
     gallery = create(tmp_path / "g")
