@@ -4,9 +4,10 @@ BIN := .venv/bin
 
 .PHONY: demo test test-fast test-gpu lint clean
 
-# Two tests at a time, or as many as WORKERS says: each worker has one thread (tests/conftest.py).
+# Two files of tests at a time, or as many as WORKERS says, so that what a module prepares is prepared once. Each worker
+# has one thread (tests/conftest.py).
 WORKERS := 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 demo: .venv/.installed
 	$(BIN)/spade-faiss demo
