@@ -24,6 +24,7 @@ def normal(tmp_path: Path) -> Path:
     return make_images(tmp_path / "normal", 12)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize(("k", "kappa", "k_score"), [(1, 1, None), (5, 3, 2), (3, 1, 7)])
 @pytest.mark.parametrize("crop", [None, (32, 32)])

@@ -302,7 +302,9 @@ def test_resnet_levels_can_be_chosen(resnet18_file: Path) -> None:
 @pytest.fixture(scope="module")
 def wide_resnet(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     path = tmp_path_factory.mktemp("weights") / "wide.pth"
-    torch.save(torchvision.models.wide_resnet50_2(weights=None).state_dict(), path)
+    with torch.device("meta"):  # nothing is drawn: only the shapes are wanted
+        state = torchvision.models.wide_resnet50_2(weights=None).state_dict()
+    torch.save({name: torch.zeros_like(tensor, device="cpu") for name, tensor in state.items()}, path)
     extractor = load("wide_resnet50_2", path)
     path.unlink()  # 275 MB, which pytest would keep for three runs
     return extractor

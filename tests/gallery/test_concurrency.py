@@ -267,6 +267,7 @@ def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limi
 # Threads that share a detector
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("patches", ["stored", "recompute"])
 @pytest.mark.parametrize("engine", ["flat", "pyramid"])
 @pytest.mark.parametrize("cached", [0, 3, 100])

@@ -45,7 +45,7 @@ def assert_equal(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarra
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """At this size threads only wait for each other; the gallery's tests run with all of them."""
+    """At this size threads only wait for each other; those of a gallery's random life and of a query run with two."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     yield
