@@ -1,36 +1,72 @@
-"""What the tests share: random features, a folder of small images, a toy gallery of them."""
+"""What the tests share: random features, a folder of small images, a toy gallery of them; which of them need a GPU."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+
+# Before NumPy, torch and FAISS are loaded: several workers share the cores, and at the size of these tests threads only
+# wait for each other. Tests of threads ask for them by themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import spade_faiss as sf
+from tests.helpers.command_line import Run, Spade
+from tests.helpers.galleries import OWN, RandomFeatures, random_features_of
+from tests.helpers.images import write_images
 
-OWN = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
-
-RandomFeatures = Callable[..., sf.Features]
-
-
-def random_features_of(n: int, spec: sf.ExtractorSpec = OWN, seed: int = 0) -> sf.Features:
-    """Standard normal features of n images, in the dtypes that a gallery of that spec stores."""
-    rng = np.random.default_rng(seed)
-    levels = [rng.standard_normal((n, *shape), np.float32).astype(spec.dtype) for shape in spec.level_shapes]
-    return sf.Features(rng.standard_normal((n, spec.image_dim), np.float32), levels)
+GPUS = {"gpu_torch": "torch sees no CUDA device", "gpu_faiss": "FAISS sees no GPU"}  # by marker: why it is not met
+DESELECTED = pytest.StashKey[dict[str, int]]()  # items, by the reason
 
 
-def write_images(folder: Path, n: int, seed: int = 0, size: tuple[int, int] = (40, 48)) -> Path:
-    """Write n noise images of (height, width) as 000.png, 001.png, ..."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(n):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number:03d}.png", compress_level=1)
-    return folder
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--need-gpu", action="store_true", help="fail where neither torch nor FAISS sees a GPU")
+
+
+def unseen() -> dict[str, str]:
+    """The markers that this machine does not meet, and why."""
+    import faiss
+    import torch
+
+    seen = {"gpu_torch": torch.cuda.is_available(), "gpu_faiss": getattr(faiss, "get_num_gpus", lambda: 0)() > 0}
+    return {marker: why for marker, why in GPUS.items() if not seen[marker]}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--need-gpu") and len(unseen()) == len(GPUS):
+        raise pytest.UsageError(f"expected a GPU: {' and '.join(GPUS.values())}; run `make test` for what needs none")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU that is not there: counted, rather than skipped one by one."""
+    needs = {item: [marker for marker in GPUS if item.get_closest_marker(marker)] for item in items}
+    missing = unseen() if any(needs.values()) else {}
+    why = {item: " and ".join(missing[marker] for marker in needs[item] if marker in missing) for item in items}
+    left_out = [item for item in items if why[item]]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not why[item]]
+    count = config.stash[DESELECTED] = dict(Counter(why[item] for item in left_out))
+    if hasattr(config, "workeroutput"):  # a worker of pytest-xdist: its parent collects nothing, and says it all
+        config.workeroutput["deselected"] = count
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("deselected", {})  # each collects all
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for why, count in config.stash.get(DESELECTED, {}).items():
+        terminalreporter.write_line(f"{count} tests that need a GPU were left out: {why}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +75,20 @@ def _quick_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For FAISS and torch, as a user's machine has several."""
+    import faiss
+    import torch
+
+    before = faiss.omp_get_max_threads(), torch.get_num_threads()
+    faiss.omp_set_num_threads(2)
+    torch.set_num_threads(2)
+    yield
+    faiss.omp_set_num_threads(before[0])
+    torch.set_num_threads(before[1])
 
 
 @pytest.fixture
@@ -73,3 +123,20 @@ def toy_gallery(tmp_path: Path, image_folder: Path, toy: sf.Extractor) -> sf.Gal
     gallery = sf.Gallery.create(tmp_path / "toy.gallery", toy.spec, index=sf.IndexOptions(device="cpu"))
     gallery.add_images(image_folder, toy)
     return gallery
+
+
+@pytest.fixture
+def spade(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Spade:
+    """Run the command line in this process, where torch is loaded already."""
+    from spade_faiss.cli.main import main
+
+    def run(*args: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["spade-faiss", *map(str, args)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() has its own
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        return Run(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -46,7 +46,9 @@ def resize_map(grid: Array, size: tuple[int, int]) -> Floats:
 
 def upsample(level: Array, size: tuple[int, int]) -> Floats:
     """(c, h, w) -> (c, H, W), as torch.nn.functional.interpolate(mode="bilinear", align_corners=False) defines it."""
-    return np.array([resize_map(channel, size) for channel in level])
+    values = np.asarray(level, np.float64).transpose(1, 2, 0)  # all channels at once
+    rows = _interpolate(values, _centres(values.shape[0], size[0])).transpose(1, 0, 2)
+    return _interpolate(rows, _centres(values.shape[1], size[1])).transpose(2, 1, 0)
 
 
 def patch_features(levels: Sequence[Array]) -> Floats:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_images
 
 import spade_faiss as sf
+from tests.helpers.images import write_images
 
 NOT_CALLED = {"Extractor"}  # a protocol: its methods have no body
 

@@ -11,31 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import Spade, spade
-from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.detect import pipeline
 from spade_faiss.evaluate import METRICS, EvaluationOptions, evaluate
 from spade_faiss.metrics.pixel import PIXEL_METRICS
-
-__all__ = ["spade"]  # a fixture
-
-
-def make_set(folder: Path) -> Path:
-    """12 normal images, 3 good and 4 defective test images with masks: a white square is the defect."""
-    make_images(folder / "train" / "good", 12)
-    make_images(folder / "test" / "good", 3, seed=50)
-    make_images(folder / "test" / "square", 4, seed=60)
-    (folder / "ground_truth" / "square").mkdir(parents=True)
-    for number, path in enumerate(sorted((folder / "test" / "square").iterdir())):
-        pixels, mask = np.array(Image.open(path)), np.zeros((40, 48), np.uint8)
-        mask[8 : 20 + number, 10:30] = 255
-        pixels[mask > 0] = 255
-        Image.fromarray(pixels).save(path)
-        Image.fromarray(mask).save(folder / "ground_truth" / "square" / f"{path.stem}_mask.png")
-    return folder
+from tests.helpers.command_line import Spade
+from tests.helpers.datasets import make_set
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import make_images
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from house import PACKAGE, ROOMS, circles, oversized, violations
+
+from tests.house import PACKAGE, ROOMS, circles, oversized, violations
 
 
 def test_no_room_imports_from_above_it() -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 from PIL import Image, ImageOps
 
 import spade_faiss as sf
 from spade_faiss.detect import pipeline as stages
 from spade_faiss.images.view import View
+from tests import reference
 
 SIDE = 32  # px, of all images here: the toy extractor's own size, where its finest grid is 8 x 8
 CELL = 4  # px, of that grid

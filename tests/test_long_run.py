@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from tests.helpers.benchmarks import BENCHMARKS
 
 
 @pytest.mark.slow

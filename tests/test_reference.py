@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
+
+from tests import reference
 
 
 def row(values: list[float]) -> np.ndarray:

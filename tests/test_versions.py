@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import make_fixtures
 import numpy as np
 import pytest
+
+from tests import make_fixtures
 
 
 def assert_same(found: Any, expected: Any, where: str) -> None:

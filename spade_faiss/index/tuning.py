@@ -119,6 +119,10 @@ def _rising(nlist: int | None) -> Iterator[int]:
 
 def _recall(found: list[Ids], nearest: Array, fetched: int, is_between: Array) -> float:
     """Return the share of the nearest among the first `fetched` found, of normal images or points between (lesser)."""
-    pairs = zip(found, nearest, strict=True)
-    shares = np.array([np.isin(true, row[:fetched], assume_unique=True).mean() for row, true in pairs])
+    first = [row[:fetched] for row in found]
+    ids, rows = np.concatenate(first), np.arange(len(first))
+    # All rows at once, each with ids of its own; -1, which is no image, stays none.
+    apart = int(max(ids.max(initial=0), nearest.max())) + 2
+    named = ids + apart * np.repeat(rows, [len(row) for row in first])
+    shares = np.isin(nearest + apart * rows[:, None], named, assume_unique=True).mean(axis=1)
     return float(min(shares[group].mean() for group in (is_between, ~is_between) if group.any()))

@@ -6,66 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_detector import make_images
 
 import spade_faiss as sf
-
-
-@dataclass
-class Run:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line on stderr that says what is wrong."""
-        assert "Traceback" not in self.err
-        lines = [line for line in self.err.splitlines() if line.startswith("spade-faiss: error: ")]
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-Spade = Callable[..., Run]
-
-
-@pytest.fixture
-def spade(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Spade:
-    """Run the command line in this process, where torch is loaded already."""
-    from spade_faiss.cli.main import main
-
-    def run(*args: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["spade-faiss", *map(str, args)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() has its own
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capfd.readouterr()
-        return Run(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def normal(tmp_path: Path) -> Path:
-    return make_images(tmp_path / "normal", 12)
-
-
-@pytest.fixture
-def gallery(tmp_path: Path, normal: Path, spade: Spade) -> Path:
-    path = tmp_path / "toy.gallery"
-    assert spade("build", path, normal, "--extractor", "toy").status == 0
-    return path
+from tests.helpers.command_line import Spade
+from tests.helpers.images import make_images
 
 
 def test_build_says_what_it_needs_and_did(tmp_path: Path, normal: Path, spade: Spade) -> None:

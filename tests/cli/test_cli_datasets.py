@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import Spade, spade
-from test_datasets import BUILDS
-from test_detector import make_images
-from test_evaluate import make_set
 
 import spade_faiss as sf
 from spade_faiss.datasets.category import Category
 from spade_faiss.datasets.folders import from_folders
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.evaluate import evaluate
+from tests.helpers.command_line import Spade
+from tests.helpers.datasets import BUILDS, make_set
+from tests.helpers.images import make_images
 
-__all__ = ["spade"]  # a fixture
 TOY = ("--extractor", "toy", "--quiet")
 
 

@@ -13,8 +13,6 @@ from typing import Annotated, Any, get_args, get_type_hints
 import click
 import pytest
 from click.testing import CliRunner
-from test_cli import Spade, gallery, normal, spade
-from test_detector import make_images
 
 import spade_faiss as sf
 from spade_faiss.cli import flags as typed
@@ -22,8 +20,9 @@ from spade_faiss.cli.flags import changed, flag, takes
 from spade_faiss.cli.main import cli
 from spade_faiss.cli.messages import OPTIONS, with_options
 from spade_faiss.cli.options import SearchFlags
+from tests.helpers.command_line import Spade
+from tests.helpers.images import make_images
 
-__all__ = ["gallery", "normal", "spade"]  # fixtures
 PACKAGE = Path(sf.__file__).parent
 
 

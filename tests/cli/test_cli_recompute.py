@@ -1,6 +1,5 @@
 """Recomputed patches on the command line: chosen once, told by `info`, and one clear line where a file is missing."""
 
-# ruff: noqa: F811 -- fixtures of test_cli.py are used by their names
 from __future__ import annotations
 
 import json
@@ -8,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_cli import Spade, gallery, normal, spade  # noqa: F401
-from test_detector import make_images
+
+from tests.helpers.command_line import Spade
+from tests.helpers.images import make_images
 
 RECOMPUTE = ("--extractor", "toy", "--patches", "recompute")
 

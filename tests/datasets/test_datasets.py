@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,118 +15,25 @@ from spade_faiss.datasets.folders import from_folders
 from spade_faiss.datasets.layouts import LAYOUTS, open_dataset
 from spade_faiss.errors import ImageError, OptionError
 from spade_faiss.images.decode import decode
-
-SIZE = (16, 16)
-Build = Callable[[Path], None]
-
-
-def paint(path: Path, marked: int = 0, size: tuple[int, int] = SIZE) -> Path:
-    """Write a grey image of (height, width) with `marked` pixels of value 255, in the first row."""
-    pixels = np.zeros(size, np.uint8)
-    pixels[0, :marked] = 255
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def paint_all(root: Path, *keys: str) -> None:
-    """Write images by their keys; a key with =N at its end is a mask with N pixels marked."""
-    for key in keys:
-        name, _, marked = key.partition("=")
-        paint(root / name, int(marked or 0))
-
-
-def save_rows(path: Path, rows: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, rows)
-    return path
-
-
-def mvtec(root: Path) -> None:
-    paint_all(root, "train/good/000.png", "train/good/001.png", "test/good/000.png", "test/hole/000.png")
-    paint_all(root, "test/cut/000.png", "ground_truth/hole/000_mask.png=3", "ground_truth/cut/000_mask.png=5")
-
-
-def converted_visa(root: Path) -> None:
-    paint_all(root, "train/good/0836.JPG", "test/good/0001.JPG", "test/bad/000.JPG", "ground_truth/bad/000.png=4")
-
-
-def loco(root: Path) -> None:
-    paint_all(root, "train/good/000.png", "validation/good/000.png", "test/good/000.png")
-    paint_all(root, "test/logical_anomalies/000.png", "test/structural_anomalies/000.png")
-    paint_all(root, "ground_truth/structural_anomalies/000/000.png=2", "ground_truth/logical_anomalies/000/001.png=4")
-    mask = np.zeros(SIZE, np.uint8)
-    mask[9, :3] = 251  # LOCO's values tell the kind of defect
-    Image.fromarray(mask).save(root / "ground_truth/logical_anomalies/000/000.png")
-
-
-def mvtec_ad_2(root: Path) -> None:
-    paint_all(root, "train/good/000_regular.png", "validation/good/000_regular.png", "test_private/000_regular.png")
-    paint_all(root, "test_public/good/000_regular.png", "test_public/bad/001_overexposed.png")
-    paint_all(root, "test_public/ground_truth/bad/001_overexposed_mask.png=6")
-
-
-def btad(root: Path) -> None:
-    paint_all(root, "train/ok/0000.bmp", "test/ok/0001.bmp", "test/ko/0000.bmp", "test/ko/0001.png")
-    paint_all(root, "ground_truth/ko/0000.png=2", "ground_truth/ko/0001.bmp=3")
-
-
-VISA_ROWS = [
-    ["candle", "train", "normal", "candle/Data/Images/Normal/0001.JPG", ""],
-    ["candle", "test", "normal", "candle/Data/Images/Normal/0000.JPG", ""],
-    ["candle", "test", "anomaly", "candle/Data/Images/Anomaly/000.JPG", "candle/Data/Masks/Anomaly/000.png"],
-    ["pcb1", "train", "normal", "pcb1/Data/Images/Normal/0000.JPG", ""],
-    ["pcb1", "test", "anomaly", "pcb1/Data/Images/Anomaly/000.JPG", "pcb1/Data/Masks/Anomaly/000.png"],
-]
-VISA_COLUMNS = ["object", "split", "label", "image", "mask"]
-
-
-def write_table(root: Path, rows: list[list[str]], columns: list[str] = VISA_COLUMNS, encoding: str = "utf-8") -> None:
-    path = root / "split_csv/1cls.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(",".join(row) for row in [columns, *rows]) + "\n", encoding=encoding)
-
-
-def visa(root: Path) -> None:
-    write_table(root, VISA_ROWS)
-    for *_, image, mask in VISA_ROWS:
-        paint(root / image)
-        if mask:
-            paint(root / mask)
-            Image.fromarray(np.eye(16, dtype=np.uint8)).save(root / mask)  # values are 1, 2, ... in VisA
-
-
-def magnetic_tile(root: Path) -> None:
-    for number in range(10):
-        paint_all(root, f"MT_Free/Imgs/exp1_num_{number}.jpg", f"MT_Free/Imgs/exp1_num_{number}.png")
-    paint_all(root, "MT_Blowhole/Imgs/exp1_num_7.jpg", "MT_Blowhole/Imgs/exp1_num_7.png=7")
-    paint_all(root, "MT_Uneven/Imgs/exp1_num_7.jpg", "MT_Uneven/Imgs/exp1_num_7.png=0")
-
-
-def shanghaitech(root: Path) -> None:
-    for video in ("01_001", "01_002", "02_001", "13_001"):
-        for number in range(7):
-            paint(root / f"training/frames/{video}/{number:06d}.jpg")
-    for video in ("01_0014", "02_0001"):
-        labels, marks = np.zeros(12, np.uint8), np.zeros((12, *SIZE), np.uint8)
-        labels[4:7] = 1
-        for row in range(4, 7):
-            marks[row, 0, :row] = 1
-        for number in range(12):
-            paint(root / f"testing/frames/{video}/{number:03d}.jpg")
-        save_rows(root / f"testing/test_frame_mask/{video}.npy", labels)
-        save_rows(root / f"testing/test_pixel_mask/{video}.npy", marks)
-
-
-BUILDS: dict[str, Build] = {
-    "mvtec": mvtec,
-    "loco": loco,
-    "mvtec_ad_2": mvtec_ad_2,
-    "btad": btad,
-    "visa": visa,
-    "magnetic_tile": magnetic_tile,
-    "shanghaitech": shanghaitech,
-}
+from tests.helpers.datasets import (
+    BUILDS,
+    SIZE,
+    VISA_COLUMNS,
+    VISA_ROWS,
+    Build,
+    btad,
+    converted_visa,
+    loco,
+    magnetic_tile,
+    mvtec,
+    mvtec_ad_2,
+    paint,
+    paint_all,
+    save_rows,
+    shanghaitech,
+    visa,
+    write_table,
+)
 
 
 def open_one(root: Path, layout: str | None = None) -> Category:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import Spade, spade  # noqa: F401 (a fixture)
-from test_detector import make_gallery
 
 import spade_faiss as sf
 from spade_faiss.detect.audit import GREY, suspect_images
 from spade_faiss.store.source_images import SourceImages
+from tests.helpers.command_line import Spade
+from tests.helpers.galleries import make_gallery
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_pictures_are_of_the_view_and_grey_where_the_file_is_missing(tmp_path: P
     assert there[row, column, 0] > 200
 
 
-def test_the_command(tmp_path: Path, contaminated: Path, spade: Spade) -> None:  # noqa: F811
+def test_the_command(tmp_path: Path, contaminated: Path, spade: Spade) -> None:
     path, out = tmp_path / "g", tmp_path / "out"
     spade("build", path, contaminated, "--extractor", "toy", "--quiet")
     run = spade("audit", path, "--top", 3, "--output", out, "--normal", contaminated, "--quiet")
@@ -88,7 +88,7 @@ def test_the_command(tmp_path: Path, contaminated: Path, spade: Spade) -> None: 
 def test_mistakes(
     tmp_path: Path,
     contaminated: Path,
-    spade: Spade,  # noqa: F811
+    spade: Spade,
     args: tuple[object, ...],
     expected: str,
 ) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
 from spade_faiss.detect.baseline import BULK, Baseline, LogStats
 from spade_faiss.detect.measure_baseline import measure
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import make_images
 
 ROBUST = sf.RECIPES["robust"]
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
 from spade_faiss.detect.calibration import FILE, Calibration, _checksum, conformal_threshold, images_needed
 from spade_faiss.detect.regions import find_regions
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import make_images
 
 
 @pytest.mark.parametrize(

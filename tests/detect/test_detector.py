@@ -11,24 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.detect.pipeline import Pipeline
 from spade_faiss.store.snapshot import Snapshot
-
-RNG_SEED = 7
-
-
-def make_images(folder: Path, n: int, seed: int = RNG_SEED, size: tuple[int, int] = (40, 48)) -> Path:
-    """Write n smooth random images of (height, width)."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(n):
-        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
-    return folder
+from tests import reference
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import make_images
 
 
 @pytest.fixture
@@ -36,15 +26,7 @@ def normal(tmp_path: Path) -> Path:
     return make_images(tmp_path / "normal", 12)
 
 
-def make_gallery(
-    folder: Path, normal: Path, options: sf.FeatureOptions | None = None
-) -> tuple[sf.Gallery, sf.Extractor]:
-    extractor = sf.load_extractor("toy", options=options)
-    gallery = sf.Gallery.create(folder, extractor.spec)
-    gallery.add_images(normal, extractor)
-    return gallery, extractor
-
-
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize(("k", "kappa", "k_score"), [(1, 1, None), (5, 3, 2), (3, 1, 7)])
 @pytest.mark.parametrize("crop", [None, (32, 32)])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 
 from spade_faiss.detect.scoring import anomaly_map, knn_score
 from spade_faiss.images.view import View
+from tests import reference
 
 WHOLE = View(resized=(224, 224), crop=(224, 224))
 CROPPED = View(resized=(256, 256), crop=(224, 224))

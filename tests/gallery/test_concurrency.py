@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import OWN, random_features_of, write_images
 
 import spade_faiss as sf
 from spade_faiss.cli.main import cli
@@ -28,8 +25,10 @@ from spade_faiss.detect.audit import find_suspects
 from spade_faiss.options import Patches
 from spade_faiss.store import create
 from spade_faiss.store.locks import HOLDER, READERS, WRITER
-
-TESTS = [str(folder) for folder in Path(__file__).parents[:2]]
+from tests.helpers.galleries import OWN, random_features_of
+from tests.helpers.images import write_images
+from tests.helpers.processes import Done, ready, run, run_fresh
+from tests.helpers.readers import WORLD, features_of, look, look_on, query
 
 
 @pytest.fixture
@@ -40,31 +39,16 @@ def gallery(tmp_path: Path) -> sf.Gallery:
     return gallery
 
 
-@contextlib.contextmanager
-def process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A process that says "ready" when it is, and is killed at the end."""
-    command = [sys.executable, "-c", f"import sys\nsys.path[:0] = {TESTS!r}\n{code}", *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
-        try:
-            assert started.stdout is not None
-            assert started.stdout.readline() == "ready\n"
-            yield started
-        finally:
-            started.kill()
-
-
-def run(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", f"import sys\nsys.path[:0] = {TESTS!r}\n{code}", *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "2"}
-    )
+def said(code: str, *arguments: object, by: Callable[..., Done] = run) -> str:
+    done = by(code, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 WRITES = """
+import sys
 import spade_faiss as sf
-from conftest import random_features_of
+from tests.helpers.galleries import random_features_of
 with sf.Gallery.open(sys.argv[1], device="cpu").writer() as writer:
     writer.append(["lost"], random_features_of(1, seed=5))
     print("ready", flush=True)
@@ -72,6 +56,7 @@ with sf.Gallery.open(sys.argv[1], device="cpu").writer() as writer:
 """
 
 READS = """
+import sys
 import spade_faiss as sf
 gallery = sf.Gallery.open(sys.argv[1], device="cpu")
 print("ready", flush=True)
@@ -95,7 +80,7 @@ def test_every_command_that_writes_may_wait(gallery: sf.Gallery, tmp_path: Path)
         ["compact", path],
         ["reindex", path],
     )
-    with process(READS.replace("\nprint", "\nhold = gallery.writer()\nhold.__enter__()\nprint"), path) as holder:
+    with ready(READS.replace("\nprint", "\nhold = gallery.writer()\nhold.__enter__()\nprint"), path) as holder:
         for command in commands[1:]:
             found = CliRunner().invoke(cli, [*command, "--wait", "0.05"])
             assert isinstance(found.exception, sf.GalleryLockedError), found.output
@@ -111,7 +96,7 @@ def test_every_command_that_writes_may_wait(gallery: sf.Gallery, tmp_path: Path)
 
 
 def test_one_waits_while_another_is_killed(gallery: sf.Gallery) -> None:
-    with process(WRITES, gallery.path) as writer:
+    with ready(WRITES, gallery.path) as writer:
         killed = threading.Timer(0.3, writer.kill)
         killed.start()
         gallery.append(["mine"], random_features_of(1, seed=6), timeout=30)
@@ -189,11 +174,11 @@ def test_a_writer_leaves_a_calibration_alone_that_is_being_written(gallery: sf.G
 
 def test_a_killed_reader_keeps_no_files(gallery: sf.Gallery) -> None:
     old = set(gallery.path.glob("shards/*"))
-    with process(READS, gallery.path) as reader:
+    with ready(READS, gallery.path) as reader:
         gallery.remove(list("ace"))
         gallery.compact()
         assert old <= set(gallery.path.glob("shards/*"))
-        reader.send_signal(signal.SIGKILL)
+        reader.kill()
         reader.wait()
         gallery.append(["new"], random_features_of(1, seed=9))
         assert not old & set(gallery.path.glob("shards/*"))
@@ -201,43 +186,6 @@ def test_a_killed_reader_keeps_no_files(gallery: sf.Gallery) -> None:
 
 
 # Readers while one writes
-
-WORLD = range(12)  # keys; the features of each tell whose they are, and of which version
-
-
-def features_of(key: int, version: int) -> sf.Features:
-    levels = [np.full((1, *shape), 100 * version + key, np.float16) for shape in OWN.level_shapes]
-    return sf.Features(np.full((1, OWN.image_dim), 100 * version + key, np.float32), levels)
-
-
-def look(view: Any) -> None:
-    """What one generation says: every key once, and keys, image features, levels and neighbours of one version."""
-    ids = view.ids()
-    keys, version = [int(key) for key in view.keys(ids)], None
-    assert len(set(keys)) == len(keys) == len(view)
-    assert view.find_all([str(key) for key in keys]) == ids.tolist()
-    values = [level[:, 0, 0, 0].astype(int) for level in view.levels(ids)]
-    for key, value, image in zip(keys, values[0].tolist(), view.rows.read(ids)[:, 0].tolist(), strict=True):
-        version = value // 100 if version is None else version
-        assert value == image == 100 * version + key
-    assert values[0].tolist() == values[1].tolist()
-    nearest, sq_distances = view.search(view.rows.read(ids), 1)
-    assert nearest[:, 0].tolist() == ids.tolist()
-    assert not sq_distances.any()
-
-
-def look_on(path: Path, until: Callable[[], bool]) -> int:
-    """Open the last commit again and again, and look twice at each; returns at how many."""
-    seen = set()
-    with sf.Gallery.open(path, device="cpu") as reader:
-        while True:
-            last = until()
-            for _ in range(2):
-                look(reader.snapshot())
-            seen.add(reader.generation)
-            if last:
-                return len(seen)
-            reader.refresh()
 
 
 def write_on(gallery: sf.Gallery, version: int) -> None:
@@ -252,8 +200,9 @@ def write_on(gallery: sf.Gallery, version: int) -> None:
 
 
 LOOKS = """
+import sys
 from pathlib import Path
-from test_concurrency import look_on
+from tests.helpers.readers import look_on
 print("ready", flush=True)
 print(look_on(Path(sys.argv[1]), (Path(sys.argv[1]) / "stop").exists))
 """
@@ -268,7 +217,7 @@ def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) ->
         while not stop.is_set():
             look(gallery.snapshot())
 
-    with process(LOOKS, gallery.path) as first, process(LOOKS, gallery.path) as second, ThreadPoolExecutor(4) as pool:
+    with ready(LOOKS, gallery.path) as first, ready(LOOKS, gallery.path) as second, ThreadPoolExecutor(4) as pool:
         looking = [pool.submit(look_at_shared) for _ in range(2)]
         looking += [pool.submit(look_on, gallery.path, stop.is_set) for _ in range(2)]
         try:
@@ -287,9 +236,10 @@ def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) ->
 
 
 MANY_SHARDS = """
-import resource
+import resource, sys
 import spade_faiss as sf
-from conftest import OWN, random_features_of
+from tests.helpers.galleries import OWN
+from tests.helpers.galleries import random_features_of
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 gallery, n = sf.Gallery.create(sys.argv[1], OWN, "SQ8", shard_bytes=1), 260
 gallery.append([str(row) for row in range(n)], random_features_of(n))
@@ -309,7 +259,7 @@ except sf.CorruptGalleryError as error:
 @pytest.mark.parametrize(("limit", "expected"), [(1024, "done"), (100, "cannot be opened: ")])
 def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limit: int, expected: str) -> None:
     """1024 is what a process may have open by default."""
-    found = run(MANY_SHARDS, tmp_path / "g", limit)
+    found = said(MANY_SHARDS, tmp_path / "g", limit)
     assert expected in found
     assert "damaged" not in found  # for want of files
 
@@ -317,6 +267,7 @@ def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limi
 # Threads that share a detector
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("patches", ["stored", "recompute"])
 @pytest.mark.parametrize("engine", ["flat", "pyramid"])
 @pytest.mark.parametrize("cached", [0, 3, 100])
@@ -376,6 +327,7 @@ def test_what_is_written_meanwhile_is_in_no_calibration_and_no_audit(
 # Where nothing can be written
 
 READ_ONLY = """
+import sys
 import numpy as np
 import spade_faiss as sf
 from spade_faiss.cli import cli
@@ -410,7 +362,7 @@ def test_on_a_read_only_file_system_everything_that_reads_works(tmp_path: Path, 
     try:
         with pytest.raises(OSError, match="Read-only"):
             (path / "new").touch()
-        read, nearest, *commands, first, second, third = run(READ_ONLY, path, images / "002.png").splitlines()
+        read, nearest, *commands, first, second, third = said(READ_ONLY, path, images / "002.png").splitlines()
     finally:
         subprocess.run(["umount", str(path)], check=True)
     assert read == "4 ['000.png', '001.png'] 2 []"
@@ -424,13 +376,14 @@ def test_on_a_read_only_file_system_everything_that_reads_works(tmp_path: Path, 
 # In processes of their own with two threads for FAISS and torch, as a child that waits for threads that it has not
 # would wait for ever, and as a fork of pytest's own process would be one of much else.
 FORKED = """
-import os, time, threading
+import os, sys, time, threading
 from pathlib import Path
-import faiss, numpy as np, torch
-from conftest import OWN, random_features_of, write_images
+import faiss, numpy as np
+from tests.helpers.galleries import OWN
+from tests.helpers.galleries import random_features_of
+from tests.helpers.images import write_images
 import spade_faiss as sf
 faiss.omp_set_num_threads(2)
-torch.set_num_threads(2)
 folder = Path(sys.argv[1])
 
 def in_child(work):
@@ -455,6 +408,8 @@ def in_child(work):
 """
 
 ASKS = """
+import torch
+torch.set_num_threads(2)
 images = sorted(write_images(folder / "images", 20).iterdir())
 extractor = sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=4))
 gallery = sf.Gallery.create(folder / "g", extractor.spec, patches=sys.argv[2])
@@ -506,7 +461,7 @@ print(result, len(gallery), gallery.verify(), detector.query(images[3]).neighbou
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it does not fork here")
 @pytest.mark.parametrize(("patches", "engine"), [("stored", "auto"), ("stored", "pyramid"), ("recompute", "flat")])
 def test_a_forked_process_goes_on_with_what_its_parent_opened(tmp_path: Path, patches: str, engine: str) -> None:
-    assert run(FORKED + ASKS, tmp_path, patches, engine) == "0 19 [] 003.png\n"
+    assert said(FORKED + ASKS, tmp_path, patches, engine) == "0 19 [] 003.png\n"
 
 
 WRITES_TWICE = """
@@ -561,7 +516,7 @@ print(os.getpid(), len(gallery), gallery.verify())
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it does not fork here")
 def test_a_forked_process_does_not_write_beside_its_parent(tmp_path: Path) -> None:
-    refused, *rest, last = run(FORKED + WRITES_TWICE, tmp_path).splitlines()
+    refused, *rest, last = said(FORKED + WRITES_TWICE, tmp_path, by=run_fresh).splitlines()
     pid, *found = last.split()
     assert refused.startswith(f"{tmp_path / 'g'}: expected process {pid}, which is writing to it, found ")
     assert (rest, found) == (["again", "held"], ["30", "[]"])
@@ -581,10 +536,6 @@ def test_pickled_it_is_opened_anew_at_the_last_commit(tmp_path: Path, toy: sf.Ex
     gallery.remove(["000.png"])
     assert len(copy) == 9
     assert len(pickle.loads(pickled)[0]) == 8
-
-
-def query(detector: sf.Detector, image: Path) -> bytes:
-    return detector.query(image).anomaly_map.tobytes()
 
 
 def test_a_spawned_process_queries_a_detector_that_it_is_given(tmp_path: Path, toy: sf.Extractor) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OWN, random_features_of
 
 import spade_faiss as sf
 from spade_faiss.arrays import all_finite
 from spade_faiss.patch_search.search import search_patches
+from tests.helpers.galleries import OWN, random_features_of
 
 ENGINES = ["flat", "pyramid"]
 HALF_MAX = float(np.finfo(np.float16).max)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import stat
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import OWN, RandomFeatures, random_features_of
 
 import spade_faiss as sf
 from spade_faiss.store.manifest import Manifest
 from spade_faiss.store.shard_writer import ShardWriter
 from spade_faiss.store.snapshot import Snapshot
+from tests.helpers.galleries import OWN, RandomFeatures, random_features_of
+from tests.helpers.processes import ready, run
 
 N = 12
 KEYS = [f"part {number % 3}/{number:02d}.png" for number in range(N)]
@@ -880,31 +878,14 @@ import sys
 import spade_faiss as sf
 gallery = sf.Gallery.open(sys.argv[1], device="cpu")
 with gallery.writer() as writer:
-    print("holding", flush=True)
+    print("ready", flush=True)
     sys.stdin.read()
 """
 
 
-@contextlib.contextmanager
-def another_writer(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that writes to a gallery until its stdin is closed."""
-    command = [sys.executable, "-c", HOLD, str(path)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "holding\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
 def test_a_second_writer_is_told_who_is_writing(gallery: sf.Gallery, features: sf.Features) -> None:
     new = random_features_of(1, seed=3)
-    with another_writer(gallery.path) as process:
+    with ready(HOLD, gallery.path) as process:
         before = named(gallery.path)
         for write in (
             lambda: gallery.append(["a"], new),
@@ -922,12 +903,11 @@ def test_a_second_writer_is_told_who_is_writing(gallery: sf.Gallery, features: s
 
 def test_a_second_writer_may_wait(gallery: sf.Gallery, features: sf.Features) -> None:
     new = random_features_of(1, seed=3)
-    with another_writer(gallery.path) as process:
+    with ready(HOLD, gallery.path) as process:
         start = time.monotonic()
         with pytest.raises(sf.GalleryLockedError):
             gallery.append(["a"], new, timeout=0.3)
         assert time.monotonic() - start >= 0.3
-        assert process.stdin is not None
         let_go = threading.Timer(0.3, process.stdin.close)
         let_go.start()
         gallery.append(["a"], new, timeout=30)
@@ -973,7 +953,7 @@ def test_without_permission_to_write_it_can_be_read(gallery: sf.Gallery) -> None
         for path, mode in modes.items():
             readable = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
             path.chmod(readable | (0o111 if stat.S_ISDIR(mode) else 0))
-        done = subprocess.run([sys.executable, "-c", READ_ONLY], cwd=folder, capture_output=True, text=True)
+        done = run(READ_ONLY, cwd=folder)
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
@@ -989,6 +969,7 @@ def test_without_permission_to_write_it_can_be_read(gallery: sf.Gallery) -> None
 # Any order of anything
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("seed", range(2))
 def test_a_random_life_equals_a_dict(tmp_path: Path, seed: int) -> None:
     """Appends, replacements, removals, compacts and reopenings against a dict of key -> content."""

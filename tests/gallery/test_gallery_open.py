@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OWN, random_features_of, write_images
 
 import spade_faiss as sf
 from spade_faiss.gallery import creation
 from spade_faiss.gallery.info import info_of, recipe_of
 from spade_faiss.store.manifest import Manifest
+from tests.helpers.galleries import OWN, random_features_of
+from tests.helpers.images import write_images
 
 
 def test_it_is_created_once_and_then_opened(tmp_path: Path, toy: sf.Extractor) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import random_features_of, write_images
-from test_cli import Spade, spade  # noqa: F401 (a fixture)
 
 import spade_faiss as sf
 from spade_faiss.options import Patches
 from spade_faiss.store.manifest import Manifest
+from tests.helpers.command_line import Spade
+from tests.helpers.galleries import random_features_of
+from tests.helpers.images import write_images
 
 N = 12
 KEYS = [f"{number:03d}.png" for number in range(N)]
@@ -195,7 +196,7 @@ def test_killed_after_the_commit_it_goes_on(tmp_path: Path, toy: sf.Extractor, m
     assert answers(gallery) == expected
 
 
-def test_on_the_command_line(tmp_path: Path, toy: sf.Extractor, spade: Spade) -> None:  # noqa: F811
+def test_on_the_command_line(tmp_path: Path, toy: sf.Extractor, spade: Spade) -> None:
     gallery = make(tmp_path, toy)
     harm(gallery, 1, HARMS["image"])
     os.truncate(gallery.path / Manifest.read(gallery.path).shards[2].file, 100)

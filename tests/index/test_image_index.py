@@ -16,27 +16,12 @@ from spade_faiss.errors import CorruptGalleryError, NotEnoughImagesError, Option
 from spade_faiss.index.factory import Kind, check_kind, kinds
 from spade_faiss.index.image_index import ImageIndex, IndexFile
 from spade_faiss.index.metadata import IndexFacts
+from tests.helpers.search import Held, brute_force
 
 N, D = 300, 8
 SINGLE_AND_BATCH = [1, 25]  # FAISS may search batches of 20 and more through BLAS
 
 Build = Callable[..., ImageIndex]
-
-
-class Held:
-    """Image features in memory, which come in blocks of uneven size."""
-
-    def __init__(self, xb: np.ndarray) -> None:
-        self.xb = xb
-
-    def __len__(self) -> int:
-        return len(self.xb)
-
-    def blocks(self, start: int = 0) -> Iterator[np.ndarray]:
-        yield from np.array_split(self.xb[start:], 4)
-
-    def read(self, ids: np.ndarray) -> np.ndarray:
-        return self.xb[ids]
 
 
 def build(xb: np.ndarray, kind: str = "flat", device: str = "cpu", **options: Any) -> ImageIndex:
@@ -52,13 +37,6 @@ def factory(n: int, *options: Any, **named: Any) -> str:
     return worth_a_try(n, *options, **named)[0].factory
 
 
-def brute_force(xq: np.ndarray, xb: np.ndarray, k: int, without: Any = ()) -> tuple[np.ndarray, np.ndarray]:
-    sq_distances = ((xq[:, None].astype(np.float64) - xb[None]) ** 2).sum(axis=2)
-    sq_distances[:, list(without)] = np.inf
-    ids = np.argsort(sq_distances, axis=1, kind="stable")[:, :k]
-    return ids, np.take_along_axis(sq_distances, ids, 1)
-
-
 def assert_equal(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> None:
     assert found[0].tolist() == expected[0].tolist()
     assert found[1].dtype == np.float32
@@ -67,7 +45,7 @@ def assert_equal(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarra
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """At this size threads only wait for each other; the gallery's tests run with all of them."""
+    """At this size threads only wait for each other; those of a gallery's random life and of a query run with two."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     yield
@@ -397,11 +375,9 @@ def test_a_gpu_asked_for_by_name_that_is_not_there(xb: np.ndarray, xq: np.ndarra
         build(xb, device="tpu").search(xq, 1)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_faiss
 @pytest.mark.parametrize("kind", ["flat", "ivf", "IVF16,SQ8"])
 def test_the_gpu_finds_what_the_cpu_finds(rng: np.random.Generator, kind: str) -> None:
-    if faiss.get_num_gpus() == 0:
-        pytest.skip("FAISS sees no GPU")
     xb, xq = rng.standard_normal((5000, 64), np.float32), rng.standard_normal((25, 64), np.float32)
     without = np.arange(0, 5000, 7)
     on_cpu, on_gpu = (build(xb, kind, device=device, nprobe=128) for device in ("cpu", "cuda"))

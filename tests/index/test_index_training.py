@@ -9,7 +9,6 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from test_image_index import Held, brute_force
 
 import spade_faiss as sf
 from spade_faiss.errors import OptionError
@@ -18,6 +17,7 @@ from spade_faiss.index import factory as index_factory
 from spade_faiss.index.image_index import ImageIndex, IndexFile
 from spade_faiss.index.tuning import tune
 from spade_faiss.store import secondary_indexes
+from tests.helpers.search import Held, brute_force
 
 N, D, K = 3000, 96, 50
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_images
 from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
 from spade_faiss.images.sources import ImageFile
+from tests.helpers.images import write_images
 
 
 def create(path: Path, extractor: sf.Extractor, shard_bytes: int = 2**28) -> sf.Gallery:

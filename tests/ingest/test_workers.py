@@ -8,51 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import write_images
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss.arrays import Pixels
 from spade_faiss.extractors.toy import ToyExtractor
 from spade_faiss.images.sources import ImageFile
 from spade_faiss.ingest import workers
 from spade_faiss.options import Patches
+from tests.helpers.images import write_images
+from tests.helpers.processes import FORKSERVER, Program, run
+from tests.helpers.workers import BATCH, Moody, create, toy
 
-BATCH = 2
 WHITE = "009.png"  # the image that a Moody extractor dislikes
-
-
-class Moody(ToyExtractor):
-    """The toy, in a mood that is read from a file, in whichever process it is; it may fail at a white image."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(sf.FeatureOptions(batch_size=BATCH))
-        self.folder = folder
-
-    def extract(self, views: Sequence[Pixels]) -> sf.Features:
-        mood = (self.folder / "mood").read_text()
-        if mood == "slow":
-            time.sleep(0.3)
-            (self.folder / f"extracted {os.getpid()} {time.monotonic_ns()}").touch()
-        elif mood == "stuck" and any(self.folder.glob(f"g/shards/{os.getpid()}-*.tmp")):
-            (self.folder / f"stuck {os.getpid()}").touch()
-            time.sleep(600)
-        elif any(view.min() == 255 for view in views):
-            if mood == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if mood == "late":
-                time.sleep(1.5)
-                (self.folder / "waiting").write_text(str(len(list(self.folder.glob("g/shards/*.tmp")))))
-            if mood == "refusing":
-                raise sf.FeatureError("not white")
-            if mood == "broken":
-                raise RuntimeError("out of memory\nand more")
-        return super().extract(views)
 
 
 @pytest.fixture
@@ -74,14 +46,10 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_Worker", None)
 
 
-def create(path: Path, images_a_shard: int = 4, patches: Patches = "stored") -> sf.Gallery:
-    spec = sf.load_extractor("toy").spec
-    size = images_a_shard * spec.bytes_with(patches)
-    return sf.Gallery.create(path, spec, sf.IndexOptions(device="cpu"), size, patches=patches)
-
-
-def toy() -> sf.Extractor:
-    return sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=BATCH))
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forked from a process that has imported everything; other tests start them as the package does."""
+    monkeypatch.setattr(workers, "SPAWN", FORKSERVER)
 
 
 def content(gallery: sf.Gallery) -> list[tuple[object, ...]]:
@@ -147,6 +115,7 @@ def test_runs_fill_shards_and_the_rest_is_shared_out(tmp_path: Path, toy: sf.Ext
     assert len(runs) <= n // 12 + count
 
 
+@pytest.mark.usefixtures("forked")
 def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) -> None:
     """As by one process, also from a thread that is not the main one."""
     for count in (1, 2):
@@ -170,6 +139,7 @@ def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) ->
     assert reports[2][1][:3] == (2, 2, 22)  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("forked")
 def test_strict_stops_at_the_first_in_the_order_of_the_sources(tmp_path: Path, images: Path) -> None:
     (images / "011a.png").write_text("no image")
     (images / "013a.png").write_text("no image")
@@ -206,6 +176,7 @@ def test_what_cannot_work_starts_no_process(tmp_path: Path, images: Path) -> Non
     assert_clean(gallery)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     gallery = create(tmp_path / "g")
     with pytest.raises(sf.FeatureError, match="without NUL"):
@@ -213,6 +184,7 @@ def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     assert_clean(gallery)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("mood", "error", "words"),
     [
@@ -250,6 +222,7 @@ def by_key(gallery: sf.Gallery) -> dict[object, object]:
     return {key: rest for key, _, *rest in content(gallery)}
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_is_ahead_of_a_slow_worker_waits_in_bounds_and_in_order(
     tmp_path: Path, images: Path, moody: Moody
 ) -> None:
@@ -263,25 +236,25 @@ def test_what_is_ahead_of_a_slow_worker_waits_in_bounds_and_in_order(
 
 
 PARENT = """
-import signal, sys
+import os, signal, sys
 from pathlib import Path
+os.setsid()  # to lead a group, as the shell of a terminal has it do
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-import test_workers
-folder = Path(sys.argv[2])
-with test_workers.sf.Gallery.open(folder / "g", "cpu") as gallery:
+import spade_faiss as sf
+from tests.helpers import workers
+folder = Path(sys.argv[1])
+with sf.Gallery.open(folder / "g", "cpu") as gallery:
     try:
-        gallery.add_images(folder / "images", test_workers.Moody(folder), workers=2)
+        gallery.add_images(folder / "images", workers.Moody(folder), workers=2)
     except KeyboardInterrupt:
         print("interrupted", len(gallery))
 """
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path) -> Program:
     """Start a slow build by two workers in a process of its own, which leads a group as that of a terminal."""
     (folder / "mood").write_text("slow")
-    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return Program(PARENT, folder)
 
 
 def wait_until(what: Callable[[], bool]) -> None:
@@ -343,21 +316,20 @@ def test_at_ctrl_c_what_is_whole_is_committed(tmp_path: Path, images: Path) -> N
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-import test_workers
-folder = Path(sys.argv[2])
-gallery = test_workers.create(folder / "g", images_a_shard=100)
+import spade_faiss as sf
+from tests.helpers import workers
+folder = Path(sys.argv[1])
+gallery = workers.create(folder / "g", images_a_shard=100)
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))  # stands for a full disk
 try:
-    gallery.add_images(folder / "images", test_workers.toy(), workers=2)
-except test_workers.sf.GalleryError as error:
+    gallery.add_images(folder / "images", workers.toy(), workers=2)
+except sf.GalleryError as error:
     print(error)
 """
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, images: Path) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = run(FULL_DISK, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "cannot write" in done.stdout
     assert "raise the limit on file size" in done.stdout
@@ -387,6 +359,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path, images: Path) ->
     assert_clean(sf.Gallery.open(tmp_path / "g", "cpu"))
 
 
+@pytest.mark.usefixtures("forked")
 def test_features_of_another_network_are_not_written(tmp_path: Path, images: Path) -> None:
     """As when the file of the weights has been changed since the parent loaded it."""
     gallery = create(tmp_path / "g")

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from spade_faiss.patch_search.pyramid import search_pyramid
 from spade_faiss.patch_search.pyramid_plan import Plan, doubts, rounded
 from spade_faiss.patch_search.search import search_patches
 from spade_faiss.system.threads import single_threads
+from tests import reference
 
 Levels = list[np.ndarray]
 SHAPES = [(24, 14, 12), (40, 7, 6), (30, 4, 3)]

@@ -13,22 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
 from spade_faiss.detect.pipeline import scaled
 from spade_faiss.pyramids.cache import PyramidCache
 from spade_faiss.pyramids.device_cache import DeviceCache, device_cache
 from spade_faiss.system.devices import as_arrays
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import make_images
 
 N = 12
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu_torch)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What `SearchOptions.device` is to be."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
     if request.param == "cpu":
         for module in ("pyramids.device_cache", "patch_search.search"):
             monkeypatch.setattr(f"spade_faiss.{module}.search_device", lambda _: "cpu:0")

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import OWN, random_features_of
 
 import spade_faiss as sf
 from spade_faiss.pyramids.cache import LevelCache, PyramidCache
@@ -21,6 +19,7 @@ from spade_faiss.pyramids.reader import Identity, StoredPyramids
 from spade_faiss.store import level_reader, snapshot
 from spade_faiss.store.shard_reader import ShardReader
 from spade_faiss.system.devices import as_arrays
+from tests.helpers.galleries import OWN, random_features_of
 
 SPEC = sf.ExtractorSpec(name="own", level_shapes=((3, 5, 7), (2, 3, 3)), image_dim=6)
 SIZE = 2 * (3 * 5 * 7 + 2 * 3 * 3)  # bytes of an image
@@ -51,11 +50,9 @@ class Counted:
 Make = Callable[[int], LevelCache[Any]]
 
 
-@pytest.fixture(params=["memory", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["memory", "cpu", pytest.param("cuda", marks=pytest.mark.gpu_torch)])
 def make(request: pytest.FixtureRequest) -> Make:
     """A cache of a bound, in memory, or on a torch device over one in memory that keeps nothing."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
     if request.param == "memory":
         return PyramidCache
     return lambda limit: DeviceCache(limit, request.param, PyramidCache(0))

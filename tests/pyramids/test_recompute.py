@@ -13,15 +13,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import OWN, random_features_of, write_images
-from test_crash import content, failing_flush, reopen
-from test_detector import make_images
 
 import spade_faiss as sf
 from spade_faiss.detect.audit import suspect_images
 from spade_faiss.options import Patches
 from spade_faiss.store.manifest import Manifest
 from spade_faiss.store.source_images import SourceImages
+from tests.helpers.crash import content, failing_flush, reopen
+from tests.helpers.galleries import OWN, random_features_of
+from tests.helpers.images import make_images, write_images
 
 PAPER = (sf.SearchOptions(k=5, kappa=2), sf.ScoreOptions())
 ROBUST = (

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_detector import make_images
 
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
@@ -23,6 +22,7 @@ from spade_faiss.report.colour_scale import Scale
 from spade_faiss.report.report import Report
 from spade_faiss.report.run_facts import RunFacts
 from spade_faiss.store.source_images import SourceImages
+from tests.helpers.images import make_images
 
 VOID = {"meta", "img", "br", "line", "path", "rect", "stop", "use", "circle"}
 HOSTILE = "<script>alert(1)</script>/\"'&amp;<img src=x onerror=alert(2)>{{ 7 * 7 }}.png"

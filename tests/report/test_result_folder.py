@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_detector import make_images
 
 import spade_faiss as sf
 from spade_faiss.arrays import Pixels
@@ -21,6 +20,7 @@ from spade_faiss.report.report import Report
 from spade_faiss.report.result_folder import ResultFolder
 from spade_faiss.report.run_facts import RunFacts
 from spade_faiss.store.source_images import SourceImages
+from tests.helpers.images import make_images
 
 
 @pytest.fixture

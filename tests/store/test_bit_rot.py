@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.options import Patches
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import bit_rot
+from tests.helpers.benchmarks import bit_rot
 
 
 @pytest.mark.parametrize("patches", ["stored", "recompute"])

@@ -7,83 +7,24 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import OWN, random_features_of, write_images
 
 import spade_faiss as sf
-from spade_faiss.options import Patches
 from spade_faiss.store.manifest import Manifest
-
-N_IMAGES = 24
-KEYS = [f"{number:02d}" for number in range(14)]
-
-Content = dict[str, bytes]
-
-
-def toy() -> sf.Extractor:
-    return sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=2))
-
-
-def reopen(path: Path) -> sf.Gallery:
-    return sf.Gallery.open(path, device="cpu")
-
-
-def create(path: Path, spec: sf.ExtractorSpec = OWN, shard_bytes: int = 1, patches: Patches = "stored") -> sf.Gallery:
-    return sf.Gallery.create(path, spec, sf.IndexOptions(device="cpu"), shard_bytes, patches=patches)
-
-
-def content(gallery: sf.Gallery) -> Content:
-    """The levels of each image, by key."""
-    keys = gallery.keys()
-    levels = gallery.read(gallery.ids(keys), toy() if gallery.patches == "recompute" else None)
-    return {key: b"".join(level[row].tobytes() for level in levels) for row, key in enumerate(keys)}
-
-
-# What is interrupted: each may be run again, and says on stdout what it has finished.
-
-
-def add_images(gallery: sf.Gallery, images: Path) -> None:
-    gallery.add_images(images, toy())
-
-
-def add_images_recompute(gallery: sf.Gallery, images: Path) -> None:
-    gallery.add_images(images, toy(), replace=True)
-
-
-def append(gallery: sf.Gallery, images: Path) -> None:
-    for number, key in enumerate(KEYS):
-        gallery.append([key, f"{key}+"], random_features_of(2, seed=number))
-        print(f"has {key}", flush=True)
-
-
-def remove(gallery: sf.Gallery, images: Path) -> None:
-    for key in KEYS:
-        if key in gallery:
-            gallery.remove([key])
-        print(f"lacks {key}", flush=True)
-
-
-def compact(gallery: sf.Gallery, images: Path) -> None:
-    gallery.compact()
-    gallery.rebuild_index()
-
-
-COMMANDS = {command.__name__: command for command in (add_images, add_images_recompute, append, remove, compact)}
+from tests.helpers.crash import COMMANDS, KEYS, N_IMAGES, STEPS, Content, content, create, failing_flush, reopen, toy
+from tests.helpers.galleries import OWN, random_features_of
+from tests.helpers.images import write_images
+from tests.helpers.processes import Program, run, run_fresh
 
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-from test_crash import COMMANDS, reopen
-name, path, images, flushes = sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])
+from tests.helpers.crash import COMMANDS, reopen
+name, path, images, flushes = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 real = os.fsync
 
 def fsync(descriptor):
@@ -101,12 +42,9 @@ print("done", flush=True)
 """
 
 
-def start(name: str, path: Path, images: Path, flushes: int = 0) -> subprocess.Popen[str]:
+def start(name: str, path: Path, images: Path, flushes: int = 0) -> Program:
     """Start a command in a process of its own, which kills itself at the given flush to disk; 0: at none."""
-    tests = str(Path(__file__).parent)
-    arguments = [sys.executable, "-c", CHILD, tests, name, str(path), str(images), str(flushes)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = Program(CHILD, name, path, images, flushes)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -220,38 +158,6 @@ def test_killed_it_is_as_it_was_at_a_commit_and_goes_on(
         }  # what the dead left behind is swept away
 
 
-STEPS: dict[str, Callable[[sf.Gallery], Any]] = {
-    "append": lambda gallery: gallery.append(["new", "new+"], random_features_of(2, seed=5)),
-    "replace": lambda gallery: gallery.append(["new", KEYS[1]], random_features_of(2, seed=6), replace=True),
-    "remove": lambda gallery: gallery.remove(KEYS[1:9:2]),
-    "compact": lambda gallery: gallery.compact(),
-    "rebuild_index": lambda gallery: gallery.rebuild_index(),
-    # More than fits one shard, of which the beginning must not be there without the rest.
-    "append-many": lambda gallery: gallery.append([f"new {n}" for n in range(7)], random_features_of(7, seed=7)),
-    "replace-many": lambda gallery: gallery.append(KEYS[2:9], random_features_of(7, seed=8), replace=True),
-}
-
-
-def failing_flush(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Callable[[int], int]:
-    """Make the nth flush to disk from now on fail, 0: none; returns a function that says so and how many there were."""
-    real, calls, failing = os.fsync, 0, 0
-
-    def fsync(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing:
-            raise error
-        real(descriptor)
-
-    def fail_at(nth: int) -> int:
-        nonlocal calls, failing
-        done, calls, failing = calls, 0, nth
-        return done
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    return fail_at
-
-
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, ""), KeyboardInterrupt()], ids=["full", "ctrl-c"])
 @pytest.mark.parametrize("name", STEPS)
 def test_stopped_at_any_flush_it_is_old_or_new(
@@ -290,15 +196,14 @@ def test_stopped_at_any_flush_it_is_old_or_new(
 FULL_DISK = """
 import resource, shutil, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-from test_crash import *
-template, images = Path(sys.argv[2]), Path(sys.argv[3])
+from tests.helpers.crash import *
+template, images = Path(sys.argv[1]), Path(sys.argv[2])
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 steps = {**STEPS, "add_images": lambda gallery: add_images(gallery, images)}
-step = steps[sys.argv[4]]
+step = steps[sys.argv[3]]
 undisturbed = shutil.copytree(template, template.parent / "undisturbed")
 with reopen(undisturbed) as gallery:
     old = content(gallery)
@@ -318,9 +223,9 @@ for size in [0, 1, *range(100, largest + 500, max(500, largest // 8))]:
     finally:
         limit(resource.RLIM_INFINITY)
     for found in (content(gallery), content(reopen(path))):
-        between = old.keys() <= found.keys() <= new.keys() and sys.argv[4] == "add_images"
+        between = old.keys() <= found.keys() <= new.keys() and sys.argv[3] == "add_images"
         assert found in (old, new) or between, f"{sorted(found)} at {size}"
-    if sys.argv[4] != "remove" or content(gallery) == old:
+    if sys.argv[3] != "remove" or content(gallery) == old:
         step(gallery)
     assert content(gallery) == new, size
     assert gallery.verify() == []
@@ -337,8 +242,8 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on(
     few.mkdir()
     for number in range(6):
         shutil.copy(images / f"{number:03d}.png", few)
-    command = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(template), str(few), name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    by = run_fresh if name == "add_images" else run
+    done = by(FULL_DISK, template, few, name)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr  # and the interpreter ends in peace
     assert int(done.stdout.split()[0]) >= 3
 
@@ -357,7 +262,7 @@ except sf.GalleryError as error:
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 print(len(sf.Gallery.create(sys.argv[1], spec)))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "g")], capture_output=True, text=True, timeout=60)
+    done = run(code, tmp_path / "g")
     assert (done.returncode, done.stderr) == (0, "")
     error, length = done.stdout.splitlines()
     assert f"cannot make the gallery {tmp_path / 'g'}: File too large" in error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,7 @@ from spade_faiss.detect import calibration
 from spade_faiss.extractors.networks import load_network
 from spade_faiss.options import Patches
 from spade_faiss.store import manifest
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import bit_rot
-import fuzz
+from tests.helpers.benchmarks import bit_rot, fuzz
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from conftest import OWN, random_features_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from spade_faiss.store import key_table, secondary_indexes
 from spade_faiss.store.key_table import KeyTable
 from spade_faiss.store.manifest import Manifest
 from spade_faiss.store.row_reader import RowReader
+from tests.helpers.galleries import OWN, random_features_of
 
 N = 12
 KEYS = [f"part {number % 3}/{number:02d}.png" for number in range(N)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,60 +11,29 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import OWN, RandomFeatures
 
 import spade_faiss as sf
 from spade_faiss.errors import CorruptGalleryError, GalleryError
-from spade_faiss.store.file_pool import FilePool, PooledFile
-from spade_faiss.store.level_reader import LevelReader
+from spade_faiss.store.file_pool import FilePool
 from spade_faiss.store.manifest import ShardEntry
 from spade_faiss.store.row_reader import RowReader
 from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_reader import ShardReader
 from spade_faiss.store.shard_writer import ShardWriter
-
-FLOAT32 = sf.ExtractorSpec(name="own", level_shapes=OWN.level_shapes, image_dim=6, dtype="float32")
-WIDE_RESNET50_2 = sf.ExtractorSpec(
-    name="wide", level_shapes=((256, 56, 56), (512, 28, 28), (1024, 14, 14)), image_dim=2048
+from tests.helpers.galleries import OWN, RandomFeatures
+from tests.helpers.processes import run
+from tests.helpers.shards import (
+    DIGESTS,
+    FLOAT32,
+    KEYS,
+    PATHS,
+    WIDE_RESNET50_2,
+    image_features,
+    read,
+    read_straight,
+    reader_of,
+    write,
 )
-PATHS = ShardSchema(OWN, "recompute")
-KEYS = ["a.png", "with space/näme.png", "日本.png", "x" * 300]
-DIGESTS = [f"sha256:{number:064x}" for number in range(len(KEYS))]
-
-
-def write(path: Path, features: sf.Features, spec: sf.ExtractorSpec = OWN) -> ShardReader:
-    """Write one shard in two appends, and open it."""
-    writer = ShardWriter(path, ShardSchema(spec))
-    for rows in (slice(0, 1), slice(1, len(features))):
-        writer.append(KEYS[rows], DIGESTS[rows], features[rows])
-    return ShardReader(path, ShardSchema(spec), len(features), writer.finish())
-
-
-def read(shard: ShardReader, rows: list[int], spec: sf.ExtractorSpec = OWN) -> list[np.ndarray]:
-    out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
-    for position, row in enumerate(rows):
-        shard.read_into(row, [level[position] for level in out])
-    return out
-
-
-def image_features(shard: ShardReader) -> np.ndarray:
-    return np.stack([shard.image_feature(row) for row in range(len(shard.keys))])
-
-
-def reader_of(shard: ShardReader) -> LevelReader:
-    file = PooledFile(shard.path, shard.path.stat().st_size)
-    return shard.reader(shard.names.shown, lambda: file)
-
-
-def read_straight(
-    shard: ShardReader, rows: list[int], spec: sf.ExtractorSpec = OWN, verify: bool = True
-) -> list[np.ndarray]:
-    """Read without HDF5."""
-    out = [np.empty((len(rows), *shape), spec.dtype) for shape in spec.level_shapes]
-    reader = reader_of(shard)
-    for position, row in enumerate(rows):
-        reader.read(row, [level[position] for level in out], verify)
-    return out
 
 
 def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
@@ -132,9 +100,9 @@ def test_an_image_of_wide_resnet50_2_takes_at_most_2870_kb(tmp_path: Path, rng: 
 FLIP = """
 import sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-from test_shards import *
-path, changed = Path(sys.argv[2]), Path(sys.argv[2]).with_name("changed.h5")
+from spade_faiss.errors import CorruptGalleryError
+from tests.helpers.shards import *
+path, changed = Path(sys.argv[1]), Path(sys.argv[1]).with_name("changed.h5")
 content, n = path.read_bytes(), len(KEYS)
 
 def state():
@@ -165,12 +133,8 @@ for line in sys.stdin:
 
 def flip(path: Path, places: list[int]) -> dict[int, str]:
     """Flip one bit of the byte at each place, each in a fresh copy of the file; returns what reading made of it."""
-    command = [sys.executable, "-c", FLIP, str(Path(__file__).parent), str(path)]
-    lines = "\n".join(map(str, places))
-    try:
-        done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=20)
-    except subprocess.TimeoutExpired as error:
-        pytest.fail(f"reading hangs with a bit flipped in byte {(error.stdout or b'').split()[-1].decode()}")
+    done = run(FLIP, path, given="\n".join(map(str, places)), timeout=20)
+    assert done.returncode != -signal.SIGKILL, f"reading hangs with a bit flipped in byte {done.stdout.split()[-1]}"
     assert done.returncode == 0, f"{done.stdout[-200:]} {done.stderr}"
     outcomes = {int(place): outcome for place, outcome in (line.split(" ", 1) for line in done.stdout.splitlines())}
     assert list(outcomes) == places

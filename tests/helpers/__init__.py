@@ -1,0 +1,1 @@
+"""What several test modules, or processes that they start, use."""

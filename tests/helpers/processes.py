@@ -1,0 +1,174 @@
+"""Python programs in processes of their own, which are forked from one that has imported everything.
+
+A fresh interpreter takes three seconds to import torch, FAISS and HDF5. Take one where that is what is tested: how the
+package is imported, how an interpreter ends, how the package itself starts processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+ROOT = Path(__file__).parents[2]
+FORKSERVER = multiprocessing.get_context("forkserver")
+PRELOAD = [
+    "tests.helpers.quick_disk",
+    "spade_faiss.cli",
+    "spade_faiss.detect.detector",
+    "spade_faiss.ingest.workers",
+    "spade_faiss.patch_search.flat",
+    "tests.helpers.crash",
+    "tests.helpers.images",
+    "tests.helpers.readers",
+    "tests.helpers.shards",
+    "tests.helpers.workers",
+    "torch",
+]
+
+
+def preload() -> None:
+    """Say what the process that is forked from imports; heeded until it has started."""
+    FORKSERVER.set_forkserver_preload(PRELOAD)
+
+
+preload()
+
+
+class Program:
+    """Code that runs as a program of its own would, with sys.argv[1:] and pipes: a subprocess.Popen(text=True)."""
+
+    def __init__(self, code: str, *arguments: object, cwd: object = None) -> None:
+        ends: list[tuple[int, int]] = [os.pipe() for _ in range(3)]
+        theirs = [
+            Connection(ends[0][0], writable=False),
+            Connection(ends[1][1], readable=False),
+            Connection(ends[2][1], readable=False),
+        ]
+        words = [str(argument) for argument in arguments]
+        self.process = FORKSERVER.Process(target=_run, args=(code, words, None if cwd is None else str(cwd), *theirs))
+        self.process.start()
+        for connection in theirs:
+            connection.close()
+        self.stdin: IO[str] = os.fdopen(ends[0][1], "w")
+        self.stdout: IO[str] = os.fdopen(ends[1][0])
+        self.stderr: IO[str] = os.fdopen(ends[2][0])
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float = 60) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    def communicate(self, timeout: float = 60, given: str = "") -> tuple[str, str]:
+        """Give it all of stdin, and return what it says until its pipes end; killed at the timeout (s)."""
+        late = threading.Timer(timeout, self.kill)
+        errors: list[str] = []
+        reader = threading.Thread(target=lambda: errors.append(self.stderr.read()))
+        writer = threading.Thread(target=self._give, args=(given,))
+        for thread in (late, reader, writer):
+            thread.start()
+        said = self.stdout.read()
+        reader.join()
+        writer.join()
+        self.wait()
+        late.cancel()
+        self.stdout.close()
+        self.stderr.close()
+        return said, errors[0]
+
+    def _give(self, given: str) -> None:
+        with contextlib.suppress(BrokenPipeError), self.stdin:
+            self.stdin.write(given)
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self.wait()
+        self.process.close()
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+@dataclass
+class Done:
+    """What a program that has ended leaves: as subprocess.CompletedProcess."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def run_fresh(code: str, *arguments: object, timeout: float = 120) -> Done:
+    """Run a program in an interpreter of its own to its end."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": path}
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run(code: str, *arguments: object, cwd: object = None, given: str = "", timeout: float = 60) -> Done:
+    """Run a program to its end; beyond the timeout (s) it is killed, and its returncode is -SIGKILL."""
+    with Program(code, *arguments, cwd=cwd) as program:
+        said, errors = program.communicate(timeout, given)
+        return Done(program.returncode, said, errors)
+
+
+@contextlib.contextmanager
+def ready(code: str, *arguments: object) -> Iterator[Program]:
+    """A program that says "ready" when it is, and is killed at the end."""
+    with Program(code, *arguments) as program:
+        line = program.stdout.readline()
+        assert line == "ready\n", line + program.communicate()[1]
+        yield program
+
+
+def _run(code: str, arguments: list[str], cwd: str | None, *pipes: Connection) -> None:
+    """Be the program, and end as an interpreter ends: threads are waited for, and what asked for it is called."""
+    for number, pipe in enumerate(pipes):
+        os.dup2(pipe.fileno(), number)
+        pipe.close()
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.argv = ["-c", *arguments]
+    if cwd is not None:
+        os.chdir(cwd)
+    code_of_exit: Any = 0
+    try:
+        exec(compile(code, "<program>", "exec"), {"__name__": "__main__"})
+    except SystemExit as error:
+        code_of_exit = error.code
+    except BaseException:
+        traceback.print_exc()
+        code_of_exit = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.exit(code_of_exit)
