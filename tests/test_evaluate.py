@@ -210,6 +210,7 @@ def test_a_report_has_verdicts_where_the_gallery_is_calibrated(
     assert not (out / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_several_categories_have_a_gallery_each(tmp_path: Path, spade: Spade) -> None:
     for name in ("one", "two"):
         make_set(tmp_path / "set" / name)

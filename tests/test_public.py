@@ -66,6 +66,7 @@ def test_errors_are_caught_as_their_builtin_and_say_their_message(name: str) -> 
     assert str(caught.value) == "a.png: expected x, found y"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["spade_faiss", "spade_faiss.cli"])
 def test_import_does_not_wait_for_torch(module: str) -> None:
     program = f"import sys, {module}; print(*sorted({{'torch', 'timm', 'torchvision'}} & set(sys.modules)))"

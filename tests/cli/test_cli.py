@@ -30,6 +30,7 @@ def test_build_says_what_it_needs_and_did(tmp_path: Path, normal: Path, spade: S
     assert again.err == ""
 
 
+@pytest.mark.slow
 def test_build_and_add_by_two_processes(tmp_path: Path, normal: Path, spade: Spade) -> None:
     (normal / "empty.png").touch()
     options = ("--workers", 2, "--batch-size", 4)
@@ -316,6 +317,7 @@ def test_an_extreme_header_is_skipped_without_decoding(tmp_path: Path, normal: P
     assert "bomb.png: expected at most" in run.err
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(tmp_path: Path, normal: Path) -> None:
     """What a shell sees: no progress bar where stderr is no terminal, and a reader of stdout that goes away."""
     command = [sys.executable, "-m", "spade_faiss.cli"]

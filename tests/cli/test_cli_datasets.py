@@ -29,6 +29,7 @@ def make_different(categories: list[Category]) -> None:
             Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(image.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", BUILDS)
 def test_from_a_data_set_to_its_metrics(tmp_path: Path, spade: Spade, layout: str) -> None:
     root, out, gallery = tmp_path / "set", tmp_path / "out", tmp_path / "{category}.gallery"
@@ -52,6 +53,7 @@ def test_from_a_data_set_to_its_metrics(tmp_path: Path, spade: Spade, layout: st
     assert (results["settings"]["k"], results["settings"]["every"]) == (1, setting.get("every"))
 
 
+@pytest.mark.slow
 def test_one_category_needs_no_name_in_the_path(tmp_path: Path, spade: Spade) -> None:
     make_set(tmp_path / "set" / "one")
     make_set(tmp_path / "set" / "two")

@@ -45,6 +45,7 @@ def test_info_tells_both_ways(gallery: Path, recomputed: Path, spade: Spade) -> 
     assert "stored, 12.6 kB an image; recomputed at each query they would take 0.3 kB" in spade("info", gallery).out
 
 
+@pytest.mark.slow
 def test_query_calibrate_and_audit_answer_as_a_stored_gallery(
     tmp_path: Path,
     gallery: Path,

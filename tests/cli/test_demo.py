@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from spade_faiss.cli.demo import run_demo, sample_folder
 
 
+@pytest.mark.slow
 def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     for _ in range(2):  # again into the same folder: an older demo is replaced
         lines = list(run_demo(tmp_path, "toy", progress=False))

@@ -180,6 +180,7 @@ def test_embedded_is_deterministic(lite: Extractor, lite_features: Features) -> 
     assert_same(again.extract(views(3)), lite_features)
 
 
+@pytest.mark.slow
 def test_another_process_loads_the_same_network(tmp_path: Path) -> None:
     """What is pickled are its name, the file of its weights and its options, not its tensors."""
     file = tmp_path / "resnet18.pth"
@@ -310,6 +311,7 @@ def wide_resnet(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     return extractor
 
 
+@pytest.mark.slow
 def test_wide_resnet_shapes(wide_resnet: Extractor) -> None:
     assert (wide_resnet.spec.level_shapes, wide_resnet.spec.image_dim) == PAPER_SHAPES["wide_resnet50_2"]
     assert dataclasses.replace(wide_resnet.spec, dtype="float16").bytes_per_image == 2 * 1_404_928 + 4 * 2048
@@ -350,6 +352,7 @@ def test_vision_transformer_at_another_size(vit_file: Path, size: Any, grid: tup
 
 
 # hiera stops after the last level that is asked for, unless told otherwise.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "hiera_tiny_224"])
 def test_image_feature_is_of_the_whole_network(name: str, tmp_path: Path) -> None:
     state = random_state(partial(timm.create_model, name))

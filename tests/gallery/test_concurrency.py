@@ -67,6 +67,7 @@ sys.stdin.read()
 # Two writers
 
 
+@pytest.mark.slow
 def test_every_command_that_writes_may_wait(gallery: sf.Gallery, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 2)
     extractor = sf.load_extractor("toy")
@@ -208,6 +209,7 @@ print(look_on(Path(sys.argv[1]), (Path(sys.argv[1]) / "stop").exists))
 """
 
 
+@pytest.mark.slow
 def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) -> None:
     """Threads that share a gallery, threads with their own, and processes."""
     gallery, stop = sf.Gallery.create(tmp_path / "g", OWN, shard_bytes=4 * OWN.bytes_per_image), threading.Event()
@@ -256,6 +258,7 @@ except sf.CorruptGalleryError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "expected"), [(1024, "done"), (100, "cannot be opened: ")])
 def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limit: int, expected: str) -> None:
     """1024 is what a process may have open by default."""
@@ -267,6 +270,7 @@ def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limi
 # Threads that share a detector
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("patches", ["stored", "recompute"])
 @pytest.mark.parametrize("engine", ["flat", "pyramid"])
@@ -458,6 +462,7 @@ print(result, len(gallery), gallery.verify(), detector.query(images[3]).neighbou
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it does not fork here")
 @pytest.mark.parametrize(("patches", "engine"), [("stored", "auto"), ("stored", "pyramid"), ("recompute", "flat")])
 def test_a_forked_process_goes_on_with_what_its_parent_opened(tmp_path: Path, patches: str, engine: str) -> None:
@@ -514,6 +519,7 @@ print(os.getpid(), len(gallery), gallery.verify())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it does not fork here")
 def test_a_forked_process_does_not_write_beside_its_parent(tmp_path: Path) -> None:
     refused, *rest, last = said(FORKED + WRITES_TWICE, tmp_path, by=run_fresh).splitlines()
@@ -538,6 +544,7 @@ def test_pickled_it_is_opened_anew_at_the_last_commit(tmp_path: Path, toy: sf.Ex
     assert len(pickle.loads(pickled)[0]) == 8
 
 
+@pytest.mark.slow
 def test_a_spawned_process_queries_a_detector_that_it_is_given(tmp_path: Path, toy: sf.Extractor) -> None:
     images = sorted(write_images(tmp_path / "images", 9).iterdir())
     gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))

@@ -969,6 +969,7 @@ def test_without_permission_to_write_it_can_be_read(gallery: sf.Gallery) -> None
 # Any order of anything
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("seed", range(2))
 def test_a_random_life_equals_a_dict(tmp_path: Path, seed: int) -> None:

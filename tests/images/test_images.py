@@ -417,6 +417,7 @@ def test_name_that_is_not_utf_8(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_but_a_line_for_each_image(tmp_path: Path) -> None:
     """Pillow warns of several kinds of file; a build names them in lines of its own."""
     palette = Image.fromarray(UPRIGHT).quantize(16)

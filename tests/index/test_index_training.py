@@ -64,6 +64,7 @@ def recall(index: ImageIndex, xq: np.ndarray, xb: np.ndarray, k: int = K) -> flo
     return float(np.mean([np.isin(found, true).mean() for found, true in pairs]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # from one cluster HNSW's graph does not always lead to the others
     ("kind", "target"), [("hnsw", 0.8), *[(kind, 0.99) for kind in ("auto", "ivf", "ivf-sq", "ivf-pq")]]
 )
@@ -75,6 +76,7 @@ def test_the_recall_asked_for_is_had(xb: np.ndarray, xq: np.ndarray, kind: str, 
     assert index.facts.k == K
 
 
+@pytest.mark.slow
 def test_less_recall_is_less_work(xb: np.ndarray) -> None:
     few, many = (build(xb, kind="ivf-sq", recall=target).facts for target in (0.5, 0.99))
     assert few.nprobe is not None
@@ -82,6 +84,7 @@ def test_less_recall_is_less_work(xb: np.ndarray) -> None:
     assert few.nprobe < many.nprobe <= 76
 
 
+@pytest.mark.slow
 def test_distances_are_exact_whatever_chose_the_images(xb: np.ndarray, xq: np.ndarray) -> None:
     for kind in ("ivf-sq", "ivf-pq", "hnsw"):
         index = build(xb, kind=kind, recall=0.8)
@@ -124,6 +127,7 @@ def test_a_given_nprobe_is_kept(xb: np.ndarray) -> None:
     assert facts.recall < 0.99
 
 
+@pytest.mark.slow
 def test_the_same_images_are_tuned_alike(xb: np.ndarray) -> None:
     assert build(xb).facts == build(xb).facts
 
@@ -171,6 +175,7 @@ def append(gallery: sf.Gallery, xb: np.ndarray, start: int) -> None:
     gallery.append(keys, Features(xb, [np.zeros((len(xb), 1, 1, 1), np.float16)]))
 
 
+@pytest.mark.slow
 def test_adding_grows_the_index_and_reindex_builds_it_anew(
     tmp_path: Path, xb: np.ndarray, xq: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +209,7 @@ def recall_of(gallery: sf.Gallery, xq: np.ndarray, xb: np.ndarray) -> float:
     return float(np.mean([np.isin(found, true).mean() for found, true in pairs]))
 
 
+@pytest.mark.slow
 def test_info_says_when_the_index_was_outgrown(
     tmp_path: Path, rng: np.random.Generator, xb: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +224,7 @@ def test_info_says_when_the_index_was_outgrown(
     assert gallery.reindex().outgrown == ()
 
 
+@pytest.mark.slow
 def test_reindex_to_another_kind_and_back(tmp_path: Path, xb: np.ndarray, xq: np.ndarray) -> None:
     gallery = gallery_of(tmp_path / "g", xb)
     for kind, factory in (
@@ -234,6 +241,7 @@ def test_reindex_to_another_kind_and_back(tmp_path: Path, xb: np.ndarray, xq: np
     assert gallery.info()["index"]["memory"] == 50_000
 
 
+@pytest.mark.slow
 def test_a_recall_that_cannot_be_had_is_refused_and_says_what_can(tmp_path: Path, xb: np.ndarray) -> None:
     gallery = gallery_of(tmp_path / "g", xb)
     before, generation = gallery.index_state(), gallery.generation

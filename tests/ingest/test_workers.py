@@ -75,6 +75,7 @@ def summary(report: sf.IngestReport) -> tuple[object, ...]:
     return report.added, report.replaced, report.unchanged, report.skipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patches", ["stored", "recompute"])
 def test_two_make_what_one_makes(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, patches: Patches
@@ -115,6 +116,7 @@ def test_runs_fill_shards_and_the_rest_is_shared_out(tmp_path: Path, toy: sf.Ext
     assert len(runs) <= n // 12 + count
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) -> None:
     """As by one process, also from a thread that is not the main one."""
@@ -139,6 +141,7 @@ def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) ->
     assert reports[2][1][:3] == (2, 2, 22)  # type: ignore[index]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_strict_stops_at_the_first_in_the_order_of_the_sources(tmp_path: Path, images: Path) -> None:
     (images / "011a.png").write_text("no image")
@@ -184,6 +187,7 @@ def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     assert_clean(gallery)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("mood", "error", "words"),
@@ -222,6 +226,7 @@ def by_key(gallery: sf.Gallery) -> dict[object, object]:
     return {key: rest for key, _, *rest in content(gallery)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_what_is_ahead_of_a_slow_worker_waits_in_bounds_and_in_order(
     tmp_path: Path, images: Path, moody: Moody
@@ -277,6 +282,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_the_parent_killed_its_workers_end_and_the_next_run_goes_on(tmp_path: Path, images: Path) -> None:
     create(tmp_path / "g")
@@ -298,6 +304,7 @@ def test_the_parent_killed_its_workers_end_and_the_next_run_goes_on(tmp_path: Pa
     assert content(gallery) == content(create_whole(tmp_path / "whole", images))
 
 
+@pytest.mark.slow
 def test_at_ctrl_c_what_is_whole_is_committed(tmp_path: Path, images: Path) -> None:
     create(tmp_path / "g", images_a_shard=100)  # a shard for each worker, neither of them complete
     parent = start(tmp_path)
@@ -328,6 +335,7 @@ except sf.GalleryError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path: Path, images: Path) -> None:
     done = run(FULL_DISK, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -350,6 +358,7 @@ except sf.WorkerError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path, images: Path) -> None:
     create(tmp_path / "g")
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -359,6 +368,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path, images: Path) ->
     assert_clean(sf.Gallery.open(tmp_path / "g", "cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_features_of_another_network_are_not_written(tmp_path: Path, images: Path) -> None:
     """As when the file of the weights has been changed since the parent loaded it."""

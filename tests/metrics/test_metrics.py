@@ -548,6 +548,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "distances", "ties", "two values", "constant", "inverted", *DEGENERATE])
 def test_pixel_metrics_equal_those_of_adeval(adeval: Any, kind: str) -> None:
     pairs = [DEGENERATE[kind]] if kind in DEGENERATE else make(kind, side=96)

@@ -80,6 +80,7 @@ def refusal(detector: sf.Detector, query: Path) -> str:
 # The same answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [PAPER, ROBUST], ids=["paper", "robust"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_bit_by_bit_what_a_stored_gallery_answers(
@@ -99,6 +100,7 @@ def test_bit_by_bit_what_a_stored_gallery_answers(
         assert_same_detection(found, expected)
 
 
+@pytest.mark.slow
 def test_with_a_network_to_a_thousandth(tmp_path: Path, normal: Path, queries: list[Path]) -> None:
     """A network's last bits depend on what else is in the batch."""
     extractor = sf.load_extractor(options=sf.FeatureOptions(image_size=64, batch_size=5, device="cpu"))
@@ -423,6 +425,7 @@ def state(gallery: sf.Gallery) -> dict[str, tuple[bytes, str | None]]:
     return {key: (levels, places[key]) for key, levels in content(gallery).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, ""), KeyboardInterrupt()], ids=["full", "ctrl-c"])
 @pytest.mark.parametrize("name", STEPS)
 def test_stopped_at_any_flush_every_image_is_old_or_new(

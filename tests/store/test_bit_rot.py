@@ -11,6 +11,8 @@ import spade_faiss as sf
 from spade_faiss.options import Patches
 from tests.helpers.benchmarks import bit_rot
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("patches", ["stored", "recompute"])
 def test_damage_is_reported_refused_or_harmless(tmp_path: Path, patches: Patches) -> None:

@@ -20,6 +20,8 @@ from tests.helpers.galleries import OWN, random_features_of
 from tests.helpers.images import write_images
 from tests.helpers.processes import Program, run, run_fresh
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import os, signal, sys
 from pathlib import Path

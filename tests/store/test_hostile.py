@@ -33,6 +33,7 @@ def galleries(tmp_path_factory: pytest.TempPathFactory) -> dict[Patches, Path]:
     return {patches: bit_rot.make_gallery(folder / patches, patches) for patches in both}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patches", ["stored", "recompute"])
 def test_whatever_is_changed_ends_in_an_answer_or_a_refusal(galleries: dict[Patches, Path], patches: Patches) -> None:
     kinds = list(fuzz.KINDS)
@@ -41,6 +42,7 @@ def test_whatever_is_changed_ends_in_an_answer_or_a_refusal(galleries: dict[Patc
     assert {kind for kind, _, _ in found} == set(kinds)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(values=st.dictionaries(st.sampled_from(["image_scores", "settings", "generation", "baseline", "group"]), JSON))
 def test_any_calibration_is_read_or_refused(

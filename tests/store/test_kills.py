@@ -26,6 +26,8 @@ from spade_faiss.store.writer import GalleryWriter
 from spade_faiss.system import atomic_files, failpoints
 from tests.helpers.benchmarks import kills_trials
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["build", "add", "adopt", "remove", "compact", "reindex", "calibrate"]
 
 
