@@ -218,7 +218,7 @@ class Pipeline:
         Yields:
             the position of each among the images of the run, and what was found.
         """
-        background = self.snapshot.manifest.patches == "stored" or self.overlaps  # recomputing takes the network
+        background = self.snapshot.manifest.schema.has_levels or self.overlaps  # recomputing takes the network
 
         def read(query: Query) -> tuple[Query, list[Any] | None]:
             return query, self._read(query) if self._is_suspicious(query) else None

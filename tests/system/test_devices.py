@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.index import image_index
+from spade_faiss.index import faiss_calls
 from spade_faiss.patch_search import flat, pyramid_torch
 from spade_faiss.pyramids.cache import PyramidCache
 from spade_faiss.pyramids.device_cache import device_cache
@@ -77,7 +77,7 @@ def test_once_measured_search_takes_the_first_gpu(gpus: int, monkeypatch: pytest
 def test_the_image_index_goes_to_a_gpu_only_by_name(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[int] = []
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda _, gpu, index: moved.append(gpu) or index, raising=False)
-    monkeypatch.setattr(image_index, "gpu_resources", lambda: None)
+    monkeypatch.setattr(faiss_calls, "gpu_resources", lambda: None)
     index = faiss.IndexFlatL2(3)
     with pytest.warns(UserWarning, match=STAYS):
         assert image_index._place(index, "auto") is index
