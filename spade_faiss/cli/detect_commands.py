@@ -66,6 +66,11 @@ def calibrate(gallery: Path, flags: CalibrateFlags) -> None:
             progress=not flags.quiet,
         )  # fmt: skip
         found.write(gallery)
+        if copies := min(sample.sample or len(opened), len(opened)) - len(found.image_scores):
+            click.echo(
+                f"spade-faiss: note: {copies} images are copies of others; they are left out together, and count once",
+                err=True,
+            )
         click.echo(
             f"{len(found.image_scores)} images: image score above {found.image_threshold:.6g} is suspicious, "
             f"pixel score above {found.pixel_threshold:.6g} anomalous; false alarms at most {found.false_alarms:g}"
@@ -109,7 +114,10 @@ def audit(gallery: Path, flags: AuditFlags) -> None:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
         suspects = find_suspects(
             detector, sample=sample.sample, group=sample.group, seed=sample.seed, progress=not flags.quiet
-        )[: flags.top]
+        )
+        if copied := sum(one.copies > 0 for one in suspects):
+            click.echo(f"spade-faiss: note: {copied} images have copies; they are left out together", err=True)
+        suspects = suspects[: flags.top]
         if not flags.as_json:
             click.echo(f"{'oddity':>8} {'image score':>12} {'map max':>12}  image")
         for one in suspects:

@@ -13,6 +13,7 @@ from ..errors import ImageError
 from ..extractors.registry import Extractor, load_extractor
 from ..extractors.spec import DEFAULT_EXTRACTOR
 from ..gallery.gallery import Gallery
+from ..gallery.info import info_of
 from ..images.sources import ImageFile
 from ..index.factory import NAMES
 from ..ingest.estimate import estimate
@@ -220,11 +221,12 @@ def _add(
         workers=flags.workers,
         timeout=flags.wait,
     )
-    taken = f"{report.added} added ({report.replaced} replaced), {report.unchanged} unchanged"
+    copies = {0: "", None: ", copies not counted"}.get(report.copies, f", {report.copies} copies of other images")
+    taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
     rate = report.added / max(report.seconds, 1e-9)
     click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {gallery.path}; {rate:.1f} images/s")
     if report.added and not flags.quiet:
-        click.echo(f"index: {index_line(gallery.info()['index'], gallery.index_state())}", err=True)
+        click.echo(f"index: {_index_line(gallery)}", err=True)
     skipped = [Skipped(item.path, with_options(item.reason)) for item in report.skipped]
     write_skipped(gallery.path / SKIPPED, skipped)
     name_skipped(skipped)
@@ -251,7 +253,8 @@ def compact(gallery: Path, flags: args.WriteFlags) -> None:
     """Rewrite the shards of GALLERY that hold removed images or are small."""
     with Gallery.open(gallery) as opened:
         saved = opened.compact(flags.wait)
-        click.echo(f"{saved / MIB:.1f} MiB saved; {len(opened)} images in {opened.info()['shards']} shards")
+        shards = len(opened.snapshot().manifest.shards)
+        click.echo(f"{saved / MIB:.1f} MiB saved; {len(opened)} images in {shards} shards")
 
 
 @dataclass(frozen=True)
@@ -274,5 +277,10 @@ def reindex(gallery: Path, flags: ReindexFlags) -> None:
     If `info` reports the index as outgrown, run `reindex`.
     """
     with Gallery.open(gallery) as opened:
-        state = opened.reindex(flags.kind, flags.wait, **vars(flags.index))
-        click.echo(index_line(opened.info()["index"], state))
+        opened.reindex(flags.kind, flags.wait, **vars(flags.index))
+        click.echo(_index_line(opened))
+
+
+def _index_line(gallery: Gallery) -> str:
+    """Return the line about a gallery's index, without the pass over all images that info takes for copies."""
+    return index_line(info_of(gallery.path, gallery.snapshot().manifest)["index"], gallery.index_state())

@@ -43,7 +43,7 @@ def info(gallery: Path, flags: InfoFlags) -> None:
     levels = ", ".join("x".join(map(str, shape)) for shape in spec["level_shapes"])
     for name, value in (
         ("gallery", f"{facts['path']}, generation {facts['generation']}, made by {facts['created_by']}"),
-        ("images", f"{facts['images']} ({facts['removed']} removed and not yet compacted)"),
+        ("images", f"{facts['images']} ({facts['removed']} removed and not yet compacted), {_copies(facts['copies'])}"),
         ("on disk", f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards"),
         ("patches", _patches(facts)),
         ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
@@ -53,6 +53,12 @@ def info(gallery: Path, flags: InfoFlags) -> None:
         ("index", index_line(facts["index"], state)),
     ):
         click.echo(f"{name:10} {value}")
+
+
+def _copies(copies: int | None) -> str:
+    if copies is None:
+        return "copies not counted"
+    return f"{copies} of them copies of others" if copies else "no copies"
 
 
 def _by(size: Sequence[int]) -> str:

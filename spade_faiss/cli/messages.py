@@ -19,6 +19,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "weights=FILE": "--weights FILE",
     "normal=FOLDER": "--normal DIR",
     "workers=1": "--workers 1",
+    "group=REGEX": "--group REGEX",
     "patches='recompute'": "--patches recompute",
     "device='cuda'": "--device cuda",
 }

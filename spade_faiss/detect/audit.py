@@ -1,8 +1,8 @@
 """Which normal images are least like the others: contamination in the normal set is found before it hides defects.
 
 A defect among the normal images matches itself in every image that shows it, and is then called normal for ever after.
-Compared with the others alone, it stands out. Several contaminations of one kind vouch for each other: name the images
-that belong together with `group`.
+Compared with the others alone, it stands out. Copies of one image are left out together. Several contaminations of one
+kind vouch for each other: name the images that belong together with `group`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import ImageError
 from ..images.view import View
 from ..store.source_images import SourceImages
 from .baseline import LogStats
-from .calibrate import Sampling, leave_out_groups, normal_scores
+from .calibrate import Sampling, draw, leave_out_groups, normal_scores, require_group
 from .detection import Detection
 from .detector import Detector
 
@@ -37,6 +37,7 @@ class Suspect:
     image_score: float
     map_max: float
     outlier_score: float  # spreads of logarithms above the median of normal images; of both scores the larger one
+    copies: int = 0  # other images of the gallery with the same content, which were left out with it
 
     @property
     def oddity(self) -> float:
@@ -66,19 +67,25 @@ def find_suspects(
         progress: a bar on stderr, where that is a terminal.
 
     Raises:
-        OptionError: sample, seed or group is none.
+        OptionError: sample, seed or group is none, or the group matches no key.
         NotEnoughImagesError: an image has no other to be compared with.
 
     >>> [suspect.key for suspect in sf.find_suspects(detector, sample=2)]
     ['...png', '...png']
     """
+    require_group(detector.gallery.snapshot(), group)  # before hours are spent
     pipeline = detector.pipeline()  # one: another thread may write for as long as this takes
-    ids, scores = normal_scores(pipeline, Sampling(sample, group, seed), "audit", progress)
-    stats = [LogStats.of(column.tolist()) for column in scores.T]
+    ids = draw(pipeline.snapshot, Sampling(sample, group, seed))
+    classes = pipeline.copies.of(ids)
+    scores = normal_scores(pipeline, ids, group, "audit", progress)
+    _, distinct = np.unique([same[0] for same in classes], return_index=True)  # copies count once
+    stats = [LogStats.of(column.tolist()) for column in scores[distinct].T]
     outlier_scores = np.max([one.distance(column) for one, column in zip(stats, scores.T, strict=True)], axis=0)
     suspects = [
-        Suspect(key, float(image), float(peak), float(outlier_score))
-        for key, (image, peak), outlier_score in zip(pipeline.snapshot.keys(ids), scores, outlier_scores, strict=True)
+        Suspect(key, float(image), float(peak), float(outlier_score), len(same) - 1)
+        for key, (image, peak), outlier_score, same in zip(
+            pipeline.snapshot.keys(ids), scores, outlier_scores, classes, strict=True
+        )
     ]
     return sorted(suspects, key=lambda suspect: (-suspect.outlier_score, suspect.key))
 

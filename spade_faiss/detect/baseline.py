@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-
-if TYPE_CHECKING:
-    pass
 
 BULK = 0.75  # quantile of positions: where normal distances are above this share of them, they are damped to it
 SMOOTHING = 1 / 32  # of the grid's side: Gaussian over positions, as a mean over 64 images is noisy
 STEEPEST = 8.0  # exponent that the mean of a map gets at the most
 TINY = float(np.finfo(np.float32).tiny)
 HUGE = 1e30
+CHANCE = 4  # images whose distances may tie without a reason: two that are nearest to each other have one distance
+ALIKE = "normal images: they are blank, or nearly copies of each other"
+LEAST_SPREAD = 1e-3  # of logarithms: normal images differ by more
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,22 @@ class LogStats:
         """Measure it on the values of a sample."""
         logs = np.log(np.maximum(values, TINY))
         middle = float(np.median(logs))
-        return cls(float(np.exp(middle)), max(1.4826 * float(np.median(abs(logs - middle))), 1e-3))
+        return cls(float(np.exp(middle)), max(1.4826 * float(np.median(abs(logs - middle))), LEAST_SPREAD))
 
     def distance(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return how many spreads values lie above the median."""
         above: NDArray[np.float64] = (np.log(np.maximum(values, TINY)) - np.log(self.median)) / self.spread
         return above
+
+    @property
+    def tied(self) -> bool:
+        """Whether at least half of the values were 0, or so nearly equal that their spread is none."""
+        return self.spread <= LEAST_SPREAD or self.is_zero
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether at least half of the values were 0, which has no logarithm."""
+        return self.median <= 2 * TINY
 
     def ratio(self, value: float) -> float:
         """Return how many times the median a value is."""
@@ -63,6 +73,16 @@ class Baseline:
     def fits(self, level_shapes: tuple[tuple[int, int, int], ...]) -> bool:
         """Return whether it was measured on levels of these shapes."""
         return len(self.level_scales) in (0, len(level_shapes)) and self.total.shape == level_shapes[0][1:]
+
+    @property
+    def ties(self) -> str | None:
+        """How ties have driven the scale of image scores to 0, or their spread; None: they have not."""
+        n = len(self.keys)
+        for name, stats in (("maxima", self.peak), ("means", self.mean)):
+            if stats.tied and n > CHANCE:
+                median = 0 if stats.is_zero else stats.median
+                return f"expected {name} of maps that differ, found {median:g} for at least half of {n} {ALIKE}"
+        return None
 
     def damped(self, grid: NDArray[np.float64], key: str | None = None) -> NDArray[np.float64]:
         """Divide the distances at each position of an (h, w) grid by what they are among normal images.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,12 +20,14 @@ from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
 from .pipeline import Pipeline
 
+EXAMPLES = 2  # keys that an error shows
+
 
 @dataclass(frozen=True)
 class Sampling:
     """Which normal images are queried, and which are left out with each."""
 
-    sample: int | None = None  # number of images, drawn with the seed; None: all
+    sample: int | None = None  # number of images of different content, drawn with the seed; None: all
     group: str | None = None  # regular expression on keys; see calibrate
     seed: int = 0
 
@@ -43,7 +46,7 @@ def calibrate(
     seed: int = 0,
     progress: bool = False,
 ) -> Calibration:
-    """Query normal images against the others.
+    """Query normal images against the others. Copies are left out together, and each content has one score.
 
     Args:
         detector: with the settings that the thresholds are to hold for.
@@ -55,7 +58,8 @@ def calibrate(
         progress: a bar on stderr, where that is a terminal.
 
     Raises:
-        OptionError: too few images for the rate, with the number it takes; or no regular expression.
+        OptionError: too few images for the rate, with the number it takes; a group that is no regular expression or
+            matches no key; or scores that tie, so that a threshold would be 0 or beyond all scores.
         NotEnoughImagesError: an image has no other to be compared with.
 
     >>> calibration = sf.calibrate(detector, false_alarms=0.1)
@@ -63,14 +67,25 @@ def calibrate(
     (12, True)
     """
     snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)
-    n = len(draw(snapshot, sampling))
-    conformal_threshold(np.zeros(n), false_alarms)  # before hours are spent
+    ids = snapshot.ids()
+    size = min(sampling.sample or len(ids), len(ids))
+    conformal_threshold(np.zeros(size), false_alarms)  # before hours are spent
+    require_group(snapshot, group)
     pipeline = detector.pipeline(snapshot)  # one: another thread may write for as long as this takes
-    _, scores = normal_scores(pipeline, sampling, "calibrate", progress)
-    return Calibration(
+    chosen = pipeline.copies.draw(ids, size, seed)
+    if len(chosen) == 1:
+        pipeline.check_others(int(chosen[0]), *pipeline.copies.of(chosen))
+    conformal_threshold(np.zeros(len(chosen)), false_alarms, len(ids) - len(chosen) if len(chosen) < size else 0)
+    scores = normal_scores(pipeline, chosen, group, "calibrate", progress)
+    found = Calibration(
         snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
         pipeline.baseline,
     )  # fmt: skip
+    if found.ties:
+        raise OptionError(
+            f"calibrate: {found.ties}; remove all but one of them, or name those that belong together (group=REGEX)"
+        )
+    return found
 
 
 def draw(snapshot: Snapshot, sampling: Sampling) -> Ids:
@@ -81,24 +96,43 @@ def draw(snapshot: Snapshot, sampling: Sampling) -> Ids:
     return np.sort(chosen)
 
 
-def normal_scores(pipeline: Pipeline, sampling: Sampling, what: str, progress: bool) -> tuple[Ids, NDArray[np.float64]]:
-    """Query normal images of one snapshot against the others; see calibrate.
+def normal_scores(pipeline: Pipeline, chosen: Ids, group: str | None, what: str, progress: bool) -> NDArray[np.float64]:
+    """Query normal images of one snapshot against those of other content and other groups; see calibrate.
 
     Args:
         pipeline: a run over the snapshot.
-        sampling: which of its images.
+        chosen: which of its images, (n,).
+        group: see calibrate.
         what: the bar's description.
         progress: a bar on stderr, where that is a terminal.
 
     Returns:
-        ids (n,), and (n, 2): image scores and maxima of maps.
+        (n, 2): image scores and maxima of maps.
     """
-    chosen = draw(pipeline.snapshot, sampling)
-    groups = leave_out_groups(pipeline.snapshot, chosen.tolist(), sampling.group)
+    groups = leave_out_groups(pipeline.snapshot, chosen.tolist(), group)
     bar = progress_bar(chosen.tolist(), what, progress)
     found = pipeline.leave_one_out(bar, groups)
     scores = np.array([(one.image_score, one.map_max) for one in found], np.float64)
-    return chosen, scores.reshape(len(chosen), 2)
+    return scores.reshape(len(chosen), 2)
+
+
+def require_group(snapshot: Snapshot, group: str | None) -> None:
+    """Check that a group is a regular expression that matches a key.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if group is None:
+        return
+    pattern = _compiled(group)
+    for rows in batched(snapshot.ids().tolist(), TEXTS_TOGETHER):
+        if any(pattern.search(key) for key in snapshot.keys(rows)):
+            return
+    examples = " and ".join(map(repr, snapshot.keys(snapshot.ids()[:EXAMPLES])))
+    raise OptionError(
+        f"group: expected a pattern that matches keys of {snapshot.folder}, as {examples}, found {group!r}, "
+        f"which matches none of {len(snapshot)}"
+    )
 
 
 def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) -> list[Ids]:
@@ -109,14 +143,11 @@ def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) 
     """
     if group is None:
         return [np.array([row]) for row in ids]
-    try:
-        pattern = re.compile(group)
-    except re.error as error:
-        raise OptionError(f"group: expected a regular expression, found {group!r}: {error}") from error
+    pattern = _compiled(group)
 
     def name(key: str) -> str:
         match = pattern.search(key)
-        return key if match is None else "\0" + (match[1] if pattern.groups else match[0])
+        return key if match is None else f"\0{match[1] if pattern.groups else match[0]}"
 
     names = [name(key) for key in snapshot.keys(ids)]
     members: dict[str, list[int]] = {name: [] for name in names}
@@ -124,4 +155,13 @@ def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) 
         for row, key in zip(rows, snapshot.keys(rows), strict=True):
             if (found := members.get(name(key))) is not None:
                 found.append(row)
+    if len(snapshot) == len(ids) == len(members) > 1:
+        warnings.warn(f"group: {group!r} puts no two of {len(ids)} images together", stacklevel=2)
     return [np.array(members[name]) for name in names]
+
+
+def _compiled(group: str) -> re.Pattern[str]:
+    try:
+        return re.compile(group)
+    except re.error as error:
+        raise OptionError(f"group: expected a regular expression, found {group!r}: {error}") from error

@@ -1,9 +1,10 @@
 """Thresholds from normal images only, with a known rate of false alarms.
 
 Each normal image is queried against the others. If a new normal image is exchangeable with these (made by the same
-process, none of them copies of each other), then the chance that its score exceeds the conformal quantile, the score
+process), then the chance that its score exceeds the conformal quantile, the score
 of rank ceil((n + 1)(1 - alpha)) of n, is at most alpha (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random
-World", 2005; Angelopoulos & Bates, arXiv 2107.07511, section 1).
+World", 2005; Angelopoulos & Bates, arXiv 2107.07511, section 1). Copies of an image tell nothing new: they are left
+out together, and have one score.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptGalleryError, OptionError
 from ..system.atomic_files import storage_errors, write_whole
-from .baseline import Baseline
+from .baseline import ALIKE, HUGE, TINY, Baseline
 from .regions import Labels, Region, find_regions
 
 FILE = "calibration.json"
@@ -38,8 +39,13 @@ def images_needed(false_alarms: float) -> int:
     return math.ceil(1 / false_alarms - ROUNDING) - 1
 
 
-def conformal_threshold(scores: NDArray[np.float64], false_alarms: float) -> float:
+def conformal_threshold(scores: NDArray[np.float64], false_alarms: float, copies: int = 0) -> float:
     """Return the score of rank ceil((n + 1)(1 - alpha)) of n: a new normal score exceeds it with chance at most alpha.
+
+    Args:
+        scores: (n,), of images that all differ.
+        false_alarms: alpha.
+        copies: images that were left out as copies of these, for the error.
 
     Raises:
         OptionError: alpha is not in (0, 1), or n is too small for it, with the n that it takes.
@@ -49,9 +55,10 @@ def conformal_threshold(scores: NDArray[np.float64], false_alarms: float) -> flo
     n = len(scores)
     rank = max(1, math.ceil((n + 1) * (1 - false_alarms) - ROUNDING))
     if rank > n:
+        found = f"{n} ({n + copies} images, {copies} of them copies of others)" if copies else str(n)
         raise OptionError(
             f"false_alarms {false_alarms:g}: expected at least {images_needed(false_alarms)} normal images "
-            f"to calibrate with, found {n}; add normal images, or ask for a rate of at least {1 / (n + 1):.3g}"
+            f"to calibrate with, found {found}; add normal images, or ask for a rate of at least {1 / (n + 1):.3g}"
         )
     return float(np.sort(scores)[rank - 1])
 
@@ -102,6 +109,31 @@ class Calibration:
     def pixel_threshold(self) -> float:
         """Pixel scores above it are anomalous."""
         return conformal_threshold(self.map_maxima, self.false_alarms)
+
+    @property
+    def ties(self) -> str | None:
+        """How ties have driven a threshold, or the scale of the scores, to 0 or the ceiling; None: they have not.
+
+        >>> sf.calibrate(detector, false_alarms=0.2).ties is None
+        True
+        """
+        found = self._tied(self.image_scores, self.image_threshold), self._tied(self.map_maxima, self.pixel_threshold)
+        for name, tied in zip(("image scores", "maxima of maps"), found, strict=True):
+            if tied:
+                return f"expected {name} that differ, found {tied} of {len(self.image_scores)} {ALIKE}"
+        return self.baseline.ties if self._has_scale and self.baseline else None
+
+    @property
+    def _has_scale(self) -> bool:
+        """Whether image scores are multiples of those of normal images."""
+        return self.settings.get("image_score") == "map"
+
+    def _tied(self, scores: NDArray[np.float64], threshold: float) -> str | None:
+        if threshold <= TINY:
+            return f"0 for {int((scores <= TINY).sum())}"
+        if self._has_scale and threshold >= HUGE:
+            return f"the ceiling, {HUGE:g}, for {int((scores >= HUGE).sum())}"
+        return None
 
     def p_value(self, image_score: float) -> float:
         """Return the share of normal images, the new one counted in, that score as high: (1 + #{>=}) / (n + 1).

@@ -135,6 +135,8 @@ class Detector:
             )
         if found.baseline and not found.baseline.fits(self.gallery.spec.level_shapes):
             raise CorruptGalleryError(f"{self.gallery.path}: calibration of another pyramid; calibrate again")
+        if ties := found.ties:  # an earlier release did not refuse them
+            warnings.warn(f"verdicts tell nothing: {self.gallery.path}: {ties}; calibrate again", stacklevel=3)
         return found
 
     def settings(self) -> dict[str, Any]:
@@ -233,10 +235,10 @@ class Detector:
 
         Args:
             ids: the images.
-            without: for each, the ids that it is not compared with; None: itself.
+            without: for each, the ids that it is not compared with, and neither with their copies; None: itself.
 
         Raises:
-            NotEnoughImagesError: there is no other image.
+            NotEnoughImagesError: there is no other image, or all are copies of one.
 
         >>> [found] = detector.leave_one_out([0])
         >>> "000.png" in found.neighbours.keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -17,17 +18,18 @@ SEED = 0  # of the sample
 def measure(pipeline: Pipeline) -> Baseline:
     """Compare a seeded sample of a snapshot's images with the others.
 
-    With one image there is nothing to compare: distances keep their own scale, and positions are equal.
+    Copies count once, and are left out together. With images of one content there is nothing to compare: distances
+    keep their own scale, and positions are equal.
 
     Args:
         pipeline: over the snapshot, with the settings that the baseline is for.
     """
     snapshot = pipeline.snapshot
     ids, spec = snapshot.ids(), snapshot.manifest.spec
-    chosen = np.sort(np.random.default_rng(SEED).choice(ids, min(SAMPLE, len(ids)), replace=False)).tolist()
+    chosen = pipeline.copies.draw(ids, SAMPLE, SEED).tolist()
     scales = _level_scales(pipeline, chosen) if pipeline.settings.search.level_weights == "spread" else ()
     bare = Baseline(frozenset(), scales, np.zeros(spec.level_shapes[0][1:]), LogStats(1, 1), LogStats(1, 1))
-    if len(ids) < 2:
+    if len(pipeline.copies.of(chosen[:1])[0]) == len(ids):
         return bare
     weighted = pipeline.scored_by(bare)
     found = [(weighted.distances(query), query.key) for query in weighted.stored(chosen)]
@@ -35,11 +37,14 @@ def measure(pipeline: Pipeline) -> Baseline:
     bare = replace(bare, keys=frozenset(snapshot.keys(chosen)), total=total)
     damped = pipeline.scored_by(bare)
     maps = [damped.map_of(sq_distances, spec.view.resized, key) for sq_distances, key in found]
-    return replace(
+    measured = replace(
         bare,
         peak=LogStats.of([float(one.max()) for one in maps]),
         mean=LogStats.of([float(one.mean(dtype=np.float64)) for one in maps]),
     )
+    if pipeline.settings.score.image_score == "map" and (ties := measured.ties):
+        warnings.warn(f"image scores tell little: {snapshot.folder}: {ties}", stacklevel=2)
+    return measured
 
 
 def _level_scales(pipeline: Pipeline, ids: list[int]) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..arrays import Array, Ids, Pixels
+from ..errors import NotEnoughImagesError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..images.decode import decode
@@ -26,6 +27,7 @@ from ..patch_search.search import search_checked, search_patches
 from ..pyramids.cache import LevelCache, PyramidCache
 from ..pyramids.device_cache import DeviceCache
 from ..pyramids.reader import PyramidSource
+from ..store.copies import Copies
 from ..store.snapshot import Snapshot
 from ..system.devices import as_arrays, beside, search_device
 from ..system.prefetch import batched, one_ahead
@@ -80,7 +82,7 @@ class Query:
     path: str | None
     watch: Stopwatch
     position: int = 0  # among the images of the run
-    key: str | None = None  # of the normal image that is queried, if it is one of the gallery's
+    key: str | None = None  # of the normal image that is queried, or of its first copy, if it is one of the gallery's
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,14 @@ class Pipeline:
         self.k = settings.k_of(len(snapshot))  # neighbours that are searched
         self.baseline: Baseline | None = None
         self.calibration: Calibration | None = None
+        self.copies = Copies(snapshot, lambda ids: caches.host.read(pyramids, ids))
         self._caches = caches
         self._view = snapshot.manifest.spec.view
 
     def scored_by(self, baseline: Baseline | None, calibration: Calibration | None = None) -> Pipeline:
         """Return it with distances on the scale of normal images, and judging by a calibration."""
         other = Pipeline(self.snapshot, self.extractor, self.settings, self.pyramids, self._caches)
-        other.baseline, other.calibration = baseline, calibration
+        other.baseline, other.calibration, other.copies = baseline, calibration, self.copies
         return other
 
     # The ways to run.
@@ -152,15 +155,48 @@ class Pipeline:
             yield detection
 
     def stored(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Query]:
-        """Retrieve the neighbours of stored images; `without` has for each the ids it is not compared with."""
+        """Retrieve the neighbours of stored images, among the images of other content.
+
+        Args:
+            ids: the images.
+            without: for each, the ids that it is not compared with, and neither with their copies; None: itself.
+
+        Raises:
+            NotEnoughImagesError: no image is left to compare one with.
+        """
         pairs = zip(ids, without, strict=True) if without is not None else ((one, np.array([one])) for one in ids)
         for row_id, left_out in pairs:
             watch = Stopwatch()
+            with watch("retrieve"):
+                left_out = self.copies.with_copies(left_out)
+                # Baselines are measured on first copies, and leave them out by key.
+                [key] = self.snapshot.keys(self.copies.of([row_id])[0][:1])
+            self.check_others(row_id, left_out)
             features = self.snapshot.image_feature(row_id)[None]
             found, sq_distances = self._retrieve(features, watch, left_out)
             levels = [level[0] for level in self.levels([row_id])]
-            [key] = self.snapshot.keys([row_id])
             yield Query(levels, found[0], sq_distances[0], self._view.resized, None, watch, key=key)
+
+    def check_others(self, row_id: int, left_out: Ids) -> None:
+        """Check that there are images to compare a stored one with, beside those that are left out with it.
+
+        Raises:
+            NotEnoughImagesError: there are none; says why.
+        """
+        n = len(self.snapshot)
+        if len(left_out) < n:
+            return
+        copies = len(self.copies.of([row_id])[0])
+        if n == 1:
+            why = "the gallery has one image"
+        elif copies == n:
+            why = f"all {n} images are copies of one"
+        else:
+            why = f"all {n} images are left out with it, as its group (group=REGEX) and their copies"
+        raise NotEnoughImagesError(
+            f"{self.snapshot.folder}: expected other normal images to compare {self.snapshot.shown(row_id)!r} with, "
+            f"found none: {why}; add normal images"
+        )
 
     def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
         """Return the pyramid levels of images, [(len(ids), c, h, w), ...]: those needed lately are in memory."""

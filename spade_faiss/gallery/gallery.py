@@ -23,6 +23,7 @@ from ..store.manifest import FILE
 from ..store.secondary_indexes import IndexState
 from ..store.writer import Appended, GalleryWriter
 from .creation import new_manifest, require_agreement
+from .info import copies_from
 from .reader import GalleryReader
 from .repair import Repair, repair
 
@@ -206,9 +207,13 @@ class Gallery(GalleryReader):
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         options = IngestOptions(replace, strict, progress)
         with self.writer(timeout) as writer:
+            first = writer.snapshot.manifest.rows
             if workers == 1:
-                return ingest(writer, paths, extractor, options)
-            return ingest_in_processes(writer, paths, extractor, workers, options)
+                report = ingest(writer, paths, extractor, options)
+            else:
+                report = ingest_in_processes(writer, paths, extractor, workers, options)
+        report.copies = copies_from(self._snapshot, first) if report.added else 0
+        return report
 
     def remove(self, keys: Sequence[str], timeout: float = 0) -> None:
         """Remove images by key, without rewriting shards; see compact.

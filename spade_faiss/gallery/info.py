@@ -6,11 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from ..errors import GalleryError
-from ..options import Patches
+from ..errors import CorruptGalleryError, GalleryError
+from ..options import MIB, Patches
 from ..recipes import RECIPES, Recipe
+from ..store.copies import Copies
 from ..store.manifest import Manifest
 from ..store.secondary_indexes import IndexState
+from ..store.snapshot import Snapshot
+
+COUNTED_BYTES = 256 * MIB  # of image features that info reads: about a second; 52 000 images of 1280 dimensions
 
 
 def info_of(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -30,6 +34,24 @@ def info_of(path: Path, manifest: Manifest) -> dict[str, Any]:
         "recipe": _recipe_to_json(manifest.recipe),
         "created_by": manifest.created_by,
     }
+
+
+def copies_in(snapshot: Snapshot) -> int | None:
+    """Count the images whose content another image of a snapshot has too; None: too many to be quick, or damaged."""
+    if 4 * snapshot.manifest.spec.image_dim * len(snapshot) > COUNTED_BYTES:
+        return None
+    try:
+        return len(Copies(snapshot).repeated())
+    except CorruptGalleryError:  # verify says what
+        return None
+
+
+def copies_from(snapshot: Snapshot, first: int) -> int | None:
+    """Count the images from an id on whose content an image of a lower id has too; None: files are damaged."""
+    try:
+        return Copies(snapshot).count_among(first)
+    except CorruptGalleryError:
+        return None
 
 
 def recipe_of(path: Path, manifest: Manifest) -> Recipe | None:

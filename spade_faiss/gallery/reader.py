@@ -18,7 +18,7 @@ from ..store.locks import ReaderLock
 from ..store.manifest import Manifest
 from ..store.secondary_indexes import IndexState
 from ..store.snapshot import Snapshot
-from .info import info_of, recipe_of
+from .info import copies_in, info_of, recipe_of
 from .verify import Problem, problems_of
 
 Self = TypeVar("Self", bound="GalleryReader")
@@ -253,12 +253,16 @@ class GalleryReader:
     def info(self) -> dict[str, Any]:
         """Return what the gallery holds, as JSON values; sizes in bytes.
 
+        `copies` is the number of images whose content another image of it has too; None where that is not counted, as
+        there are many images or some are damaged.
+
         Example:
             >>> info = gallery.info()
-            >>> info["images"], info["patches"], info["index"]["kind"]
-            (12, 'stored', 'flat')
+            >>> info["images"], info["copies"], info["patches"], info["index"]["kind"]
+            (12, 0, 'stored', 'flat')
         """
-        return info_of(self.path, self._snapshot.manifest)
+        snapshot = self._snapshot
+        return {**info_of(self.path, snapshot.manifest), "copies": copies_in(snapshot)}
 
     def verify(self, files: bool = True, normal: Sequence[str | Path | ImageFile] = ()) -> list[Problem]:
         """Read everything and compare it with what was written; an empty list is a clean gallery.

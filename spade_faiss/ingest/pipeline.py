@@ -43,6 +43,7 @@ class IngestReport:
     unchanged: int = 0  # there already, with the same content
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
+    copies: int | None = 0  # among those added: another image has the same content; None: damage kept them uncounted
 
 
 def count(report: IngestReport, done: Appended) -> None:

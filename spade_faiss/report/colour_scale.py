@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..arrays import Pixels
 from ..detect.calibration import Calibration
 from ..detect.detector import Detector
+from ..errors import NotEnoughImagesError
 
 # Nine stops of matplotlib's inferno: dark to bright with even steps of lightness, so it also reads in grey.
 _INFERNO = np.array(
@@ -78,4 +79,7 @@ def colour_scale(detector: Detector) -> Scale:
     if len(ids) < 2:
         return Scale(0.0, 1.0)
     chosen = np.random.default_rng(0).choice(ids, min(SCALE_IMAGES, len(ids)), replace=False)
-    return Scale.from_normal([found.anomaly_map for found in detector.leave_one_out(chosen.tolist())])
+    try:
+        return Scale.from_normal([found.anomaly_map for found in detector.leave_one_out(chosen.tolist())])
+    except NotEnoughImagesError:  # all are copies of one
+        return Scale(0.0, 1.0)

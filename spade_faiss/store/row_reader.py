@@ -146,6 +146,31 @@ class RowReader:
         place, file = self._open(int(number))
         return place.names_of(file, int(row), count)
 
+    def image_checksums(self, ids: Ids) -> NDArray[np.uint64]:
+        """Return the checksums of the image features of ids, (n,)."""
+        order, numbers, rows = self._on_disk(ids)
+        found = np.empty(len(ids), np.uint64)
+        for number in np.unique(numbers).tolist():
+            at = numbers == number
+            found[order[at]] = self._open(number)[0].image_checksums[rows[at]]
+        return found
+
+    def checksums(self, ids: Ids) -> NDArray[np.uint64]:
+        """Read the checksums of ids (n,), (n, 2 + L): of names, image feature and each stored level.
+
+        Raises:
+            CorruptGalleryError: they cannot be read.
+        """
+        order, numbers, rows = self._on_disk(ids)
+        found: list[NDArray[np.uint64]] = []
+        for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
+            place, file = self._open(number)
+            try:
+                found.append(place.checksums.read(file, row, 1))
+            except OSError as error:
+                raise place.unreadable(f"checksums of image {row}", error) from error
+        return np.concatenate(found)[np.argsort(order)]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

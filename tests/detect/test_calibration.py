@@ -131,12 +131,14 @@ def test_leave_one_out_scores_are_those_of_a_gallery_without_the_image(tmp_path:
 def test_groups_are_left_out_together(tmp_path: Path, normal: Path) -> None:
     for path in sorted(normal.iterdir()):  # two pictures of every part
         path.rename(normal / f"part{path.stem}-a.png")
-        (normal / f"part{path.stem}-b.png").write_bytes((normal / f"part{path.stem}-a.png").read_bytes())
+        pixels = np.array(Image.open(normal / f"part{path.stem}-a.png"))
+        pixels[:8, :8] ^= 8  # else it is a copy, which is left out whatever the group
+        Image.fromarray(pixels).save(normal / f"part{path.stem}-b.png")
     gallery, extractor = make_gallery(tmp_path / "g", normal)
     detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=1))
-    assert sf.calibrate(detector, 0.1).image_scores.max() == 0  # the twin is there: too kind
+    alone = sf.calibrate(detector, 0.1).image_scores  # the twin is there: too kind
     for group in (r"part\d+", r"part(\d+)-"):
-        assert sf.calibrate(detector, 0.1, group=group).image_scores.min() > 0
+        assert sf.calibrate(detector, 0.1, group=group).image_scores.min() > alone.max()
     with pytest.raises(sf.OptionError, match="regular expression"):
         sf.calibrate(detector, 0.1, group="(")
     with pytest.raises(sf.NotEnoughImagesError):
@@ -189,21 +191,6 @@ def test_a_gallery_of_one_image(tmp_path: Path) -> None:
         sf.calibrate(sf.Detector(gallery, extractor), 0.1)
     with pytest.raises(sf.NotEnoughImagesError):
         sf.calibrate(sf.Detector(gallery, extractor), 0.5)
-
-
-def test_constant_images_make_a_threshold_of_zero(tmp_path: Path) -> None:
-    folder = tmp_path / "grey"
-    folder.mkdir()
-    for number in range(10):
-        Image.new("RGB", (32, 32), (128, 128, 128)).save(folder / f"{number}.png")
-    gallery, extractor = make_gallery(tmp_path / "g", folder)
-    found = sf.calibrate(sf.Detector(gallery, extractor), 0.1)
-    assert found.image_threshold == found.pixel_threshold == 0
-    found.write(gallery.path)
-    detector = sf.Detector(gallery, extractor)
-    same = detector.query(np.full((32, 32, 3), 128, np.uint8))
-    assert (same.verdict, same.judgement and same.judgement.score) == ("normal", 0.5)
-    assert detector.query(np.full((32, 32, 3), 90, np.uint8)).verdict == "anomalous"
 
 
 def test_only_suspicious_images_are_localised(tmp_path: Path, normal: Path) -> None:

@@ -77,11 +77,11 @@ class Program:
     def kill(self) -> None:
         self.process.kill()
 
-    def wait(self, timeout: float = 60) -> int | None:
+    def wait(self, timeout: float = 300) -> int | None:
         self.process.join(timeout)
         return self.process.exitcode
 
-    def communicate(self, timeout: float = 60, given: str = "") -> tuple[str, str]:
+    def communicate(self, timeout: float = 300, given: str = "") -> tuple[str, str]:
         """Give it all of stdin, and return what it says until its pipes end; killed at the timeout (s)."""
         late = threading.Timer(timeout, self.kill)
         errors: list[str] = []
@@ -125,7 +125,7 @@ class Done:
     stderr: str
 
 
-def run_fresh(code: str, *arguments: object, timeout: float = 120) -> Done:
+def run_fresh(code: str, *arguments: object, timeout: float = 300) -> Done:
     """Run a program in an interpreter of its own to its end."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -135,7 +135,7 @@ def run_fresh(code: str, *arguments: object, timeout: float = 120) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def run(code: str, *arguments: object, cwd: object = None, given: str = "", timeout: float = 60) -> Done:
+def run(code: str, *arguments: object, cwd: object = None, given: str = "", timeout: float = 300) -> Done:
     """Run a program to its end; beyond the timeout (s) it is killed, and its returncode is -SIGKILL."""
     with Program(code, *arguments, cwd=cwd) as program:
         said, errors = program.communicate(timeout, given)

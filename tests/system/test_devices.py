@@ -80,9 +80,9 @@ def test_the_image_index_goes_to_a_gpu_only_by_name(gpus: int, monkeypatch: pyte
     monkeypatch.setattr(faiss_calls, "gpu_resources", lambda: None)
     index = faiss.IndexFlatL2(3)
     with pytest.warns(UserWarning, match=STAYS):
-        assert image_index._place(index, "auto") is index
+        assert faiss_calls.placed(index, "auto") is index
     assert moved == []
-    image_index._place(index, "cuda:1")
+    faiss_calls.placed(index, "cuda:1")
     assert moved == [1]
 
 
