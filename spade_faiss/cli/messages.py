@@ -19,6 +19,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "weights=FILE": "--weights FILE",
     "normal=FOLDER": "--normal DIR",
     "workers=1": "--workers 1",
+    "PIL.Image.MAX_IMAGE_PIXELS=N": "--max-pixels N",
     "patches='recompute'": "--patches recompute",
 }
 
@@ -41,6 +42,12 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         if option.split()[0] in known:
             text = text.replace(parameter, option)
     return text
+
+
+def name_notes(notes: Sequence[str]) -> None:
+    """Print the notes of a run on stderr."""
+    for note in notes:
+        click.echo(f"spade-faiss: note: {with_options(note)}", err=True)
 
 
 def name_skipped(skipped: Sequence[Skipped]) -> None:
