@@ -7,6 +7,8 @@ Letters for shapes, here and throughout: B images of a batch, N normal images, K
 level, c channels, d dimensions of an image feature, (H, W) pixels of an image. Every distance is squared L2.
 """
 
+from .system import faiss_guard as faiss_guard  # isort: skip
+
 from ._version import __version__ as __version__
 from .detect.audit import Suspect, find_suspects
 from .detect.calibrate import calibrate

@@ -111,7 +111,8 @@ def evaluate(
     scores: list[float] = []
     skipped: list[Skipped] = []
     files = [ImageFile(sample.path, sample.key) for sample in category.test]
-    found = query_files(detector, files, progress=progress)
+    notes: list[str] = []
+    found = query_files(detector, files, progress=progress, notes=notes, with_pixels=report is not None)
     for sample, (_, pixels, detection) in zip(category.test, found, strict=True):
         scores.append(detection.image_score)
         if maps:
@@ -121,6 +122,8 @@ def evaluate(
             pixel.add(*_at_size(detection.anomaly_map, mask, options.metrics_size), name=str(sample.path))
         if report:
             report.add(sample.key, pixels, detection, mask, sample.kind)
+    for note in notes:
+        warnings.warn(f"{category.name}: {note}", stacklevel=2)
     labels = [sample.anomalous for sample in category.test]
     result = Evaluation(category.name, labels.count(False), labels.count(True), dict.fromkeys(METRICS), {}, skipped)
     result.in_gallery = known

@@ -10,6 +10,7 @@ from .errors import OptionError
 
 DEFAULT_K = 50  # the paper's K for MVTec AD
 MIB = 2**20
+LEAST_BITS, MOST_BITS = 8, 16  # that are significant in a value of 16
 MOST_SIGMA = 10_000  # px; the Gaussian's kernel is several times as long
 
 Normalisation = Literal["imagenet", "trained"]
@@ -69,6 +70,9 @@ class FeatureOptions:
     dtype: StoredDtype = "float16"  # levels are stored and compared in it; image features are always float32
     batch_size: int = 16  # images in one pass through the network
     device: str = "auto"  # where the network runs: auto (a GPU if torch sees one), cpu, cuda, cuda:N
+    # How many bits are significant, 8 to 16, in image files of 16 bits a value that do not say so; None: 16. Larger
+    # values are refused
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         # From here on sizes are (height, width), however they were given.
@@ -81,6 +85,8 @@ class FeatureOptions:
         known = (None, *get_args(Normalisation))
         _check(self.normalisation in known, "normalisation", "imagenet or trained", self.normalisation)
         _check(self.dtype in get_args(StoredDtype), "dtype", "float16 or float32", self.dtype)
+        few = is_count(self.bits) and LEAST_BITS <= int(self.bits or 0) <= MOST_BITS
+        _check(self.bits is None or few, "bits", f"a number from {LEAST_BITS} to {MOST_BITS}", self.bits)
         _check(is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
         named = isinstance(self.levels, tuple) and self.levels and all(isinstance(name, str) for name in self.levels)
         _check(self.levels is None or bool(named), "levels", "names of at least one level", self.levels)

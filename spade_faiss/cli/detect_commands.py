@@ -24,7 +24,7 @@ from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
 from . import options as args
 from .flags import PATH, changed, flag, takes
-from .messages import exit_status, name_skipped
+from .messages import exit_status, name_notes, name_skipped
 
 if TYPE_CHECKING:
     from ..detect.detector import Detector
@@ -192,6 +192,7 @@ def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
         if detector.search.k is None and detector.k < DEFAULT_K and not flags.quiet:
             click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
         skipped: list[Skipped] = []
+        notes: list[str] = []
         with ExitStack() as stack:
             folder = None
             if flags.output is not None:
@@ -201,7 +202,8 @@ def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
             if not flags.as_json:
                 click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
             taken = None if flags.strict else skipped
-            for file, pixels, detection in query_files(detector, files, taken, not flags.quiet):
+            found = query_files(detector, files, taken, not flags.quiet, notes, with_pixels=folder is not None)
+            for file, pixels, detection in found:
                 if folder:
                     folder.write(file, pixels, detection)
                 if flags.as_json:
@@ -212,6 +214,8 @@ def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
             if folder:
                 folder.close(skipped)
         name_skipped(skipped)
+        if not flags.quiet:
+            name_notes(notes)
         exit_status(skipped)
 
 

@@ -18,7 +18,7 @@ from ..images.sources import ImageFile
 from ..index.factory import NAMES
 from ..ingest.estimate import estimate
 from ..ingest.pipeline import IngestReport, Skipped
-from ..options import MIB, FeatureOptions, IndexOptions, Patches
+from ..options import LEAST_BITS, MIB, MOST_BITS, FeatureOptions, IndexOptions, Patches
 from ..recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from ..report.result_folder import write_skipped
 from ..store.create import SKIPPED, discard_folder
@@ -26,7 +26,7 @@ from . import options as args
 from .dataset_options import LabelledFlags, training_images
 from .flags import PATH, Bytes, Size, changed, flag, takes
 from .info_commands import index_line
-from .messages import exit_status, name_skipped, with_options
+from .messages import exit_status, name_notes, name_skipped, with_options
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,16 @@ class FeatureFlags:
     dtype: Annotated[
         str | None, flag("--dtype", type=click.Choice(["float16", "float32"]), help="Number type of the stored levels.")
     ]
+    bits: Annotated[
+        int | None,
+        flag(
+            "--bits",
+            type=click.IntRange(LEAST_BITS, MOST_BITS),
+            metavar="N",
+            help="Take images of 16 bits a value that do not say so themselves for N bits, as cameras store 10 or 12.  "
+            "[default: 16]",
+        ),
+    ]
 
     def options(self, recipe: FeatureOptions, network: args.NetworkFlags) -> FeatureOptions:
         """Return a recipe's options with these in place of its own."""
@@ -65,6 +75,7 @@ class FeatureFlags:
             normalisation=self.normalisation,
             neighbourhood=self.neighbourhood,
             dtype=self.dtype,
+            bits=self.bits,
             batch_size=network.batch_size,
             device=network.device,
         )
@@ -230,6 +241,8 @@ def _add(
     skipped = [Skipped(item.path, with_options(item.reason)) for item in report.skipped]
     write_skipped(gallery.path / SKIPPED, skipped)
     name_skipped(skipped)
+    if not flags.quiet:
+        name_notes(report.notes)
     if not len(gallery):
         raise ImageError(f"{gallery.path}: expected at least one image that can be read, found none")
     return skipped

@@ -20,6 +20,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "normal=FOLDER": "--normal DIR",
     "workers=1": "--workers 1",
     "group=REGEX": "--group REGEX",
+    "PIL.Image.MAX_IMAGE_PIXELS=N": "--max-pixels N",
     "patches='recompute'": "--patches recompute",
     "device='cuda'": "--device cuda",
 }
@@ -43,6 +44,12 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         if option.split()[0] in known:
             text = text.replace(parameter, option)
     return text
+
+
+def name_notes(notes: Sequence[str]) -> None:
+    """Print the notes of a run on stderr."""
+    for note in notes:
+        click.echo(f"spade-faiss: note: {with_options(note)}", err=True)
 
 
 def name_skipped(skipped: Sequence[Skipped]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import click
+from PIL import Image
 
 from ..detect.measure_baseline import SAMPLE
 from ..extractors.registry import Extractor
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
     from ..images.sources import ImageFile
 
 CACHE_MIB, DEVICE_CACHE_MIB = SearchOptions.cache_bytes // MIB, SearchOptions.device_cache_bytes // MIB
+
+
+def set_max_pixels(context: click.Context, _: click.Parameter, value: int | None) -> int | None:
+    """Set Pillow's limit while a command runs; worker processes get it from there."""
+    if value is not None:
+        context.call_on_close(partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
+        Image.MAX_IMAGE_PIXELS = value
+    return value
+
 
 gallery = click.argument("gallery", type=PATH)
 sources = click.argument("sources", type=PATH, nargs=-1, required=True)
@@ -86,6 +97,16 @@ class NetworkFlags:
             default="auto",
             show_default=True,
             help="Run on this device: cpu, cuda, cuda:N, or auto, which takes a GPU for the network only.",
+        ),
+    ]
+    max_pixels: Annotated[
+        int | None,
+        flag(
+            "--max-pixels",
+            type=click.IntRange(1),
+            metavar="N",
+            callback=set_max_pixels,
+            help=f"Decode images of up to N pixels.  [default: {Image.MAX_IMAGE_PIXELS}]",
         ),
     ]
 

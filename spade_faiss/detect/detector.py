@@ -12,6 +12,7 @@ from ..arrays import Ids
 from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from ..extractors.registry import Extractor
 from ..gallery.gallery import Gallery
+from ..images.inputs import ImageLike
 from ..images.sources import ImageFile
 from ..options import DEFAULT_K, ScoreOptions, SearchOptions
 from ..pyramids.cache import PyramidCache
@@ -24,7 +25,7 @@ from .baseline import Baseline
 from .calibration import Calibration
 from .detection import Detection
 from .measure_baseline import measure
-from .pipeline import AnyImage, Caches, ImageLike, Pipeline
+from .pipeline import AnyImage, Caches, Pipeline
 from .settings import Settings
 
 
@@ -195,10 +196,12 @@ class Detector:
         """Look for anomalies in one image.
 
         Args:
-            image: a path, a PIL image, or an (H, W, 3) uint8 RGB array.
+            image: a path, a file's bytes, a file that is open in binary mode, a PIL image, an (H, W, 3) RGB or (H, W)
+                uint8 array, or a (3, H, W), (H, W, 3) or (H, W) uint8 torch tensor. Float tensors are refused, as
+                their range is not known.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: the image cannot be read, or it is something else.
             CorruptGalleryError: the gallery's files are damaged.
             SourceError: an image file that the gallery recomputes patches from is gone or has changed.
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..arrays import Array, Ids, Pixels
 from ..errors import NotEnoughImagesError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..images.decode import decode
+from ..images.inputs import ImageLike, require_several
 from ..patch_search.search import search_checked, search_patches
 from ..pyramids.cache import LevelCache, PyramidCache
 from ..pyramids.device_cache import DeviceCache
@@ -61,13 +61,13 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels that somebody has decoded already, in so many seconds."""
+    """The network's view of an image that somebody has decoded already, in so many seconds."""
 
-    pixels: Pixels
+    view: Pixels
+    size: tuple[int, int]  # (H, W) of the image
     seconds: float
 
 
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 AnyImage = ImageLike | Decoded
 
 
@@ -136,11 +136,13 @@ class Pipeline:
 
     def stream(self, images: Iterable[AnyImage]) -> Iterator[Detection]:
         """Query images in their order; see Detector.stream."""
+        require_several(images)
         for _, detection in self._searched(self._one_by_one(self._queries(images), lambda _: 0)):
             yield detection
 
     def batch(self, images: Sequence[AnyImage]) -> list[Detection]:
         """Query images, in each batch the one next that has the most neighbours in memory; returns them in order."""
+        require_several(images)
         cache = self._caches.for_neighbours(self.pyramids, self.k)
 
         def most_in_memory(queries: Sequence[Query]) -> int:
@@ -218,12 +220,15 @@ class Pipeline:
         views, sizes, watch, alone = [], [], Stopwatch(len(images)), dict[int, float]()
         try:
             for position, image in images:
-                pixels = self._decode(image, watch)
                 if isinstance(image, Decoded):
                     alone[position] = image.seconds
+                    views.append(image.view)
+                    sizes.append(image.size)
+                    continue
+                pixels = self._decode(image, watch)
                 with watch("extract"):
                     views.append(self._view.apply(pixels))  # and the whole image can be let go
-                sizes.append(pixels.shape[:2])
+                sizes.append((pixels.shape[0], pixels.shape[1]))
         except Exception as raised:
             error = raised
         if not views:
@@ -268,11 +273,9 @@ class Pipeline:
 
     # The stages, in their order.
 
-    def _decode(self, image: AnyImage, watch: Stopwatch) -> Pixels:
-        if isinstance(image, Decoded):
-            return image.pixels
+    def _decode(self, image: ImageLike, watch: Stopwatch) -> Pixels:
         with watch("decode"):
-            return decode(image)
+            return decode(image, bits=self.snapshot.manifest.spec.bits)
 
     def _extract(self, views: Sequence[Pixels], watch: Stopwatch) -> Features:
         with watch("extract"):

@@ -8,16 +8,23 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..arrays import Pixels
 from ..errors import ImageError
-from ..images.decode import decode
+from ..images.decode import decode, read_file
+from ..images.facts import FactCounts
+from ..images.reading import Viewed, decoding_gate, view_of
 from ..images.sources import ImageFile
 from ..ingest.pipeline import Skipped
-from ..system.prefetch import read_ahead
+from ..options import MIB
+from ..system.prefetch import ByteGate, read_ahead
 from ..system.progress import progress_bar
 from .detection import Detection
 from .detector import Detector
 from .pipeline import Decoded
+
+KEPT_BYTES = 128 * MIB  # of pixels that wait for their detections; those beyond it are decoded again
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class _Read:
     """An image as the readers hand it on, or why there is none."""
 
     file: ImageFile
-    decoded: Decoded | None
+    viewed: Viewed | None
+    seconds: float = 0.0
     error: str = ""
 
 
@@ -34,42 +42,65 @@ def query_files(
     files: Sequence[ImageFile],
     skipped: list[Skipped] | None = None,
     progress: bool = False,
+    notes: list[str] | None = None,
+    with_pixels: bool = True,
 ) -> Iterator[tuple[ImageFile, Pixels, Detection]]:
     """Query image files, in their order, reading ahead; yields each with its (H, W, 3) pixels and what was found.
+
+    What is decoded ahead is bounded in bytes: reading.DECODE_BYTES at the same time, and KEPT_BYTES of pixels until
+    their detections are handed out. The pixels of more images than that are decoded again then.
 
     Args:
         detector: what to query.
         files: the images.
         skipped: receives the images that cannot be read. None: the first such image is raised.
         progress: a bar on stderr, where that is a terminal.
+        notes: receives, at the end, lines on what images hold and the query did not use.
+        with_pixels: False: the pixels are not needed, and empty.
 
     Raises:
         ImageError: an image that cannot be read, where `skipped` is None.
     """
+    spec, gate, kept = detector.gallery.spec, decoding_gate(), ByteGate(KEPT_BYTES)
 
     def read(file: ImageFile) -> _Read:
         start = time.perf_counter()
         try:
-            return _Read(file, Decoded(decode(file.path), time.perf_counter() - start))
+            content, room = read_file(file.path), kept if with_pixels else None
+            viewed = view_of(content, os.fspath(file.path), spec.view, spec.bits, gate, room)
+            return _Read(file, viewed, time.perf_counter() - start)
         except ImageError as error:
             if skipped is None:
                 raise
-            return _Read(file, None, str(error))
+            return _Read(file, None, error=str(error))
+
+    def pixels_of(image: _Read) -> Pixels:
+        if not with_pixels:
+            return np.empty((0, 0, 3), np.uint8)
+        if image.viewed is None or image.viewed.pixels is None:
+            return decode(image.file.path, bits=spec.bits)
+        kept.leave(image.viewed.pixels.nbytes)
+        return image.viewed.pixels
 
     reads = read_ahead(files, read, min(8, os.cpu_count() or 1), 2 * detector.extractor.batch_size)
-    taken: deque[tuple[ImageFile, Decoded]] = deque()  # by the detector, which is ahead of its detections
+    taken: deque[_Read] = deque()  # by the detector, which is ahead of its detections
+    facts = FactCounts()
     with progress_bar(len(files), "query", progress) as bar:
 
         def decoded() -> Iterator[Decoded]:
             for image in reads:
-                if image.decoded is not None:
-                    taken.append((image.file, image.decoded))
-                    yield image.decoded
+                if image.viewed is not None:
+                    facts.add(image.viewed.facts)
+                    taken.append(image)
+                    yield Decoded(image.viewed.view, image.viewed.size, image.seconds)
                 elif skipped is not None:
                     skipped.append(Skipped(image.file.path, image.error))
                     bar.update()
 
         for detection in detector.stream(decoded()):
-            file, image = taken.popleft()
-            yield file, image.pixels, detection
+            image = taken.popleft()
+            yield image.file, pixels_of(image), detection
+            del image
             bar.update()
+    if notes is not None:
+        notes += facts.notes(spec.bits)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..arrays import Pixels
 from ..errors import OptionError, first_line
 from ..options import FeatureOptions
-from ..system.devices import network_device
+from ..system.devices import as_typed, network_device
 from .features import Features
 from .pooling import average_neighbourhoods
 from .spec import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, ExtractorSpec
@@ -39,34 +40,35 @@ class NetworkExtractor:
         self.device = device
         self._options = options
         self._weights = weights
-        self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255
+        self._mean = torch.tensor(spec.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(spec.std, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the call that loads the network: smaller than its tensors, and safer."""
         options = replace(self._options, batch_size=self.batch_size, device=self.device)
         return load_network, (self.spec.name, self._weights, options)
 
-    @torch.inference_mode()
     def extract(self, views: Sequence[Pixels]) -> Features:
-        """Extract features; see registry.Extractor.extract.
+        """Extract features; see registry.Extractor.extract. A caller's torch.autocast changes nothing.
 
         Raises:
             FeatureError: an activation does not fit the stored dtype; the message names the level.
         """
-        batch = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2).float()
-        image, levels = self._forward(batch.sub_(self._mean).div_(self._std))
-        pooled = average_neighbourhoods([level.float().cpu().numpy() for level in levels], self.spec.neighbourhood)
-        return self.spec.cast(Features(image.float().cpu().numpy(), pooled))
+        with as_typed(self.device):
+            batch = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2).float()
+            image, levels = self._forward(batch.sub_(self._mean).div_(self._std))
+            found = [level.float().cpu().numpy() for level in (image, *levels)]
+        return self.spec.cast(Features(found[0], average_neighbourhoods(found[1:], self.spec.neighbourhood)))
 
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:
     """Load a network by name; see registry.load_extractor."""
     device = network_device(options.device)
-    model = load_model(name, weights).eval().requires_grad_(False)
-    mean, std = _normalisation(name, model, options)
-    resized, crop = options.sizes(_native_size(model))
-    pyramid = _prepare(name, model, crop, device, options)
+    with _in_float32():
+        model = load_model(name, weights).eval().requires_grad_(False)
+        mean, std = _normalisation(name, model, options)
+        resized, crop = options.sizes(_native_size(model))
+        pyramid = _prepare(name, model, crop, device, options)
     spec = ExtractorSpec(
         name=name,
         level_shapes=pyramid.shapes,
@@ -80,8 +82,20 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         std=std,
         weights_sha256=state_digest(model.state_dict()),
         weights=weights.name if weights else "",
+        bits=options.bits,
     )
     return NetworkExtractor(spec, pyramid.forward, device, options, weights)
+
+
+@contextmanager
+def _in_float32() -> Iterator[None]:
+    """Make tensors of float32, whatever torch.set_default_dtype says: weights are in it, and are digested in it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _normalisation(name: str, model: Any, options: FeatureOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -125,7 +139,7 @@ def _prepare(name: str, model: Any, crop: tuple[int, int], device: str, options:
             model.set_input_size(img_size=crop)  # vision transformers: position embeddings are resampled
         model.to(device, memory_format=torch.channels_last)
         names, forward = _choose_levels(model, options)
-        with torch.inference_mode():
+        with as_typed(device):
             image, levels = forward(torch.zeros(1, 3, *crop, device=device))
     except OptionError:
         raise

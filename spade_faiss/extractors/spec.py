@@ -10,7 +10,7 @@ import numpy as np
 from ..arrays import Array, all_finite
 from ..errors import FeatureError, OptionError, SpecMismatchError
 from ..images.view import View
-from ..options import FeatureOptions, Patches, StoredDtype, is_count
+from ..options import MOST_BITS, FeatureOptions, Patches, StoredDtype, is_count
 from .features import Features
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
@@ -44,6 +44,7 @@ class ExtractorSpec:
     std: tuple[float, ...] = ()
     weights_sha256: str = ""  # SHA-256 of the network's state: names, shapes and values
     weights: str = ""  # name of the weights' file; not compared
+    bits: int | None = None  # see FeatureOptions; None: 16
 
     def __post_init__(self) -> None:
         for field in fields(self):  # tuples, so that specs can be compared and hashed
@@ -74,6 +75,8 @@ class ExtractorSpec:
             cropped = f" cropped to {_times(self.crop)}" if self.crop != self.resized else ""
             parts.append(f"{_times(self.resized)} px{cropped}")
         parts.append(f"levels {' '.join(map(_times, self.level_shapes))} {self.dtype}")
+        if self.bits is not None:
+            parts.append(f"{self.bits} bits")
         if self.neighbourhood > 1:
             parts.append(f"neighbourhood {self.neighbourhood}")
         return f"ExtractorSpec({', '.join([*parts, f'image {self.image_dim}'])})"
@@ -119,6 +122,7 @@ class ExtractorSpec:
             levels=self.level_names or None,
             normalisation="imagenet" if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD) else "trained",
             neighbourhood=self.neighbourhood,
+            bits=self.bits,
             dtype=self.dtype,
             batch_size=batch_size,
             device=device,
@@ -141,13 +145,17 @@ class ExtractorSpec:
             spade_faiss.errors.SpecMismatchError: toy.gallery: ... neighbourhood: expected 1, found 3; ...
         """
         names = [field.name for field in fields(self) if field.name != "weights"]
-        differing = [name for name in names if getattr(self, name) != getattr(other, name)]
+        differing = [name for name in names if self._value(name) != other._value(name)]
         if differing:
-            sides = "; ".join(f"{n}: expected {getattr(self, n)}, found {getattr(other, n)}" for n in differing)
+            sides = "; ".join(f"{n}: expected {self._value(n)}, found {other._value(n)}" for n in differing)
             raise SpecMismatchError(
                 f"{where}: features of another extractor or other settings: {sides}; "
                 "use the gallery's own, or make another gallery"
             )
+
+    def _value(self, name: str) -> Any:
+        """Return the value of a field in effect."""
+        return self.bits or MOST_BITS if name == "bits" else getattr(self, name)
 
     def check(self, features: Features) -> None:
         """Check features against this spec.
@@ -207,7 +215,10 @@ class ExtractorSpec:
             >>> values["name"], values["image_dim"], values["crop"]
             ('toy', 12, (32, 32))
         """
-        return asdict(self)
+        values = asdict(self)
+        if self.bits is None:  # releases that do not know it read such a spec too
+            del values["bits"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ExtractorSpec:

@@ -43,6 +43,7 @@ class ToyExtractor:
             level_names=tuple(names),
             resized=resized,
             crop=crop,
+            bits=options.bits,
         )
 
     def extract(self, views: Sequence[Pixels]) -> Features:

@@ -140,7 +140,8 @@ def _found(snapshot: Snapshot, damage: _Damage, folders: Sequence[Path]) -> Iter
                 if not digest.startswith(FILE_DIGEST):  # a digest of features: no file can be compared with it
                     continue
                 content, _ = originals.find(row_id)
-            view = snapshot.manifest.spec.view.apply(decode(content, names.key))
+            spec = snapshot.manifest.spec
+            view = spec.view.apply(decode(content, names.key, spec.bits))
         except (ImageError, CorruptGalleryError):
             continue
         yield _Found(names.key, names.digest, names.path, row_id, view)

@@ -68,15 +68,15 @@ def estimate(
 
 def _seconds_per_image(files: Sequence[ImageFile], extractor: Extractor) -> float:
     """Measure decoding and extracting a batch of the first image that can be read; 0 if none can."""
-    view = extractor.spec.view
+    view, bits = extractor.spec.view, extractor.spec.bits
     for file in files[:TRIED]:
         try:
-            first = view.apply(decode(file.path))
+            first = view.apply(decode(file.path, bits=bits))
         except ImageError:
             continue
         extractor.extract([first] * extractor.batch_size)  # warms up
         start = time.perf_counter()
-        extractor.extract([view.apply(decode(file.path)) for _ in range(extractor.batch_size)])
+        extractor.extract([view.apply(decode(file.path, bits=bits)) for _ in range(extractor.batch_size)])
         return (time.perf_counter() - start) / extractor.batch_size
     return 0.0
 

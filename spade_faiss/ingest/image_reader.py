@@ -10,10 +10,13 @@ from ..arrays import Pixels
 from ..errors import ImageError, KeyConflictError, SpadeError
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
-from ..images.decode import decode, read_file
+from ..images.decode import read_file
+from ..images.facts import NO_FACTS, Facts
+from ..images.reading import view_of
 from ..images.sources import ImageFile
 from ..store.source_images import content_digest
 from ..store.writer import GalleryWriter
+from ..system.prefetch import ByteGate
 
 MAX_THREADS = 8  # that read and decode
 
@@ -26,16 +29,18 @@ class ReadImage:
     digest: str = ""
     view: Pixels | None = None
     error: SpadeError | None = None
+    facts: Facts = NO_FACTS
 
 
 def read_image(
-    file: ImageFile, spec: ExtractorSpec, wanted: Callable[[ImageFile, str], bool] | None = None
+    file: ImageFile, spec: ExtractorSpec, gate: ByteGate, wanted: Callable[[ImageFile, str], bool] | None = None
 ) -> ReadImage:
     """Read an image file, and decode it if it is wanted.
 
     Args:
         file: the image file.
         spec: of the extractor, whose view is applied.
+        gate: bounds what is decoded at the same time.
         wanted: decides by file and content digest; None: every image is wanted.
     """
     try:
@@ -43,7 +48,8 @@ def read_image(
         digest = content_digest(content)
         if wanted is not None and not wanted(file, digest):
             return ReadImage(file, digest)
-        return ReadImage(file, digest, spec.view.apply(decode(content, str(file.path))))
+        viewed = view_of(content, str(file.path), spec.view, spec.bits, gate)
+        return ReadImage(file, digest, viewed.view, facts=viewed.facts)
     except (ImageError, KeyConflictError) as error:
         return ReadImage(file, error=error)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..errors import SpadeError
 from ..extractors.registry import Extractor
+from ..images.facts import FactCounts
+from ..images.reading import decoding_gate
 from ..images.sources import ImageFile, find_images
 from ..store.writer import Appended, GalleryWriter
 from ..system.prefetch import batched, read_ahead
@@ -44,6 +46,7 @@ class IngestReport:
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
     copies: int | None = 0  # among those added: another image has the same content; None: damage kept them uncounted
+    notes: list[str] = field(default_factory=list)  # lines on what images hold and the gallery does not
 
 
 def count(report: IngestReport, done: Appended) -> None:
@@ -60,19 +63,23 @@ def ingest(
     options: IngestOptions,
 ) -> IngestReport:
     """Extract and append the images of files and folders; see Gallery.add_images."""
-    start, report = time.perf_counter(), IngestReport()
+    start, report, facts, gate = time.perf_counter(), IngestReport(), FactCounts(), decoding_gate()
     files = find_images(sources)
 
+    def wanted(file: ImageFile, digest: str) -> bool:
+        return is_wanted(writer, file, digest, options.replace)
+
     def read(file: ImageFile) -> ReadImage:
-        return read_image(file, extractor.spec, lambda file, digest: is_wanted(writer, file, digest, options.replace))
+        return read_image(file, extractor.spec, gate, wanted)
 
     images = read_ahead(files, read, reading_threads(), reads_ahead(extractor))
     with progress_bar(images, "images", options.progress, total=len(files)) as bar:
-        taken = _Taken(bar, report, options.strict)
+        taken = _Taken(bar, report, facts, options.strict)
         _append_all(writer, taken, extractor, options.replace, report)
     if taken.stopped_by is not None:
         writer.commit()
         raise taken.stopped_by
+    report.notes += facts.notes(extractor.spec.bits)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -80,13 +87,14 @@ def ingest(
 class _Taken:
     """The images to extract; the others are counted or reported as they go by."""
 
-    def __init__(self, images: Iterable[ReadImage], report: IngestReport, strict: bool) -> None:
-        self._images, self._report, self._strict = images, report, strict
+    def __init__(self, images: Iterable[ReadImage], report: IngestReport, facts: FactCounts, strict: bool) -> None:
+        self._images, self._report, self._facts, self._strict = images, report, facts, strict
         self.stopped_by: SpadeError | None = None  # the first error, if strict
 
     def __iter__(self) -> Iterator[ReadImage]:
         for image in self._images:
             if image.view is not None:
+                self._facts.add(image.facts)
                 yield image
             elif image.error is None:
                 self._report.unchanged += 1

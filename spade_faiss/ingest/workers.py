@@ -30,6 +30,8 @@ from PIL import Image
 from ..errors import ImageError, KeyConflictError, OptionError, SpadeError, WorkerError, first_line
 from ..extractors.registry import Extractor
 from ..images.decode import read_file
+from ..images.facts import FactCounts
+from ..images.reading import decoding_gate
 from ..images.sources import ImageFile, find_images
 from ..store.shard_format import ShardSchema
 from ..store.shard_writer import ShardWriter
@@ -66,6 +68,7 @@ class _Outcome:
     digests: list[str] = field(default_factory=list)
     shard: tuple[Path, int] | None = None  # its temporary file and that file's bytes; None: no image was taken
     errors: dict[str, SpadeError] = field(default_factory=dict)  # by key: why an image was not taken
+    facts: FactCounts = field(default_factory=FactCounts)
 
 
 def ingest_in_processes(
@@ -76,7 +79,8 @@ def ingest_in_processes(
     options: IngestOptions,
 ) -> IngestReport:
     """Extract and append the images of files and folders by several processes; see Gallery.add_images."""
-    start, report = time.perf_counter(), IngestReport()
+    _require_importable_program()
+    start, report, facts = time.perf_counter(), IngestReport(), FactCounts()
     files = find_images(sources)
     errors: dict[str, SpadeError] = {}  # by key: why an image was not taken
     with progress_bar(len(files), "images", options.progress) as bar:
@@ -98,14 +102,32 @@ def ingest_in_processes(
                 if outcome.shard is not None:
                     count(report, writer.adopt(*outcome.shard, outcome.keys, outcome.digests))
                 errors |= outcome.errors
+                facts.merge(outcome.facts)
                 if options.strict and outcome.errors:
                     break
     failed = [file for file in files if file.key in errors]
     if options.strict and failed:
         raise errors[failed[0].key]
     report.skipped = [Skipped(file.path, str(errors[file.key])) for file in failed]
+    report.notes += facts.notes(extractor.spec.bits)
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _require_importable_program() -> None:
+    """Refuse a program that worker processes cannot import, as a spawned process imports the program's file.
+
+    Raises:
+        OptionError: the program came from a pipe or from a file that is gone.
+    """
+    program = sys.modules.get("__main__")
+    path = getattr(program, "__file__", None)  # python -c and an interactive Python have none, and need none
+    if path is None or getattr(program, "__spec__", None) is not None or Path(path).exists():
+        return
+    raise OptionError(
+        f"workers: expected a program in a file, because each worker process imports it, found {path}; "
+        "save the program to a file, or use workers=1"
+    )
 
 
 def _states(writer: GalleryWriter, files: Sequence[ImageFile], replace: bool) -> Iterator[bool | SpadeError]:
@@ -314,22 +336,23 @@ def _load(job: _Job) -> Extractor:
 
 def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, files: list[ImageFile]) -> _Outcome:
     """Extract a run of images into a shard; stop after a batch, with what is complete, when the parent says so."""
-    outcome, read = _Outcome(number), 0
+    outcome, seen = _Outcome(number), 0
     shard: ShardWriter | None = None
 
     def taken(images: Iterable[ReadImage]) -> Iterator[ReadImage]:
-        nonlocal read
+        nonlocal seen
         for image in images:
-            read += 1
+            seen += 1
             if image.error is None:
+                outcome.facts.add(image.facts)
                 yield image
                 continue
             outcome.errors[image.file.key] = image.error
             if job.strict:
                 return
 
-    threads = reading_threads(job.processes)
-    images = read_ahead(files, partial(read_image, spec=job.schema.spec), threads, reads_ahead(extractor))
+    read = partial(read_image, spec=job.schema.spec, gate=decoding_gate(job.processes))
+    images = read_ahead(files, read, reading_threads(job.processes), reads_ahead(extractor))
     for batch in batched(taken(images), extractor.batch_size):
         features = job.schema.stored(extractor.extract([image.view for image in batch if image.view is not None]))
         if shard is None:
@@ -338,11 +361,11 @@ def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, f
         shard.append(keys, digests, features, [absolute(image.file) for image in batch])
         outcome.keys += keys
         outcome.digests += digests
-        parent.send(read)
-        read = 0
+        parent.send(seen)
+        seen = 0
         if parent.poll():
             break
-    parent.send(read)
+    parent.send(seen)
     if shard is not None:
         outcome.shard = shard.temporary, shard.complete()
         with storage_errors(f"cannot write {shard.path}"):

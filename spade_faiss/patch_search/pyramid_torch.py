@@ -84,14 +84,14 @@ class _Search:
         step = max(1, TILE // (width * len(lanes)))
         for neighbour in range(len(self.gallery[0])):
             native = self._native([level[neighbour] for level in self.gallery])
-            norms, bounds = torch.zeros(2, height * width, device=self.device)
+            norms, bounds = torch.zeros(2, height * width, dtype=torch.float32, device=self.device)
             for level in native:
                 norms += self._resize(level[None])[0].square().sum(0).flatten()
                 bounds += self._resize(level.square().sum(0)[None, None]).flatten()
             limits = norms / 2 - self.doubt * bounds
             for top in range(0, height, step):
                 end = min(top + step, height)
-                products = torch.zeros(end - top, width, len(lanes), device=self.device)
+                products = torch.zeros(end - top, width, len(lanes), dtype=torch.float32, device=self.device)
                 for level, part, (rows, columns) in zip(native, parts, self.taps, strict=True):
                     self._add_products(products, level, part, [each[top:end] for each in rows], columns)
                 lows = limits[top * width : end * width, None] - products.flatten(0, 1)
@@ -121,7 +121,7 @@ class _Search:
         lanes = torch.arange(len(self.best), device=self.device)
         wanted = self.best.shape[1] + SPARE
         lows, places = (
-            torch.empty(0, len(lanes), device=self.device),
+            torch.empty(0, len(lanes), dtype=torch.float32, device=self.device),
             torch.empty(0, len(lanes), dtype=torch.int64, device=self.device),
         )
         for start, band in self._bands(lanes):
@@ -167,7 +167,7 @@ class _Search:
                 rows = chosen[first : first + step]
                 at, sums = (
                     places[rows] - neighbour * len(self.best),
-                    torch.zeros(len(rows), device=self.device).double(),
+                    torch.zeros(len(rows), dtype=torch.float32, device=self.device).double(),
                 )
                 for part, other in zip(self.parts, theirs, strict=True):
                     sums += (part[:, lanes[rows]] - other[:, at]).double().square().sum(0)

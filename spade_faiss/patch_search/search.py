@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays import Array, all_finite
 from ..errors import FeatureError, OptionError
 from ..options import SearchOptions
-from ..system.devices import as_arrays, faiss_device, search_device
+from ..system.devices import as_arrays, as_typed, faiss_device, search_device
 from .cost_model import faster
 
 ENGINES = ("flat", "pyramid")
@@ -95,7 +95,8 @@ def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSe
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     if settings.engine not in ("auto", *ENGINES):
         raise OptionError(f"engine: expected auto or {' or '.join(ENGINES)}, found {settings.engine!r}")
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
+    on = search_device(settings.device) if settings.engine == "pyramid" else "cpu"
+    with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
         sq_distances, flat_matches = _search(query, gallery, settings)
     grid: tuple[int, int] = query[0].shape[1:]
     matches = np.stack(np.unravel_index(flat_matches, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)

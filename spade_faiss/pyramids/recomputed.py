@@ -13,7 +13,7 @@ from ..arrays import Array, Pixels
 from ..errors import ImageError, SourceError
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
-from ..images.decode import decode
+from ..images.reading import decoding_gate, view_of
 from ..images.sources import ImageFile
 from ..store.snapshot import Snapshot
 from ..store.source_images import SourceImages
@@ -34,6 +34,7 @@ class RecomputedPyramids:
         self._snapshot = snapshot
         self._extractor = extractor
         self._source_images = source_images
+        self._gate = decoding_gate()
 
     @property
     def spec(self) -> ExtractorSpec:
@@ -62,7 +63,7 @@ class RecomputedPyramids:
     def _view(self, row_id: int) -> Pixels:
         try:
             content, path = self._source_images.find(row_id)
-            return self.spec.view.apply(decode(content, str(path)))
+            return view_of(content, str(path), self.spec.view, self.spec.bits, self._gate).view
         except ImageError as error:
             raise _source_error(self._snapshot, row_id, error) from error
 

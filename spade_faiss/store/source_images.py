@@ -41,7 +41,7 @@ class SourceImages:
         if row_id is None:
             raise ImageError("not in the gallery")
         content, path = self.find(row_id)
-        return decode(content, str(path))
+        return decode(content, str(path), self._snapshot.manifest.spec.bits)
 
     def find(self, row_id: int) -> tuple[bytes, Path]:
         """Return the content and the path of a normal image's file.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -98,6 +99,22 @@ def _named(wanted: str | None, gpus: int, library: str) -> str:
     if index >= gpus:
         raise DeviceError(f"device {wanted}: {library} sees {gpus} GPUs here; choose cpu or auto")
     return f"cuda:{index}"
+
+
+@contextmanager
+def as_typed(*devices: str) -> Iterator[None]:
+    """Compute with torch in the tensors' own types, without gradients, whatever torch.autocast the caller is in.
+
+    Args:
+        devices: "cpu" or "cuda:N", where is computed; the CPU always counts.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for kind in sorted({"cpu", *(device.partition(":")[0] for device in devices)}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def gpu_number(device: str) -> int:

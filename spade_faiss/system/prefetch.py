@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class ByteGate:
+    """Lets threads in while what they hold together stays within a number of bytes. One alone is always let in."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._changed = threading.Condition()
+
+    def enter(self, size: int) -> bool:
+        """Hold so many bytes if there is room; returns whether there was. `leave` makes room again."""
+        with self._changed:
+            if self._held and self._held + size > self._limit:
+                return False
+            self._held += size
+            return True
+
+    def leave(self, size: int) -> None:
+        """Make room for others."""
+        with self._changed:
+            self._held -= size
+            self._changed.notify_all()
+
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Wait until there is room for so many bytes, and hold them for the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + size <= self._limit)
+            self._held += size
+        try:
+            yield
+        finally:
+            self.leave(size)
 
 
 def read_ahead(items: Iterable[T], function: Callable[[T], R], workers: int = 4, ahead: int = 32) -> Iterator[R]:
