@@ -18,6 +18,11 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "replace=True": "--replace",
     "weights=FILE": "--weights FILE",
     "normal=FOLDER": "--normal DIR",
+    "masks=FOLDER": "--masks DIR",
+    "layout=NAME": "--layout NAME",
+    "skip_bad_images=True": "--skip-bad-images",
+    "skip_bad_masks=True": "--skip-bad-masks",
+    "ignore_label=": "--ignore-label ",
     "workers=1": "--workers 1",
     "patches='recompute'": "--patches recompute",
 }
