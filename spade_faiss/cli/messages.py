@@ -26,6 +26,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "workers=1": "--workers 1",
     "patches='recompute'": "--patches recompute",
 }
+COMMANDS = {"build it from category.normal alone": "build it from the training images alone, with build --dataset"}
 
 
 def with_options(message: object, command: click.Command | None = None) -> str:
@@ -41,6 +42,8 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         command = context.command if context else None
     if command is None:
         return text
+    for call, run in COMMANDS.items():
+        text = text.replace(call, run)
     known = {name for parameter in command.params for name in parameter.opts}
     for parameter, option in OPTIONS.items():
         if option.split()[0] in known:
