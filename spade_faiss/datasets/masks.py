@@ -141,9 +141,11 @@ def _above(values: NDArray[Any], lossy: bool) -> Bools:
         return np.asarray(values > 0)
     counts = np.bincount(values.ravel(), minlength=256)
     around = np.convolve(counts, np.ones(9, np.int64), "same")
-    levels = np.flatnonzero(around[2 * BACKGROUND :] >= PEAK * counts[2 * BACKGROUND :].sum()) + 2 * BACKGROUND
+    top = int(values.max())
+    start = max(2 * BACKGROUND, top // 3)  # waves beside a mark are lower
+    levels = np.flatnonzero(around[start:] >= PEAK * counts[start:].sum()) + start
     found = [value for value in levels if counts[value] == counts[value - 4 : value + 5].max() > 0]
-    lowest = int(found[0]) if found else int(values.max())  # thin lines have no level: their pixels are all values
+    lowest = int(found[0]) if found else top  # thin lines have no level: their pixels have all values
     return np.asarray(values > lowest / 2)
 
 
