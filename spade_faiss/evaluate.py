@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .datasets.category import Category, Sample, few
+from .datasets.check import Checked, check_category
+from .datasets.masks import Marks
 from .detect.detection import Detection
 from .detect.detector import Detector
 from .detect.query_files import query_files
 from .errors import ImageError, OptionError
 from .gallery.gallery import Gallery
-from .images.decode import read_file
 from .images.sources import ImageFile
 from .ingest.pipeline import Skipped
 from .metrics.curves import Curve, all_curves, write_curves
@@ -36,6 +37,7 @@ from .system.atomic_files import output_errors
 from .system.prefetch import batched
 
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
+NAMED = 10  # files that one error names
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,16 @@ class EvaluationOptions:
     metrics_size: int | None = None  # px, maps and masks are resized to this square; None: the image's own size
     skip_bad_masks: bool = False  # leave an image whose mask is missing or of another size out of the pixel metrics
     maps: Path | None = None  # write float maps as TIFF here, at the paths that MVTec's evaluation script reads
+    skip_bad_images: bool = False  # leave a test image that cannot be read out of all metrics
+    ignore_label: int | None = None  # pixels whose mask has this value count in no pixel metric, as 255 in Cityscapes
 
     def __post_init__(self) -> None:
         # Before the queries, which may take hours.
         check_limit(self.integration_limit)
         if self.metrics_size is not None and not is_count(self.metrics_size):
             raise OptionError(f"metrics_size: expected pixels >= 1, found {self.metrics_size!r}")
+        if self.ignore_label not in (None, 0) and not is_count(self.ignore_label):
+            raise OptionError(f"ignore_label: expected a value of masks >= 0, found {self.ignore_label!r}")
 
 
 @dataclass
@@ -68,6 +74,7 @@ class Evaluation:
     in_gallery: list[str] = field(default_factory=list)  # keys of test images whose content the gallery has too
     seconds: float = 0.0
     curves: list[Curve] = field(default_factory=list)  # ROC and PRO, where they are defined
+    skipped_images: list[Skipped] = field(default_factory=list)  # left out of all metrics
 
     def take(self, found: Metrics) -> None:
         """Add the metrics of images, or of pixels."""
@@ -77,9 +84,10 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, but for the curves; see curves.write_curves."""
-        skipped = [{"path": str(item.path), "reason": item.reason} for item in self.skipped_masks]
         values = {name: value for name, value in self.__dict__.items() if name != "curves"}
-        return {**values, "skipped_masks": skipped}
+        for name in ("skipped_masks", "skipped_images"):
+            values[name] = [{"path": str(item.path), "reason": item.reason} for item in values[name]]
+        return values
 
 
 def evaluate(
@@ -88,45 +96,55 @@ def evaluate(
     options: EvaluationOptions | None = None,
     progress: bool = False,
     report: Report | None = None,
+    checked: Checked | None = None,
 ) -> Evaluation:
     """Query the test images of a category and compute its metrics.
 
     Memory does not grow with the number of images. All test images count in the pixel metrics, normal ones with an
-    empty mask. Test images that are in the gallery as well are named in a warning: such figures say too much.
+    empty mask. All images and masks are read before the first query, see check_categories. Test images that are in the
+    gallery as well are named in a warning: such figures say too much.
 
     Args:
         detector: over a gallery of the category's normal images.
         category: a labelled set with masks, or without: then there are image metrics only.
-        options: sizes, limits, what to do about bad masks.
+        options: sizes, limits, what to do about bad images and masks.
         progress: a bar on stderr, where that is a terminal.
         report: takes every image, and is closed with the metrics.
+        checked: what check_categories found; None: the category is checked first.
 
     Raises:
-        ImageError: a test image that cannot be read; a mask that is missing or of another size, unless skipped.
+        ImageError: test images that cannot be read, or masks that are missing or of another size, unless skipped.
     """
     options, start = options or EvaluationOptions(), time.perf_counter()
     maps = _map_paths(options.maps, category) if options.maps else {}
-    known = _in_gallery(detector.gallery, category)
+    if checked is None:
+        [checked] = check_categories([category], options, progress)
+    result = Evaluation(category.name, 0, 0, dict.fromkeys(METRICS), {})
+    result.in_gallery = _in_gallery(detector.gallery, category, checked)
     pixel = PixelMetrics() if category.masks else None
+    samples = {sample.key: sample for sample in category.test if sample.key not in checked.bad_images}
+    skipped = [Skipped(one.path, checked.bad_images[one.key]) for one in category.test if one.key not in samples]
     scores: list[float] = []
-    skipped: list[Skipped] = []
-    files = [ImageFile(sample.path, sample.key) for sample in category.test]
+    labels: list[bool] = []
+    files = [ImageFile(sample.path, key) for key, sample in samples.items()]
+    late = skipped if options.skip_bad_images else None  # images that have gone since they were checked
     notes: list[str] = []
-    found = query_files(detector, files, progress=progress, notes=notes, with_pixels=report is not None)
-    for sample, (_, pixels, detection) in zip(category.test, found, strict=True):
+    found = query_files(detector, files, late, progress, notes, with_pixels=report is not None)
+    for file, pixels, detection in found:
+        sample = samples[file.key]
         scores.append(detection.image_score)
+        labels.append(sample.anomalous)
         if maps:
             _write_map(maps[sample.key], detection)
-        mask = _mask_of(category, sample, detection, options, skipped) if pixel else None
-        if pixel and mask is not None:
-            pixel.add(*_at_size(detection.anomaly_map, mask, options.metrics_size), name=str(sample.path))
+        marks = _marks_of(category, sample, detection, options, result.skipped_masks) if pixel else None
+        if pixel and marks is not None:
+            at_size = _at_size(detection.anomaly_map, marks, options.metrics_size)
+            pixel.add(at_size[0], at_size[1].anomalous, str(sample.path), at_size[1].ignored)
         if report:
-            report.add(sample.key, pixels, detection, mask, sample.kind)
+            report.add(sample.key, pixels, detection, marks.anomalous if marks else None, sample.kind)
     for note in notes:
         warnings.warn(f"{category.name}: {note}", stacklevel=2)
-    labels = [sample.anomalous for sample in category.test]
-    result = Evaluation(category.name, labels.count(False), labels.count(True), dict.fromkeys(METRICS), {}, skipped)
-    result.in_gallery = known
+    result.normal, result.anomalous, result.skipped_images = labels.count(False), labels.count(True), skipped
     if not pixel:
         result.reasons |= dict.fromkeys(PIXEL_METRICS, "the set has no masks")
     result.take(image_metrics(scores, labels))
@@ -140,12 +158,66 @@ def evaluate(
     return result
 
 
-def _mask_of(
+def check_categories(
+    categories: Sequence[Category], options: EvaluationOptions | None = None, progress: bool = False
+) -> list[Checked]:
+    """Read all test images and masks of some categories, and warn of what looks wrong.
+
+    Args:
+        categories: all that will be evaluated.
+        options: what to do about bad images and masks.
+        progress: a bar on stderr, where that is a terminal.
+
+    Returns:
+        what was found, by category; for `evaluate`.
+
+    Raises:
+        ImageError: test images that cannot be read, or masks that do not fit, unless they may be skipped. All are
+            counted, the first of them named.
+    """
+    options = options or EvaluationOptions()
+    checks = [check_category(one, content_digest, options.ignore_label, progress) for one in categories]
+    total = sum(len(category.test) for category in categories)
+    problems = []
+    for what, skips, allowed, reasons in (
+        ("test images cannot be read", "skip_bad_images=True", options.skip_bad_images, [c.bad_images for c in checks]),
+        (
+            "test images have no mask that fits",
+            "skip_bad_masks=True",
+            options.skip_bad_masks,
+            [c.bad_masks for c in checks],
+        ),
+    ):
+        found = [reason for by_key in reasons for reason in by_key.values()]
+        if found and not allowed:
+            more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            problems.append(
+                f"{len(found)} of {total} {what} ({skips} leaves them out): {'; '.join(found[:NAMED])}{more}"
+            )
+    if problems:
+        raise ImageError("; ".join(problems))
+    for category, checked in zip(categories, checks, strict=True):
+        _warn_of_masks(category, checked, options)
+    return checks
+
+
+def _warn_of_masks(category: Category, checked: Checked, options: EvaluationOptions) -> None:
+    masked, total = sum(sample.mask is not None for sample in category.test), len(category.test)
+    for keys, text in (
+        (checked.nearly_all, f"of {masked} masks mark nearly all of their image; are they inverted, or photos?"),
+        (checked.only_ignored, f"of {masked} masks mark nothing but ignore_label={options.ignore_label}"),
+        (checked.two_valued, f"of {total} test images have two values only, as masks have; are they annotations?"),
+    ):
+        if keys:
+            warnings.warn(f"{category.name}: {len(keys)} {text} ({few(keys)})", stacklevel=4)
+
+
+def _marks_of(
     category: Category, sample: Sample, detection: Detection, options: EvaluationOptions, skipped: list[Skipped]
-) -> NDArray[np.bool_] | None:
-    """Return the mask of a sample; None where it does not fit and such may be skipped, which `skipped` receives."""
+) -> Marks | None:
+    """Return what a sample's mask says; None where it does not fit and may be skipped, which `skipped` receives."""
     try:
-        return category.mask_of(sample, detection.anomaly_map.shape)
+        return category.marks_of(sample, detection.anomaly_map.shape, options.ignore_label)
     except ImageError as error:
         if not options.skip_bad_masks:
             raise
@@ -153,28 +225,31 @@ def _mask_of(
         return None
 
 
-def _at_size(
-    scores: NDArray[np.float32], mask: NDArray[np.bool_], size: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _at_size(scores: NDArray[np.float32], marks: Marks, size: int | None) -> tuple[NDArray[np.float32], Marks]:
+    """Resize a map and what its mask says to a square."""
     if size is None:
-        return scores, mask
+        return scores, marks
     square = (size, size)
     resized = np.asarray(Image.fromarray(scores).resize(square, Image.Resampling.BILINEAR))
-    return resized, np.asarray(Image.fromarray(mask).resize(square, Image.Resampling.NEAREST))
+    masks = [
+        None if mask is None else np.asarray(Image.fromarray(mask).resize(square, Image.Resampling.NEAREST))
+        for mask in (marks.anomalous, marks.ignored)
+    ]
+    assert masks[0] is not None
+    return resized, Marks(masks[0], masks[1])
 
 
-def _in_gallery(gallery: Gallery, category: Category) -> list[str]:
+def _in_gallery(gallery: Gallery, category: Category, checked: Checked) -> list[str]:
     """Return the keys of the test images that are in the gallery too, by their content; warns where there are any."""
     generation = gallery.snapshot()
-    tested = [(sample.key, content_digest(read_file(sample.path))) for sample in category.test]
-    wanted, found = {digest for _, digest in tested}, set[str]()
+    wanted, found = set(checked.digests.values()), set[str]()
     for ids in batched(generation.ids().tolist(), TEXTS_TOGETHER):
         found |= wanted.intersection(generation.digests(ids))
-    known = [key for key, digest in tested if digest in found]
+    known = [key for key, digest in checked.digests.items() if digest in found]
     if known:
         warnings.warn(
             f"{category.name}: {len(known)} of {len(category.test)} test images are in {gallery.path} too "
-            f"({few(known)}): the figures say too much; build it from the training images only, with build --dataset",
+            f"({few(known)}): the figures say too much; build it from category.normal alone",
             stacklevel=3,
         )
     return known

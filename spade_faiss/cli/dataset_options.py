@@ -41,7 +41,11 @@ class LabelledFlags:
     ]
     masks: Annotated[
         Path | None,
-        flag("--masks", type=PATH, help="Masks of --abnormal: NAME or NAME_mask, in the same subfolders."),
+        flag(
+            "--masks",
+            type=PATH,
+            help="Masks of --abnormal: NAME, NAME_mask or NAME_GT, in the same subfolders or beside the images.",
+        ),
     ]
     test_normal: Annotated[
         Path | None,
@@ -52,7 +56,8 @@ class LabelledFlags:
         ),
     ]
     seed: Annotated[
-        int | None, flag("--seed", type=int, help="Seed of the draw from magnetic_tile or --normal.  [default: 0]")
+        int | None,
+        flag("--seed", type=int, help="Seed of the draw from magnetic_tile, kolektor_sdd or --normal.  [default: 0]"),
     ]
 
 

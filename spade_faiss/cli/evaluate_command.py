@@ -54,6 +54,18 @@ class MetricFlags:
         bool,
         flag("--skip-bad-masks", is_flag=True, help="Leave images whose mask does not fit out of the pixel metrics."),
     ]
+    skip_bad_images: Annotated[
+        bool,
+        flag("--skip-bad-images", is_flag=True, help="Leave test images that cannot be read out of all metrics."),
+    ]
+    ignore_label: Annotated[
+        int | None,
+        flag(
+            "--ignore-label",
+            type=click.IntRange(min=0),
+            help="Leave pixels whose mask has this value, such as 255, out of the pixel metrics.",
+        ),
+    ]
     maps: Annotated[
         str | None,
         flag(
@@ -75,7 +87,14 @@ class MetricFlags:
         if self.maps and output is None:
             raise click.UsageError("--maps: expected --output, the folder to write to, as well")
         maps = output / "anomaly_maps" if output and self.maps else None
-        return EvaluationOptions(self.integration_limit, self.metrics_size, self.skip_bad_masks, maps)
+        return EvaluationOptions(
+            self.integration_limit,
+            self.metrics_size,
+            self.skip_bad_masks,
+            maps,
+            skip_bad_images=self.skip_bad_images,
+            ignore_label=self.ignore_label,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,44 +123,39 @@ def evaluate(gallery: Path, dataset: Path | None, flags: EvaluateFlags) -> None:
 
     Pass `build` and `evaluate` the same options. For several categories put {category} into GALLERY:
     galleries/{category}.gallery. `evaluate` warns about test images that are also in the gallery (same SHA-256).
+    All test images and masks are read before the first query.
     """
-    from ..evaluate import write_results
+    from ..evaluate import check_categories, write_results
+    from ..evaluate import evaluate as evaluate_category
 
     options = flags.metrics.options(flags.output)
     categories = open_labelled(dataset, flags.labelled)
     paths = gallery_paths(gallery, categories)
     for path in paths:
         Gallery.open(path).close()  # a missing one is reported before hours are spent on the others
+    checks = check_categories(categories, options, progress=not flags.quiet)  # as are bad images
     evaluations: list[Evaluation] = []
-    for path, category in zip(paths, categories, strict=True):
+    for path, category, checked in zip(paths, categories, checks, strict=True):
         folder = flags.output
         if folder is not None and len(categories) > 1:
             folder /= category.name
         with Gallery.open(path, flags.network.device) as opened:
             detector = args.detector_of(opened, flags.search, flags.network, category.normal, quiet=flags.quiet)
-            evaluations.append(_evaluate(detector, category, options, folder, flags))
+            with _report(None if flags.report.no_report else folder, detector, category, flags.report) as report:
+                found = evaluate_category(detector, category, options, not flags.quiet, report, checked)
+            evaluations.append(found)
         if flags.output:  # after each, so that a run that is stopped keeps what it has
             settings = {**detector.settings(), "integration_limit": options.integration_limit}
-            settings |= {"metrics_size": options.metrics_size}
+            settings |= {"metrics_size": options.metrics_size, "ignore_label": options.ignore_label}
             settings |= {"seed": flags.labelled.seed, "every": flags.labelled.every}
             write_results(flags.output, evaluations, settings)
     if flags.as_json:
         click.echo(json.dumps([one.to_json() for one in evaluations]))
     else:
         _print_table(evaluations)
-    skipped = [item for one in evaluations for item in one.skipped_masks]
+    skipped = [item for one in evaluations for item in (*one.skipped_images, *one.skipped_masks)]
     name_skipped(skipped)
     exit_status(skipped)
-
-
-def _evaluate(
-    detector: Detector, category: Category, options: EvaluationOptions, folder: Path | None, flags: EvaluateFlags
-) -> Evaluation:
-    """Evaluate a category, with a report in a folder if there is one. A calibration gives the report its verdicts."""
-    from ..evaluate import evaluate as evaluate_category
-
-    with _report(None if flags.report.no_report else folder, detector, category, flags.report) as report:
-        return evaluate_category(detector, category, options, progress=not flags.quiet, report=report)
 
 
 def _report(

@@ -18,12 +18,18 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "replace=True": "--replace",
     "weights=FILE": "--weights FILE",
     "normal=FOLDER": "--normal DIR",
+    "masks=FOLDER": "--masks DIR",
+    "layout=NAME": "--layout NAME",
+    "skip_bad_images=True": "--skip-bad-images",
+    "skip_bad_masks=True": "--skip-bad-masks",
+    "ignore_label=": "--ignore-label ",
     "workers=1": "--workers 1",
     "group=REGEX": "--group REGEX",
     "PIL.Image.MAX_IMAGE_PIXELS=N": "--max-pixels N",
     "patches='recompute'": "--patches recompute",
     "device='cuda'": "--device cuda",
 }
+COMMANDS = {"build it from category.normal alone": "build it from the training images alone, with build --dataset"}
 
 
 def with_options(message: object, command: click.Command | None = None) -> str:
@@ -39,6 +45,8 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         command = context.command if context else None
     if command is None:
         return text
+    for call, run in COMMANDS.items():
+        text = text.replace(call, run)
     known = {name for parameter in command.params for name in parameter.opts}
     for parameter, option in OPTIONS.items():
         if option.split()[0] in known:

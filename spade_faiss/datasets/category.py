@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError
 from ..images.sources import ImageFile, find_images
-from .masks import read_mask
+from .masks import Marks, read_marks
 
 GOOD = "good"  # kind of a sample without a defect
 
@@ -39,26 +39,34 @@ class Category:
     masks: bool  # whether pixel metrics are possible; then every anomalous sample has a mask
 
     def mask_of(self, sample: Sample, image_size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Return a test image's (H, W) bool mask: True where any channel of its mask is above 0.
+        """Return a test image's (H, W) bool mask, True where anomalous; see marks_of."""
+        return self.marks_of(sample, image_size).anomalous
 
-        It is all False for a normal sample. An anomalous sample's mask may mark nothing.
+    def marks_of(self, sample: Sample, image_size: tuple[int, int], ignore_label: int | None = None) -> Marks:
+        """Return what a test image's mask says of each pixel; see masks.read_marks.
+
+        Nothing is anomalous in a normal sample. An anomalous sample's mask may mark nothing. Several masks are united.
 
         Args:
             sample: one of `test`.
             image_size: (height, width) of the decoded image. A mask is never resized to fit.
+            ignore_label: pixels of this value count as neither normal nor anomalous, unless another mask marks them.
 
         Raises:
             ImageError: an anomalous sample has no mask, or one that cannot be read or has another size.
         """
         if not sample.anomalous:
-            return np.zeros(image_size, bool)
+            return Marks(np.zeros(image_size, bool))
         if sample.mask is None:
             raise ImageError(f"{sample.path}: expected a mask, as the image is anomalous, found none in {self.name}")
         try:
-            parts = [read_mask(part.path, sample.frame, image_size) for part in find_images([sample.mask])]
+            files = find_images([sample.mask])
+            parts = [read_marks(file.path, sample.frame, image_size, ignore_label) for file in files]
         except ImageError as error:
             raise ImageError(f"{sample.path}: its mask {error}") from error
-        return np.asarray(np.logical_or.reduce(parts))
+        anomalous = np.logical_or.reduce([part.anomalous for part in parts])
+        ignored = [part.ignored for part in parts if part.ignored is not None]
+        return Marks(anomalous, np.logical_or.reduce(ignored) & ~anomalous if ignored else None)
 
 
 def checked_category(path: Path, category: Category) -> Category:

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ImageError, OptionError
-from ..images.sources import ImageFile, find_images
 from ..options import is_count
-from .category import GOOD, Category, Sample, checked_category, few
-from .masks import load_rows
-from .pairing import pair_with_masks, split
+from .category import Category, few
+from .folder_layouts import (
+    ROLES,
+    open_folders,
+    open_kolektor_sdd,
+    open_kolektor_sdd2,
+    open_magnetic_tile,
+    open_mvtec_3d,
+    open_shanghaitech,
+)
+from .table_layouts import REAL_IAD_TABLES, VISA_TABLE, is_resolution_of_real_iad, open_real_iad, open_visa
 
 LAYOUTS: dict[str, tuple[str, ...]] = {  # name: patterns of what its folder holds, training before test images
-    "mvtec": ("train/good", "test"),  # ground_truth/KIND/NAME_mask.png; VisA's converted form: NAME.png
-    "loco": ("train/good", "test", "ground_truth/*/*/*"),  # a folder of masks for each image
-    "mvtec_ad_2": ("train/good", "test_public"),
-    "btad": ("train/ok", "test"),
-    "visa": ("split_csv/1cls.csv",),
+    "mvtec": ROLES["mvtec"],  # ground_truth/KIND/NAME_mask.png; VisA's converted form: NAME.png
+    "loco": (*ROLES["loco"], "ground_truth/*/*/*"),  # a folder of masks for each image
+    "mvtec_ad_2": ROLES["mvtec_ad_2"],
+    "mvtec_3d": ("train/good/rgb", "test/*/rgb"),  # masks in test/KIND/gt or test/KIND/ground_truth
+    "btad": ROLES["btad"],
+    "visa": (VISA_TABLE,),
+    "real_iad": (REAL_IAD_TABLES,),
+    "kolektor_sdd": ("kos*/*_label.bmp",),
+    "kolektor_sdd2": ("train/*_GT.png", "test/*_GT.png"),
     "magnetic_tile": ("MT_*/Imgs",),
     "shanghaitech": ("testing/frames",),
 }
-SETTINGS = {"magnetic_tile": "seed", "shanghaitech": "every"}  # the settings of open_dataset, by layout
+SETTINGS = {"magnetic_tile": "seed", "kolektor_sdd": "seed", "shanghaitech": "every"}  # of open_dataset, by layout
+STRICTER = {"mvtec": ("loco", "mvtec_3d")}  # layouts whose folders all have a plainer one too
+UNREAD: dict[str, tuple[tuple[str, ...], str]] = {  # what sets are that are not read: patterns, advice
+    "a category of Real-IAD without its tables": (("OK/*/*", "NG/*/*/*"), "open the folder that holds realiad_jsons"),
+    "3D-ADAM as published": (("*/MechMind-*/*",), "its form for anomalib, with CATEGORY/train/good/rgb, is read"),
+    "Eyecandies": (("train/data/*_image_*.png",), "copy photos of one light into train/good and test/KIND"),
+    "DAGM 2007": (("Class*/Train/Label",), "copy photos and labels into folders for normal, abnormal and masks"),
+    "a class of DAGM 2007": (("Train/Label",), "copy photos and labels into folders for normal, abnormal and masks"),
+    "Real3D-AD": (("train/*.pcd",), "it holds no photos"),
+}
 
 
 def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -> list[Category]:
     """Open a labelled data set: a category's folder, or a folder of such folders.
 
-    Layouts: mvtec (also VisA converted to it), loco, mvtec_ad_2 (its public test set), btad, visa (raw), magnetic_tile
-    (raw), shanghaitech (a category for each scene with test videos). Validation images are left out.
+    Layouts: mvtec (also MPDD, and VisA converted to it), loco, mvtec_ad_2 (its public test set), mvtec_3d (MVTec 3D-AD,
+    and 3D-ADAM converted to it), btad, visa (raw), real_iad, kolektor_sdd, kolektor_sdd2, magnetic_tile (raw),
+    shanghaitech (a category for each scene with test videos). Validation images are left out.
 
     Args:
         path: the folder.
         layout: its layout; None: recognised by the folder.
         settings: shanghaitech: every=N (default 1) takes frames 0, N, 2N, ... of each video, for training and testing.
-            magnetic_tile: seed=N (default 0) draws 80 % of the normal images to train with.
+            magnetic_tile, kolektor_sdd: seed=N (default 0) draws 80 % of the normal images to train with.
 
     Raises:
-        ImageError: no layout fits, or several do; images, or the masks of some images, are missing.
+        ImageError: no layout fits, or several do; images, or the masks of some images, are missing; annotations lie
+            among photos.
         OptionError: an unknown layout, or a setting that the layout does not have.
     """
     root = Path(path)
@@ -54,9 +75,27 @@ def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -
             raise OptionError(f"{setting}: not a setting of the layout {name}, which {root} has")
         if not is_count(value) and (setting, value) != ("seed", 0):
             raise OptionError(f"{setting}: expected a whole number >= {int(setting != 'seed')}, found {value!r}")
-    own: dict[str, Any] = {"visa": _open_visa, "magnetic_tile": _open_magnetic_tile, "shanghaitech": _open_shanghaitech}
-    opener = own.get(name, partial(_open_folders, layout=name))
-    return [category for folder in folders for category in opener(folder, **settings)]
+    own: dict[str, Callable[..., list[Category]]] = {
+        "visa": open_visa,
+        "real_iad": open_real_iad,
+        "mvtec_3d": open_mvtec_3d,
+        "kolektor_sdd": open_kolektor_sdd,
+        "kolektor_sdd2": open_kolektor_sdd2,
+        "magnetic_tile": open_magnetic_tile,
+        "shanghaitech": open_shanghaitech,
+    }
+    opener: Any = own.get(name) or partial(open_folders, layout=name)
+    try:
+        return [category for folder in folders for category in opener(folder, **settings)]
+    except ImageError as error:
+        raise ImageError(f"{error}; {_assumed(name, layout)}") from error
+
+
+def _assumed(name: str, layout: str | None) -> str:
+    """Return which layout an error was found under, and how to name another."""
+    if layout is not None:
+        return f"layout {name}, as given"
+    return f"layout {name}, guessed from the folders; layout=NAME names another"
 
 
 def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
@@ -64,17 +103,25 @@ def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
     inside = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     for folders in ([root], inside):
         found = {name: [path for path in folders if _fits(path, name)] for name in LAYOUTS if layout in (None, name)}
-        if layout is None:  # every loco folder also fits mvtec
-            found["mvtec"] = [path for path in found["mvtec"] if path not in found["loco"]]
+        if layout is None:
+            found["loco"] = [path for path in found["loco"] if not _has_folders_of_tests(path)]
+            for plain, stricter in STRICTER.items():
+                taken = [path for name in stricter for path in found[name]]
+                found[plain] = [path for path in found[plain] if path not in taken]
         found = {name: fitting for name, fitting in found.items() if fitting}
         if len(found) > 1:
             fits = "; ".join(f"{name}: {few(path.name for path in fitting)}" for name, fitting in found.items())
-            raise ImageError(f"{root}: fits several layouts ({fits}); name one, as in layout={next(iter(found))!r}")
+            raise ImageError(f"{root}: fits several layouts ({fits}); name one with layout=NAME")
         for name, fitting in found.items():
             for path in folders:  # an incomplete category must not be omitted silently
                 if (path / "train").is_dir() and not any(_fits(path, other) for other in LAYOUTS):
-                    raise ImageError(f"{path}: expected {' and '.join(LAYOUTS[name])}, as beside it, found a part")
+                    wanted = f"{' and '.join(LAYOUTS[name])}, as beside it"
+                    raise ImageError(f"{path}: expected {wanted}, found a part; {_assumed(name, layout)}")
             return name, fitting
+    for path in [root, *inside]:
+        for what, (patterns, advice) in UNREAD.items():
+            if all(any(path.glob(pattern)) for pattern in patterns):
+                raise ImageError(f"{path}: expected a known layout, found {what}, which is not read; {advice}")
     known = (f"{name}: {' and '.join(LAYOUTS[name])}" for name in LAYOUTS if layout in (None, name))
     raise ImageError(
         f"{root}: expected a data set, or a folder of categories, in a known layout ({'; '.join(known)}), found "
@@ -84,124 +131,15 @@ def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
 
 def _fits(path: Path, layout: str) -> bool:
     """Return whether a folder has a layout."""
+    if layout == "real_iad" and is_resolution_of_real_iad(path):
+        return True
     return all(any(path.glob(pattern)) for pattern in LAYOUTS[layout])
 
 
-def _below(images: Iterable[ImageFile], start: str) -> dict[str, ImageFile]:
-    """Return the images whose keys start with `start`, by the rest of the key."""
-    return {image.key.removeprefix(start): image for image in images if image.key.startswith(start)}
+def _has_folders_of_tests(path: Path) -> bool:
+    """Return whether the folders in ground_truth/KIND are those of test images, one for each camera, not of masks."""
+    return any((path / "test" / folder.relative_to(path / "ground_truth")).is_dir() for folder in _truth_folders(path))
 
 
-def _open_folders(path: Path, layout: str) -> list[Category]:
-    """Open a layout of folders: mvtec, loco, mvtec_ad_2 or btad."""
-    train, test = (f"{folder}/" for folder in LAYOUTS[layout][:2])
-    truth = f"{test}ground_truth/" if layout == "mvtec_ad_2" else "ground_truth/"
-    good = f"{Path(train).name}/"
-    images = find_images([path])
-    tested = {key: image for key, image in _below(images, test).items() if not image.key.startswith(truth)}
-    masks = {key: mask for key, mask in _below(images, truth).items() if not key.startswith(good)}
-    kinds = {key: GOOD if key.startswith(good) else key.split("/")[0] for key in tested}
-    for key, kind in kinds.items():
-        if key == kind:
-            raise ImageError(f"{tested[key].path}: expected in a folder named after its kind, found beside those")
-    normal, samples = list(_below(images, train).values()), pair_with_masks(tested, kinds, masks, layout == "loco")
-    return [checked_category(path, Category(path.resolve().name, normal, samples, layout, bool(masks)))]
-
-
-def _open_visa(path: Path) -> list[Category]:
-    """Open the raw VisA set by its table of one-class splits."""
-    normal: dict[str, list[ImageFile]] = {}
-    test: dict[str, list[Sample]] = {}
-    named: set[str] = set()
-    for (name, part, label, image, mask), where in sorted(_visa_rows(path), key=lambda row: row[0][3]):
-        if (part, label) not in (("train", "normal"), ("test", "normal"), ("test", "anomaly")):
-            raise ImageError(f"{where}: expected train,normal or test,normal or test,anomaly, found {part},{label}")
-        if image in named or image.split("/")[0] != name:
-            raise ImageError(f"{where}: expected an image in {name}/ that no other line names, found {image!r}")
-        named.add(image)
-        source = ImageFile(_inside(path, image, where), image.removeprefix(f"{name}/"))
-        drawn = _inside(path, mask, where) if mask else None
-        if part == "train":
-            normal.setdefault(name, []).append(source)
-        else:
-            kind, bad = (GOOD, False) if label == "normal" else (label, True)
-            sample = Sample(source.path, source.key, kind, bad, drawn if bad else None)
-            test.setdefault(name, []).append(sample)
-    masks = any(sample.mask for samples in test.values() for sample in samples)
-    found = [
-        Category(n, normal.get(n, []), test.get(n, []), "visa", masks) for n in sorted(normal.keys() | test.keys())
-    ]
-    return [checked_category(path, category) for category in found]
-
-
-def _visa_rows(path: Path) -> list[tuple[list[str], str]]:
-    """Read VisA's table: (object, split, label, image, mask) of each line, and where the line is."""
-    table = path / LAYOUTS["visa"][0]
-    columns = ("object", "split", "label", "image", "mask")
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file)
-            lacking = sorted(set(columns) - set(lines.fieldnames or ()))
-            if lacking:
-                raise csv.Error(f"expected columns {', '.join(columns)}, found no {', '.join(lacking)}")
-            return [([line[name] or "" for name in columns], f"{table} line {lines.line_num}") for line in lines]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImageError(f"{table}: cannot be read: {error}") from error
-
-
-def _inside(root: Path, name: str, where: str) -> Path:
-    """Return the path of a file that a table names; it must be in the data set, with all links followed."""
-    try:
-        real = (root / name).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ImageError(f"{where}: expected a file in {root}, found nothing called {name!r}") from error
-    if not real.is_file() or not real.is_relative_to(root.resolve()) or {"", ".", ".."} & set(name.split("/")):
-        raise ImageError(f"{where}: expected a file that is inside {root}, found {name!r}")
-    return root / name
-
-
-def _open_magnetic_tile(path: Path, seed: int = 0) -> list[Category]:
-    """Open the raw Magnetic Tile set: photos are JPEG, masks PNG, defects in folders MT_KIND."""
-    images = {key: image for key, image in _below(find_images([path]), "MT_").items() if "/Imgs/" in key}
-    photos = {key: image for key, image in images.items() if image.path.suffix.lower() in (".jpg", ".jpeg")}
-    bad = {key: image for key, image in photos.items() if not key.startswith("Free/")}
-    masks = {key: image for key, image in images.items() if key not in photos and not key.startswith("Free/")}
-    normal, held_out = split([image for key, image in photos.items() if key not in bad], seed)
-    test = pair_with_masks(bad, {key: key.split("/")[0].lower() for key in bad}, masks)
-    test += [Sample(image.path, image.key, GOOD, False) for image in held_out]
-    return [checked_category(path, Category(path.resolve().name, normal, test, "magnetic_tile", bool(masks)))]
-
-
-def _open_shanghaitech(path: Path, every: int = 1) -> list[Category]:
-    """Open ShanghaiTech Campus: a category for each scene, which is the start of its videos' names."""
-    images = find_images([path])
-    normal: dict[str, list[ImageFile]] = {}
-    test: dict[str, list[Sample]] = {}
-    for video, frames in _videos(images, "training/frames/").items():
-        normal.setdefault(video.rpartition("_")[0], []).extend(frames[::every])
-    if not normal:
-        raise ImageError(
-            f"{path}: expected training frames in training/frames/VIDEO/, found none; extract them from the set's "
-            "training/videos/VIDEO.avi first: ffmpeg -i training/videos/VIDEO.avi -q:v 2 training/frames/VIDEO/%06d.jpg"
-        )
-    for video, frames in _videos(images, "testing/frames/").items():
-        anomalous = load_rows(path / f"testing/test_frame_mask/{video}.npy", len(frames), 1) > 0
-        mask = path / f"testing/test_pixel_mask/{video}.npy"
-        if drawn := mask.is_file():
-            load_rows(mask, len(frames), 3)
-        for row, frame in list(enumerate(frames))[::every]:
-            bad = bool(anomalous[row])
-            kind, own = ("anomaly", mask if drawn else None) if bad else (GOOD, None)
-            test.setdefault(video.rpartition("_")[0], []).append(Sample(frame.path, frame.key, kind, bad, own, row))
-    masks = any(path.glob("testing/test_pixel_mask/*.npy"))
-    name = path.resolve().name  # for videos whose names tell no scene
-    found = [Category(s or name, normal.get(s, []), test[s], "shanghaitech", masks) for s in sorted(test)]
-    return [checked_category(path, category) for category in found]
-
-
-def _videos(images: Iterable[ImageFile], folder: str) -> dict[str, list[ImageFile]]:
-    """Group frames by video, in the order of their numbers, which may have different numbers of digits."""
-    videos: dict[str, list[ImageFile]] = {}
-    for key, image in sorted(_below(images, folder).items(), key=lambda item: (len(item[0]), item[0])):
-        videos.setdefault(key.rpartition("/")[0], []).append(image)
-    return dict(sorted(videos.items()))
+def _truth_folders(path: Path) -> list[Path]:
+    return [folder for folder in path.glob("ground_truth/*/*") if folder.is_dir()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,19 @@ from PIL import Image, ImageOps
 
 from ..errors import ImageError
 from ..images.decode import read_file
+
+Bools = NDArray[np.bool_]
+
+BACKGROUND = 16  # a lossy format: smaller values may be the rounding of 0, or labels 1, 2, ...
+PEAK = 0.2  # a lossy format: a value is a level if it and its neighbours hold this share of the brighter pixels
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a mask says of each pixel of an image."""
+
+    anomalous: Bools  # (H, W)
+    ignored: Bools | None = None  # (H, W), True where a pixel counts as neither normal nor anomalous; None: nowhere
 
 
 def load_rows(path: Path, rows: int | None, dimensions: int) -> NDArray[Any]:
@@ -30,28 +44,129 @@ def load_rows(path: Path, rows: int | None, dimensions: int) -> NDArray[Any]:
     return np.asarray(values)
 
 
-def read_mask(path: Path, frame: int | None, image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Read a mask image, or a frame's row of a .npy, as (H, W) bool: True where any channel is above 0.
+def read_marks(
+    path: Path, frame: int | None = None, image_size: tuple[int, int] | None = None, ignore_label: int | None = None
+) -> Marks:
+    """Read a mask image, or a frame's row of a .npy.
+
+    A pixel is anomalous where any channel is above 0. Three kinds of files need more than that:
+
+    - Lossy formats (JPEG, most WebP, AVIF, JPEG 2000): above the middle between black and the mark's value, as
+      compression leaves small values around every mark. Values below 16 throughout are labels, all of which count.
+    - An alpha channel that varies: only what is not transparent is marked.
+    - A palette that has no black: index 0 is normal.
+
+    Args:
+        path: the file.
+        frame: the row of a .npy.
+        image_size: expected (height, width); None: any.
+        ignore_label: pixels of this value are ignored: a grey value, or an index of a palette.
 
     Raises:
-        ImageError: the mask cannot be read, or has not the image's (height, width); the message starts with its path.
+        ImageError: the mask cannot be read, has another size, or is lossy and has labels to ignore; the message starts
+            with its path.
     """
     if frame is not None:
-        values = load_rows(path, None, 3)[frame]
-        size = values.shape
-    else:
-        content = read_file(path)
-        try:
-            mask = Image.open(io.BytesIO(content))
-            ImageOps.exif_transpose(mask, in_place=True)
-            size = mask.size[::-1]
-            if size == image_size:  # nothing larger than the image is decoded
-                # Grey values of any width are compared as they are, palettes and colours as RGB.
-                grey = mask.mode in ("1", "L") or mask.mode[0] in "IF"
-                values = np.asarray(mask) if grey else np.asarray(mask.convert("RGBA"))[..., :3].max(axis=2)
-        except Exception as error:  # decoders raise nearly anything
-            raise ImageError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
-    if size != image_size:
+        labels = load_rows(path, None, 3)[frame]
+        _check_size(path, labels.shape, image_size)
+        return _without(Marks(np.asarray(labels > 0)), labels, ignore_label)
+    content = read_file(path)
+    try:
+        image = Image.open(io.BytesIO(content))
+        lossy = _is_lossy(image, content)
+        ImageOps.exif_transpose(image, in_place=True)
+        size = image.size[::-1]
+        if image_size in (None, size):  # nothing larger than the image is decoded
+            labels = _labels(image)
+            marks = Marks(_marked(image, lossy))
+    except Exception as error:  # decoders raise nearly anything
+        raise ImageError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
+    _check_size(path, size, image_size)
+    if lossy and ignore_label is not None:
+        raise ImageError(
+            f"{path}: expected a lossless format, as ignore_label={ignore_label} needs exact labels, "
+            f"found {image.format}"
+        )
+    return _without(marks, labels, ignore_label)
+
+
+def _check_size(path: Path, size: tuple[int, ...], image_size: tuple[int, int] | None) -> None:
+    if image_size is not None and size != image_size:
         expected, found = (f"{width} x {height}" for height, width in (image_size, size))
         raise ImageError(f"{path}: expected {expected} pixels, as the image has, found {found}")
-    return np.asarray(values > 0)
+
+
+def _without(marks: Marks, labels: NDArray[Any], ignore_label: int | None) -> Marks:
+    """Take the pixels of a label out of the marks."""
+    if ignore_label is None:
+        return marks
+    ignored = np.asarray(labels == ignore_label)
+    return Marks(marks.anomalous & ~ignored, ignored)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L") or image.mode[0] in "IF"
+
+
+def _labels(image: Image.Image) -> NDArray[Any]:
+    """Return each pixel's label: its grey value, its index in the palette; -1 for a colour."""
+    if _is_grey(image) or image.mode == "P":
+        return np.asarray(image)
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int16), 2, 0)
+    labels: NDArray[Any] = np.where((red == green) & (green == blue), red, np.int16(-1))
+    return labels
+
+
+def _marked(image: Image.Image, lossy: bool) -> Bools:
+    """Return the pixels that a mask of any mode marks."""
+    if _is_grey(image):  # values of any width are compared as they are
+        return _above(np.asarray(image), lossy)
+    rgba = np.asarray(image.convert("RGBA"))
+    colour, alpha = _above(rgba[..., :3].max(axis=2), lossy), rgba[..., 3]
+    visible = _above(alpha, lossy)
+    if visible.any() and not visible.all():
+        shown = colour[visible]
+        return visible & colour if shown.any() and not shown.all() else visible
+    if alpha.min() < alpha.max() and not np.ptp(rgba[..., :3].reshape(-1, 3), axis=0).any():  # one colour, half visible
+        return np.asarray(alpha > (int(alpha.min()) + int(alpha.max())) / 2)
+    if image.mode == "P" and colour.all():
+        index = np.asarray(image)
+        return np.asarray(index > 0) if index.min() == 0 else colour
+    return colour
+
+
+def _above(values: NDArray[Any], lossy: bool) -> Bools:
+    """Return where values are above 0; of a lossy format, where they are nearer to the lowest mark than to black."""
+    if not lossy or values.dtype != np.uint8 or values.max() < BACKGROUND:
+        return np.asarray(values > 0)
+    counts = np.bincount(values.ravel(), minlength=256)
+    around = np.convolve(counts, np.ones(9, np.int64), "same")
+    top = int(values.max())
+    start = max(2 * BACKGROUND, top // 3)  # waves beside a mark are lower
+    levels = np.flatnonzero(around[start:] >= PEAK * counts[start:].sum()) + start
+    found = [value for value in levels if counts[value] == counts[value - 4 : value + 5].max() > 0]
+    lowest = int(found[0]) if found else top  # thin lines have no level: their pixels have all values
+    return np.asarray(values > lowest / 2)
+
+
+def _is_lossy(image: Image.Image, content: bytes) -> bool:
+    """Return whether a file's format changes the values that were saved."""
+    if image.format == "TIFF":
+        return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    if image.format == "JPEG2000":
+        style = content.find(b"\xff\x52")  # the marker COD; its 14th byte is 1 for the reversible transform
+        return content[style + 13 : style + 14] != b"\x01"
+    if image.format == "WEBP":
+        return not _has_chunk(content, b"VP8L")
+    return image.format in ("JPEG", "MPO", "AVIF")
+
+
+def _has_chunk(content: bytes, name: bytes) -> bool:
+    """Return whether a RIFF file has a chunk of this name."""
+    at = 12
+    while at + 8 <= len(content):
+        if content[at : at + 4] == name:
+            return True
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return False

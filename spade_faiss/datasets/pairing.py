@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ..errors import ImageError
 from ..images.sources import ImageFile
+from .annotations import photo_name
 from .category import GOOD, Sample, few
 
 
 def pair_with_masks(
     images: dict[str, ImageFile], kinds: dict[str, str], masks: dict[str, ImageFile], grouped: bool = False
 ) -> list[Sample]:
-    """Pair test images with masks of the same name, or NAME_mask, with any suffix.
+    """Pair test images with masks of the same name, or NAME_mask, NAME_GT or the like, with any suffix.
 
     Args:
         images: test images by their names below some folder.
@@ -27,15 +28,19 @@ def pair_with_masks(
     Raises:
         ImageError: an image with several masks, or a mask of several images.
     """
+    named = {key.rpartition(".")[0] for key in images}
     paths: dict[str, set[Path]] = {}
     for key, mask in masks.items():
         name = key.rpartition("/" if grouped else ".")[0]
         paths.setdefault(name, set()).add(mask.path.parent if grouped else mask.path)
+        folder, slash, stem = name.rpartition("/")
+        if not grouped and name not in named and (photo := photo_name(stem)) is not None:
+            paths.setdefault(f"{folder}{slash}{photo}", set()).add(mask.path)
     samples = []
     owners: dict[Path, Path] = {}
     for key, image in images.items():
         kind, name = kinds[key], key.rpartition(".")[0]
-        found = sorted(paths.get(name, set()) | paths.get(f"{name}_mask", set())) if kind != GOOD else []
+        found = sorted(paths.get(name, set())) if kind != GOOD else []
         if len(found) > 1:
             raise ImageError(f"{image.path}: expected one mask, found {few(found)}")
         if found and owners.setdefault(found[0], image.path) != image.path:

@@ -95,24 +95,33 @@ class PixelMetrics:
         self._sums = (self._normal, self._anomalous, self._share)
         self._value = np.zeros(bins, np.uint32)  # key of the only value in the bin, NONE or SEVERAL
 
-    def add(self, anomaly_map: NDArray[np.floating], mask: NDArray[np.bool_], name: str = "") -> None:
+    def add(
+        self,
+        anomaly_map: NDArray[np.floating],
+        mask: NDArray[np.bool_],
+        name: str = "",
+        ignored: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Count the pixels of one image.
 
         Args:
             anomaly_map: (H, W) finite, higher is more anomalous; compared as float32.
             mask: (H, W) bool, True where anomalous; all False for a normal image.
             name: what errors call the image; "": its number, from 0.
+            ignored: (H, W) bool, True where a pixel counts as neither; None: all pixels count.
 
         Raises:
-            FeatureError: the map is not (H, W), has NaN or infinity, or the mask is not bool of that shape. Nothing
-                is counted then.
+            FeatureError: the map is not (H, W), has NaN or infinity, or the mask or `ignored` is not bool of that
+                shape. Nothing is counted then.
         """
         name = name or f"map {self.images}"
         anomaly_map, mask = np.asarray(anomaly_map), np.asarray(mask)
         if anomaly_map.ndim != 2 or anomaly_map.size == 0:
             raise FeatureError(f"{name}: expected a map (H, W), found {anomaly_map.shape}")
-        if mask.shape != anomaly_map.shape or mask.dtype != np.bool_:
-            raise FeatureError(f"{name}: expected a mask {anomaly_map.shape} of bool, found {mask.shape} {mask.dtype}")
+        for array in (mask, ignored):
+            if array is not None and (array.shape != anomaly_map.shape or array.dtype != np.bool_):
+                found = f"{array.shape} {array.dtype}"
+                raise FeatureError(f"{name}: expected a mask {anomaly_map.shape} of bool, found {found}")
         with np.errstate(over="ignore"):
             scores = anomaly_map.astype(np.float32, copy=False)
         finite = np.isfinite(scores)
@@ -121,15 +130,12 @@ class PixelMetrics:
             raise FeatureError(
                 f"{name}: expected finite float32 scores, found {anomaly_map[row, column]} at ({row}, {column})"
             )
-        keys = _keys(scores)
-        bins = self._locate(keys)
-        self._note(bins, keys)
-        np.add.at(self._normal, bins[~mask], 1)
-        if mask.any():
-            shares, regions = _region_shares(mask)
-            np.add.at(self._anomalous, bins[mask], 1)
-            np.add.at(self._share, bins[mask], shares)
-            self.regions += regions
+        shares, regions = _region_shares(mask if ignored is None else mask & ~ignored)
+        if ignored is not None:
+            scores, mask = scores[~ignored], mask[~ignored]
+        if scores.size:
+            self._count(scores, mask, shares)
+        self.regions += regions
         self.images += 1
 
     def result(self, integration_limit: float = INTEGRATION_LIMIT) -> Metrics:
@@ -169,6 +175,16 @@ class PixelMetrics:
             before, after = np.searchsorted(way, marks, "right") - 1, np.searchsorted(way, marks, "left")
             curves = curves[:, np.unique([before, after])]
         return Curves(*curves)
+
+    def _count(self, scores: NDArray[np.float32], mask: NDArray[np.bool_], shares: Reals) -> None:
+        """Count pixels; `shares` has 1 / area of its region for each anomalous one."""
+        keys = _keys(scores)
+        bins = self._locate(keys)
+        self._note(bins, keys)
+        np.add.at(self._normal, bins[~mask], 1)
+        if len(shares):
+            np.add.at(self._anomalous, bins[mask], 1)
+            np.add.at(self._share, bins[mask], shares)
 
     def _locate(self, keys: Keys) -> Counts:
         """Return the bin of each key; allot bins to new pages first."""
@@ -244,6 +260,8 @@ def _one_value(a: Keys, b: Keys) -> Keys:
 
 def _region_shares(mask: NDArray[np.bool_]) -> tuple[Reals, int]:
     """Return 1 / area of its 8-connected region for each True pixel, row by row, and the number of regions."""
+    if not mask.any():
+        return np.empty(0), 0
     numbered, regions = ndimage.label(mask, np.ones((3, 3)))
     number = numbered[mask]
     return 1 / np.bincount(number)[number], regions

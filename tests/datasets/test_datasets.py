@@ -318,7 +318,7 @@ def test_two_layouts_in_one_category(tmp_path: Path) -> None:
     paint(tmp_path / "train/ok/0.png")
     said = refusal(tmp_path)
     assert said == f"{tmp_path}: fits several layouts (mvtec: {tmp_path.name}; btad: {tmp_path.name}); " + (
-        "name one, as in layout='mvtec'"
+        "name one with layout=NAME"
     )
     assert open_one(tmp_path, "mvtec").layout == "mvtec"
 
@@ -376,7 +376,10 @@ def test_category_without_images(tmp_path: Path, folder: str) -> None:
 def test_test_image_without_a_kind(tmp_path: Path) -> None:
     mvtec(tmp_path)
     stray = paint(tmp_path / "test/003.png")
-    assert refusal(tmp_path) == f"{stray}: expected in a folder named after its kind, found beside those"
+    assert refusal(tmp_path) == (
+        f"{stray}: expected in a folder named after its kind, found beside those; "
+        "layout mvtec, guessed from the folders; layout=NAME names another"
+    )
 
 
 @pytest.mark.parametrize(
@@ -439,7 +442,8 @@ def test_some_masks_missing(tmp_path: Path) -> None:
     paint_all(tmp_path, *(f"test/cut/{number:03d}.png" for number in range(1, 6)))
     assert refusal(tmp_path) == (
         f"{tmp_path}: expected a mask for each anomalous image, or no masks, found none of "
-        "test/cut/001.png, test/cut/002.png, test/cut/003.png and 2 more"
+        "test/cut/001.png, test/cut/002.png, test/cut/003.png and 2 more; "
+        "layout mvtec, guessed from the folders; layout=NAME names another"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,12 +117,49 @@ def shanghaitech(root: Path) -> None:
         save_rows(root / f"testing/test_pixel_mask/{video}.npy", marks)
 
 
+def mvtec_3d(root: Path) -> None:
+    paint_all(root, "train/good/rgb/000.png", "train/good/xyz/000.tiff", "validation/good/rgb/000.png")
+    paint_all(root, "test/good/rgb/000.png", "test/good/xyz/000.tiff", "test/good/gt/000.png")
+    paint_all(root, "test/hole/rgb/000.png", "test/hole/xyz/000.tiff", "test/hole/gt/000.png=3")
+
+
+def real_iad(root: Path) -> None:
+    rows: dict[str, list[dict[str, str | None]]] = {"train": [], "test": []}
+    for part, kind, name, mask in (
+        ("train", "OK", "OK/S0001/toy_0001_OK_C1.jpg", None),
+        ("test", "OK", "OK/S0002/toy_0002_OK_C1.jpg", None),
+        ("test", "AK", "NG/AK/S0003/toy_0003_NG_AK_C1.jpg", "NG/AK/S0003/toy_0003_NG_AK_C1.png"),
+        ("test", "OK", "NG/AK/S0003/toy_0003_NG_AK_C2.jpg", None),  # the defect is not seen from there
+    ):
+        rows[part].append({"category": "toy", "anomaly_class": kind, "image_path": name, "mask_path": mask})
+        paint_all(root, f"realiad_256/toy/{name}", *([f"realiad_256/toy/{mask}=4"] if mask else []))
+    table = root / "realiad_jsons/realiad_jsons/toy.json"
+    table.parent.mkdir(parents=True)
+    table.write_text(json.dumps({"meta": {"prefix": "toy/", "normal_class": "OK"}, **rows}))
+
+
+def kolektor_sdd(root: Path) -> None:
+    for number in range(10):
+        paint_all(root, f"kos01/Part{number}.jpg", f"kos01/Part{number}_label.bmp")
+    paint_all(root, "kos02/Part0.jpg", "kos02/Part0_label.bmp=5")
+
+
+def kolektor_sdd2(root: Path) -> None:
+    paint_all(root, "train/10000.png", "train/10000_GT.png", "train/10001.png", "train/10001_GT.png=2")
+    paint_all(root, "test/20000.png", "test/20000_GT.png", "test/20001.png", "test/20001_GT.png=3")
+    paint_all(root, "train/10000 (copy).png", "train/10000_GT (copy).png")  # the published archive has such a pair
+
+
 BUILDS: dict[str, Build] = {
     "mvtec": mvtec,
     "loco": loco,
     "mvtec_ad_2": mvtec_ad_2,
+    "mvtec_3d": mvtec_3d,
     "btad": btad,
     "visa": visa,
+    "real_iad": real_iad,
+    "kolektor_sdd": kolektor_sdd,
+    "kolektor_sdd2": kolektor_sdd2,
     "magnetic_tile": magnetic_tile,
     "shanghaitech": shanghaitech,
 }
