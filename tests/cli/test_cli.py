@@ -59,6 +59,7 @@ def test_add_remove_compact_info_verify(tmp_path: Path, gallery: Path, spade: Sp
     assert "13 images checked, 0 problems" in spade("verify", gallery).out
 
 
+@pytest.mark.slow
 def test_query_writes_results_maps_and_overlays(tmp_path: Path, gallery: Path, spade: Spade) -> None:
     make_images(tmp_path / "test" / "crack", 2, seed=4, size=(30, 44))
     make_images(tmp_path / "test" / "good", 1, seed=5, size=(50, 41))
@@ -105,6 +106,7 @@ def test_memory_is_given_in_mib(tmp_path: Path, gallery: Path, spade: Spade, mon
     assert (search.block_bytes, search.cache_bytes, search.device_cache_bytes) == (2**20, 2 * 2**20, 3 * 2**20)
 
 
+@pytest.mark.slow
 def test_reading_with_a_small_cache_or_unverified(tmp_path: Path, gallery: Path, spade: Spade) -> None:
     make_images(tmp_path / "test", 3, seed=4)
     expected = spade("query", gallery, tmp_path / "test", "--quiet").out
@@ -168,6 +170,7 @@ def test_query_prints_json_lines(tmp_path: Path, gallery: Path, normal: Path, sp
     assert "K = 12, all images of the gallery" in spade("query", gallery, normal / "001.png").err
 
 
+@pytest.mark.slow
 def test_skipped_images_are_named_and_exit_with_3(tmp_path: Path, gallery: Path, normal: Path, spade: Spade) -> None:
     mixed = make_images(tmp_path / "mixed", 2, seed=8)
     (mixed / "empty.png").touch()

@@ -91,6 +91,7 @@ def folders(tmp_path: Path) -> list[Path]:
     return [made / "train" / "good", made / "test" / "square", made / "ground_truth" / "square"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always:.*test images are in")
 def test_any_folders(tmp_path: Path, spade: Spade, folders: list[Path]) -> None:
     normal, abnormal, masks = folders
@@ -118,6 +119,7 @@ def test_any_folders(tmp_path: Path, spade: Spade, folders: list[Path]) -> None:
     assert "test images are in" not in run.err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always:.*test images are in")
 def test_test_images_in_the_gallery_are_pointed_out(tmp_path: Path, spade: Spade) -> None:
     made = make_set(tmp_path / "tiles")

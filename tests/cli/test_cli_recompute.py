@@ -99,6 +99,7 @@ def test_a_deleted_source_is_one_clear_line(recomputed: Path, normal: Path, spad
     assert spade("verify", recomputed).status == 0
 
 
+@pytest.mark.slow
 def test_a_moved_folder_is_named_or_added_again(
     tmp_path: Path,
     recomputed: Path,

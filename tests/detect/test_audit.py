@@ -63,6 +63,7 @@ def test_pictures_are_of_the_view_and_grey_where_the_file_is_missing(tmp_path: P
     assert there[row, column, 0] > 200
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, contaminated: Path, spade: Spade) -> None:
     path, out = tmp_path / "g", tmp_path / "out"
     spade("build", path, contaminated, "--extractor", "toy", "--quiet")

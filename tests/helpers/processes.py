@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,21 +83,34 @@ class Program:
         return self.process.exitcode
 
     def communicate(self, timeout: float = 300, given: str = "") -> tuple[str, str]:
-        """Give it all of stdin, and return what it says until its pipes end; killed at the timeout (s)."""
-        late = threading.Timer(timeout, self.kill)
-        errors: list[str] = []
-        reader = threading.Thread(target=lambda: errors.append(self.stderr.read()))
-        writer = threading.Thread(target=self._give, args=(given,))
-        for thread in (late, reader, writer):
+        """Give it all of stdin, and return what it says until its pipes end.
+
+        It is killed at the timeout (s). Its pipes end with the last process that it has started.
+
+        Raises:
+            TimeoutError: they did not end then either.
+        """
+        said: dict[str, str] = {}
+
+        def read(name: str) -> None:
+            with getattr(self, name) as pipe:
+                said[name] = pipe.read()
+
+        threads = [threading.Thread(target=read, args=(name,), daemon=True) for name in ("stdout", "stderr")]
+        threads.append(threading.Thread(target=self._give, args=(given,), daemon=True))
+        end = time.monotonic() + timeout
+        for thread in threads:
             thread.start()
-        said = self.stdout.read()
-        reader.join()
-        writer.join()
+        for thread in threads:
+            thread.join(max(0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            self.kill()
+        for thread in threads:
+            thread.join(10)
+            if thread.is_alive():
+                raise TimeoutError(f"process {self.pid}: others that it has started hold its pipes {timeout} s later")
         self.wait()
-        late.cancel()
-        self.stdout.close()
-        self.stderr.close()
-        return said, errors[0]
+        return said["stdout"], said["stderr"]
 
     def _give(self, given: str) -> None:
         with contextlib.suppress(BrokenPipeError), self.stdin:

@@ -66,6 +66,7 @@ def kept(detector: sf.Detector) -> DeviceCache:
     return detector._caches.device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("weights", ["equal", "spread"])
 @pytest.mark.parametrize("images", [4, 6, 100])

@@ -313,6 +313,7 @@ STEPS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hashed", HASHES)
 @settings(deadline=None, max_examples=25)
 @given(steps=st.lists(STEPS, max_size=14), recent=st.integers(0, 6))

@@ -123,6 +123,7 @@ def test_cut_short_anywhere_it_is_refused(folder: Path) -> None:
         refusal(folder)
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_refused(folder: Path, own_spec: sf.ExtractorSpec) -> None:
     """A row would count again that was removed, an index be searched less well, a shard's number be used twice."""
     content = (folder / FILE).read_bytes()
