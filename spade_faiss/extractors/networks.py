@@ -80,6 +80,7 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         std=std,
         weights_sha256=state_digest(model.state_dict()),
         weights=weights.name if weights else "",
+        weights_path=str(weights.absolute()) if weights else "",
     )
     return NetworkExtractor(spec, pyramid.forward, device, options, weights)
 

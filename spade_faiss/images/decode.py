@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..arrays import Pixels
 from ..errors import ImageError
+from .regular_file import read_regular
 
 MIN_SIDE = 8  # px; smaller images are placeholders rather than pictures
 
@@ -56,7 +57,7 @@ def read_file(path: Path) -> bytes:
     except UnicodeEncodeError as error:
         raise ImageError(f"{os.fsencode(path)!r}: expected a name in UTF-8, as keys are; rename the file") from error
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not content:

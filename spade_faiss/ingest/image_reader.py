@@ -10,6 +10,7 @@ from ..arrays import Pixels
 from ..errors import ImageError, KeyConflictError, SpadeError
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
+from ..images.annotations import two_valued
 from ..images.decode import decode, read_file
 from ..images.sources import ImageFile
 from ..store.source_images import content_digest
@@ -43,7 +44,13 @@ def read_image(
         digest = content_digest(content)
         if wanted is not None and not wanted(file, digest):
             return ReadImage(file, digest)
-        return ReadImage(file, digest, spec.view.apply(decode(content, str(file.path))))
+        pixels = decode(content, str(file.path))
+        if file.photo and two_valued(pixels):
+            raise ImageError(
+                f"{file.path}: looks like a mask of {file.photo}, by its name and its two values; "
+                "give it by itself if it is an image"
+            )
+        return ReadImage(file, digest, spec.view.apply(pixels))
     except (ImageError, KeyConflictError) as error:
         return ReadImage(file, error=error)
 

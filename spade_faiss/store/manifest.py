@@ -146,6 +146,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "images": self.rows - self.removed,
             **asdict(replace(self, shards=())),
+            "spec": self.spec.to_json(),
         }
         values["index_options"].pop("device")  # belongs to the machine
         del values["shards"]
