@@ -16,15 +16,21 @@ OTHER_FILES = "other files"
 SPECIAL = "pipes, sockets or devices"
 LOOPS = "links that lead back"
 ONE = {  # how one of them is called
-    SYSTEM_FOLDERS: "folder of a NAS or a system", SYSTEM_FILES: "system file", OWN_RESULTS: "result folder of spade-faiss",
-    GALLERIES: "gallery", OTHER_FILES: "other file", UNREAD_FORMATS: "file in a format that is not read", SPECIAL: "pipe, socket or device", LOOPS: "link that leads back",
-}  # fmt: skip
+    SYSTEM_FOLDERS: "folder of a NAS or a system",
+    SYSTEM_FILES: "system file",
+    OWN_RESULTS: "result folder of spade-faiss",
+    GALLERIES: "gallery",
+    UNREAD_FORMATS: "file in a format that is not read",
+    OTHER_FILES: "other file",
+    SPECIAL: "pipe, socket or device",
+    LOOPS: "link that leads back",
+}
 
 # Folders, in lower case, that a NAS (Synology, QNAP, NetApp, ZFS, Samba), an operating system or a tool makes.
 _FOLDERS = frozenset(
     {
-        "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin", "@recycle", "@recently-snapshot", ".@__thumb",
-        ".@upload_cache", ".recycle", "~snapshot", ".snapshot", ".snapshots", ".zfs", "$recycle.bin",
+        "@eadir", "@eadir_tmp", "#recycle", "#snapshot", "@tmp", "@sharebin", "@recycle", "@recently-snapshot",
+        ".@__thumb", ".@upload_cache", ".recycle", "~snapshot", ".snapshot", ".snapshots", ".zfs", "$recycle.bin",
         "system volume information", "found.000", "lost+found", "__macosx", ".trashes", ".fseventsd", ".spotlight-v100",
         ".temporaryitems", ".documentrevisions-v100", ".appledouble", "network trash folder", "temporary items",
         ".thumbnails", ".ipynb_checkpoints", "__pycache__", ".stversions", ".dropbox.cache", ".tmp.driveupload",
