@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from ..datasets.category import Category
 from ..datasets.folders import from_folders
 from ..datasets.layouts import open_dataset
 from ..errors import OptionError
-from ..images.sources import ImageFile, find_images
+from ..images.sources import ImageFile, list_sources
 from .flags import PATH, flag
 
 FOLDERS = ("normal", "abnormal", "masks", "test_normal")
@@ -83,7 +83,7 @@ def open_labelled(dataset: Path | None, flags: LabelledFlags) -> list[Category]:
 
 def training_images(
     gallery: Path, sources: Sequence[Path], dataset: Path | None, flags: LabelledFlags
-) -> dict[Path, list[ImageFile]]:
+) -> Mapping[Path, list[ImageFile]]:
     """Return the images to build each gallery from: those in files and folders, or a labelled set's training images.
 
     Raises:
@@ -93,7 +93,7 @@ def training_images(
         if not sources:
             raise click.UsageError("expected SOURCE..., or --dataset, or both --normal and --abnormal")
         _refuse(flags, ("layout", "category", *SETTINGS), "goes with a labelled set, not with SOURCE...")
-        return {gallery: find_images(sources)}
+        return {gallery: list_sources(sources)}
     if sources:
         raise click.UsageError(f"{sources[0]}: expected SOURCE... or a labelled set, found both")
     categories = open_labelled(dataset, flags)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,18 +12,22 @@ import click
 
 from ..detect.calibration import DEFAULT_FALSE_ALARMS
 from ..detect.query_files import query_files
+from ..errors import ImageError
 from ..gallery.gallery import Gallery
-from ..images.sources import ImageFile, find_images
+from ..images.annotations import notes as annotation_notes
+from ..images.annotations import with_photos
+from ..images.sources import ImageFile, Listing, list_sources
 from ..ingest.pipeline import Skipped
 from ..options import DEFAULT_K, Localise, ScoreOptions, SearchOptions
 from ..report.colour_scale import colour_scale
+from ..report.output_files import refuse_among_images
 from ..report.report import Report
 from ..report.result_folder import ResultFolder, as_json
 from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
 from . import options as args
 from .flags import PATH, changed, flag, takes
-from .messages import exit_status, name_notes, name_skipped
+from .messages import as_line, exit_status, name_notes, name_skipped, note, one_line
 
 if TYPE_CHECKING:
     from ..detect.detector import Detector
@@ -122,9 +125,9 @@ def audit(gallery: Path, flags: AuditFlags) -> None:
             click.echo(f"{'oddity':>8} {'image score':>12} {'map max':>12}  image")
         for one in suspects:
             if flags.as_json:
-                click.echo(json.dumps(one.to_json(), ensure_ascii=False))
+                click.echo(as_line(one.to_json()))
             else:
-                click.echo(f"{one.outlier_score:8.2f} {one.image_score:12.6g} {one.map_max:12.6g}  {one.key}")
+                click.echo(f"{one.outlier_score:8.2f} {one.image_score:12.6g} {one.map_max:12.6g}  {one_line(one.key)}")
         if flags.output is None:
             return
         originals = SourceImages(opened.snapshot(), flags.normal)
@@ -186,12 +189,12 @@ class QueryFlags:
 @takes(QueryFlags)
 def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
-    files = find_images(sources)  # a mistake in a path is reported before the network is loaded
+    files = _listed(sources, flags)  # a mistake in a path is reported before the network is loaded
     with Gallery.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, quiet=flags.quiet)
         if detector.search.k is None and detector.k < DEFAULT_K and not flags.quiet:
-            click.echo(f"spade-faiss: note: K = {detector.k}, all images of the gallery", err=True)
-        skipped: list[Skipped] = []
+            note(f"K = {detector.k}, all images of the gallery")
+        skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
         notes: list[str] = []
         with ExitStack() as stack:
             folder = None
@@ -205,18 +208,38 @@ def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
             found = query_files(detector, files, taken, not flags.quiet, notes, with_pixels=folder is not None)
             for file, pixels, detection in found:
                 if folder:
-                    folder.write(file, pixels, detection)
+                    skipped += folder.write_or_skip(file, pixels, detection, flags.strict)
                 if flags.as_json:
-                    click.echo(json.dumps(as_json(file, detection), ensure_ascii=False))
+                    click.echo(as_line(as_json(file, detection)))
                 else:
                     scores = f"{detection.image_score:12.6g} {detection.map_max:12.6g}"
-                    click.echo(f"{scores}  {detection.verdict or '-':9}  {file.key}")
+                    click.echo(f"{scores}  {detection.verdict or '-':9}  {one_line(file.key)}")
             if folder:
                 folder.close(skipped)
         name_skipped(skipped)
         if not flags.quiet:
             name_notes(notes)
         exit_status(skipped)
+
+
+def _listed(sources: Sequence[Path], flags: QueryFlags) -> Listing:
+    """List the images to query; says what is passed over and what looks like masks.
+
+    Raises:
+        ImageError: as list_sources; with --strict, what cannot be listed.
+        OutputError: --output would lie among these images.
+    """
+    files = with_photos(list_sources(sources))
+    for one in files.unlisted if flags.strict else ():
+        raise ImageError(one.reason)
+    if flags.output is not None:
+        refuse_among_images(flags.output, sources, files)
+    if not flags.quiet:
+        for text in [*files.notes, *annotation_notes(files, skipped=False)]:
+            note(text)
+        if files.passed_over:
+            note(files.passed_over)
+    return files
 
 
 @contextmanager

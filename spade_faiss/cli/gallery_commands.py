@@ -26,7 +26,7 @@ from . import options as args
 from .dataset_options import LabelledFlags, training_images
 from .flags import PATH, Bytes, Size, changed, flag, takes
 from .info_commands import index_line
-from .messages import exit_status, name_notes, name_skipped, with_options
+from .messages import exit_status, name_notes, name_skipped, note, one_line, with_options
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _build(path: Path, images: Sequence[ImageFile], extractor: Extractor, flags:
                 need = estimate(images, extractor, path, opened.patches, flags.ingest.workers)
                 click.echo(f"this will need: {with_options(need)}", err=True)
                 if need.disk_bytes > need.free_bytes:
-                    click.echo("spade-faiss: note: that is more than is free on that disk", err=True)
+                    note("that is more than is free on that disk")
             return _add(opened, images, extractor, flags.ingest)
     finally:
         if opened.created:
@@ -234,8 +234,8 @@ def _add(
     )
     copies = {0: "", None: ", copies not counted"}.get(report.copies, f", {report.copies} copies of other images")
     taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
-    rate = report.added / max(report.seconds, 1e-9)
-    click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {gallery.path}; {rate:.1f} images/s")
+    rate, where = report.added / max(report.seconds, 1e-9), one_line(gallery.path)
+    click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {where}; {rate:.1f} images/s")
     if report.added and not flags.quiet:
         click.echo(f"index: {_index_line(gallery)}", err=True)
     skipped = [Skipped(item.path, with_options(item.reason)) for item in report.skipped]
@@ -256,7 +256,7 @@ def remove(gallery: Path, keys: tuple[str, ...], flags: args.WriteFlags) -> None
     """Remove images from GALLERY by key. `compact` then frees their space."""
     with Gallery.open(gallery) as opened:
         opened.remove(keys, flags.wait)
-        click.echo(f"{len(set(keys))} removed; {len(opened)} images in {gallery}")
+        click.echo(f"{len(set(keys))} removed; {len(opened)} images in {one_line(gallery)}")
 
 
 @click.command()

@@ -18,7 +18,7 @@ from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
 from .flags import flag, takes
-from .messages import with_options
+from .messages import one_line, with_options
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def info(gallery: Path, flags: InfoFlags) -> None:
     spec = facts["extractor"]
     size = "own features" if spec["resized"] is None else f"{_by(spec['resized'])} px, crop {_by(spec['crop'])}"
     levels = ", ".join("x".join(map(str, shape)) for shape in spec["level_shapes"])
+    weights = spec.get("weights_path") or spec["weights"] or "as published"
     for name, value in (
         ("gallery", f"{facts['path']}, generation {facts['generation']}, made by {facts['created_by']}"),
         ("images", f"{facts['images']} ({facts['removed']} removed and not yet compacted), {_copies(facts['copies'])}"),
@@ -48,11 +49,11 @@ def info(gallery: Path, flags: InfoFlags) -> None:
         ("patches", _patches(facts)),
         ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
         ("levels", f"{levels} {spec['dtype']}; image feature {spec['image_dim']}"),
-        ("weights", f"{spec['weights'] or 'as published'}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
+        ("weights", f"{weights}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
         ("recipe", _recipe(facts["recipe"])),
         ("index", index_line(facts["index"], state)),
     ):
-        click.echo(f"{name:10} {value}")
+        click.echo(f"{name:10} {one_line(value)}")
 
 
 def _copies(copies: int | None) -> str:
@@ -149,9 +150,11 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
 
 def _print_repair(done: Repair) -> None:
     if done.extracted:
-        click.echo(f"{len(done.extracted)} images re-extracted: {', '.join(done.extracted)}", err=True)
+        click.echo(f"{len(done.extracted)} images re-extracted: {one_line(', '.join(done.extracted))}", err=True)
     if done.dropped:
-        click.echo(f"{done.dropped_images} images removed, `add` them again: {', '.join(done.dropped)}", err=True)
+        click.echo(
+            f"{done.dropped_images} images removed, `add` them again: {one_line(', '.join(done.dropped))}", err=True
+        )
     if done.derived:
         click.echo("image index and key table rebuilt", err=True)
 
@@ -166,5 +169,5 @@ def _print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> 
         click.echo(json.dumps({"images": images, "problems": found}))
         return
     for problem, message in zip(problems, messages, strict=True):
-        click.echo(f"{problem.key or problem.file}: {message}")
+        click.echo(f"{one_line(problem.key or problem.file)}: {message}")
     click.echo(f"{images} images checked, {len(problems)} problems")

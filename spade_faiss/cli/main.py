@@ -20,7 +20,7 @@ from .detect_commands import audit, calibrate, query
 from .evaluate_command import evaluate
 from .gallery_commands import add, build, compact, reindex, remove
 from .info_commands import info, verify
-from .messages import with_options
+from .messages import escape_what_cannot_be_printed, note, with_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,7 +36,8 @@ for command in (build, add, remove, compact, reindex, info, verify, calibrate, a
 def main() -> None:
     """Run the command line; an error becomes one line on stderr."""
     warnings.filterwarnings("ignore", module="PIL")  # an image that Pillow cannot read gets a line of its own
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"spade-faiss: note: {with_options(message)}", err=True)
+    warnings.showwarning = lambda message, *_, **__: note(message)
+    escape_what_cannot_be_printed()
     try:
         cli.main(prog_name="spade-faiss", standalone_mode=True)
     except SpadeError as error:

@@ -5,8 +5,13 @@ The library names Python parameters, as replace=True; a person at a shell needs 
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 
@@ -30,6 +35,8 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "device='cuda'": "--device cuda",
 }
 COMMANDS = {"build it from category.normal alone": "build it from the training images alone, with build --dataset"}
+UNSAFE = ("Cc", "Zl", "Zp")  # Unicode categories that end a line or move the cursor
+BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # these reverse the text
 
 
 def with_options(message: object, command: click.Command | None = None) -> str:
@@ -39,7 +46,7 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         message: a library error, or another text of the library.
         command: None: the one that is running.
     """
-    text = str(message)
+    text = one_line(message)
     if command is None:
         context = click.get_current_context(silent=True)
         command = context.command if context else None
@@ -54,13 +61,47 @@ def with_options(message: object, command: click.Command | None = None) -> str:
     return text
 
 
-def name_notes(notes: Sequence[str]) -> None:
+def one_line(text: object) -> str:
+    r"""Return a text with control characters, as a file's name may hold them, as escapes: a\nb."""
+    found = str(text)
+    if found.isprintable():
+        return found
+    return "".join(
+        one.encode("unicode_escape").decode() if one in BIDIRECTIONAL or unicodedata.category(one) in UNSAFE else one
+        for one in found
+    )
+
+
+def as_line(values: dict[str, Any]) -> str:
+    """Return values as a line of JSON that stdout can encode: letters are escaped if it cannot."""
+    text = json.dumps(values, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(values)
+    return text
+
+
+def escape_what_cannot_be_printed() -> None:
+    """Let stdout and stderr write a character that they cannot encode as an escape, as in a Windows code page."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError, OSError):  # detached or closed
+                stream.reconfigure(errors="backslashreplace")
+
+
+def note(text: object) -> None:
+    """Print a note on stderr."""
+    click.echo(f"spade-faiss: note: {with_options(text)}", err=True)
+
+
+def name_notes(notes: Iterable[str]) -> None:
     """Print the notes of a run on stderr."""
-    for note in notes:
-        click.echo(f"spade-faiss: note: {with_options(note)}", err=True)
+    for text in notes:
+        note(text)
 
 
-def name_skipped(skipped: Sequence[Skipped]) -> None:
+def name_skipped(skipped: Iterable[Skipped]) -> None:
     """Name the inputs that were skipped, on stderr."""
     for item in skipped:
         click.echo(f"spade-faiss: skipped: {with_options(item.reason)}", err=True)

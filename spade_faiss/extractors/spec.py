@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel in [0, 1
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 NAMES_BYTES = 256  # about the size of an image's key, digest, checksum and path in a gallery without levels
+OPTIONAL = ("bits", "weights_path")  # fields that earlier releases do not know: written only if they say something
 LARGEST_IMAGE = 1e17  # largest value of an image feature: the squared distance of two in 8000 dimensions fits float32
 
 
@@ -45,10 +46,11 @@ class ExtractorSpec:
     weights_sha256: str = ""  # SHA-256 of the network's state: names, shapes and values
     weights: str = ""  # name of the weights' file; not compared
     bits: int | None = None  # see FeatureOptions; None: 16
+    weights_path: str = field(default="", compare=False)  # where that file was, absolute
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # tuples, so that specs can be compared and hashed
-            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+        for each in fields(self):  # tuples, so that specs can be compared and hashed
+            object.__setattr__(self, each.name, _frozen(getattr(self, each.name)))
         self.options()  # checks dtype, neighbourhood, sizes and level names
         shapes = self.level_shapes
         shaped = isinstance(shapes, tuple) and all(
@@ -64,6 +66,7 @@ class ExtractorSpec:
             ("std", _is_floats(self.std), "numbers"),
             ("weights_sha256", isinstance(self.weights_sha256, str), "a digest"),
             ("weights", isinstance(self.weights, str), "where the weights came from"),
+            ("weights_path", isinstance(self.weights_path, str), "a path"),
         ):
             if not ok:
                 found = [getattr(self, part) for part in name.split(" and ")]
@@ -144,7 +147,7 @@ class ExtractorSpec:
             Traceback (most recent call last):
             spade_faiss.errors.SpecMismatchError: toy.gallery: ... neighbourhood: expected 1, found 3; ...
         """
-        names = [field.name for field in fields(self) if field.name != "weights"]
+        names = [each.name for each in fields(self) if each.name not in ("weights", "weights_path")]
         differing = [name for name in names if self._value(name) != other._value(name)]
         if differing:
             sides = "; ".join(f"{n}: expected {self._value(n)}, found {other._value(n)}" for n in differing)
@@ -208,17 +211,14 @@ class ExtractorSpec:
         return Features(image, levels)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as JSON values.
+        """Return the spec as JSON values, without the fields in OPTIONAL that have their defaults.
 
         Example:
             >>> values = toy.spec.to_json()
             >>> values["name"], values["image_dim"], values["crop"]
             ('toy', 12, (32, 32))
         """
-        values = asdict(self)
-        if self.bits is None:  # releases that do not know it read such a spec too
-            del values["bits"]
-        return values
+        return {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ExtractorSpec:

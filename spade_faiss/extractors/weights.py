@@ -96,6 +96,22 @@ def _timm(name: str, weights: Path | None) -> Any:
         raise _no_weights(f"timm:{name}", f"model.safetensors of {source}", error) from error
 
 
+def published_weights(name: str) -> Path | None:
+    """Return the file of a network's published weights in its library's cache; None: a download would be needed."""
+    if name.startswith("timm:"):
+        from huggingface_hub import try_to_load_from_cache
+
+        config = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+        repository = config.hf_hub_id if config is not None else None
+        found = try_to_load_from_cache(repository, "model.safetensors") if repository else None
+        return Path(found) if isinstance(found, str) else None
+    if name not in torchvision.models.list_models():
+        return None
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    return path if path.is_file() else None
+
+
 def _no_weights(name: str, file: str, error: Exception) -> WeightsError:
     """Return the error of a failed download, which names the file to bring."""
     return WeightsError(

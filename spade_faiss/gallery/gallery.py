@@ -12,7 +12,7 @@ from ..errors import GalleryError, OptionError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
-from ..images.sources import ImageFile
+from ..images.sources import ImageFile, Listing
 from ..index.factory import check_kind
 from ..ingest.pipeline import IngestOptions, IngestReport, ingest
 from ..ingest.workers import ingest_in_processes
@@ -176,7 +176,8 @@ class Gallery(GalleryReader):
         content are passed over, so the same call continues an interrupted one.
 
         Args:
-            sources: files and folders, where a key is the path relative to its source; or a Category's normal images.
+            sources: files and folders, where a key is the path relative to its source (or to the nearest folder that
+                holds all sources, if two would have the same key); or a Category's normal images.
             extractor: of the gallery's spec.
             replace: take changed content under a key that is there; False: skip and report such an image.
             strict: stop at the first image that cannot be taken; those before it are kept.
@@ -204,7 +205,8 @@ class Gallery(GalleryReader):
         if not is_count(workers):
             raise OptionError(f"workers: expected a number >= 1, found {workers!r}")
         self.spec.require(extractor.spec, str(self.path))
-        paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
+        paths = [sources] if isinstance(sources, (str, Path)) else sources
+        paths = paths if isinstance(paths, Listing) else list(paths)
         options = IngestOptions(replace, strict, progress)
         with self.writer(timeout) as writer:
             first = writer.snapshot.manifest.rows

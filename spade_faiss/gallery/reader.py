@@ -19,6 +19,7 @@ from ..store.manifest import Manifest
 from ..store.secondary_indexes import IndexState
 from ..store.snapshot import Snapshot
 from .info import copies_in, info_of, recipe_of
+from .own_extractor import own_extractor
 from .verify import Problem, problems_of
 
 Self = TypeVar("Self", bound="GalleryReader")
@@ -135,7 +136,8 @@ class GalleryReader:
         """Load the extractor that made the gallery.
 
         Args:
-            weights: load them from this file instead of downloading them.
+            weights: load them from this file. None: from where the file was that the gallery was built with, or, if
+                it was built with the published weights, the library's cache or a download.
             batch_size: images in one pass through the network.
             device: of the network: auto, cpu, cuda, cuda:N.
 
@@ -149,7 +151,11 @@ class GalleryReader:
             >>> extractor.spec == gallery.spec, extractor.batch_size
             (True, 8)
         """
-        extractor = load_extractor(self.spec.name, weights, self.spec.options(batch_size, device))
+        options = self.spec.options(batch_size, device)
+        if weights is None:
+            extractor = own_extractor(self.path, self.spec, options)
+        else:
+            extractor = load_extractor(self.spec.name, weights, options)
         self.spec.require(extractor.spec, str(self.path))
         return extractor
 

@@ -16,7 +16,7 @@ from ..arrays import Pixels
 from ..errors import CorruptGalleryError, ImageError
 from ..extractors.registry import Extractor
 from ..images.decode import decode, read_file
-from ..images.sources import find_images
+from ..images.sources import list_sources
 from ..ingest.image_reader import absolute
 from ..store.shard_format import DAMAGED_NAMES
 from ..store.snapshot import Snapshot
@@ -158,7 +158,7 @@ class _CandidateFiles:
             if row_id not in damage.images and snapshot.shard_number(row_id) not in damage.unreadable
         ]
         taken = set(snapshot.keys(good))
-        self._files = [file for file in (find_images(folders) if folders else []) if file.key not in taken]
+        self._files = [file for file in (list_sources(folders) if folders else []) if file.key not in taken]
         self._digests: dict[Path, str] = {}
 
     def named_as(self, row_id: int) -> tuple[bytes, _Names] | None:

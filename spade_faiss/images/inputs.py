@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..arrays import Pixels
 from ..errors import ImageError
+from .regular_file import read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ def read_file(path: Path) -> bytes:
     except UnicodeEncodeError as error:
         raise ImageError(f"{os.fsencode(path)!r}: expected a name in UTF-8, as keys are; rename the file") from error
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not content:

@@ -10,9 +10,10 @@ from ..arrays import Pixels
 from ..errors import ImageError, KeyConflictError, SpadeError
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
+from ..images.annotations import two_valued
 from ..images.decode import read_file
 from ..images.facts import NO_FACTS, Facts
-from ..images.reading import view_of
+from ..images.reading import DECODE_BYTES, view_of
 from ..images.sources import ImageFile
 from ..store.source_images import content_digest
 from ..store.writer import GalleryWriter
@@ -48,7 +49,13 @@ def read_image(
         digest = content_digest(content)
         if wanted is not None and not wanted(file, digest):
             return ReadImage(file, digest)
-        viewed = view_of(content, str(file.path), spec.view, spec.bits, gate)
+        kept = ByteGate(DECODE_BYTES) if file.photo else None
+        viewed = view_of(content, str(file.path), spec.view, spec.bits, gate, kept)
+        if viewed.pixels is not None and two_valued(viewed.pixels):
+            raise ImageError(
+                f"{file.path}: looks like a mask of {file.photo}, by its name and its two values; "
+                "give it by itself if it is an image"
+            )
         return ReadImage(file, digest, viewed.view, facts=viewed.facts)
     except (ImageError, KeyConflictError) as error:
         return ReadImage(file, error=error)

@@ -8,15 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import SpadeError
+from ..errors import ImageError, SpadeError
 from ..extractors.registry import Extractor
+from ..images.annotations import notes as annotation_notes
+from ..images.annotations import with_photos
 from ..images.facts import FactCounts
 from ..images.reading import decoding_gate
-from ..images.sources import ImageFile, find_images
+from ..images.sources import ImageFile, Listing, list_sources, without_twin_names
 from ..store.writer import Appended, GalleryWriter
 from ..system.prefetch import batched, read_ahead
 from ..system.progress import progress_bar
 from .image_reader import ReadImage, absolute, is_wanted, read_image, reading_threads, reads_ahead
+from .kept_keys import renamed, require_kept_keys
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class IngestReport:
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
     copies: int | None = 0  # among those added: another image has the same content; None: damage kept them uncounted
-    notes: list[str] = field(default_factory=list)  # lines on what images hold and the gallery does not
+    passed_over: dict[str, int] = field(default_factory=dict)  # what is no image, by reason
+    notes: list[str] = field(default_factory=list)  # what a user has to know of sources and images, a sentence each
 
 
 def count(report: IngestReport, done: Appended) -> None:
@@ -56,6 +60,27 @@ def count(report: IngestReport, done: Appended) -> None:
     report.unchanged += done.unchanged
 
 
+def listed(
+    writer: GalleryWriter, sources: Sequence[str | Path | ImageFile], options: IngestOptions
+) -> tuple[Listing, IngestReport]:
+    """List the images of sources, and begin the report with what cannot be listed.
+
+    Raises:
+        ImageError: as list_sources; with options.strict, what cannot be listed; or keys other than those that the
+            gallery has of the same images.
+    """
+    files = with_photos(without_twin_names(list_sources(sources)))
+    for one in files.unlisted if options.strict else ():
+        raise ImageError(one.reason)
+    require_kept_keys(writer.snapshot, files)
+    report = IngestReport(passed_over=dict(files.passed_over.counts), notes=list(files.notes))
+    report.skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
+    if files.passed_over:
+        report.notes.append(str(files.passed_over))
+    report.notes += annotation_notes(files, skipped=True) + renamed(writer.snapshot, files)
+    return files, report
+
+
 def ingest(
     writer: GalleryWriter,
     sources: Sequence[str | Path | ImageFile],
@@ -63,8 +88,8 @@ def ingest(
     options: IngestOptions,
 ) -> IngestReport:
     """Extract and append the images of files and folders; see Gallery.add_images."""
-    start, report, facts, gate = time.perf_counter(), IngestReport(), FactCounts(), decoding_gate()
-    files = find_images(sources)
+    start, facts, gate = time.perf_counter(), FactCounts(), decoding_gate()
+    files, report = listed(writer, sources, options)
 
     def wanted(file: ImageFile, digest: str) -> bool:
         return is_wanted(writer, file, digest, options.replace)

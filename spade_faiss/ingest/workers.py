@@ -32,7 +32,7 @@ from ..extractors.registry import Extractor
 from ..images.decode import read_file
 from ..images.facts import FactCounts
 from ..images.reading import decoding_gate
-from ..images.sources import ImageFile, find_images
+from ..images.sources import ImageFile
 from ..store.shard_format import ShardSchema
 from ..store.shard_writer import ShardWriter
 from ..store.source_images import content_digest
@@ -41,7 +41,7 @@ from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors
 from ..system.prefetch import batched, read_ahead
 from ..system.progress import progress_bar
 from .image_reader import ReadImage, absolute, is_wanted, read_image, reading_threads, reads_ahead
-from .pipeline import IngestOptions, IngestReport, Skipped, count
+from .pipeline import IngestOptions, IngestReport, Skipped, count, listed
 
 SPAWN = multiprocessing.get_context("spawn")  # torch, FAISS and HDF5 do not survive a fork
 AHEAD = 2  # runs for each worker, from the first uncommitted one on: bounds what waits for a slow worker
@@ -80,8 +80,8 @@ def ingest_in_processes(
 ) -> IngestReport:
     """Extract and append the images of files and folders by several processes; see Gallery.add_images."""
     _require_importable_program()
-    start, report, facts = time.perf_counter(), IngestReport(), FactCounts()
-    files = find_images(sources)
+    start, facts = time.perf_counter(), FactCounts()
+    files, report = listed(writer, sources, options)
     errors: dict[str, SpadeError] = {}  # by key: why an image was not taken
     with progress_bar(len(files), "images", options.progress) as bar:
         wanted: list[ImageFile] = []
@@ -108,7 +108,7 @@ def ingest_in_processes(
     failed = [file for file in files if file.key in errors]
     if options.strict and failed:
         raise errors[failed[0].key]
-    report.skipped = [Skipped(file.path, str(errors[file.key])) for file in failed]
+    report.skipped += [Skipped(file.path, str(errors[file.key])) for file in failed]
     report.notes += facts.notes(extractor.spec.bits)
     report.seconds = time.perf_counter() - start
     return report

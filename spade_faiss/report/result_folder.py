@@ -15,11 +15,23 @@ from numpy.typing import NDArray
 from ..arrays import Pixels
 from ..detect.detection import Detection
 from ..detect.explanation import match_arrays
+from ..errors import OutputError
 from ..images.sources import ImageFile
 from ..ingest.pipeline import Skipped
 from ..system.atomic_files import output_errors
 from .colour_scale import Scale
 from .drawing import encode, outline, overlay, stroke
+from .output_files import (
+    ONE_IMAGE,
+    RESULTS,
+    SCALE,
+    SKIPPED,
+    OutputNames,
+    clear_earlier_run,
+    concerns_one_image,
+    json_line,
+    write_files,
+)
 from .report import Report
 
 
@@ -53,7 +65,10 @@ class ResultFolder:
     """The folder that a query writes; a context manager.
 
     results.jsonl has a line an image, scale.json the range of the colours, skipped.jsonl what could not be read. For
-    each image there are maps/<key>.npy, matches/<key>.npz (see explanation.match_arrays) and overlays/<key>.png.
+    each image there are maps/<key>.npy, matches/<key>.npz (see explanation.match_arrays) and overlays/<key>.png; a
+    name that the file system does not take is shortened, and each line says where its files are.
+
+    What the results.jsonl of an earlier run names is deleted first. Nothing else in the folder is.
     """
 
     def __init__(self, folder: Path, scale: Scale, report: Report | None = None) -> None:
@@ -70,10 +85,12 @@ class ResultFolder:
         self.folder = folder
         self._scale = scale
         self._report = report
+        self._names = OutputNames(folder)
+        clear_earlier_run(folder, report is not None)
         with output_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "scale.json").write_text(json.dumps(asdict(scale)) + "\n")
-            self._results: TextIO = (folder / "results.jsonl").open("w", encoding="utf-8")
+            (folder / SCALE).write_text(json.dumps(asdict(scale)) + "\n")
+            self._results: TextIO = (folder / RESULTS).open("w", encoding="utf-8")
 
     def __enter__(self) -> ResultFolder:
         return self
@@ -101,20 +118,54 @@ class ResultFolder:
         key, shown = source.key, overlay(pixels, detection.anomaly_map, self._scale)
         if detection.regions:
             shown = outline(shown, detection.region_mask, stroke(shown))
-        with output_errors(f"cannot write results to {self.folder}"):
-            _write(self.folder / "maps" / f"{key}.npy", _npy(detection.anomaly_map))
-            _write(self.folder / "matches" / f"{key}.npz", _npz(match_arrays(detection)))
-            _write(self.folder / "overlays" / f"{key}.png", encode(shown))
-            self._results.write(json.dumps(as_json(source, detection), ensure_ascii=False) + "\n")
+        contents = {
+            "map": _npy(detection.anomaly_map),
+            "matches": _npz(match_arrays(detection)),
+            "overlay": encode(shown),
+        }
+        with output_errors(f"cannot write the results of {key} to {self.folder}"):
+            paths = self._write_files(key, contents)
+            self._results.write(json_line({**as_json(source, detection), **paths}))
             self._results.flush()
         if self._report:
             self._report.add(key, pixels, detection, mask, label)
+
+    def write_or_skip(
+        self, source: ImageFile, pixels: Pixels, detection: Detection, strict: bool = False
+    ) -> list[Skipped]:
+        """Write one image's files as write does; returns it as skipped if its name, or its place, does not allow that.
+
+        Raises:
+            OutputError: nothing can be written, as on a full disk; with `strict`, any error.
+        """
+        try:
+            self.write(source, pixels, detection)
+        except OutputError as error:
+            if strict or not concerns_one_image(error):
+                raise
+            if self._report:
+                self._report.add(source.key, pixels, detection)
+            return [Skipped(source.path, str(error))]
+        return []
+
+    def _write_files(self, key: str, contents: dict[str, bytes]) -> dict[str, str]:
+        """Write an image's files under the first name that the file system takes; returns their relative paths."""
+        choices = list(self._names.choices(key))
+        for paths in choices:
+            try:
+                write_files(self.folder, paths, contents)
+            except OSError as error:
+                if error.errno not in ONE_IMAGE or paths is choices[-1]:
+                    raise
+            else:
+                return paths
+        raise AssertionError("there is always a choice")
 
     def close(self, skipped: Sequence[Skipped]) -> None:
         """Finish, and name the images that were skipped."""
         with output_errors(f"cannot write results to {self.folder}"):
             self._results.close()
-        write_skipped(self.folder / "skipped.jsonl", skipped)
+        write_skipped(self.folder / SKIPPED, skipped)
         if self._report:
             few = "1 image was" if len(skipped) == 1 else f"{len(skipped)} images were"
             self._report.close(notes=[f"{few} skipped; skipped.jsonl says which, and why."] if skipped else [])
@@ -122,17 +173,12 @@ class ResultFolder:
 
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write a line for each image that was skipped; no file where there is none."""
-    lines = [json.dumps({"path": str(item.path), "reason": item.reason}, ensure_ascii=False) for item in skipped]
+    lines = [json_line({"path": str(item.path), "reason": item.reason}) for item in skipped]
     with output_errors(f"cannot write {path}"):
         if lines:
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            path.write_text("".join(lines), encoding="utf-8")
         else:
             path.unlink(missing_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def _npy(array: np.ndarray[Any, Any]) -> bytes:

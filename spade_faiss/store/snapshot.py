@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array, Ids
 from ..errors import FeatureError, OptionError
+from ..images.keys import other_forms
 from ..system.forks import remember
 from ..system.prefetch import batched
 from . import level_reader
@@ -80,7 +81,24 @@ class Snapshot:
         return self.find_all([key])[0]
 
     def find_all(self, keys: Sequence[str]) -> list[int | None]:
-        """Return the ids of n keys; None: not in the gallery. Opens only the shards that these keys are in."""
+        """Return the ids of n keys; None: not in the gallery. Opens only the shards that these keys are in.
+
+        A key that is not there is looked for in other forms of Unicode normalisation: file systems change the form.
+        """
+        found = self._find_exactly(keys)
+        others = [
+            (at, form)
+            for at, key in enumerate(keys)
+            if found[at] is None and isinstance(key, str)
+            for form in other_forms(key)
+        ]
+        if others:
+            for (at, _), row_id in zip(others, self._find_exactly([form for _, form in others]), strict=True):
+                if found[at] is None:
+                    found[at] = row_id
+        return found
+
+    def _find_exactly(self, keys: Sequence[str]) -> list[int | None]:
         found: list[int | None] = [None] * len(keys)
         candidates = [
             (at, row_id)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from ..arrays import Pixels
 from ..errors import ImageError
 from ..images.decode import decode, read_file
+from ..images.keys import comparable, other_forms
 from ..images.sources import ImageFile
 from .snapshot import Snapshot
 
@@ -71,8 +72,10 @@ class SourceImages:
         parts = PurePosixPath(key)
         if parts.is_absolute() or ".." in parts.parts:  # a gallery from elsewhere may name anything
             return
-        yield from (path for folder in self._folders if _is_file(path := folder / key))
-        yield from (file.path for file in self._files if f"/{file.path.as_posix()}".endswith(f"/{key}"))
+        forms = (key, *other_forms(key))  # copying to another system may have changed the form of its name
+        yield from (path for folder in self._folders for form in forms if _is_file(path := folder / form))
+        end = f"/{comparable(key)}"
+        yield from (file.path for file in self._files if f"/{comparable(file.path.as_posix())}".endswith(end))
 
 
 def _is_file(path: Path) -> bool:

@@ -121,12 +121,10 @@ def test_sources_keep_their_order(tmp_path: Path) -> None:
     assert keys(tmp_path / "z", tmp_path / "a") == ["1.png", "2.png"]
 
 
-def test_same_key_from_two_sources_names_both(tmp_path: Path) -> None:
-    first, second = write(tmp_path / "a/part/1.png"), write(tmp_path / "b/part/1.png")
-    with pytest.raises(ImageError, match=r"part/1\.png") as caught:
-        find_images([tmp_path / "a", tmp_path / "b"])
-    assert str(first) in str(caught.value)
-    assert str(second) in str(caught.value)
+def test_same_key_from_two_sources_becomes_the_path_from_the_nearest_common_folder(tmp_path: Path) -> None:
+    write(tmp_path / "a/part/1.png")
+    write(tmp_path / "b/part/1.png")
+    assert keys(tmp_path / "a", tmp_path / "b") == ["a/part/1.png", "b/part/1.png"]
 
 
 def test_missing_source(tmp_path: Path) -> None:

@@ -169,8 +169,9 @@ def test_what_cannot_work_starts_no_process(tmp_path: Path, images: Path) -> Non
     for count in (0, -1, 1.5, True):
         with pytest.raises(sf.OptionError, match="workers: expected a number >= 1, found"):
             gallery.add_images(images, toy(), workers=count)  # type: ignore[arg-type]
+    other = write_images(tmp_path / "other", 1) / "000.png"
     with pytest.raises(sf.ImageError, match=r"two images would have the key '000\.png'"):
-        gallery.add_images([images, write_images(tmp_path / "other", 1)], toy(), workers=2)
+        gallery.add_images([ImageFile(path, "000.png") for path in (images / "000.png", other)], toy(), workers=2)
     bound = toy()
     bound.note = lambda: None  # type: ignore[attr-defined]
     with pytest.raises(sf.OptionError, match=r"that another process can load, by pickle, found ToyExtractor: .*; use"):

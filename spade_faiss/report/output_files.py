@@ -1,0 +1,171 @@
+"""The files of a result folder: what an image's are called, what an earlier run left, where none may be written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import OutputError
+from ..images.sources import ImageFile
+from ..system.atomic_files import output_errors
+
+PARTS = {"map": ("maps", ".npy"), "matches": ("matches", ".npz"), "overlay": ("overlays", ".png")}
+RESULTS, SCALE, SKIPPED = "results.jsonl", "scale.json", "skipped.jsonl"
+NAME_BYTES = 255  # that a file system takes
+# Errors that come from one image's name, or from what lies in its place.
+ONE_IMAGE = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ})
+ONE_FOLDER = ONE_IMAGE | {errno.EACCES, errno.EPERM, errno.ELOOP}
+
+
+class OutputNames:
+    """The paths of the images' files in a result folder: their keys, or a name that the file system takes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._taken: set[str] = set()  # what names are on file systems that ignore case and form
+
+    def choices(self, key: str) -> Iterator[dict[str, str]]:
+        """Yield the relative paths of an image's files, by part, best first."""
+        path = PurePosixPath(key)
+        folded = unicodedata.normalize("NFC", key).casefold()
+        own = _paths(key)
+        short = len(path.name.encode(errors="surrogateescape")) + len(".npy") <= NAME_BYTES
+        # Another key's file is there already only if the file system takes both names for one.
+        if short and not (folded in self._taken and any((self.folder / own[part]).exists() for part in PARTS)):
+            self._taken.add(folded)
+            yield own
+        digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:16]
+        yield _paths(str(path.with_name(f"{_cut(path.name, NAME_BYTES - 24)}~{digest}")))
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", path.name)[:100]
+        yield _paths(f"{plain}~{digest}")
+
+
+def _paths(stem: str) -> dict[str, str]:
+    return {part: f"{folder}/{stem}{suffix}" for part, (folder, suffix) in PARTS.items()}
+
+
+def _cut(name: str, size: int) -> str:
+    return name.encode(errors="surrogateescape")[:size].decode(errors="ignore")
+
+
+def write_files(folder: Path, paths: dict[str, str], contents: dict[str, bytes]) -> None:
+    """Write an image's files; after an error there are none.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    written = []
+    try:
+        for part, content in contents.items():
+            path = folder / paths[part]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written.append(path)
+            path.write_bytes(content)
+    except OSError:
+        for path in written:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+
+
+def concerns_one_image(error: OutputError) -> bool:
+    """Return whether an error is about one image's files, so that others can still be written."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in ONE_FOLDER
+
+
+def json_line(values: dict[str, Any]) -> str:
+    """Return a line of JSON in UTF-8, with escapes for what UTF-8 cannot hold: a path whose bytes are no text."""
+    text = json.dumps(values, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(values)
+    return text + "\n"
+
+
+def clear_earlier_run(folder: Path, report: bool) -> None:
+    """Delete what an earlier run wrote into a result folder, as far as its results.jsonl names it.
+
+    Args:
+        folder: the result folder.
+        report: whether report.html is written again; else that of the earlier run goes too.
+
+    Raises:
+        OutputError: a file cannot be deleted.
+    """
+    results = folder / RESULTS
+    if not (results.is_file() and (folder / SCALE).is_file()):
+        return
+    folders: set[Path] = set()
+    with output_errors(f"cannot replace the results in {folder}"):
+        with results.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                for path in _named(line):
+                    if _removed(folder / path):
+                        folders |= {folder / above for above in path.parents if above.parts}
+        for path in sorted(folders, key=lambda path: -len(path.parts)):
+            with contextlib.suppress(OSError):  # something else is in it
+                path.rmdir()
+        _removed(folder / SKIPPED)
+        if not report:
+            _removed(folder / "report.html")
+
+
+def _named(line: str) -> Iterator[Path]:
+    """Yield the files that a line of results.jsonl names; earlier releases did not write them, but always the same."""
+    try:
+        values = json.loads(line)
+        usual = _paths(values["key"])
+    except (ValueError, TypeError, KeyError):  # cut short, or edited
+        return
+    for part, (place, _) in PARTS.items():
+        path = PurePosixPath(str(values.get(part, usual[part])))
+        if len(path.parts) > 1 and path.parts[0] == place and ".." not in path.parts:
+            yield Path(path)
+
+
+def _removed(path: Path) -> bool:
+    try:
+        if path.is_file() and not path.is_symlink():
+            path.unlink()
+            return True
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass
+    except OSError as error:
+        if error.errno not in ONE_IMAGE:
+            raise
+    return False
+
+
+def refuse_among_images(output: Path, sources: Sequence[Path], images: Sequence[ImageFile]) -> None:
+    """Refuse a folder for results that would mix them with the images which are read.
+
+    A new or earlier result folder inside a source is left out of its images, so it may be there.
+
+    Raises:
+        OutputError: it is a source, it holds images of a source, or images lie among the earlier results in it.
+    """
+    real = os.path.realpath(output)
+    own = tuple(f"{real}/{place}/" for place, _ in PARTS.values())
+    roots = {os.path.realpath(source) for source in sources if source.is_dir()}
+    inside = any(f"{real}/".startswith(f"{root}/") for root in roots)
+    places: dict[Path, str] = {}
+    for image in images:
+        place = places.get(image.path.parent)
+        if place is None:
+            place = places[image.path.parent] = os.path.realpath(image.path.parent) + "/"
+        if place.startswith(own) or (inside and place.startswith(f"{real}/")):
+            raise OutputError(
+                f"{output}: expected a folder for results apart from the images, found {image.path} in it; "
+                "choose another folder"
+            )
+    if real in roots:
+        raise OutputError(f"{output}: expected a folder for results, found the images' own; choose another folder")
