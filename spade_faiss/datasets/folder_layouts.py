@@ -44,14 +44,16 @@ def open_folders(path: Path, layout: str) -> list[Category]:
     for key, kind in kinds.items():
         if key == kind:
             raise ImageError(f"{tested[key].path}: expected in a folder named after its kind, found beside those")
-        misplaced = [folder for folder in key.split("/")[:-1] if folder.casefold() in GOOD_NAMES]
-        if kind != GOOD and misplaced:
-            raise ImageError(
-                f"{tested[key].path}: expected the defect-free test images in {test}{good}, found a folder "
-                f"{misplaced[0]}"
-            )
+        _check_kind(tested[key], kind, key.split("/")[:-1], f"{test}{good}")
     normal, samples = list(trained.values()), pair_with_masks(tested, kinds, masks, layout == "loco")
     return [checked_category(path, Category(path.resolve().name, normal, samples, layout, bool(masks)))]
+
+
+def _check_kind(image: ImageFile, kind: str, folders: list[str], good: str) -> None:
+    """Raise an ImageError if an image counts as a defect, although a folder's name says that it has none."""
+    misplaced = [folder for folder in folders if folder.casefold() in GOOD_NAMES]
+    if kind != GOOD and misplaced:
+        raise ImageError(f"{image.path}: expected the defect-free test images in {good}, found a folder {misplaced[0]}")
 
 
 def open_mvtec_3d(path: Path) -> list[Category]:
@@ -66,6 +68,8 @@ def open_mvtec_3d(path: Path) -> list[Category]:
         elif folder in TRUTH_NAMES and kind != GOOD:
             masks["/".join([kind, *name])] = image
     kinds = {key: key.split("/")[0] for key in tested}
+    for key, kind in kinds.items():
+        _check_kind(tested[key], kind, key.split("/")[:-1], "test/good/rgb/")
     normal, samples = list(below(images, "train/good/rgb/").values()), pair_with_masks(tested, kinds, masks)
     return [checked_category(path, Category(path.resolve().name, normal, samples, "mvtec_3d", bool(masks)))]
 

@@ -65,6 +65,11 @@ def test_defect_free_images_under_another_name_are_not_taken_for_defects(tmp_pat
     assert "expected the defect-free test images in test/good/" in refusal(tmp_path)
 
 
+def test_defect_free_images_under_another_name_in_3d(tmp_path: Path) -> None:
+    paint_all(tmp_path, "train/good/rgb/0.png", "test/cut/rgb/0.png", "test/good/rgb/1.png", "test/OK/rgb/0.png")
+    assert "expected the defect-free test images in test/good/rgb/, found a folder OK" in refusal(tmp_path)
+
+
 # --- the tables of Real-IAD ------------------------------------------------------------------------------------------
 
 
