@@ -15,7 +15,7 @@ from spade_faiss.errors import OptionError
 from spade_faiss.extractors.features import Features
 from spade_faiss.index import factory as index_factory
 from spade_faiss.index.image_index import ImageIndex, IndexFile
-from spade_faiss.index.tuning import tune
+from spade_faiss.index.tuning import _recall, tune
 from spade_faiss.store import secondary_indexes
 from tests.helpers.search import Held, brute_force
 
@@ -262,3 +262,13 @@ def test_building_with_a_recall_out_of_reach_says_so_in_info(tmp_path: Path, xb:
     [why] = state.outgrown
     assert why.startswith("recall 0.")
     assert why.endswith("less than the 0.99 wanted")
+
+
+def test_recall_is_counted_row_by_row() -> None:
+    """Rows are compared all at once: what one lacks, -1, must not be taken for what another has."""
+    found = [np.array([4, 0, -1]), np.array([-1, -1]), np.array([1, 3, 4])]
+    nearest, is_between = np.array([[0, 4], [1, 4], [4, 1]]), np.array([False, True, False])
+    assert _recall(found, nearest, 3, ~is_between) == 0
+    assert _recall(found, nearest, 3, np.zeros(3, bool)) == pytest.approx(2 / 3)
+    assert _recall(found, nearest, 1, np.zeros(3, bool)) == pytest.approx(1 / 3)
+    assert _recall(found[::-1], nearest, 3, np.zeros(3, bool)) == pytest.approx(1 / 3)
