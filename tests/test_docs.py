@@ -210,7 +210,7 @@ def context_of(words: list[str]) -> click.Context:
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=name_of)
 def test_commands_exist(page: Path) -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for program, *words in commands_of(page):
         if program == "spade-faiss":
             context_of(words)
@@ -289,7 +289,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_forges_run_what_people_run() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     runs = set(re.findall(r"run: make (\w+)", (ROOT / ".github" / "workflows" / "ci.yml").read_text()))
     assert {"lint", "test", "docs"} <= runs <= targets
 
