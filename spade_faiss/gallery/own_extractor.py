@@ -11,14 +11,12 @@ from ..options import FeatureOptions
 
 
 def own_extractor(folder: Path, spec: ExtractorSpec, options: FeatureOptions) -> Extractor:
-    """Load the extractor of a spec; weights from a file are looked for where that file was, never downloaded.
+    """Load the extractor of a spec whose weights came from a file, from where that was; nothing is downloaded.
 
     Raises:
         WeightsError: the file is not there, and the library's cache does not have these weights.
         SpecMismatchError: the file has other weights now.
     """
-    if not spec.weights:
-        return load_extractor(spec.name, None, options)
     path = Path(spec.weights_path or spec.weights)
     if spec.weights_path and path.is_file():
         extractor = load_extractor(spec.name, path, options)

@@ -152,7 +152,7 @@ class GalleryReader:
             (True, 8)
         """
         options = self.spec.options(batch_size, device)
-        if weights is None:
+        if weights is None and self.spec.weights:
             extractor = own_extractor(self.path, self.spec, options)
         else:
             extractor = load_extractor(self.spec.name, weights, options)

@@ -104,6 +104,9 @@ def list_sources(sources: Sequence[str | Path | ImageFile]) -> Listing:
             places.add(source, None)
             continue
         images = _list_source(Path(source), listing)
+        if len(sources) == 1:
+            listing.extend(images)
+            return listing
         for image in images:
             places.add(image, Path(source))
     places.fill(listing)
