@@ -5,6 +5,7 @@ The library names Python parameters, as replace=True; a person at a shell needs 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -45,9 +46,10 @@ def with_options(message: object, command: click.Command | None = None) -> str:
 
 
 def name_notes(notes: Sequence[str]) -> None:
-    """Print the notes of a run on stderr."""
+    """Print the notes of a run on stderr; the gallery's bits are spelled as `build` takes them."""
     for note in notes:
-        click.echo(f"spade-faiss: note: {with_options(note)}", err=True)
+        text = re.sub(r"\bbits=(\d+)", r"--bits \1", with_options(note))
+        click.echo(f"spade-faiss: note: {text}", err=True)
 
 
 def name_skipped(skipped: Sequence[Skipped]) -> None:
