@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -99,6 +100,13 @@ def name_notes(notes: Iterable[str]) -> None:
     """Print the notes of a run on stderr."""
     for text in notes:
         note(text)
+
+
+def name_notes(notes: Sequence[str]) -> None:
+    """Print the notes of a run on stderr; the gallery's bits are spelled as `build` takes them."""
+    for note in notes:
+        text = re.sub(r"\bbits=(\d+)", r"--bits \1", with_options(note))
+        click.echo(f"spade-faiss: note: {text}", err=True)
 
 
 def name_skipped(skipped: Iterable[Skipped]) -> None:

@@ -33,6 +33,7 @@ def test_bits(images: Path, tmp_path: Path) -> None:
     note = "note: 3 images with 16 bits a value, and no value above 4095"
     assert plain.exit_code == 0
     assert note in plain.stderr
+    assert "build the gallery with --bits 12 (--bits 16 if not)" in plain.stderr
     assert note in run("query", tmp_path / "plain", images).stderr
     assert "note: 3 images" not in run("query", tmp_path / "plain", images, "--quiet").stderr
     chosen = run("build", tmp_path / "chosen", images, "--extractor", "toy", "--bits", 12)
