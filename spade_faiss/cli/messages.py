@@ -97,16 +97,9 @@ def note(text: object) -> None:
 
 
 def name_notes(notes: Iterable[str]) -> None:
-    """Print the notes of a run on stderr."""
-    for text in notes:
-        note(text)
-
-
-def name_notes(notes: Sequence[str]) -> None:
     """Print the notes of a run on stderr; the gallery's bits are spelled as `build` takes them."""
-    for note in notes:
-        text = re.sub(r"\bbits=(\d+)", r"--bits \1", with_options(note))
-        click.echo(f"spade-faiss: note: {text}", err=True)
+    for text in notes:
+        note(re.sub(r"\bbits=(\d+)", r"--bits \1", text))
 
 
 def name_skipped(skipped: Iterable[Skipped]) -> None:
