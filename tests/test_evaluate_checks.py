@@ -8,16 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import Spade, spade
-from test_datasets import save_rows
-from test_evaluate import dataset, detector, make_set
 
 import spade_faiss as sf
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.detect.detector import Detector
 from spade_faiss.evaluate import EvaluationOptions, check_categories, evaluate
+from tests.helpers.command_line import Spade
+from tests.helpers.datasets import make_set
 
-__all__ = ["dataset", "detector", "save_rows", "spade"]  # fixtures
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return make_set(tmp_path / "tiles")
+
+
+@pytest.fixture
+def detector(tmp_path: Path, dataset: Path) -> sf.Detector:
+    extractor = sf.load_extractor("toy")
+    gallery = sf.Gallery.create(tmp_path / "tiles.gallery", extractor.spec)
+    gallery.add_images(dataset / "train" / "good", extractor)
+    return sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.ScoreOptions(image_score="map_max"))
+
+
 BAD = {"test/good/001.png": b"", "test/square/002.png": b"not an image", "test/square/003.png": b"\x89PNG\r\n\x1a\n"}
 
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import write_images
-from test_cli import Spade, spade  # noqa: F401 (a fixture)
+
+from tests.helpers.command_line import Spade
+from tests.helpers.images import write_images
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def twice(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_command_says_how_many(tmp_path: Path, twice: Path, spade: Spade) -> None:  # noqa: F811
+def test_every_command_says_how_many(tmp_path: Path, twice: Path, spade: Spade) -> None:
     path = tmp_path / "g"
     built = spade("build", path, twice, "--extractor", "toy", "--quiet")
     assert built.out.startswith("17 added (0 replaced, 5 copies of other images), 0 unchanged, 0 skipped; 17 images")
@@ -37,7 +38,7 @@ def test_every_command_says_how_many(tmp_path: Path, twice: Path, spade: Spade) 
     assert again.out.startswith("0 added (0 replaced), 17 unchanged")
 
 
-def test_without_copies(tmp_path: Path, spade: Spade) -> None:  # noqa: F811
+def test_without_copies(tmp_path: Path, spade: Spade) -> None:
     path = tmp_path / "g"
     built = spade("build", path, write_images(tmp_path / "normal", 12), "--extractor", "toy", "--quiet")
     assert built.out.startswith("12 added (0 replaced), 0 unchanged")
@@ -45,7 +46,7 @@ def test_without_copies(tmp_path: Path, spade: Spade) -> None:  # noqa: F811
     assert spade("calibrate", path, "--false-alarms", 0.1, "--quiet").err == ""
 
 
-def test_mistakes_are_one_line(tmp_path: Path, twice: Path, spade: Spade) -> None:  # noqa: F811
+def test_mistakes_are_one_line(tmp_path: Path, twice: Path, spade: Spade) -> None:
     path = tmp_path / "g"
     spade("build", path, twice, "--extractor", "toy", "--quiet")
     for command in (("calibrate", "--false-alarms", 0.1), ("audit",)):

@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import Spade, spade
 
 import spade_faiss as sf
 from spade_faiss.cli.messages import as_line, one_line
-
-__all__ = ["spade"]  # a fixture
+from tests.helpers.command_line import Spade
 
 TOY = ("--extractor", "toy")
 BLOB = np.zeros((40, 48), np.uint8)

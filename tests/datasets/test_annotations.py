@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_datasets import mvtec, paint, paint_all
 
 from spade_faiss.datasets.category import GOOD
 from spade_faiss.datasets.folders import from_folders
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.errors import ImageError
+from tests.helpers.datasets import mvtec, paint, paint_all
 
 
 def photo(path: Path, seed: int = 0) -> Path:

@@ -14,7 +14,6 @@ from spade_faiss.datasets.category import GOOD, Category, Sample
 from spade_faiss.datasets.folders import from_folders
 from spade_faiss.datasets.layouts import LAYOUTS, open_dataset
 from spade_faiss.errors import ImageError, OptionError
-from spade_faiss.images.decode import decode
 from tests.helpers.datasets import (
     BUILDS,
     SIZE,
@@ -25,12 +24,15 @@ from tests.helpers.datasets import (
     converted_visa,
     loco,
     magnetic_tile,
+    marked,
     mvtec,
     mvtec_ad_2,
     paint,
     paint_all,
+    refusal,
     save_rows,
     shanghaitech,
+    table_of,
     visa,
     write_table,
 )
@@ -39,26 +41,6 @@ from tests.helpers.datasets import (
 def open_one(root: Path, layout: str | None = None) -> Category:
     (category,) = open_dataset(root, layout)
     return category
-
-
-def table_of(category: Category) -> list[tuple[str, str, int]]:
-    """Each test sample's key, kind, and marked pixels."""
-    return [(sample.key, sample.kind, marked(category, sample)) for sample in category.test]
-
-
-def marked(category: Category, sample: Sample) -> int:
-    mask = category.mask_of(sample, decode(sample.path).shape[:2])
-    assert mask.shape == SIZE
-    assert mask.dtype == bool
-    return int(mask.sum())
-
-
-def refusal(path: Path, layout: str | None = None) -> str:
-    """What open_dataset says against a folder, in one line."""
-    with pytest.raises(ImageError) as caught:
-        open_dataset(path, layout)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- each layout -----------------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from test_datasets import BUILDS, loco, mvtec, paint_all, real_iad, refusal, table_of
 
 from spade_faiss.cli.evaluate_command import evaluate
 from spade_faiss.cli.messages import with_options
 from spade_faiss.datasets.category import GOOD
 from spade_faiss.datasets.layouts import open_dataset
+from tests.helpers.datasets import BUILDS, loco, mvtec, paint_all, real_iad, refusal, table_of
 
 
 def cameras(root: Path) -> None:

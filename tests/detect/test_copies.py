@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_features_of
 from PIL import Image
-from test_detector import make_gallery, make_images
 
 import spade_faiss as sf
 from spade_faiss.detect.calibration import Calibration
 from spade_faiss.store.copies import Copies
+from tests.helpers.galleries import make_gallery, random_features_of
+from tests.helpers.images import make_images
 
 ROBUST = sf.RECIPES["robust"]
 N = 40

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import spade_faiss as sf
 from spade_faiss.cli.main import cli
-from spade_faiss.detect import calibrate, calibration
+from spade_faiss.detect import audit, calibrate, calibration
 from spade_faiss.detect.audit import find_suspects
 from spade_faiss.options import Patches
 from spade_faiss.store import create
@@ -309,22 +309,20 @@ def test_what_is_written_meanwhile_is_in_no_calibration_and_no_audit(
     """A calibration said that it was of the generation at its end, which it had not seen: nobody was warned."""
     gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))
     gallery.add_images(write_images(tmp_path / "images", 12), toy)
-    detector, generation, draw = sf.Detector(gallery, toy, sf.SearchOptions(k=3)), gallery.generation, calibrate.draw
-    expected = sf.calibrate(detector, 0.2).image_scores
+    detector, generation = sf.Detector(gallery, toy, sf.SearchOptions(k=3)), gallery.generation
+    scores, expected = calibrate.normal_scores, sf.calibrate(detector, 0.2).image_scores
 
     def and_then_another_writes(*arguments: Any) -> Any:
-        monkeypatch.setattr(calibrate, "draw", draw)
-        drawn = draw(*arguments)
         gallery.remove(["003.png", "005.png"])
         gallery.compact()
-        return drawn
+        return scores(*arguments)
 
-    monkeypatch.setattr(calibrate, "draw", and_then_another_writes)
+    monkeypatch.setattr(calibrate, "normal_scores", and_then_another_writes)
     found = sf.calibrate(detector, 0.2)
     assert found.generation == generation < gallery.generation
     np.testing.assert_array_equal(found.image_scores, expected)
     left = gallery.keys()
-    monkeypatch.setattr(calibrate, "draw", lambda *arguments: (draw(*arguments), gallery.remove(left[:2]))[0])
+    monkeypatch.setattr(audit, "normal_scores", lambda *arguments: (gallery.remove(left[:2]), scores(*arguments))[1])
     assert {suspect.key for suspect in find_suspects(detector)} == set(left)
 
 

@@ -7,8 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from spade_faiss.datasets.category import Category, Sample
+from spade_faiss.datasets.layouts import open_dataset
+from spade_faiss.errors import ImageError
+from spade_faiss.images.decode import decode
 from tests.helpers.images import make_images
 
 SIZE = (16, 16)
@@ -163,6 +168,26 @@ BUILDS: dict[str, Build] = {
     "magnetic_tile": magnetic_tile,
     "shanghaitech": shanghaitech,
 }
+
+
+def table_of(category: Category) -> list[tuple[str, str, int]]:
+    """Each test sample's key, kind, and marked pixels."""
+    return [(sample.key, sample.kind, marked(category, sample)) for sample in category.test]
+
+
+def marked(category: Category, sample: Sample) -> int:
+    mask = category.mask_of(sample, decode(sample.path).shape[:2])
+    assert mask.shape == SIZE
+    assert mask.dtype == bool
+    return int(mask.sum())
+
+
+def refusal(path: Path, layout: str | None = None) -> str:
+    """What open_dataset says against a folder, in one line."""
+    with pytest.raises(ImageError) as caught:
+        open_dataset(path, layout)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def make_set(folder: Path) -> Path:

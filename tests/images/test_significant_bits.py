@@ -208,13 +208,14 @@ def test_bits_out_of_range(bits: Any) -> None:
 def test_note_where_no_image_of_a_run_exceeds_10_or_12_bits(
     tmp_path: Path, largest_value: int, said: int | None, workers: int
 ) -> None:
+    (tmp_path / "in").mkdir()
     for number in range(3):
         image = np.full((16, 16), 100, np.uint16)
         image[0, 0] = largest_value if number == 1 else 200  # one of them is enough: never per image
-        (tmp_path / f"{number}.png").write_bytes(png(image if number else np.dstack([image] * 3)))
+        (tmp_path / "in" / f"{number}.png").write_bytes(png(image if number else np.dstack([image] * 3)))
     extractor = sf.load_extractor("toy")
     with sf.Gallery.create(tmp_path / "g", extractor.spec) as gallery:
-        notes = gallery.add_images(tmp_path, extractor, workers=workers).notes
+        notes = gallery.add_images(tmp_path / "in", extractor, workers=workers).notes
     assert len(notes) == (said is not None)
     if said:
         assert f"3 images with 16 bits a value, and no value above {largest_value}" in notes[0]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OWN, random_features_of
 
 import spade_faiss as sf
 from spade_faiss.extractors.spec import ExtractorSpec
 from spade_faiss.store import copies
 from spade_faiss.store.copies import Copies
+from tests.helpers.galleries import OWN, random_features_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
