@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from ..arrays import Array, Ids
 from ..system.prefetch import batched
@@ -177,6 +175,10 @@ def _squared_norms(vectors: Array) -> NDArray[np.float64]:
 
 def _groups(snapshot: Snapshot, ids: Ids) -> Iterator[Ids]:
     """Yield groups of images, each ascending, such that copies are in one; few others are."""
+    # Imported here: it takes a tenth of a second, which a query need not wait for.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     checksums, shadows, norms = _shadows(snapshot, ids)
     _, first, bits = np.unique(checksums, return_index=True, return_inverse=True)
     order = np.argsort(shadows[first, 0])
