@@ -33,7 +33,13 @@ class IngestOptions:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that was not taken, and why."""
+    """An image that was not taken, and why.
+
+    >>> open("normal/bad.png", "wb").close()
+    >>> [skipped] = gallery.add_images("normal/bad.png", toy).skipped
+    >>> skipped.path.name, skipped.reason
+    ('bad.png', '...bad.png: expected an image, found an empty file (0 bytes)')
+    """
 
     path: Path
     reason: str
@@ -41,7 +47,12 @@ class Skipped:
 
 @dataclass
 class IngestReport:
-    """What became of the images of a run."""
+    """What became of the images of a run.
+
+    >>> report = gallery.add_images("normal", toy)  # run again, it finds nothing new
+    >>> report.added, report.unchanged, report.skipped
+    (0, 12, [])
+    """
 
     added: int = 0
     replaced: int = 0  # among those added: changed content under a key that was there
