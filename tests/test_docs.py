@@ -24,6 +24,9 @@ import spade_faiss as sf
 from spade_faiss import errors
 from spade_faiss.cli import cli
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SAMPLES = ROOT / "data" / "samples"

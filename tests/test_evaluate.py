@@ -22,6 +22,8 @@ from tests.helpers.datasets import make_set
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import make_images
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:

@@ -16,6 +16,8 @@ from spade_faiss.evaluate import EvaluationOptions, check_categories, evaluate
 from tests.helpers.command_line import Spade
 from tests.helpers.datasets import make_set
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:

@@ -12,6 +12,8 @@ import pytest
 
 from tests import make_fixtures
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
 
 def assert_same(found: Any, expected: Any, where: str) -> None:
     if isinstance(expected, float) or where in ("map", "levels", "image", "sq_distances"):

@@ -18,6 +18,9 @@ from tests.helpers.command_line import Spade
 from tests.helpers.datasets import BUILDS, make_set
 from tests.helpers.images import make_images
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 TOY = ("--extractor", "toy", "--quiet")
 
 

@@ -11,6 +11,9 @@ import pytest
 from tests.helpers.command_line import Spade
 from tests.helpers.images import make_images
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 RECOMPUTE = ("--extractor", "toy", "--patches", "recompute")
 
 

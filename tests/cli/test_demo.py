@@ -11,6 +11,8 @@ import pytest
 
 from spade_faiss.cli.demo import run_demo, sample_folder
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
 
 @pytest.mark.slow
 def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:

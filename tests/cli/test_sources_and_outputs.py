@@ -17,6 +17,9 @@ import spade_faiss as sf
 from spade_faiss.cli.messages import as_line, one_line
 from tests.helpers.command_line import Spade
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 TOY = ("--extractor", "toy")
 BLOB = np.zeros((40, 48), np.uint8)
 BLOB[10:20, 10:20] = 255

@@ -15,6 +15,8 @@ from spade_faiss.store.source_images import SourceImages
 from tests.helpers.command_line import Spade
 from tests.helpers.galleries import make_gallery
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
 
 @pytest.fixture
 def contaminated(tmp_path: Path) -> Path:

@@ -15,6 +15,9 @@ from spade_faiss.store.copies import Copies
 from tests.helpers.galleries import make_gallery, random_features_of
 from tests.helpers.images import make_images
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 ROBUST = sf.RECIPES["robust"]
 N = 40
 

@@ -18,6 +18,9 @@ from spade_faiss.images.decode import decode, image_bytes
 from spade_faiss.images.sources import find_images
 from spade_faiss.system.prefetch import ByteGate
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 RNG = np.random.default_rng(0)
 SIDE = 200
 IMAGE = 7 * SIDE * SIDE  # bytes

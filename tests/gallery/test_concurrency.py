@@ -30,6 +30,8 @@ from tests.helpers.images import write_images
 from tests.helpers.processes import Done, ready, run, run_fresh
 from tests.helpers.readers import WORLD, features_of, look, look_on, query
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> sf.Gallery:

@@ -18,6 +18,9 @@ from tests.helpers.command_line import Spade
 from tests.helpers.galleries import random_features_of
 from tests.helpers.images import write_images
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 N = 12
 KEYS = [f"{number:03d}.png" for number in range(N)]
 BOTH: list[Patches] = ["stored", "recompute"]

@@ -19,6 +19,9 @@ from spade_faiss.index.tuning import _recall, tune
 from spade_faiss.store import secondary_indexes
 from tests.helpers.search import Held, brute_force
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 N, D, K = 3000, 96, 50
 
 

@@ -24,6 +24,9 @@ from tests.helpers.images import write_images
 from tests.helpers.processes import FORKSERVER, Program, run
 from tests.helpers.workers import BATCH, Moody, create, toy
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 WHITE = "009.png"  # the image that a Moody extractor dislikes
 
 

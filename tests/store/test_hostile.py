@@ -19,6 +19,9 @@ from spade_faiss.options import Patches
 from spade_faiss.store import manifest
 from tests.helpers.benchmarks import bit_rot, fuzz
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
