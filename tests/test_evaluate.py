@@ -18,7 +18,7 @@ from spade_faiss.detect import pipeline
 from spade_faiss.evaluate import METRICS, EvaluationOptions, evaluate
 from spade_faiss.metrics.pixel import PIXEL_METRICS
 from tests.helpers.command_line import Spade
-from tests.helpers.datasets import make_set
+from tests.helpers.datasets import detector_over, make_set
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import make_images
 
@@ -32,10 +32,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def detector(tmp_path: Path, dataset: Path) -> sf.Detector:
-    extractor = sf.load_extractor("toy")
-    gallery = sf.Gallery.create(tmp_path / "tiles.gallery", extractor.spec)
-    gallery.add_images(dataset / "train" / "good", extractor)
-    return sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.ScoreOptions(image_score="map_max"))
+    return detector_over(tmp_path / "tiles.gallery", dataset)
 
 
 def auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.detect.detector import Detector
 from spade_faiss.evaluate import EvaluationOptions, check_categories, evaluate
 from tests.helpers.command_line import Spade
-from tests.helpers.datasets import make_set
+from tests.helpers.datasets import detector_over, make_set
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
@@ -26,10 +26,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def detector(tmp_path: Path, dataset: Path) -> sf.Detector:
-    extractor = sf.load_extractor("toy")
-    gallery = sf.Gallery.create(tmp_path / "tiles.gallery", extractor.spec)
-    gallery.add_images(dataset / "train" / "good", extractor)
-    return sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.ScoreOptions(image_score="map_max"))
+    return detector_over(tmp_path / "tiles.gallery", dataset)
 
 
 BAD = {"test/good/001.png": b"", "test/square/002.png": b"not an image", "test/square/003.png": b"\x89PNG\r\n\x1a\n"}

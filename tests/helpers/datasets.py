@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import spade_faiss as sf
 from spade_faiss.datasets.category import Category, Sample
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.errors import ImageError
@@ -203,3 +204,11 @@ def make_set(folder: Path) -> Path:
         Image.fromarray(pixels).save(path)
         Image.fromarray(mask).save(folder / "ground_truth" / "square" / f"{path.stem}_mask.png")
     return folder
+
+
+def detector_over(path: Path, dataset: Path) -> sf.Detector:
+    """Make a toy gallery of a set's training images, and a detector over it."""
+    extractor = sf.load_extractor("toy")
+    gallery = sf.Gallery.create(path, extractor.spec)
+    gallery.add_images(dataset / "train" / "good", extractor)
+    return sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.ScoreOptions(image_score="map_max"))
