@@ -281,13 +281,16 @@ class Pipeline:
         with watch("extract"):
             return self.extractor.extract(views)
 
-    def _retrieve(self, image_features: Array, watch: Stopwatch, without: Ids | None = None) -> tuple[Ids, Array]:
+    def _retrieve(
+        self, image_features: Array, watch: Stopwatch, without: Ids | None = None
+    ) -> tuple[list[Ids], list[Array]]:
+        """Return the neighbours of m queries, nearest first, and their squared distances; copies count once."""
         search = self.settings.search
         with watch("retrieve"):
             wanted = max(self.k, search.k_score or 0)
             if without is not None:
                 wanted = max(1, min(wanted, len(self.snapshot) - len(without)))
-            return self.snapshot.search(image_features, wanted, without, search.nprobe)
+            return self.copies.nearest(image_features, wanted, without, search.nprobe)
 
     def _read(self, query: Query) -> list[Any]:
         """Return the neighbours' levels: arrays, or tensors on the device that they are searched on."""

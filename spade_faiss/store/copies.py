@@ -23,6 +23,7 @@ from .snapshot import Snapshot
 SAME_IMAGE = 1e-9  # squared distance of equal image features, over the squared norm
 SAME_LEVEL = 1e-6  # likewise of levels, which float16 rounds by 2^-11
 SEARCHED = 64  # images that are searched together
+ROUNDING = 1e-6  # of a squared distance in float32, over the squared norms
 NEAREST = 4  # images that are searched for first; more while all of them are equal
 TOGETHER = 4096  # images whose image features are in memory at a time
 READ = 16  # images whose levels are in memory at a time
@@ -90,6 +91,51 @@ class Copies:
     def with_copies(self, ids: Ids) -> Ids:
         """Return some images and all their copies, ascending."""
         return np.unique(np.concatenate([np.asarray(ids, np.int64), *self.of(ids)])).astype(np.int64)
+
+    def nearest(
+        self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
+    ) -> tuple[list[Ids], list[Array]]:
+        """Find the k nearest images of different contents: of copies, one takes a place.
+
+        Args:
+            image_features: (m, d) of the queries.
+            k: how many; fewer are found where the snapshot has no more contents.
+            without: as for Snapshot.search.
+            nprobe: likewise.
+
+        Returns:
+            m arrays of ids and of squared distances, nearest first.
+        """
+        found, squared = self._snapshot.search(image_features, k, without, nprobe)
+        most = len(self._snapshot) - (0 if without is None else len(without))
+        ids, sq_distances = list(found), list(squared)
+        for at, query in enumerate(image_features):
+            kept, asked = self._distinct(query, ids[at], sq_distances[at]), k
+            while len(kept) < k and asked < most:
+                asked = min(most, 2 * asked)
+                [ids[at]], [sq_distances[at]] = self._snapshot.search(query[None], asked, without, nprobe)
+                kept = self._distinct(query, ids[at], sq_distances[at])
+            ids[at], sq_distances[at] = ids[at][kept[:k]], sq_distances[at][kept[:k]]
+        return ids, sq_distances
+
+    def _distinct(self, query: Array, ids: Ids, sq_distances: Array) -> NDArray[np.intp]:
+        """Return the places, among the nearest images of a query, of those that are no copies of one before them."""
+        places = np.arange(len(ids))
+        reach = np.sqrt(np.maximum(sq_distances, 0, dtype=np.float64))
+        longest = (np.sqrt(_squared_norms(query[None])) + reach) ** 2  # bounds the squared norms of images so far away
+        error = SAME_IMAGE * longest
+        tied = np.diff(sq_distances) <= (2 * reach * np.sqrt(error) + error + ROUNDING * longest)[1:]
+        if not tied.any():
+            return places
+        kept = np.ones(len(ids), np.bool_)
+        for run in np.split(places, np.flatnonzero(~tied) + 1):
+            left = run if len(run) > 1 else run[:0]
+            while len(left):
+                first, others = int(ids[left[0]]), ids[left[1:]]
+                same = np.isin(others, self._equal(first, self._as_near(first, others)))
+                kept[left[1:][same]] = False
+                left = left[1:][~same]
+        return places[kept]
 
     def _nearest(self, ids: list[int]) -> list[Ids]:
         """Return for each of some images those whose image features are equal to its own."""

@@ -51,16 +51,16 @@ def without_copies(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("n", [4, 16, 20, N])
-@pytest.mark.parametrize("suffix", ["again.png", "other.bmp", "other.tiff", "other.webp"])
-def test_thresholds_are_those_of_the_set_without_copies(tmp_path: Path, n: int, suffix: str) -> None:
+@pytest.mark.parametrize(("suffix", "k"), [("again.png", 1), ("other.bmp", 5), ("other.tiff", 10), ("other.webp", N)])
+def test_thresholds_are_those_of_the_set_without_copies(tmp_path: Path, n: int, suffix: str, k: int) -> None:
     """By another name, in another folder, in another lossless format."""
-    once = sf.calibrate(detector_of(tmp_path / "once", textures(tmp_path / "normal"), 1), 0.05)
+    once = sf.calibrate(detector_of(tmp_path / "once", textures(tmp_path / "normal"), k), 0.05)
     folder = tmp_path / "normal" / "more"
     copied(tmp_path / "normal", n, suffix)
     if suffix.endswith("webp"):
         for path in folder.iterdir():
             Image.open(folder.parent / f"{path.name[:3]}.png").save(path, lossless=True)
-    found = sf.calibrate(detector_of(tmp_path / "twice", tmp_path / "normal", 1), 0.05)
+    found = sf.calibrate(detector_of(tmp_path / "twice", tmp_path / "normal", k), 0.05)
     assert len(found.image_scores) == N
     assert found.image_scores == pytest.approx(once.image_scores, rel=1e-4)
     assert found.map_maxima == pytest.approx(once.map_maxima, rel=1e-4)
@@ -241,3 +241,47 @@ def test_make_images_differ(tmp_path: Path) -> None:
     """Images that other tests use are no copies."""
     gallery, _ = make_gallery(tmp_path / "g", make_images(tmp_path / "normal", 12))
     assert gallery.info()["copies"] == 0
+
+
+@pytest.mark.parametrize("copies", [1, 4, N])
+@pytest.mark.parametrize("index", ["flat", "ivf"])
+@pytest.mark.parametrize("k", [1, 5, N])
+def test_a_query_finds_what_it_finds_without_copies(tmp_path: Path, copies: int, index: str, k: int) -> None:
+    """Of K neighbours, no two are of one content, and as many are searched: maps and scores are equal."""
+    normal, queries = textures(tmp_path / "normal"), textures(tmp_path / "test", 3, seed=1)
+    gallery, extractor = make_gallery(tmp_path / "once", normal)
+    images = [*sorted(queries.iterdir()), normal / "001.png"]
+    gallery.reindex(index)
+    once = sf.Detector(gallery, extractor, sf.SearchOptions(k=k)).query_batch(images)
+    gallery, extractor = make_gallery(tmp_path / "twice", copied(normal, copies))
+    gallery.reindex(index)
+    assert len(gallery) == N + copies
+    for found, expected in zip(
+        sf.Detector(gallery, extractor, sf.SearchOptions(k=k)).query_batch(images), once, strict=True
+    ):
+        names = [
+            key.removeprefix("more/").removesuffix("-again.png").removesuffix(".png") for key in found.neighbours.keys
+        ]
+        assert names == [key.removesuffix(".png") for key in expected.neighbours.keys]
+        assert found.image_score == pytest.approx(expected.image_score, rel=1e-5, abs=1e-6)
+        np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-6)
+
+
+def test_fewer_contents_than_k(tmp_path: Path) -> None:
+    """One image 41 times: it is the one neighbour, and a query says so."""
+    image = textures(tmp_path / "normal", 1) / "000.png"
+    for number in range(N):
+        Image.open(image).save(tmp_path / "normal" / f"again-{number}.bmp")
+    gallery, extractor = make_gallery(tmp_path / "g", tmp_path / "normal")
+    found = sf.Detector(gallery, extractor, sf.SearchOptions(k=30, k_score=20)).query(image)
+    assert (len(found.neighbours.keys), found.image_score, found.matches.shape[-1]) == (1, 0.0, 3)
+
+
+def test_images_that_differ_a_little_are_no_copies(tmp_path: Path) -> None:
+    """One grey level more in each pixel is another image: every one of them takes a place."""
+    pixels = np.array(Image.open(textures(tmp_path / "normal", 1) / "000.png"))
+    for number in range(1, 6):
+        Image.fromarray(pixels + np.uint8(number)).save(tmp_path / "normal" / f"{number:03d}.png")
+    gallery, extractor = make_gallery(tmp_path / "g", tmp_path / "normal")
+    found = sf.Detector(gallery, extractor, sf.SearchOptions(k=6)).query(tmp_path / "normal" / "003.png")
+    assert len(set(found.neighbours.keys)) == 6
