@@ -73,10 +73,14 @@ class FeatureOptions:
     # How many bits are significant, 8 to 16, in image files of 16 bits a value that do not say so; None: 16. Larger
     # values are refused
     bits: int | None = None
+    # px of the image: larger images are cut into tiles of this size, each an image of the gallery, so that small things
+    # are not shrunk away; None: each image is seen whole
+    tile: int | tuple[int, int] | None = None
+    overlap: int | None = None  # px at least that neighbouring tiles share; None: 1/8 of a tile's shorter side
 
     def __post_init__(self) -> None:
         # From here on sizes are (height, width), however they were given.
-        for name in ("image_size", "crop"):
+        for name in ("image_size", "crop", "tile"):
             size = _as_size(getattr(self, name))
             _check(size is None or is_size(size), name, "pixels >= 1, a side or (height, width)", size)
             object.__setattr__(self, name, size)
@@ -87,6 +91,11 @@ class FeatureOptions:
         _check(self.dtype in get_args(StoredDtype), "dtype", "float16 or float32", self.dtype)
         few = is_count(self.bits) and LEAST_BITS <= int(self.bits or 0) <= MOST_BITS
         _check(self.bits is None or few, "bits", f"a number from {LEAST_BITS} to {MOST_BITS}", self.bits)
+        tile, overlap = self.tile, self.overlap
+        most = min(tile) // 2 if isinstance(tile, tuple) else 0
+        shared = overlap is None or (tile is not None and (is_count(overlap) or overlap == 0) and overlap <= most)
+        expected = f"pixels from 0 to {most}, half a tile" if tile else "no overlap without tiles (tile)"
+        _check(shared, "overlap", expected, overlap)
         _check(is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
         named = isinstance(self.levels, tuple) and self.levels and all(isinstance(name, str) for name in self.levels)
         _check(self.levels is None or bool(named), "levels", "names of at least one level", self.levels)
@@ -95,6 +104,12 @@ class FeatureOptions:
             bool(self.strides) and all(map(is_count, self.strides)) and sorted(set(self.strides)) == [*self.strides]
         )
         _check(rising, "strides", "pixels, ascending", self.strides)
+
+    @property
+    def tile_size(self) -> tuple[int, int] | None:
+        """The (height, width) of a tile in pixels of the image; None: each image is seen whole."""
+        size: tuple[int, int] | None = _as_size(self.tile)
+        return size
 
     def sizes(self, default: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return (resized, crop): the (height, width) an image is resized to, and that of the crop the network sees.

@@ -25,7 +25,7 @@ from ..store.create import SKIPPED, discard_folder
 from . import options as args
 from .dataset_options import LabelledFlags, training_images
 from .flags import PATH, Bytes, Size, changed, flag, takes
-from .info_commands import index_line
+from .info_commands import held, index_line
 from .messages import exit_status, name_notes, name_skipped, note, one_line, with_options
 
 
@@ -54,6 +54,19 @@ class FeatureFlags:
     dtype: Annotated[
         str | None, flag("--dtype", type=click.Choice(["float16", "float32"]), help="Number type of the stored levels.")
     ]
+    tile: Annotated[
+        tuple[int, int] | None,
+        flag("--tile", type=Size(), help="Cut larger images into tiles of this size.  [default: see each image whole]"),
+    ]
+    overlap: Annotated[
+        int | None,
+        flag(
+            "--overlap",
+            type=click.IntRange(0),
+            metavar="PX",
+            help="Pixels that neighbouring tiles share at least.  [default: 1/8 of a tile's shorter side]",
+        ),
+    ]
     bits: Annotated[
         int | None,
         flag(
@@ -76,6 +89,8 @@ class FeatureFlags:
             neighbourhood=self.neighbourhood,
             dtype=self.dtype,
             bits=self.bits,
+            tile=self.tile,
+            overlap=self.overlap,
             batch_size=network.batch_size,
             device=network.device,
         )
@@ -235,7 +250,7 @@ def _add(
     copies = {0: "", None: ", copies not counted"}.get(report.copies, f", {report.copies} copies of other images")
     taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
     rate, where = report.added / max(report.seconds, 1e-9), one_line(gallery.path)
-    click.echo(f"{taken}, {len(report.skipped)} skipped; {len(gallery)} images in {where}; {rate:.1f} images/s")
+    click.echo(f"{taken}, {len(report.skipped)} skipped; {held(gallery)} in {where}; {rate:.1f} images/s")
     if report.added and not flags.quiet:
         click.echo(f"index: {_index_line(gallery)}", err=True)
     skipped = [Skipped(item.path, with_options(item.reason)) for item in report.skipped]
@@ -256,7 +271,7 @@ def remove(gallery: Path, keys: tuple[str, ...], flags: args.WriteFlags) -> None
     """Remove images from GALLERY by key. `compact` then frees their space."""
     with Gallery.open(gallery) as opened:
         opened.remove(keys, flags.wait)
-        click.echo(f"{len(set(keys))} removed; {len(opened)} images in {one_line(gallery)}")
+        click.echo(f"{len(set(keys))} removed; {held(opened)} in {one_line(gallery)}")
 
 
 @click.command()
@@ -267,7 +282,7 @@ def compact(gallery: Path, flags: args.WriteFlags) -> None:
     with Gallery.open(gallery) as opened:
         saved = opened.compact(flags.wait)
         shards = len(opened.snapshot().manifest.shards)
-        click.echo(f"{saved / MIB:.1f} MiB saved; {len(opened)} images in {shards} shards")
+        click.echo(f"{saved / MIB:.1f} MiB saved; {held(opened)} in {shards} shards")
 
 
 @dataclass(frozen=True)

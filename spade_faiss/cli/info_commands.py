@@ -14,6 +14,7 @@ import click
 from ..gallery.gallery import Gallery
 from ..gallery.repair import Repair
 from ..gallery.verify import Problem
+from ..images.tiling import shared
 from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
@@ -44,16 +45,38 @@ def info(gallery: Path, flags: InfoFlags) -> None:
     weights = spec.get("weights_path") or spec["weights"] or "as published"
     for name, value in (
         ("gallery", f"{facts['path']}, generation {facts['generation']}, made by {facts['created_by']}"),
-        ("images", f"{facts['images']} ({facts['removed']} removed and not yet compacted), {_copies(facts['copies'])}"),
+        (
+            _rows(spec),
+            f"{facts['images']} ({facts['removed']} removed and not yet compacted), {_copies(facts['copies'])}",
+        ),
         ("on disk", f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards"),
         ("patches", _patches(facts)),
         ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
+        ("tiling", _tiling(spec)),
         ("levels", f"{levels} {spec['dtype']}; image feature {spec['image_dim']}"),
         ("weights", f"{weights}, SHA-256 {spec['weights_sha256'][:16] or '-'}"),
         ("recipe", _recipe(facts["recipe"])),
         ("index", index_line(facts["index"], state)),
     ):
-        click.echo(f"{name:10} {one_line(value)}")
+        if value:
+            click.echo(f"{name:10} {one_line(value)}")
+
+
+def _rows(spec: dict[str, Any]) -> str:
+    return "tiles" if spec.get("tile") else "images"
+
+
+def _tiling(spec: dict[str, Any]) -> str:
+    if not spec.get("tile"):
+        return ""
+    return (
+        f"larger images in tiles of {_by(spec['tile'])} px, which share {shared(spec['tile'], spec.get('overlap'))} px"
+    )
+
+
+def held(gallery: Gallery) -> str:
+    """Return how many images a gallery holds, or tiles of them, in words."""
+    return f"{len(gallery)} {_rows(gallery.spec.to_json())}"
 
 
 def _copies(copies: int | None) -> str:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from ..arrays import Ids
 from ..errors import OptionError
 from ..options import is_count
+from ..store.copies import Copies
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
+from ..store.tiles import image_keys_of
 from ..system.prefetch import batched
 from ..system.progress import progress_bar
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
@@ -48,6 +50,8 @@ def calibrate(
 ) -> Calibration:
     """Query normal images against the others. Copies are left out together, and each content has one score.
 
+    Of images in tiles, all tiles are queried, and left out together; an image has the scores of its highest tile.
+
     Args:
         detector: with the settings that the thresholds are to hold for.
         false_alarms: alpha, the promised rate.
@@ -67,16 +71,18 @@ def calibrate(
     (12, True)
     """
     snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)
-    ids = snapshot.ids()
+    ids = Copies(snapshot).images()
     size = min(sampling.sample or len(ids), len(ids))
     conformal_threshold(np.zeros(size), false_alarms)  # before hours are spent
     require_group(snapshot, group)
     pipeline = detector.pipeline(snapshot)  # one: another thread may write for as long as this takes
     chosen = pipeline.copies.draw(ids, size, seed)
     if len(chosen) == 1:
-        pipeline.check_others(int(chosen[0]), *pipeline.copies.of(chosen))
+        pipeline.check_others(int(chosen[0]), pipeline.copies.with_copies(chosen))
     conformal_threshold(np.zeros(len(chosen)), false_alarms, len(ids) - len(chosen) if len(chosen) < size else 0)
-    scores = normal_scores(pipeline, chosen, group, "calibrate", progress)
+    rows, image_of = pipeline.copies.tiles_of(chosen)
+    scores = np.full((len(chosen), 2), -np.inf)
+    np.maximum.at(scores, image_of, normal_scores(pipeline, rows, group, "calibrate", progress))
     found = Calibration(
         snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
         pipeline.baseline,
@@ -126,7 +132,7 @@ def require_group(snapshot: Snapshot, group: str | None) -> None:
         return
     pattern = _compiled(group)
     for rows in batched(snapshot.ids().tolist(), TEXTS_TOGETHER):
-        if any(pattern.search(key) for key in snapshot.keys(rows)):
+        if any(pattern.search(key) for key in image_keys_of(snapshot, snapshot.keys(rows))):
             return
     examples = " and ".join(map(repr, snapshot.keys(snapshot.ids()[:EXAMPLES])))
     raise OptionError(
@@ -149,10 +155,10 @@ def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) 
         match = pattern.search(key)
         return key if match is None else f"\0{match[1] if pattern.groups else match[0]}"
 
-    names = [name(key) for key in snapshot.keys(ids)]
+    names = [name(key) for key in image_keys_of(snapshot, snapshot.keys(ids))]
     members: dict[str, list[int]] = {name: [] for name in names}
     for rows in batched(snapshot.ids().tolist(), TEXTS_TOGETHER):
-        for row, key in zip(rows, snapshot.keys(rows), strict=True):
+        for row, key in zip(rows, image_keys_of(snapshot, snapshot.keys(rows)), strict=True):
             if (found := members.get(name(key))) is not None:
                 found.append(row)
     if len(snapshot) == len(ids) == len(members) > 1:

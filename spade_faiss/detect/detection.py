@@ -24,6 +24,22 @@ class Neighbours:
     sq_distances: NDArray[np.float32]  # (K,) of image features
 
 
+@dataclass(frozen=True)
+class TileMatches:
+    """A tile of an image, or all of it, and what its patches were matched with."""
+
+    box: tuple[int, int, int, int]  # (left, top, right, bottom), half-open, pixels of the image
+    neighbours: Neighbours
+    sq_distances: NDArray[np.float32]  # (h, w, kappa); see Detection
+    matches: NDArray[np.int32]  # (h, w, kappa, 3)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the image."""
+        left, top, right, bottom = self.box
+        return bottom - top, right - left
+
+
 @dataclass(frozen=True, repr=False)
 class Detection:
     """What a query found.
@@ -40,6 +56,8 @@ class Detection:
             overlap, so that all of them together may be more than the time that passed.
         path: where the image came from, if it was a path.
         judgement: verdict, p-value and regions, if the gallery is calibrated.
+        tiles: of an image that was cut into tiles, each with its own neighbours and matches. `image_score` is then
+            that of the highest tile, whose neighbours, distances and matches are those above.
 
     >>> detection = detector.query("test/000.png")
     >>> detection.anomaly_map.shape, detection.matches.shape
@@ -57,6 +75,7 @@ class Detection:
     seconds: dict[str, float] = field(default_factory=dict)
     path: str | None = None
     judgement: Judgement | None = None
+    tiles: tuple[TileMatches, ...] = ()
 
     def __repr__(self) -> str:
         height, width = self.anomaly_map.shape
@@ -83,6 +102,13 @@ class Detection:
         if self.judgement is None or self.judgement.labels is None:
             return np.zeros(self.anomaly_map.shape, np.bool_)
         return self.judgement.labels > 0
+
+    @property
+    def searched_tiles(self) -> list[TileMatches]:
+        """The tiles whose patches were searched; of an image that is no larger than a tile, all of it."""
+        height, width = self.anomaly_map.shape
+        whole = TileMatches((0, 0, width, height), self.neighbours, self.sq_distances, self.matches)
+        return [tile for tile in self.tiles or (whole,) if tile.sq_distances.shape[2]]
 
     @property
     def map_max(self) -> float:

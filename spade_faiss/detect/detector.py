@@ -25,7 +25,8 @@ from .baseline import Baseline
 from .calibration import Calibration
 from .detection import Detection
 from .measure_baseline import measure
-from .pipeline import AnyImage, Caches, Pipeline
+from .pipeline import Caches, Pipeline
+from .query import AnyImage
 from .settings import Settings
 
 

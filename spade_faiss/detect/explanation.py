@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..images.tiling import cut
 from ..images.view import View
-from .detection import Detection
+from .detection import Detection, TileMatches
 from .regions import Region
 
 
@@ -31,6 +32,7 @@ class Correspondence:
     row: int
     column: int
     matches: list[Match]  # nearest first
+    tile: TileMatches  # that the cell is in
 
 
 def correspondences(detection: Detection, view: View, regions: int = 3, matches: int = 3) -> list[Correspondence]:
@@ -44,15 +46,16 @@ def correspondences(detection: Detection, view: View, regions: int = 3, matches:
         regions: how many, worst first.
         matches: how many of the kappa.
     """
-    if not detection.is_searched:
+    tiles = detection.searched_tiles
+    if not tiles:
         return []
-    cells: list[tuple[Region | None, tuple[int, int]]] = [
-        (region, _worst_cell(detection, view, number))
+    cells: list[tuple[Region | None, Cell]] = [
+        (region, _worst_cell(detection, tiles, view, number))
         for number, region in enumerate(detection.regions[:regions], start=1)
     ]
     return [
-        Correspondence(region, row, column, _matches(detection, row, column, matches))
-        for region, (row, column) in cells or [(None, _cell_of_maximum(detection, view))]
+        Correspondence(region, row, column, _matches(tile, row, column, matches), tile)
+        for region, (tile, row, column) in cells or [(None, _cell_at_maximum(detection.anomaly_map, tiles, view))]
     ]
 
 
@@ -62,50 +65,91 @@ def match_arrays(detection: Detection) -> dict[str, NDArray[Any]]:
     Returns:
         keys (K,) str of the neighbours; neighbour (index into keys), row and column (h, w, kappa) int32 and
         sq_distance (h, w, kappa) float32, nearest first; grid (h, w); region (left, top, right, bottom) in pixels of
-        the image. kappa is 0 where the patch search was skipped.
+        the image. kappa is 0 where the patch search was skipped. Of an image that was cut into T tiles: (T, h, w,
+        kappa), keys of the neighbours of all tiles, and tiles (T, 4), their (left, top, right, bottom); where the
+        search of a tile was skipped, -1 and infinity.
     """
-    neighbour, row, column = np.moveaxis(np.asarray(detection.matches, np.int32), 3, 0)
-    return {
-        "keys": np.array(detection.neighbours.keys, np.str_),
+    tiles = detection.tiles or (
+        TileMatches((0, 0, 0, 0), detection.neighbours, detection.sq_distances, detection.matches),
+    )
+    keys = list(dict.fromkeys(key for tile in tiles for key in tile.neighbours.keys))
+    kappa = max(tile.sq_distances.shape[2] for tile in tiles)
+    found = [_with_shared_keys(tile, keys, kappa) for tile in tiles]
+    matches, sq_distances = (np.stack(arrays) for arrays in zip(*found, strict=True))
+    if not detection.tiles:
+        matches, sq_distances = matches[0], sq_distances[0]
+    neighbour, row, column = np.moveaxis(matches, -1, 0)
+    arrays = {
+        "keys": np.array(keys, np.str_),
         "neighbour": neighbour,
         "row": row,
         "column": column,
-        "sq_distance": np.asarray(detection.sq_distances, np.float32),
+        "sq_distance": sq_distances,
         "grid": np.array(detection.sq_distances.shape[:2], np.int32),
         "region": np.array(detection.region, np.int32),
     }
+    return arrays | ({"tiles": np.array([tile.box for tile in tiles], np.int32)} if detection.tiles else {})
 
 
-def _worst_cell(detection: Detection, view: View, number: int) -> tuple[int, int]:
+def _with_shared_keys(tile: TileMatches, keys: list[str], kappa: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return a tile's matches, with neighbours as places among some keys, and distances; of none searched, -1, inf."""
+    matches, sq_distances = np.asarray(tile.matches, np.int32), np.asarray(tile.sq_distances, np.float32)
+    if sq_distances.shape[2] < kappa:
+        shape = (*sq_distances.shape[:2], kappa)
+        return np.full((*shape, 3), -1, np.int32), np.full(shape, np.inf, np.float32)
+    if tile.neighbours.keys == keys:
+        return matches, sq_distances
+    place = {key: at for at, key in enumerate(keys)}
+    shared = np.array([place[key] for key in tile.neighbours.keys], np.int32)
+    return np.concatenate([shared[matches[..., :1]], matches[..., 1:]], axis=-1), sq_distances
+
+
+Cell = tuple[TileMatches, int, int]  # of the finest grid: its tile, row and column
+
+
+def _worst_cell(detection: Detection, tiles: list[TileMatches], view: View, number: int) -> Cell:
     """Return the cell with the highest score of those whose centre lies in a region; else that of its peak."""
     assert detection.judgement is not None
     assert detection.judgement.labels is not None
     region = detection.judgement.labels == number
-    size, (h, w) = _size(detection), detection.sq_distances.shape[:2]
+    best: tuple[float, Cell] | None = None
+    for tile in tiles:
+        inside = cut(region, tile.box)
+        if not inside.any():
+            continue
+        scores = np.where(_at_centres(inside, tile, view), tile.sq_distances.mean(axis=2, dtype=np.float64), -np.inf)
+        row, column = divmod(int(scores.argmax()), scores.shape[1])
+        if scores[row, column] > (best[0] if best else -np.inf):
+            best = scores[row, column], (tile, row, column)
+    if best is None:
+        return _cell_at_maximum(np.where(region, detection.anomaly_map, -np.inf), tiles, view)
+    return best[1]
+
+
+def _at_centres(inside: NDArray[np.bool_], tile: TileMatches, view: View) -> NDArray[np.bool_]:
+    """Return for each cell of a tile whether the pixel at its centre is set in an (H, W) mask of the tile."""
+    size, (h, w) = tile.size, tile.sq_distances.shape[:2]
     cells = [view.cell_box(size, (h, w), row, 0) for row in range(h)]
-    rows = [min(size[0] - 1, int((box[1] + box[3]) / 2)) for box in cells]  # of the pixels at their centres
+    rows = [min(size[0] - 1, int((box[1] + box[3]) / 2)) for box in cells]
     cells = [view.cell_box(size, (h, w), 0, column) for column in range(w)]
     columns = [min(size[1] - 1, int((box[0] + box[2]) / 2)) for box in cells]
-    inside = region[np.ix_(rows, columns)]
-    if not inside.any():
-        peak = int(np.where(region, detection.anomaly_map, -np.inf).argmax())
-        return view.cell_at(size, (h, w), *divmod(peak, size[1]))
-    scores = detection.sq_distances.mean(axis=2, dtype=np.float64)
-    row, column = divmod(int(np.where(inside, scores, -np.inf).argmax()), w)
-    return row, column
+    found: NDArray[np.bool_] = inside[np.ix_(rows, columns)]
+    return found
 
 
-def _cell_of_maximum(detection: Detection, view: View) -> tuple[int, int]:
-    size, (h, w) = _size(detection), detection.sq_distances.shape[:2]
-    return view.cell_at(size, (h, w), *divmod(int(detection.anomaly_map.argmax()), size[1]))
+def _cell_at_maximum(scores: NDArray[Any], tiles: list[TileMatches], view: View) -> Cell:
+    """Return the cell that holds the maximum of an (H, W) map; where tiles overlap, of the tile with the higher one."""
+    y, x = divmod(int(scores.argmax()), scores.shape[1])
+    found = []
+    for tile in tiles:
+        left, top, right, bottom = tile.box
+        if left <= x < right and top <= y < bottom:
+            row, column = view.cell_at(tile.size, tile.sq_distances.shape[:2], y - top, x - left)
+            found.append((float(tile.sq_distances[row, column].mean()), (tile, row, column)))
+    return max(found, key=lambda pair: pair[0])[1] if found else (tiles[0], 0, 0)
 
 
-def _size(detection: Detection) -> tuple[int, int]:
-    height, width = detection.anomaly_map.shape
-    return height, width
-
-
-def _matches(detection: Detection, row: int, column: int, count: int) -> list[Match]:
-    found = zip(detection.matches[row, column, :count], detection.sq_distances[row, column, :count], strict=True)
-    keys = detection.neighbours.keys
+def _matches(tile: TileMatches, row: int, column: int, count: int) -> list[Match]:
+    found = zip(tile.matches[row, column, :count], tile.sq_distances[row, column, :count], strict=True)
+    keys = tile.neighbours.keys
     return [Match(keys[match[0]], int(match[1]), int(match[2]), float(sq_distance)) for match, sq_distance in found]

@@ -29,7 +29,7 @@ def measure(pipeline: Pipeline) -> Baseline:
     chosen = pipeline.copies.draw(ids, SAMPLE, SEED).tolist()
     scales = _level_scales(pipeline, chosen) if pipeline.settings.search.level_weights == "spread" else ()
     bare = Baseline(frozenset(), scales, np.zeros(spec.level_shapes[0][1:]), LogStats(1, 1), LogStats(1, 1))
-    if len(pipeline.copies.of(chosen[:1])[0]) == len(ids):
+    if len(pipeline.copies.with_copies(chosen[:1])) == len(ids):
         return bare
     weighted = pipeline.scored_by(bare)
     found = [(weighted.distances(query), query.key) for query in weighted.stored(chosen)]

@@ -6,10 +6,7 @@ order below; stream() and leave_one_out() are what runs them. A Pipeline never c
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +20,7 @@ from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..images.decode import decode
 from ..images.inputs import ImageLike, require_several
+from ..images.tiling import size_of
 from ..patch_search.search import search_checked, search_patches
 from ..pyramids.cache import LevelCache, PyramidCache
 from ..pyramids.device_cache import DeviceCache
@@ -32,57 +30,12 @@ from ..store.snapshot import Snapshot
 from ..system.devices import as_arrays, beside, search_device
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
-from .calibration import Calibration
-from .detection import Detection, Neighbours
+from .calibration import Calibration, Judgement
+from .detection import Detection, Neighbours, TileMatches
+from .mosaic import Mosaic, ScoredTile
+from .query import AnyImage, Decoded, Query, Stopwatch, Tile, path_of
 from .scoring import anomaly_map, knn_score
 from .settings import Settings
-
-
-class Stopwatch:
-    """Seconds by stage. What is timed for a batch is shared out among its images."""
-
-    def __init__(self, images: int = 1) -> None:
-        self.seconds: dict[str, float] = {}
-        self._images = images
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time a block; blocks of one stage are added up."""
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-    def of_one_image(self) -> Stopwatch:
-        """Share out what was timed so far."""
-        own = Stopwatch()
-        own.seconds = {stage: seconds / self._images for stage, seconds in self.seconds.items()}
-        return own
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """The network's view of an image that somebody has decoded already, in so many seconds."""
-
-    view: Pixels
-    size: tuple[int, int]  # (H, W) of the image
-    seconds: float
-
-
-AnyImage = ImageLike | Decoded
-
-
-@dataclass(frozen=True)
-class Query:
-    """An image between retrieval and localisation."""
-
-    levels: list[Array]  # [(c, h, w), ...]
-    ids: Ids  # of the neighbours
-    sq_distances: Array  # of the neighbours' image features
-    image_size: tuple[int, int]
-    path: str | None
-    watch: Stopwatch
-    position: int = 0  # among the images of the run
-    key: str | None = None  # of the normal image that is queried, or of its first copy, if it is one of the gallery's
 
 
 @dataclass(frozen=True)
@@ -124,7 +77,8 @@ class Pipeline:
         self.calibration: Calibration | None = None
         self.copies = Copies(snapshot, lambda ids: caches.host.read(pyramids, ids))
         self._caches = caches
-        self._view = snapshot.manifest.spec.view
+        self._tiling = snapshot.manifest.spec.tiling
+        self._view = self._tiling.view
 
     def scored_by(self, baseline: Baseline | None, calibration: Calibration | None = None) -> Pipeline:
         """Return it with distances on the scale of normal images, and judging by a calibration."""
@@ -161,7 +115,8 @@ class Pipeline:
 
         Args:
             ids: the images.
-            without: for each, the ids that it is not compared with, and neither with their copies; None: itself.
+            without: for each, the ids that it is not compared with, and neither with their copies, nor with other
+                tiles of these images; None: itself.
 
         Raises:
             NotEnoughImagesError: no image is left to compare one with.
@@ -188,10 +143,9 @@ class Pipeline:
         n = len(self.snapshot)
         if len(left_out) < n:
             return
-        copies = len(self.copies.of([row_id])[0])
-        if n == 1:
+        if len(self.copies.images()) == 1:
             why = "the gallery has one image"
-        elif copies == n:
+        elif len(self.copies.with_copies(np.array([row_id]))) == n:
             why = f"all {n} images are copies of one"
         else:
             why = f"all {n} images are left out with it, as its group (group=REGEX) and their copies"
@@ -212,17 +166,39 @@ class Pipeline:
 
     def _queries(self, images: Iterable[AnyImage]) -> Iterator[tuple[list[Query], Exception | None]]:
         """Decode, extract and retrieve batch by batch, one of them ahead where a GPU takes part."""
-        return one_ahead(batched(enumerate(images), self.extractor.batch_size), self._prepare, self.overlaps)
+        return one_ahead(batched(self._tiles(images), self.extractor.batch_size), self._prepare, self.overlaps)
 
-    def _prepare(self, images: Sequence[tuple[int, AnyImage]]) -> tuple[list[Query], Exception | None]:
+    def _tiles(self, images: Iterable[AnyImage]) -> Iterator[Tile]:
+        """Yield the tiles of images; without tiles the images as they are, to be decoded batch by batch."""
+        for position, image in enumerate(images):
+            if self._tiling.tile is None:
+                yield Tile(position, image)
+                continue
+            watch = Stopwatch()
+            try:
+                if not isinstance(image, Decoded):
+                    pixels = self._decode(image, watch)
+                    with watch("decode"):
+                        views = self._tiling.views(pixels)
+                    size = pixels.shape[0], pixels.shape[1]
+                    image = Decoded(views, size, watch.seconds["decode"], path_of(image))
+                boxes = self._tiling.boxes(image.size) if len(image.views) > 1 else [None]
+            except Exception as error:
+                yield Tile(position, image, error=error)
+                return
+            yield from (Tile(position, image, number, box) for number, box in enumerate(boxes))
+
+    def _prepare(self, tiles: Sequence[Tile]) -> tuple[list[Query], Exception | None]:
         """Decode, extract and retrieve a batch, up to the first image that cannot be read."""
         error: Exception | None = None
-        views, sizes, watch, alone = [], [], Stopwatch(len(images)), dict[int, float]()
+        views, sizes, watch = [], [], Stopwatch(len(tiles))
         try:
-            for position, image in images:
+            for tile in tiles:
+                if tile.error is not None:
+                    raise tile.error
+                image = tile.image
                 if isinstance(image, Decoded):
-                    alone[position] = image.seconds
-                    views.append(image.view)
+                    views.append(image.views[tile.number])
                     sizes.append(image.size)
                     continue
                 pixels = self._decode(image, watch)
@@ -236,13 +212,16 @@ class Pipeline:
         features = self._extract(views, watch)
         ids, sq_distances = self._retrieve(features.image, watch)
         found = []
-        for row, ((position, image), size) in enumerate(zip(images, sizes, strict=False)):
+        for row, (tile, size) in enumerate(zip(tiles, sizes, strict=False)):
             levels = [level[row] for level in features.levels]
-            path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-            own = watch.of_one_image()
-            if position in alone:
-                own.seconds["decode"] = alone[position]
-            found.append(Query(levels, ids[row], sq_distances[row], size, path, own, position))
+            image, own = tile.image, watch.of_one_image()
+            if isinstance(image, Decoded):
+                own.seconds["decode"] = image.seconds if tile.number == 0 else 0.0
+            found.append(
+                Query(
+                    levels, ids[row], sq_distances[row], size, path_of(image), own, tile.position, tile.number, tile.box
+                )
+            )
         return found, error
 
     def _one_by_one(self, batches: Iterable[tuple[list[Query], Exception | None]], next_of: Choice) -> Iterator[Query]:
@@ -261,15 +240,18 @@ class Pipeline:
         """
         background = self.snapshot.manifest.schema.has_levels or self.overlaps  # recomputing takes the network
 
+        mosaics: dict[int, Mosaic] = {}  # by position: images of which tiles are missing
+
         def read(query: Query) -> tuple[Query, list[Any] | None]:
             return query, self._read(query) if self._is_suspicious(query) else None
 
         for query, levels in one_ahead(queries, read, background):
             found = self._match(query, levels)
             del levels  # else those of the one after the next are read while these are here
-            position, detection = query.position, self._score(query, *found)
+            position, detection = query.position, self._score(query, *found, mosaics)
             del query, found
-            yield position, detection
+            if detection is not None:
+                yield position, detection
 
     # The stages, in their order.
 
@@ -314,23 +296,44 @@ class Pipeline:
             sq_distances, matches = as_arrays(found)
             return (sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances), matches
 
-    def _score(self, query: Query, sq_distances: Array, matches: Array) -> Detection:
-        """Make the map and the image score, and judge them."""
-        calibration = self.calibration if query.key is None else None
+    def _score(self, query: Query, sq_distances: Array, matches: Array, mosaics: dict[int, Mosaic]) -> Detection | None:
+        """Make the map and the image score, and judge them; None for a tile, unless it is the last of its image."""
         neighbours = Neighbours(self.snapshot.keys(query.ids[: self.k]), query.sq_distances[: self.k])
         with query.watch("score"):
-            scores = self.map_of(sq_distances, query.image_size, query.key)
+            size = size_of(query.box) if query.box else query.image_size
+            scores = self.map_of(sq_distances, size, query.key)
             # At the size that calibration saw: the same image at another size is the same case.
             at_view = self.map_of(sq_distances, self._view.resized, query.key)
-            image_score = self._image_score(query, at_view)
-            judgement = None
-            if calibration:
-                peak, least = float(at_view.max()), self.settings.score.min_region
-                judgement = calibration.judge(image_score, peak, scores, least)
-        region = self._view.region(query.image_size)
+            image_score, peak = self._image_score(query, at_view), float(at_view.max())
+            if query.box is None:
+                judgement = self._judge(query, image_score, peak, scores)
+        if query.box is None:
+            region, seconds = self._view.region(size), query.watch.seconds
+            return Detection(
+                image_score, scores, region, neighbours, sq_distances, matches, seconds, query.path, judgement
+            )
+        mosaic = mosaics.get(query.position) or Mosaic(self._tiling, query.image_size)
+        mosaics[query.position] = mosaic
+        found = TileMatches(query.box, neighbours, sq_distances, matches)
+        mosaic.add(query.tile, ScoredTile(found, image_score, peak), scores, query.watch.seconds)
+        return self._whole(mosaics.pop(query.position), query) if mosaic.is_whole else None
+
+    def _whole(self, mosaic: Mosaic, query: Query) -> Detection:
+        """Judge an image by its tiles, whose last was queried: it is as anomalous as the highest of them."""
+        tiles, highest, watch = [tile.found for tile in mosaic.tiles], mosaic.highest, Stopwatch()
+        with watch("score"):
+            judgement = self._judge(query, highest.image_score, mosaic.peak, mosaic.anomaly_map)
+        seconds = {**mosaic.seconds, "score": mosaic.seconds["score"] + watch.seconds["score"]}
+        neighbours, sq_distances, matches = highest.found.neighbours, highest.found.sq_distances, highest.found.matches
         return Detection(
-            image_score, scores, region, neighbours, sq_distances, matches, query.watch.seconds, query.path, judgement
-        )
+            highest.image_score, mosaic.anomaly_map, mosaic.region, neighbours, sq_distances, matches, seconds,
+            query.path, judgement, tuple(tiles),
+        )  # fmt: skip
+
+    def _judge(self, query: Query, image_score: float, peak: float, scores: NDArray[np.float32]) -> Judgement | None:
+        if self.calibration is None or query.key is not None:
+            return None
+        return self.calibration.judge(image_score, peak, scores, self.settings.score.min_region)
 
     # What the stages consist of; a baseline is measured with these.
 

@@ -16,13 +16,14 @@ from ..images.decode import decode, read_file
 from ..images.facts import FactCounts
 from ..images.reading import Viewed, decoding_gate, view_of
 from ..images.sources import ImageFile
+from ..ingest.image_reader import reading_threads, reads_ahead
 from ..ingest.pipeline import Skipped
 from ..options import MIB
 from ..system.prefetch import ByteGate, read_ahead
 from ..system.progress import progress_bar
 from .detection import Detection
 from .detector import Detector
-from .pipeline import Decoded
+from .query import Decoded
 
 KEPT_BYTES = 128 * MIB  # of pixels that wait for their detections; those beyond it are decoded again
 
@@ -67,7 +68,7 @@ def query_files(
         start = time.perf_counter()
         try:
             content, room = read_file(file.path), kept if with_pixels else None
-            viewed = view_of(content, os.fspath(file.path), spec.view, spec.bits, gate, room)
+            viewed = view_of(content, os.fspath(file.path), spec.tiling, spec.bits, gate, room)
             return _Read(file, viewed, time.perf_counter() - start)
         except ImageError as error:
             if skipped is None:
@@ -82,7 +83,7 @@ def query_files(
         kept.leave(image.viewed.pixels.nbytes)
         return image.viewed.pixels
 
-    reads = read_ahead(files, read, min(8, os.cpu_count() or 1), 2 * detector.extractor.batch_size)
+    reads = read_ahead(files, read, reading_threads(), reads_ahead(detector.extractor))
     taken: deque[_Read] = deque()  # by the detector, which is ahead of its detections
     facts = FactCounts()
     with progress_bar(len(files), "query", progress) as bar:
@@ -92,7 +93,7 @@ def query_files(
                 if image.viewed is not None:
                     facts.add(image.viewed.facts)
                     taken.append(image)
-                    yield Decoded(image.viewed.view, image.viewed.size, image.seconds)
+                    yield Decoded(image.viewed.views, image.viewed.size, image.seconds)
                 elif skipped is not None:
                     skipped.append(Skipped(image.file.path, image.error))
                     bar.update()

@@ -83,6 +83,8 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         weights_sha256=state_digest(model.state_dict()),
         weights=weights.name if weights else "",
         bits=options.bits,
+        tile=options.tile_size,
+        overlap=options.overlap,
         weights_path=str(weights.absolute()) if weights else "",
     )
     return NetworkExtractor(spec, pyramid.forward, device, options, weights)

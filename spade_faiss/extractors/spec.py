@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arrays import Array, all_finite
 from ..errors import FeatureError, OptionError, SpecMismatchError
+from ..images.tiling import Tiling, shared
 from ..images.view import View
 from ..options import MOST_BITS, FeatureOptions, Patches, StoredDtype, is_count
 from .features import Features
@@ -18,7 +19,12 @@ IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel in [0, 1
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 NAMES_BYTES = 256  # about the size of an image's key, digest, checksum and path in a gallery without levels
-OPTIONAL = ("bits", "weights_path")  # fields that earlier releases do not know: written only if they say something
+OPTIONAL = (
+    "bits",
+    "weights_path",
+    "tile",
+    "overlap",
+)  # fields that earlier releases do not know: written only if they say something
 LARGEST_IMAGE = 1e17  # largest value of an image feature: the squared distance of two in 8000 dimensions fits float32
 
 
@@ -47,6 +53,8 @@ class ExtractorSpec:
     weights: str = ""  # name of the weights' file; not compared
     bits: int | None = None  # see FeatureOptions; None: 16
     weights_path: str = field(default="", compare=False)  # where that file was, absolute
+    tile: tuple[int, int] | None = None  # (height, width) px of the image; see FeatureOptions
+    overlap: int | None = None  # px
 
     def __post_init__(self) -> None:
         for each in fields(self):  # tuples, so that specs can be compared and hashed
@@ -62,6 +70,7 @@ class ExtractorSpec:
             ("image_dim", is_count(self.image_dim), "a number >= 1"),
             ("level_names", isinstance(self.level_names, tuple), "names of levels"),
             ("resized and crop", (self.resized is None) == (self.crop is None), "both or none"),
+            ("tile", self.tile is None or self.resized is not None, "none for features that no images made"),
             ("mean", _is_floats(self.mean), "numbers"),
             ("std", _is_floats(self.std), "numbers"),
             ("weights_sha256", isinstance(self.weights_sha256, str), "a digest"),
@@ -80,6 +89,8 @@ class ExtractorSpec:
         parts.append(f"levels {' '.join(map(_times, self.level_shapes))} {self.dtype}")
         if self.bits is not None:
             parts.append(f"{self.bits} bits")
+        if self.tile is not None:
+            parts.append(f"tiles of {_times(self.tile)} px")
         if self.neighbourhood > 1:
             parts.append(f"neighbourhood {self.neighbourhood}")
         return f"ExtractorSpec({', '.join([*parts, f'image {self.image_dim}'])})"
@@ -94,6 +105,15 @@ class ExtractorSpec:
         if self.resized is None or self.crop is None:
             raise FeatureError(f"extractor {self.name!r} takes features, not images: use Gallery.append and search")
         return View(self.resized, self.crop)
+
+    @property
+    def tiling(self) -> Tiling:
+        """How images are cut into tiles that are viewed each; without tiles, the image is the one tile.
+
+        Raises:
+            FeatureError: the features were not made from images.
+        """
+        return Tiling(self.view, self.tile, self.overlap)
 
     @property
     def bytes_per_image(self) -> int:
@@ -126,6 +146,8 @@ class ExtractorSpec:
             normalisation="imagenet" if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD) else "trained",
             neighbourhood=self.neighbourhood,
             bits=self.bits,
+            tile=self.tile,
+            overlap=self.overlap,
             dtype=self.dtype,
             batch_size=batch_size,
             device=device,
@@ -158,6 +180,8 @@ class ExtractorSpec:
 
     def _value(self, name: str) -> Any:
         """Return the value of a field in effect."""
+        if name == "overlap":
+            return shared(self.tile, self.overlap)
         return self.bits or MOST_BITS if name == "bits" else getattr(self, name)
 
     def check(self, features: Features) -> None:
@@ -218,7 +242,7 @@ class ExtractorSpec:
             >>> values["name"], values["image_dim"], values["crop"]
             ('toy', 12, (32, 32))
         """
-        return {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
+        return {name: value for name, value in asdict(self).items() if value not in (None, "") or name not in OPTIONAL}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ExtractorSpec:

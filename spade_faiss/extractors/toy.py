@@ -44,6 +44,8 @@ class ToyExtractor:
             resized=resized,
             crop=crop,
             bits=options.bits,
+            tile=options.tile_size,
+            overlap=options.overlap,
         )
 
     def extract(self, views: Sequence[Pixels]) -> Features:

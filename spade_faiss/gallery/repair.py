@@ -17,6 +17,7 @@ from ..errors import CorruptGalleryError, ImageError
 from ..extractors.registry import Extractor
 from ..images.decode import decode, read_file
 from ..images.sources import list_sources
+from ..images.tiling import cut
 from ..ingest.image_reader import absolute
 from ..store.shard_format import DAMAGED_NAMES
 from ..store.snapshot import Snapshot
@@ -141,7 +142,8 @@ def _found(snapshot: Snapshot, damage: _Damage, folders: Sequence[Path]) -> Iter
                     continue
                 content, _ = originals.find(row_id)
             spec = snapshot.manifest.spec
-            view = spec.view.apply(decode(content, names.key, spec.bits))
+            pixels = decode(content, names.key, spec.bits)
+            view = spec.view.apply(cut(pixels, spec.tiling.box(names.key, pixels.shape[:2])))
         except (ImageError, CorruptGalleryError):
             continue
         yield _Found(names.key, names.digest, names.path, row_id, view)

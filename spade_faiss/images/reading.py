@@ -9,7 +9,7 @@ from ..options import MIB
 from ..system.prefetch import ByteGate
 from .decode import decode_with_facts, image_bytes
 from .facts import Facts
-from .view import View
+from .tiling import Tiling
 
 DECODE_BYTES = 256 * MIB  # of images that a process decodes at the same time; one larger image is decoded alone
 
@@ -18,7 +18,7 @@ DECODE_BYTES = 256 * MIB  # of images that a process decodes at the same time; o
 class Viewed:
     """What a network gets of an image, and what else is known of it."""
 
-    view: Pixels
+    views: list[Pixels]  # of its tiles
     size: tuple[int, int]  # (H, W) of the image
     facts: Facts
     pixels: Pixels | None = None  # (H, W, 3), where there was room to keep them
@@ -30,14 +30,14 @@ def decoding_gate(processes: int = 1) -> ByteGate:
 
 
 def view_of(
-    content: bytes, name: str, view: View, bits: int | None, gate: ByteGate, kept: ByteGate | None = None
+    content: bytes, name: str, tiling: Tiling, bits: int | None, gate: ByteGate, kept: ByteGate | None = None
 ) -> Viewed:
-    """Decode a file and make the network's view, while the gate has room for it.
+    """Decode a file and make the network's views, while the gate has room for it.
 
     Args:
         content: of the file.
         name: of the file, for errors.
-        view: the network's.
+        tiling: how the image is cut into tiles, and each is viewed.
         bits: see decode.
         gate: bounds what threads decode at the same time.
         kept: room for pixels that are kept; None: they are not. Who has used them makes room again.
@@ -50,4 +50,4 @@ def view_of(
         height, width = decoded.pixels.shape[:2]
         keep = kept is not None and kept.enter(decoded.pixels.nbytes)
         pixels = decoded.pixels if keep else None
-        return Viewed(view.apply(decoded.pixels), (height, width), decoded.facts, pixels)
+        return Viewed(tiling.views(decoded.pixels), (height, width), decoded.facts, pixels)

@@ -50,6 +50,8 @@ def estimate(
 ) -> Estimate:
     """Estimate what a build needs. The first image that can be read is extracted, to measure the time.
 
+    The others count as if they were of its size, where images are cut into tiles.
+
     Args:
         files: the images.
         extractor: of the gallery.
@@ -57,28 +59,34 @@ def estimate(
         patches: as the gallery has them.
         workers: processes, which need memory each. The time is that of one process, whatever their number.
     """
-    spec, n = extractor.spec, len(files)
+    spec = extractor.spec
+    tiles, seconds = _first_image(files, extractor)
+    n = len(files) * tiles
     index = about_bytes(n, spec.image_dim)
-    batches = 3 * extractor.batch_size * spec.bytes_per_image + reads_ahead(extractor) * _view_bytes(spec)
+    block = max(extractor.batch_size, tiles)  # an image is written with all its tiles
+    batches = 3 * block * spec.bytes_per_image + reads_ahead(extractor) * tiles * _view_bytes(spec)
     free = shutil.disk_usage(folder).free
-    sizes = {way: spec.bytes_with(way) for way in get_args(Patches)}
-    seconds = _seconds_per_image(files, extractor)
-    return Estimate(n, n * sizes[patches] + index, free, index + workers * batches, seconds, sizes)
+    sizes = {way: tiles * spec.bytes_with(way) for way in get_args(Patches)}
+    return Estimate(len(files), len(files) * sizes[patches] + index, free, index + workers * batches, seconds, sizes)
 
 
-def _seconds_per_image(files: Sequence[ImageFile], extractor: Extractor) -> float:
-    """Measure decoding and extracting a batch of the first image that can be read; 0 if none can."""
-    view, bits = extractor.spec.view, extractor.spec.bits
+def _first_image(files: Sequence[ImageFile], extractor: Extractor) -> tuple[int, float]:
+    """Return the tiles of the first image that can be read, and the seconds that it takes; 0 if none can be."""
+    tiling, bits = extractor.spec.tiling, extractor.spec.bits
     for file in files[:TRIED]:
         try:
-            first = view.apply(decode(file.path, bits=bits))
+            views = tiling.views(decode(file.path, bits=bits))
         except ImageError:
             continue
-        extractor.extract([first] * extractor.batch_size)  # warms up
+        batch = (views * extractor.batch_size)[: extractor.batch_size]
+        extractor.extract(batch)  # warms up
         start = time.perf_counter()
-        extractor.extract([view.apply(decode(file.path, bits=bits)) for _ in range(extractor.batch_size)])
-        return (time.perf_counter() - start) / extractor.batch_size
-    return 0.0
+        tiling.views(decode(file.path, bits=bits))
+        decoded = time.perf_counter()
+        extractor.extract(batch)
+        extracted = (time.perf_counter() - decoded) / len(batch)
+        return len(views), decoded - start + len(views) * extracted
+    return 1, 0.0
 
 
 def _view_bytes(spec: ExtractorSpec) -> int:

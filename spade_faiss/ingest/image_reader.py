@@ -24,11 +24,12 @@ MAX_THREADS = 8  # that read and decode
 
 @dataclass(frozen=True)
 class ReadImage:
-    """What came of reading an image file: a view and the content's digest, or an error, or neither if not wanted."""
+    """What came of reading an image file: views and the content's digest, or an error, or neither if not wanted."""
 
     file: ImageFile
     digest: str = ""
-    view: Pixels | None = None
+    views: list[Pixels] | None = None  # of its tiles
+    size: tuple[int, int] = (0, 0)  # (H, W)
     error: SpadeError | None = None
     facts: Facts = NO_FACTS
 
@@ -50,13 +51,13 @@ def read_image(
         if wanted is not None and not wanted(file, digest):
             return ReadImage(file, digest)
         kept = ByteGate(DECODE_BYTES) if file.photo else None
-        viewed = view_of(content, str(file.path), spec.view, spec.bits, gate, kept)
+        viewed = view_of(content, str(file.path), spec.tiling, spec.bits, gate, kept)
         if viewed.pixels is not None and two_valued(viewed.pixels):
             raise ImageError(
                 f"{file.path}: looks like a mask of {file.photo}, by its name and its two values; "
                 "give it by itself if it is an image"
             )
-        return ReadImage(file, digest, viewed.view, facts=viewed.facts)
+        return ReadImage(file, digest, viewed.views, viewed.size, facts=viewed.facts)
     except (ImageError, KeyConflictError) as error:
         return ReadImage(file, error=error)
 
@@ -81,8 +82,8 @@ def absolute(file: ImageFile) -> str:
 
 
 def reads_ahead(extractor: Extractor) -> int:
-    """Return how many images are read before the network needs them."""
-    return 2 * extractor.batch_size
+    """Return how many images are read before the network needs them: fewer where the views of one are many tiles."""
+    return 2 * extractor.batch_size if extractor.spec.tile is None else reading_threads()
 
 
 def reading_threads(processes: int = 1) -> int:

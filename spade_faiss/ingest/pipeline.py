@@ -16,9 +16,10 @@ from ..images.facts import FactCounts
 from ..images.reading import decoding_gate
 from ..images.sources import ImageFile, Listing, list_sources, without_twin_names
 from ..store.writer import Appended, GalleryWriter
-from ..system.prefetch import batched, read_ahead
+from ..system.prefetch import read_ahead
 from ..system.progress import progress_bar
-from .image_reader import ReadImage, absolute, is_wanted, read_image, reading_threads, reads_ahead
+from .blocks import extracted
+from .image_reader import ReadImage, is_wanted, read_image, reading_threads, reads_ahead
 from .kept_keys import renamed, require_kept_keys
 
 
@@ -129,7 +130,7 @@ class _Taken:
 
     def __iter__(self) -> Iterator[ReadImage]:
         for image in self._images:
-            if image.view is not None:
+            if image.views is not None:
                 self._facts.add(image.facts)
                 yield image
             elif image.error is None:
@@ -147,12 +148,9 @@ def _append_all(
     """Extract images batch by batch; while one goes through the network, a thread writes the one before."""
     writing: Future[Appended] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="writing") as pool:
-        for batch in batched(images, extractor.batch_size):
-            features = extractor.extract([image.view for image in batch if image.view is not None])
+        for block in extracted(images, extractor):
             if writing is not None:
                 count(report, writing.result())
-            keys, digests = [image.file.key for image in batch], [image.digest for image in batch]
-            paths = [absolute(image.file) for image in batch]
-            writing = pool.submit(writer.append, keys, features, digests, replace, paths)
+            writing = pool.submit(writer.append, block.keys, block.features, block.digests, replace, block.paths)
         if writing is not None:
             count(report, writing.result())

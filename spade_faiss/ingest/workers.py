@@ -40,7 +40,8 @@ from ..store.writer import GalleryWriter
 from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors
 from ..system.prefetch import batched, read_ahead
 from ..system.progress import progress_bar
-from .image_reader import ReadImage, absolute, is_wanted, read_image, reading_threads, reads_ahead
+from .blocks import extracted
+from .image_reader import ReadImage, is_wanted, read_image, reading_threads, reads_ahead
 from .pipeline import IngestOptions, IngestReport, Skipped, count, listed
 
 SPAWN = multiprocessing.get_context("spawn")  # torch, FAISS and HDF5 do not survive a fork
@@ -353,14 +354,12 @@ def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, f
 
     read = partial(read_image, spec=job.schema.spec, gate=decoding_gate(job.processes))
     images = read_ahead(files, read, reading_threads(job.processes), reads_ahead(extractor))
-    for batch in batched(taken(images), extractor.batch_size):
-        features = job.schema.stored(extractor.extract([image.view for image in batch if image.view is not None]))
+    for block in extracted(taken(images), extractor):
         if shard is None:
             shard = ShardWriter(job.folder / f"{os.getpid()}-{number:06d}.h5", job.schema)
-        keys, digests = [image.file.key for image in batch], [image.digest for image in batch]
-        shard.append(keys, digests, features, [absolute(image.file) for image in batch])
-        outcome.keys += keys
-        outcome.digests += digests
+        shard.append(block.keys, block.digests, job.schema.stored(block.features), block.paths)
+        outcome.keys += block.keys
+        outcome.digests += block.digests
         parent.send(seen)
         seen = 0
         if parent.poll():

@@ -63,7 +63,9 @@ class RecomputedPyramids:
     def _view(self, row_id: int) -> Pixels:
         try:
             content, path = self._source_images.find(row_id)
-            return view_of(content, str(path), self.spec.view, self.spec.bits, self._gate).view
+            viewed = view_of(content, str(path), self.spec.tiling, self.spec.bits, self._gate)
+            [key] = self._snapshot.keys([row_id])
+            return viewed.views[self.spec.tiling.number(key, viewed.size)]
         except ImageError as error:
             raise _source_error(self._snapshot, row_id, error) from error
 

@@ -14,6 +14,7 @@ from ..arrays import Pixels
 from ..detect.detection import Detection
 from ..detect.explanation import Correspondence, Match, correspondences
 from ..errors import ImageError
+from ..images.tiling import Box, cut
 from ..images.view import View
 from ..store.source_images import SourceImages
 from .colour_scale import Scale
@@ -113,13 +114,15 @@ class CardMaker:
 
     def _pin(self, found: Correspondence, detection: Detection) -> tuple[float, float]:
         """Return the centre of a cell, as per cents of the image's width and height."""
-        left, top, right, bottom = self._view.cell_box((100, 100), _grid(detection), found.row, found.column)
-        return round((left + right) / 2, 1), round((top + bottom) / 2, 1)
+        tile, (height, width) = found.tile, detection.anomaly_map.shape
+        left, top, right, bottom = self._view.cell_box(tile.size, _grid(detection), found.row, found.column)
+        x, y = tile.box[0] + (left + right) / 2, tile.box[1] + (top + bottom) / 2
+        return round(100 * x / width, 1), round(100 * y / height, 1)
 
     def _why(
         self, number: int, found: Correspondence, pixels: Pixels, detection: Detection, patches: Mapping[Match, _Patch]
     ) -> dict[str, Any]:
-        own = self._patch(pixels, detection, found.row, found.column)
+        own = self._patch(pixels, detection, found.row, found.column, found.tile.box)
         region = found.region
         title = "Map's maximum" if region is None else f"Region {number}"
         about = figure(detection.map_max if region is None else region.peak)
@@ -148,17 +151,19 @@ class CardMaker:
             patches |= {match: self._patch(pixels, detection, match.row, match.column) for match in matches}
         return thumbnails, patches
 
-    def _patch(self, pixels: Pixels, detection: Detection, row: int, column: int) -> _Patch:
-        """Cut a cell and those around it out of an image, in the proportions that the network saw."""
+    def _patch(self, image: Pixels, detection: Detection, row: int, column: int, box: Box | None = None) -> _Patch:
+        """Cut a cell and those around it out of an image, or a tile of it, in the proportions that the network saw."""
+        pixels = image if box is None else cut(image, box)
         size, (h, w) = pixels.shape[:2], _grid(detection)
         rows, columns = min(h, 2 * AROUND + 1), min(w, 2 * AROUND + 1)
         top, left = min(max(0, row - AROUND), h - rows), min(max(0, column - AROUND), w - columns)
         height, width = rows * self._view.crop[0] / h, columns * self._view.crop[1] / w
         shape = round(PATCH * height / max(height, width)), round(PATCH * width / max(height, width))
-        cut = patch(pixels, self._view.cell_box(size, (h, w), top, left, rows, columns), shape)
+        shown = patch(pixels, self._view.cell_box(size, (h, w), top, left, rows, columns), shape)
         x0, y0, x1, y1 = self._view.cell_box(size, (h, w), row, column)
-        place = f"x {x0:.0f}–{x1:.0f},", f"y {y0:.0f}–{y1:.0f} px"
-        return _Patch(Picture.of(cut), _cell(row, column), place, row - top, column - left, rows, columns)
+        left_px, top_px = box[:2] if box else (0, 0)
+        place = f"x {x0 + left_px:.0f}–{x1 + left_px:.0f},", f"y {y0 + top_px:.0f}–{y1 + top_px:.0f} px"
+        return _Patch(Picture.of(shown), _cell(row, column), place, row - top, column - left, rows, columns)
 
 
 def _grid(detection: Detection) -> tuple[int, int]:

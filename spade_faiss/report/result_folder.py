@@ -44,6 +44,7 @@ def as_json(source: ImageFile, detection: Detection) -> dict[str, Any]:
         "image_score": detection.image_score,
         "map_max": detection.map_max,
         "region": detection.region,
+        **({"tiles": len(detection.tiles)} if detection.tiles else {}),
         "neighbours": [
             {"key": key, "sq_distance": float(sq_distance)}
             for key, sq_distance in zip(neighbours.keys, neighbours.sq_distances, strict=True)

@@ -27,7 +27,7 @@ class RunFacts:
         """Collect them from the detector that queries the images."""
         gallery, search, calibration = detector.gallery, detector.search, detector.calibration
         lines: list[tuple[str, object]] = [
-            ("compared with", f"{len(gallery)} normal images"),
+            ("compared with", f"{len(gallery)} normal {'images' if gallery.spec.tile is None else 'tiles'}"),
             ("extractor", gallery.spec.name),
             ("recipe", gallery.recipe.name if gallery.recipe else "none"),
             ("K", detector.k),

@@ -12,6 +12,7 @@ as different images are, also by their levels, and only equal pixels count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ..arrays import Array, Ids
 from ..system.prefetch import batched
 from .snapshot import Snapshot
+from .tiles import TileTable
 
 SAME_IMAGE = 1e-9  # squared distance of equal image features, over the squared norm
 SAME_LEVEL = 1e-6  # likewise of levels, which float16 rounds by 2^-11
@@ -49,9 +51,30 @@ class Copies:
         self._snapshot = snapshot
         self._levels = levels or (snapshot.levels if snapshot.manifest.schema.has_levels else None)
         self._found: dict[int, Ids] = {}
+        self._same_images: dict[int, list[int]] = {}  # by image in tiles
+
+    @cached_property
+    def _tiles(self) -> TileTable | None:
+        return TileTable(self._snapshot) if self._snapshot.manifest.spec.tile is not None else None
+
+    def images(self) -> Ids:
+        """Return the ids of all images, ascending: of those in tiles, the first tile of each."""
+        return self._snapshot.ids() if self._tiles is None else self._tiles.first_rows()
+
+    def tiles_of(self, images: Ids) -> tuple[Ids, Ids]:
+        """Return the rows of some images, by their ids: all tiles, and for each the place of its image among them."""
+        if self._tiles is None:
+            return images, np.arange(len(images))
+        numbers = self._tiles.image_of(images)
+        rows = self._tiles.rows_of(numbers.tolist())
+        places = {number: place for place, number in enumerate(numbers.tolist())}
+        return rows, np.array([places[number] for number in self._tiles.image_of(rows).tolist()], np.int64)
 
     def of(self, ids: Sequence[int] | Ids) -> list[Ids]:
         """Return for each of some images all images of its content, itself included, ascending.
+
+        Images in tiles are compared as wholes: of a tile, the tiles at its place in equal images are returned, as
+        tiles of one colour are equal in images that are not.
 
         It takes one search of the image index for each content, and reads the levels of copies.
 
@@ -60,6 +83,24 @@ class Copies:
             SourceError: an image file that patches are recomputed from is gone or has changed.
         """
         wanted = [int(row) for row in ids]
+        return self._equal_rows(wanted) if self._tiles is None else [self._equal_tiles(row) for row in wanted]
+
+    def _equal_tiles(self, row: int) -> Ids:
+        """Return the tiles at one tile's place of the images all of whose tiles are equal to those of its image."""
+        tiles = self._tiles
+        assert tiles is not None
+        image = int(tiles.image_of([row])[0])
+        if image not in self._same_images:
+            own, same = tiles.rows_of([image]), None
+            for tile in own.tolist():
+                others = tiles.image_of(tiles.at_same_place(tile, self._equal_rows([tile])[0])).tolist()
+                same = set(others) if same is None else same & set(others)
+                if len(same) == 1:
+                    break
+            self._same_images[image] = [one for one in same or () if len(tiles.rows_of([one])) == len(own)]
+        return tiles.at_same_place(row, tiles.rows_of(self._same_images[image]))
+
+    def _equal_rows(self, wanted: list[int]) -> list[Ids]:
         for some in batched([row for row in dict.fromkeys(wanted) if row not in self._found], SEARCHED):
             for row, near in zip(some, self._nearest(some), strict=True):
                 if row not in self._found:
@@ -89,7 +130,10 @@ class Copies:
         return np.array(sorted(chosen), np.int64)
 
     def with_copies(self, ids: Ids) -> Ids:
-        """Return some images and all their copies, ascending."""
+        """Return some images and all their copies, ascending; of an image in tiles, all its tiles."""
+        if self._tiles is not None:
+            images = self._tiles.image_of(np.concatenate([np.asarray(ids, np.int64), *self.of(ids)]))
+            return self._tiles.rows_of(set(images.tolist()))
         return np.unique(np.concatenate([np.asarray(ids, np.int64), *self.of(ids)])).astype(np.int64)
 
     def nearest(
@@ -176,6 +220,14 @@ class Copies:
         It reads every image feature, and the levels of copies whose bits differ. Of 1280 dimensions that is 5 GB and
         half a minute for a million images.
         """
+        if self._tiles is not None:
+            images = self._tiles.image_of(self._repeated_rows()).tolist()
+            first = self._tiles.first_rows()
+            some = first[np.isin(self._tiles.image_of(first), images)]
+            return np.array([row for row, same in zip(some.tolist(), self.of(some), strict=True) if same[0] < row], int)
+        return self._repeated_rows()
+
+    def _repeated_rows(self) -> Ids:
         ids = self._snapshot.ids()
         repeated: list[int] = []
         for group in _groups(self._snapshot, ids):
@@ -197,7 +249,7 @@ class Copies:
 
     def count_among(self, first: int) -> int:
         """Count the images from an id on whose content an image of a lower id has too."""
-        ids = self._snapshot.ids()
+        ids = self.images()
         new = ids[ids >= first]
         if len(new) * SEARCHED < len(ids):  # a few are searched in less time than all are read
             return sum(int(same[0]) < row for row, same in zip(new.tolist(), self.of(new), strict=True))

@@ -11,6 +11,7 @@ from ..errors import ImageError
 from ..images.decode import decode, read_file
 from ..images.keys import comparable, other_forms
 from ..images.sources import ImageFile
+from ..images.tiling import cut, image_key
 from .snapshot import Snapshot
 
 FILE_DIGEST = "sha256:"  # begins the digest of an image file; that of appended features begins differently
@@ -37,12 +38,14 @@ class SourceImages:
         self._files = files
 
     def decode(self, key: str) -> Pixels:
-        """Return the pixels of a normal image; raises as find."""
+        """Return the pixels of a normal image, or of a tile of one; raises as find."""
         row_id = self._snapshot.find(key)
         if row_id is None:
             raise ImageError("not in the gallery")
         content, path = self.find(row_id)
-        return decode(content, str(path), self._snapshot.manifest.spec.bits)
+        spec = self._snapshot.manifest.spec
+        pixels = decode(content, str(path), spec.bits)
+        return pixels if spec.tile is None else cut(pixels, spec.tiling.box(key, pixels.shape[:2]))
 
     def find(self, row_id: int) -> tuple[bytes, Path]:
         """Return the content and the path of a normal image's file.
@@ -55,6 +58,8 @@ class SourceImages:
         if not self._folders and not self._files and kept is None:
             raise ImageError("no folder of normal images given")
         reason = "not found"
+        if self._snapshot.manifest.spec.tile is not None:
+            key = image_key(key)
         for path in self._candidates(key, kept):
             try:
                 content = read_file(path)

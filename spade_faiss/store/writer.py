@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import GalleryError, KeyConflictError, OptionError
 from ..extractors.features import Features
+from ..images.tiling import place_of
 from ..options import IndexOptions
 from ..system.atomic_files import publish, storage_errors
 from ..system.failpoints import failpoint
@@ -27,6 +28,7 @@ from .secondary_indexes import index_lags, keys_lag, with_index, write_keys
 from .shard_format import check_keys, check_texts, features_digest
 from .shard_writer import ShardWriter
 from .snapshot import Snapshot
+from .tiles import TileTable
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class GalleryWriter:
         self._finished: list[ShardEntry] = []  # complete shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
+        self._tiles: TileTable | None = None  # of a snapshot
 
     def __enter__(self) -> GalleryWriter:
         with storage_errors(f"cannot write to {self.folder}"):
@@ -167,6 +170,7 @@ class GalleryWriter:
             found = self.snapshot.find_all([keys[row] for row in uncommitted])
             for row, row_id in zip(uncommitted, found, strict=True):
                 ids[row] = row_id
+        tombstones = self._with_tiles(ids[row] for row in replaced)
         self._halfway = True
         step = max(1, manifest.shard_bytes // manifest.schema.bytes_per_image)  # images that fill a shard
         for start in range(0, len(taken), step):
@@ -174,12 +178,28 @@ class GalleryWriter:
             texts = [[texts[row] for row in rows] for texts in (keys, digests, sources) if texts]
             self._write(features[rows], *texts)
             self._pending.update((keys[row], digests[row]) for row in rows)
-        # In the same commit as the rows that replace them.
-        self._tombstones |= {row_id for row in replaced if (row_id := ids[row]) is not None}
+        self._tombstones |= tombstones  # in the same commit as the rows that replace them
         self._halfway = False
         if self._finished:
             self.commit()
-        return Appended(len(taken), len(replaced), len(keys) - len(taken))
+        new, old, rest = (self._images(keys[row] for row in rows) for rows in (taken, replaced, range(len(keys))))
+        return Appended(new, old, rest - new)
+
+    def _images(self, keys: Iterable[str]) -> int:
+        """Count images by their keys: of one in tiles, the first tile alone has the image's key."""
+        return sum(not self._is_further_tile(key) for key in keys)
+
+    def _is_further_tile(self, key: str) -> bool:
+        return self.snapshot.manifest.spec.tile is not None and place_of(key) is not None
+
+    def _with_tiles(self, ids: Iterable[int | None]) -> set[int]:
+        """Return the ids of images of the last commit; of images in tiles, the ids of all their tiles."""
+        found = [row_id for row_id in ids if row_id is not None]
+        if self.snapshot.manifest.spec.tile is None or not found:
+            return set(found)
+        if self._tiles is None or self._tiles.snapshot is not self.snapshot:
+            self._tiles = TileTable(self.snapshot)
+        return set(self._tiles.rows_of(set(self._tiles.image_of(found).tolist())).tolist())
 
     def adopt(self, temporary: Path, size: int, keys: Sequence[str], digests: Sequence[str]) -> Appended:
         """Name and commit a complete shard that another process has written under a temporary name.
@@ -196,7 +216,9 @@ class GalleryWriter:
         """
         check_keys(keys, len(digests))
         self.commit()
-        replaced = {row_id for row_id in self.snapshot.find_all(keys) if row_id is not None}
+        ids = self.snapshot.find_all(keys)
+        there = [key for key, row_id in zip(keys, ids, strict=True) if row_id is not None]
+        replaced = self._with_tiles(ids)
         self._halfway = True
         file = f"shards/{self.snapshot.manifest.next_shard:06d}.h5"
         with storage_errors(f"cannot write {self.folder / file}"):
@@ -207,7 +229,7 @@ class GalleryWriter:
         self._tombstones |= replaced
         self._halfway = False
         self.commit()
-        return Appended(len(keys), len(replaced))
+        return Appended(self._images(keys), self._images(there))
 
     def _write(
         self, features: Features, keys: Sequence[str], digests: Sequence[str], sources: Sequence[str] = ()
@@ -241,7 +263,9 @@ class GalleryWriter:
         if None in found:
             key = keys[found.index(None)]
             raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
-        self._tombstones |= {row_id for row_id in found if row_id is not None}
+        if tile := next(filter(self._is_further_tile, keys), None):
+            raise OptionError(f"{self.folder}: expected keys of whole images, found {tile!r}, a tile of one")
+        self._tombstones |= self._with_tiles(found)
 
     def put_in_place(
         self,

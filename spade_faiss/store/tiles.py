@@ -1,0 +1,58 @@
+"""Which rows of a snapshot are tiles of one image; without tiles, each row is an image."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from ..arrays import Ids
+from ..images.tiling import image_key, place_of
+from ..system.prefetch import batched
+from .snapshot import TEXTS_TOGETHER, Snapshot
+
+
+def image_keys_of(snapshot: Snapshot, keys: Sequence[str]) -> list[str]:
+    """Return the keys of the images that some rows of a snapshot are tiles of, by the rows' keys."""
+    return list(keys) if snapshot.manifest.spec.tile is None else [image_key(key) for key in keys]
+
+
+class TileTable:
+    """The images of a snapshot whose rows are tiles, by a pass over its keys."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        """Read all keys."""
+        self.snapshot = snapshot
+        images, places = dict[str, int](), dict[object, int]()
+        self._ids = snapshot.ids()
+        self._image, self._place = np.full((2, snapshot.manifest.rows), -1, np.int32)
+        for rows in batched(self._ids.tolist(), TEXTS_TOGETHER):
+            for row, key in zip(rows, snapshot.keys(rows), strict=True):
+                self._image[row] = images.setdefault(image_key(key), len(images))
+                self._place[row] = places.setdefault(place_of(key), len(places))
+        self._n = len(images)
+        self._first = places.get(None)
+        order = np.argsort(self._image[self._ids], kind="stable")
+        self._by_image = np.split(self._ids[order], np.cumsum(np.bincount(self._image[self._ids]))[:-1])
+
+    def __len__(self) -> int:
+        return self._n
+
+    def first_rows(self) -> Ids:
+        """Return the first tile of each image, ascending."""
+        rows: Ids = self._ids[self._place[self._ids] == self._first]
+        return rows
+
+    def image_of(self, rows: Ids | Sequence[int]) -> Ids:
+        """Return the numbers of the images that some rows are tiles of."""
+        found: Ids = self._image[np.asarray(rows, np.int64)].astype(np.int64)
+        return found
+
+    def rows_of(self, images: Collection[int]) -> Ids:
+        """Return all tiles of some images, ascending."""
+        return np.sort(np.concatenate([np.empty(0, np.int64), *(self._by_image[image] for image in images)]))
+
+    def at_same_place(self, row: int, rows: Ids) -> Ids:
+        """Return those of some rows that have a row's place in their images."""
+        same: Ids = rows[self._place[rows] == self._place[row]]
+        return same
