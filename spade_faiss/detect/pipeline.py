@@ -95,11 +95,16 @@ class Pipeline:
             yield detection
 
     def batch(self, images: Sequence[AnyImage]) -> list[Detection]:
-        """Query images, in each batch the one next that has the most neighbours in memory; returns them in order."""
+        """Query images, in each batch the one next that has the most neighbours in memory; returns them in order.
+
+        Tiles keep their order, as maps are sums over them, which rounding would make depend on it.
+        """
         require_several(images)
         cache = self._caches.for_neighbours(self.pyramids, self.k)
 
         def most_in_memory(queries: Sequence[Query]) -> int:
+            if self._tiling.tile is not None:
+                return 0
             return max(range(len(queries)), key=lambda at: cache.holds(self.pyramids, queries[at].ids[: self.k]))
 
         found = self._searched(self._one_by_one(self._queries(images), most_in_memory))

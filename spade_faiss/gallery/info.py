@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import CorruptGalleryError, GalleryError
-from ..options import MIB, Patches
+from ..options import Patches
 from ..recipes import RECIPES, Recipe
 from ..store.copies import Copies
 from ..store.manifest import Manifest
 from ..store.secondary_indexes import IndexState
 from ..store.snapshot import Snapshot
-
-COUNTED_BYTES = 256 * MIB  # of image features that info reads: about a second; 52 000 images of 1280 dimensions
 
 
 def info_of(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -38,12 +36,8 @@ def info_of(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 def copies_in(snapshot: Snapshot) -> int | None:
     """Count the images whose content another image of a snapshot has too; None: too many to be quick, or damaged."""
-    if 4 * snapshot.manifest.spec.image_dim * len(snapshot) > COUNTED_BYTES:
-        return None
-    try:
-        return len(Copies(snapshot).repeated())
-    except CorruptGalleryError:  # verify says what
-        return None
+    repeated = Copies(snapshot).repeated_if_quick()
+    return None if repeated is None else len(repeated)
 
 
 def copies_from(snapshot: Snapshot, first: int) -> int | None:

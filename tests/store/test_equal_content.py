@@ -146,5 +146,5 @@ def test_info_and_add_go_on_where_a_shard_is_damaged(
 
 
 def test_large_galleries_are_not_counted(toy_gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spade_faiss.gallery.info.COUNTED_BYTES", 100)
+    monkeypatch.setattr("spade_faiss.store.copies.COUNTED_BYTES", 100)
     assert toy_gallery.info()["copies"] is None

@@ -1,0 +1,292 @@
+"""Images in tiles: maps, scores and verdicts of the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import spade_faiss as sf
+from spade_faiss.detect.explanation import correspondences, match_arrays
+from spade_faiss.images.tiling import cut, image_key
+from tests import reference
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import make_images
+
+TILED = sf.FeatureOptions(tile=(32, 48), overlap=8)
+SIZE = (70, 100)
+ROBUST = sf.RECIPES["robust"]
+
+
+def textures(folder: Path, n: int, seed: int = 0, size: tuple[int, int] = (64, 512)) -> Path:
+    """Write n noisy textures around one grey."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(n):
+        pixels = rng.normal(120, 12, (*size, 1)).clip(0, 255).astype(np.uint8).repeat(3, axis=2)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def clouds(folder: Path, n: int, seed: int = 0) -> Path:
+    """Write n strips whose brightness changes slowly from left to right, as under uneven light."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(n):
+        light = np.interp(np.arange(512), np.arange(0, 641, 128), rng.normal(120, 25, 6))
+        pixels = (light + rng.normal(0, 3, (64, 512))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).convert("RGB").save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def normal(tmp_path: Path) -> Path:
+    """Images of several sizes: some in tiles, one no larger than a tile."""
+    make_images(tmp_path / "normal", 6, size=SIZE)
+    make_images(tmp_path / "normal" / "other", 2, seed=1, size=(32, 60))
+    make_images(tmp_path / "normal" / "small", 2, seed=2, size=(30, 40))
+    return tmp_path / "normal"
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> list[Path]:
+    make_images(tmp_path / "test", 2, seed=3, size=SIZE)
+    make_images(tmp_path / "test" / "small", 1, seed=4, size=(32, 48))
+    make_images(tmp_path / "test" / "wide", 1, seed=5, size=(20, 99))
+    return sorted((tmp_path / "test").rglob("*.png"))
+
+
+@pytest.fixture
+def tiled(tmp_path: Path, normal: Path) -> sf.Gallery:
+    return make_gallery(tmp_path / "tiled", normal, TILED)[0]
+
+
+@pytest.fixture
+def of_tiles(tmp_path: Path, normal: Path, tiled: sf.Gallery) -> sf.Gallery:
+    """A gallery without tiles, of files that are the tiles of the images."""
+    for path in sorted(normal.rglob("*.png")):
+        pixels = np.array(Image.open(path))
+        for number, box in enumerate(tiled.spec.tiling.boxes(pixels.shape[:2])):
+            target = tmp_path / "cut" / f"{path.relative_to(normal).with_suffix('')}-{number:02d}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(cut(pixels, box)).save(target)
+    return make_gallery(tmp_path / "of_tiles", tmp_path / "cut")[0]
+
+
+def detector_of(gallery: sf.Gallery, k: int | None = 4, score: sf.ScoreOptions | None = None) -> sf.Detector:
+    return sf.Detector(gallery, gallery.load_extractor(), sf.SearchOptions(k=k), score)
+
+
+def test_each_tile_is_an_image_of_the_gallery(tiled: sf.Gallery, of_tiles: sf.Gallery) -> None:
+    assert len(tiled) == len(of_tiles) == 6 * 9 + 2 * 2 + 2
+    keys = tiled.keys()
+    assert keys[:2] == ["000.png", "000.png#xywh=26,0,48,32"]
+    assert sum(image_key(key) == key for key in keys) == 10
+
+
+@pytest.mark.parametrize("score", [sf.ScoreOptions(), sf.ScoreOptions(image_score="map_max", sigma=2)])
+def test_a_whole_image_is_put_together_from_its_tiles(
+    tiled: sf.Gallery, of_tiles: sf.Gallery, queries: list[Path], score: sf.ScoreOptions
+) -> None:
+    """The highest tile's score; and the mean of the tiles' maps, weighed by the distance to the tiles' edges."""
+    whole, single = detector_of(tiled, score=score), detector_of(of_tiles, score=score)
+    for path in queries:
+        pixels = np.array(Image.open(path))
+        found = whole.query(path)
+        boxes = tiled.spec.tiling.boxes(pixels.shape[:2])
+        tiles = single.query_batch([np.ascontiguousarray(cut(pixels, box)) for box in boxes])
+        assert found.image_score == max(tile.image_score for tile in tiles)
+        total, weights = np.zeros(pixels.shape[:2]), np.zeros(pixels.shape[:2])
+        for box, tile in zip(boxes, tiles, strict=True):
+            weight = np.outer(*(edge_weights(box, boxes, axis) for axis in (1, 0)))
+            cut(total, box)[:] += weight * tile.anomaly_map
+            cut(weights, box)[:] += weight
+        np.testing.assert_allclose(found.anomaly_map, total / weights, rtol=1e-5, atol=1e-7)
+        assert found.region == (0, 0, *pixels.shape[1::-1])
+        if len(boxes) > 1:
+            assert [tile.box for tile in found.tiles] == boxes
+            for tile, expected in zip(found.tiles, tiles, strict=True):
+                np.testing.assert_array_equal(tile.sq_distances, expected.sq_distances)
+                np.testing.assert_array_equal(tile.matches, expected.matches)
+
+
+def edge_weights(box: tuple[int, ...], boxes: list[tuple[int, int, int, int]], axis: int) -> np.ndarray:
+    """The share of the way from a tile's edge to where its neighbour ends, at most 1; 1 at an edge of the image."""
+    spans = sorted({(one[axis], one[axis + 2]) for one in boxes})
+    at = spans.index((box[axis], box[axis + 2]))
+    start, end = spans[at]
+    pixel, weight = np.arange(start, end) + 0.5, np.ones(end - start)
+    if at:
+        weight *= np.minimum(1, (pixel - start) / (spans[at - 1][1] - start))
+    if at + 1 < len(spans):
+        weight *= np.minimum(1, (end - pixel) / (end - spans[at + 1][0]))
+    return weight
+
+
+@pytest.mark.parametrize("score", [None, ROBUST.score])
+def test_where_one_tile_covers_the_image_nothing_changes(
+    tmp_path: Path, queries: list[Path], score: sf.ScoreOptions | None
+) -> None:
+    make_images(tmp_path / "normal", 12, size=SIZE)
+    answers = []
+    for name, options in (("whole", None), ("tiled", sf.FeatureOptions(tile=(70, 128)))):
+        detector = detector_of(make_gallery(tmp_path / name, tmp_path / "normal", options)[0], score=score)
+        calibration = sf.calibrate(detector, 0.1)
+        calibration.write(detector.gallery.path)
+        found = detector_of(detector.gallery, score=score).query_batch(queries)
+        answers.append((calibration.image_scores, calibration.map_maxima, found))
+    (scores, maxima, whole), (other_scores, other_maxima, tiled) = answers
+    np.testing.assert_array_equal(scores, other_scores)
+    np.testing.assert_array_equal(maxima, other_maxima)
+    for first, second in zip(whole, tiled, strict=True):
+        np.testing.assert_array_equal(first.anomaly_map, second.anomaly_map)
+        np.testing.assert_array_equal(first.matches, second.matches)
+        assert (first.image_score, first.verdict, first.regions) == (second.image_score, second.verdict, second.regions)
+        assert (first.neighbours.keys, second.tiles) == (second.neighbours.keys, ())
+
+
+def test_single_queries_streams_and_batches_agree(tiled: sf.Gallery, queries: list[Path]) -> None:
+    detector = detector_of(tiled)
+    opened = [Image.open(path).convert("RGB") for path in queries]
+    single, stream = [detector.query(path) for path in queries], list(detector.stream(opened))
+    for one, two, three in zip(single, stream, detector.query_batch(queries), strict=True):
+        np.testing.assert_array_equal(one.anomaly_map, two.anomaly_map)
+        np.testing.assert_array_equal(one.anomaly_map, three.anomaly_map)
+        assert one.image_score == two.image_score == three.image_score
+        assert (one.path, two.path, three.path) == (one.path, None, one.path)
+
+
+def test_an_image_that_cannot_be_read_is_raised_at_its_turn(tiled: sf.Gallery, queries: list[Path]) -> None:
+    found: Iterator[sf.Detection] = detector_of(tiled).stream([queries[0], "gone.png", queries[1]])
+    assert next(found).path == str(queries[0])
+    with pytest.raises(sf.ImageError, match=r"gone\.png"):
+        next(found)
+
+
+def test_calibration_leaves_out_all_tiles_of_an_image(tmp_path: Path, normal: Path, tiled: sf.Gallery) -> None:
+    """As if the image were not in the gallery; its score is that of its highest tile."""
+    found = sf.calibrate(detector_of(tiled), 0.1)
+    assert len(found.image_scores) == 10
+    for number, name in enumerate(["000.png", "other/001.png", "small/000.png"]):
+        others, _ = make_gallery(tmp_path / f"without-{number}", normal, TILED)
+        others.remove([name])
+        alone = detector_of(others).query(normal / name)
+        keys = tiled.keys()
+        at = [key for key in keys if image_key(key) == key].index(name)
+        assert found.image_scores[at] == pytest.approx(alone.image_score, rel=1e-6)
+
+
+def test_groups_go_by_the_names_of_images(tiled: sf.Gallery) -> None:
+    sf.calibrate(detector_of(tiled), 0.1, group="^(other|small)")
+    with pytest.raises(sf.OptionError, match="which matches none of 60"):
+        sf.calibrate(detector_of(tiled), 0.1, group="xywh")
+
+
+def test_the_promise_holds_for_whole_images_and_small_defects_are_found(tmp_path: Path) -> None:
+    """Seen whole, the defect of 8 px is shrunk to 1/16 of that, and missed."""
+    normal, new = clouds(tmp_path / "normal", 40), clouds(tmp_path / "new", 40, seed=1)
+    defective = []
+    for number, path in enumerate(sorted(new.iterdir())[:8]):
+        pixels = np.array(Image.open(path))
+        left = 30 + 37 * number
+        pixels[20:28, left : left + 8] //= 2
+        defective.append((pixels, left))
+    for options, hits in ((None, 2), (sf.FeatureOptions(tile=64), 8)):
+        detector = detector_of(make_gallery(tmp_path / f"g{hits}", normal, options)[0], 10, ROBUST.score)
+        sf.calibrate(detector, 0.05).write(detector.gallery.path)
+        judging = detector_of(detector.gallery, 10, ROBUST.score)
+        flagged = sum(one.verdict == "anomalous" for one in judging.stream(sorted(new.iterdir())))
+        assert flagged <= 40 * 0.13
+        found = [(judging.query(pixels), left) for pixels, left in defective]
+        right = [
+            one.verdict == "anomalous" and one.regions[0].box[0] < left + 8 and one.regions[0].box[2] > left
+            for one, left in found
+        ]
+        assert sum(right) <= hits if options is None else sum(right) == hits
+
+
+def test_there_is_no_step_where_tiles_meet(tmp_path: Path) -> None:
+    """With overlap, the map changes no faster there than elsewhere; with tiles side by side, unsmoothed, it does."""
+    normal, [query] = textures(tmp_path / "normal", 8), textures(tmp_path / "test", 1, seed=1).iterdir()
+    steepest = {}
+    for overlap in (16, 0):
+        gallery, _ = make_gallery(tmp_path / f"g{overlap}", normal, sf.FeatureOptions(tile=64, overlap=overlap))
+        found = detector_of(gallery, score=sf.ScoreOptions(sigma=0)).query(query)
+        steps = np.abs(np.diff(found.anomaly_map, axis=1)).max(axis=0)
+        edges = {edge for tile in found.tiles for edge in (tile.box[0], tile.box[2])} - {0, 512}
+        at_edges = [steps[edge - 1] for edge in edges]
+        steepest[overlap] = max(at_edges) / np.delete(steps, [edge - 1 for edge in edges]).max()
+    assert steepest[16] <= 1 < steepest[0]
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_copies_of_images_in_tiles(tmp_path: Path, k: int) -> None:
+    """All tiles of a copy are left out with the image; images that share some tiles are no copies of each other."""
+    normal = textures(tmp_path / "normal", 20, size=(64, 150))
+    for path in list(normal.iterdir())[:10]:
+        pixels = np.array(Image.open(path))
+        pixels[:, :64] = 0  # the first tile is black in half of the images
+        Image.fromarray(pixels).save(path)
+    scores = []
+    for copies in (0, 8):
+        for path in sorted(normal.iterdir())[:copies]:
+            Image.open(path).save(tmp_path / "normal" / f"{path.stem}.bmp")
+        gallery, extractor = make_gallery(tmp_path / f"g{copies}", normal, sf.FeatureOptions(tile=64))
+        assert gallery.info()["copies"] == copies
+        scores.append(sf.calibrate(sf.Detector(gallery, extractor, sf.SearchOptions(k=k), ROBUST.score), 0.1))
+    assert len(scores[0].image_scores) == len(scores[1].image_scores) == 20
+    assert np.sort(scores[1].image_scores) == pytest.approx(np.sort(scores[0].image_scores), rel=1e-4)
+
+
+def test_the_first_stage_alone(tiled: sf.Gallery, queries: list[Path]) -> None:
+    """Tiles that the first stage calls normal are not searched, nor the image if all are."""
+    sf.calibrate(detector_of(tiled), 0.2).write(tiled.path)
+    cascade = sf.Detector(tiled, tiled.load_extractor(), sf.SearchOptions(k=4, localise="suspicious"))
+    for one, every in zip(cascade.stream(queries), detector_of(tiled).stream(queries), strict=True):
+        assert (one.image_score, one.verdict) == (every.image_score, every.verdict)
+        searched = [bool(tile.sq_distances.shape[2]) for tile in one.tiles or one.searched_tiles]
+        assert one.is_searched == any(searched)
+        if one.verdict == "normal" and one.image_score <= cascade.calibration.image_threshold:  # type: ignore[union-attr]
+            assert not one.anomaly_map.any()
+
+
+def test_suspects_are_tiles_of_images(tmp_path: Path) -> None:
+    normal = textures(tmp_path / "normal", 12, size=(64, 200))
+    pixels = np.array(Image.open(normal / "004.png"))
+    pixels[10:40, 150:190] = (200, 40, 40)
+    Image.fromarray(pixels).save(normal / "004.png")
+    gallery, _ = make_gallery(tmp_path / "g", normal, sf.FeatureOptions(tile=64))
+    worst = sf.find_suspects(detector_of(gallery))[0]
+    assert worst.key == "004.png#xywh=136,0,64,64"
+
+
+def test_explanations_say_where_in_the_image(tmp_path: Path) -> None:
+    normal = textures(tmp_path / "normal", 12, size=(64, 200))
+    gallery, _ = make_gallery(tmp_path / "g", normal, sf.FeatureOptions(tile=64))
+    pixels = np.array(Image.open(textures(tmp_path / "test", 1, 1, (64, 200)) / "000.png"))
+    pixels[24:40, 150:166] = (200, 40, 40)
+    found = detector_of(gallery).query(pixels)
+    view = gallery.spec.view
+    [cell] = correspondences(found, view)
+    left, top, right, bottom = view.cell_box(cell.tile.size, (8, 8), cell.row, cell.column)
+    x, y = cell.tile.box[0] + (left + right) / 2, cell.tile.box[1] + (top + bottom) / 2
+    assert 145 <= x <= 171
+    assert 19 <= y <= 45
+    arrays = match_arrays(found)
+    at = found.tiles.index(cell.tile)
+    assert arrays["tiles"][at].tolist() == list(cell.tile.box)
+    assert str(arrays["keys"][arrays["neighbour"][at, cell.row, cell.column, 0]]) == cell.matches[0].key
+    assert arrays["sq_distance"].shape == (len(found.tiles), 8, 8, 1)
+
+
+def test_patches_of_a_tile_are_those_of_the_oracle(tiled: sf.Gallery, queries: list[Path]) -> None:
+    found, snapshot = detector_of(tiled).query(queries[0]), tiled.snapshot()
+    extractor, pixels = tiled.load_extractor(), np.array(Image.open(queries[0]))
+    tile = found.tiles[-1]
+    own = extractor.extract([tiled.spec.view.apply(cut(pixels, tile.box))])
+    ids = [row_id for row_id in snapshot.find_all(tile.neighbours.keys) if row_id is not None]
+    expected, _ = reference.search_patches([level[0] for level in own.levels], snapshot.levels(ids), 1)
+    np.testing.assert_allclose(tile.sq_distances, expected, rtol=1e-3, atol=1e-5)
