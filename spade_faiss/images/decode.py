@@ -77,12 +77,18 @@ def decode_with_facts(image: ImageLike, name: str = "image", bits: int | None = 
 
 def image_bytes(content: bytes) -> int:
     """Return about the memory that decoding a file takes, by its header: Pillow's pixels and a copy as RGB."""
+    height, width = size_in_header(content)
+    return 7 * height * width or len(content)
+
+
+def size_in_header(content: bytes) -> tuple[int, int]:
+    """Return the (H, W) that a file's header says, before it is turned as its EXIF says; (0, 0): none that is known."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            return 7 * int(width) * int(height)
+            return int(height), int(width)
     except Exception:  # decoding will say what is wrong with it
-        return len(content)
+        return 0, 0
 
 
 def _decode_pil(image: bytes | Image.Image, name: str, bits: int | None) -> tuple[Pixels, Facts]:

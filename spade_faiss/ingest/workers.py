@@ -29,7 +29,7 @@ from PIL import Image
 
 from ..errors import ImageError, KeyConflictError, OptionError, SpadeError, WorkerError, first_line
 from ..extractors.registry import Extractor
-from ..images.decode import read_file
+from ..images.decode import read_file, size_in_header
 from ..images.facts import FactCounts
 from ..images.reading import decoding_gate
 from ..images.sources import ImageFile
@@ -148,11 +148,20 @@ def _runs(
     files: Sequence[ImageFile], writer: GalleryWriter, extractor: Extractor, workers: int
 ) -> list[list[ImageFile]]:
     """Cut images into runs that fill a shard, as one process does, and the rest into one run for each worker."""
-    manifest, batch = writer.snapshot.manifest, extractor.batch_size
-    full = math.ceil(math.ceil(manifest.shard_bytes / manifest.schema.bytes_per_image) / batch) * batch
+    manifest, tiles = writer.snapshot.manifest, _tiles_of_first(files, extractor)
+    batch = math.ceil(extractor.batch_size / tiles)
+    full = math.ceil(math.ceil(manifest.shard_bytes / manifest.schema.bytes_per_image / tiles) / batch) * batch
     whole = len(files) // (full * workers) * (full * workers)
     share = max(1, math.ceil((len(files) - whole) / workers / batch)) * batch
     return [*batched(files[:whole], full), *batched(files[whole:], share)]
+
+
+def _tiles_of_first(files: Sequence[ImageFile], extractor: Extractor) -> int:
+    """Return how many tiles an image is cut into, as the first that can be read says."""
+    for file in files if extractor.spec.tile is not None else ():
+        with contextlib.suppress(ImageError):
+            return len(extractor.spec.tiling.boxes(size_in_header(read_file(file.path))))
+    return 1
 
 
 class _Worker:
