@@ -10,6 +10,7 @@ builds a gallery, calibrates it, and judges new images, half of them with one de
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import resource
 import tempfile
@@ -77,8 +78,8 @@ def write_set(folder: Path, photos: list[Any], shape: str, args: argparse.Namesp
 def measure(folder: Path, shape: str, tiled: bool, spots: list[Any], args: argparse.Namespace) -> dict[str, Any]:
     """Build, calibrate and judge in this process."""
     tile = SHAPES[shape][2] if tiled else None
-    extractor = sf.load_extractor(options=sf.FeatureOptions(tile=tile))
     robust = sf.RECIPES["robust"]
+    extractor = sf.load_extractor(options=dataclasses.replace(robust.features, tile=tile))
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()
         gallery = sf.Gallery.create(Path(temporary, "g"), extractor.spec, recipe="robust")

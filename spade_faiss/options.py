@@ -94,7 +94,7 @@ class FeatureOptions:
         tile, overlap = self.tile, self.overlap
         most = min(tile) // 2 if isinstance(tile, tuple) else 0
         shared = overlap is None or (tile is not None and (is_count(overlap) or overlap == 0) and overlap <= most)
-        expected = f"pixels from 0 to {most}, half a tile" if tile else "no overlap without tiles (tile)"
+        expected = f"pixels from 0 to {most}, half a tile" if tile else "none without tiles (tile=HxW)"
         _check(shared, "overlap", expected, overlap)
         _check(is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
         named = isinstance(self.levels, tuple) and self.levels and all(isinstance(name, str) for name in self.levels)

@@ -32,6 +32,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "workers=1": "--workers 1",
     "group=REGEX": "--group REGEX",
     "PIL.Image.MAX_IMAGE_PIXELS=N": "--max-pixels N",
+    "tile=HxW": "--tile HxW",
     "patches='recompute'": "--patches recompute",
     "device='cuda'": "--device cuda",
 }

@@ -82,7 +82,7 @@ def test_a_place_that_an_image_does_not_have() -> None:
         ({"tile": (64, 0)}, "tile: expected pixels >= 1"),
         ({"tile": (64, 32), "overlap": 17}, "overlap: expected pixels from 0 to 16, half a tile, found 17"),
         ({"tile": 64, "overlap": -1}, "overlap: expected pixels from 0 to 32"),
-        ({"overlap": 8}, r"overlap: expected no overlap without tiles \(tile\), found 8"),
+        ({"overlap": 8}, r"overlap: expected none without tiles \(tile=HxW\), found 8"),
     ],
 )
 def test_options_that_make_no_tiles(options: dict[str, int], words: str) -> None:

@@ -14,9 +14,11 @@ import spade_faiss as sf
 from spade_faiss.arrays import Pixels
 from spade_faiss.extractors.toy import ToyExtractor
 from spade_faiss.images.tiling import image_key
+from spade_faiss.ingest import workers
 from spade_faiss.options import Patches
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import write_images
+from tests.helpers.processes import FORKSERVER
 
 TILED = sf.FeatureOptions(tile=32, overlap=8, batch_size=4)
 SIZE = (40, 120)  # 2 x 5 tiles
@@ -74,7 +76,8 @@ def test_an_image_is_there_with_all_its_tiles_or_not(tmp_path: Path, images: Pat
     assert gallery.verify() == []
 
 
-def test_two_processes_make_what_one_makes(tmp_path: Path, images: Path) -> None:
+def test_two_processes_make_what_one_makes(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SPAWN", FORKSERVER)
     one, extractor = make_gallery(tmp_path / "one", images, TILED)
     two = sf.Gallery.create(tmp_path / "two", extractor.spec, shard_bytes=25 * extractor.spec.bytes_per_image)
     assert two.add_images(images, extractor, workers=2).added == 6

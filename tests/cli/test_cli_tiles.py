@@ -1,0 +1,84 @@
+"""Large images on the command line: build --tile, and what the other commands say of such a gallery."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.command_line import Spade
+from tests.helpers.images import make_images
+
+pytestmark = pytest.mark.slow  # `make test-fast` has test_tiles.py
+
+
+@pytest.fixture
+def strips(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "strips", 12, size=(40, 200))
+
+
+@pytest.fixture
+def tiled(tmp_path: Path, strips: Path, spade: Spade) -> Path:
+    found = spade("build", tmp_path / "g", strips, "--extractor", "toy", "--tile", "40x48", "--overlap", 8, "--quiet")
+    assert found.status == 0
+    assert "12 added (0 replaced), 0 unchanged, 0 skipped; 60 tiles in" in found.out
+    return tmp_path / "g"
+
+
+def test_from_strips_to_verdicts(tmp_path: Path, strips: Path, tiled: Path, spade: Spade) -> None:
+    info = spade("info", tiled).out
+    assert "tiles      60 (0 removed and not yet compacted), no copies" in info
+    assert "tiling     larger images in tiles of 40x48 px, which share 8 px" in info
+    assert json.loads(spade("info", tiled, "--json").out)["extractor"]["tile"] == [40, 48]
+    assert spade("calibrate", tiled, "--false-alarms", 0.1).status == 0
+    pixels = np.array(Image.open(strips / "003.png"))
+    pixels[10:20, 150:160] = (250, 0, 250)
+    (tmp_path / "test").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "test" / "bad.png")
+    found = spade("query", tiled, tmp_path / "test", "--normal", strips, "--output", tmp_path / "out")
+    assert found.status == 0
+    [line] = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert (line["verdict"], line["tiles"], line["region"]) == ("anomalous", 5, [0, 0, 200, 40])
+    left, top, right, bottom = line["regions"][0]["box"]
+    assert left < 160
+    assert right > 150
+    assert top < 20
+    assert bottom > 10
+    assert np.load(tmp_path / "out" / "maps" / "bad.png.npy").shape == (40, 200)
+    with np.load(tmp_path / "out" / "matches" / "bad.png.npz") as matches:
+        assert matches["tiles"].tolist()[0] == [0, 0, 48, 40]
+        assert len(matches["sq_distance"]) == 5
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "60 normal tiles" in page
+    assert "not found" not in page  # every neighbour has its picture, cut out of its image
+    again = spade("audit", tiled)
+    assert again.status == 0
+    removed = spade("remove", tiled, "003.png")
+    assert removed.out.startswith("1 removed; 55 tiles in")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--overlap", "8"], "overlap: expected none without tiles (--tile HxW), found 8"),
+        (["--tile", "64", "--overlap", "40"], "overlap: expected pixels from 0 to 32, half a tile, found 40"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(
+    tmp_path: Path, strips: Path, spade: Spade, options: list[str], words: str
+) -> None:
+    found = spade("build", tmp_path / "new", strips, "--extractor", "toy", *options)
+    assert found.status != 0
+    assert words in found.error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_gallery_goes_on_with_its_own_tiles(tiled: Path, strips: Path, spade: Spade) -> None:
+    other = spade("build", tiled, strips, "--extractor", "toy", "--tile", 64)
+    assert "tile: expected (40, 48), found (64, 64)" in other.error
+    make_images(strips / "more", 1, seed=1, size=(50, 100))
+    added = spade("add", tiled, strips, "--quiet")
+    assert "1 added (0 replaced), 12 unchanged, 0 skipped; 66 tiles in" in added.out
