@@ -1,8 +1,9 @@
-"""What every benchmark needs: the machine in words, memory as it is used, results as a file."""
+"""What every benchmark needs: the machine in words, memory as it is used, child processes, results as a file."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import threading
@@ -16,6 +17,12 @@ HERE = Path(__file__).parent
 RESULTS = Path(
     os.environ.get("SPADE_FAISS_BENCH_OUTPUT")
     or (HERE / "results" if (HERE.parent / "pyproject.toml").exists() else "bench-results")
+)
+
+# Children are forked from a clean process that has imported everything: seconds each otherwise.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["spade_faiss.cli", "spade_faiss.detect.detector", "spade_faiss.patch_search.flat", "torch"]
 )
 
 

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import io
 import json
-import multiprocessing
 import resource
 import shutil
 import struct
@@ -34,7 +33,7 @@ import h5py
 import numpy as np
 import xxhash
 from bit_rot import answers, make_gallery
-from common import save
+from common import SERVER, save
 from PIL import Image
 
 import spade_faiss as sf
@@ -245,10 +244,9 @@ def _start(gallery: Path) -> None:
 
 def executions(gallery: Path, kinds: list[str], seeds: Iterator[int], seconds: float) -> Iterator[tuple[str, int, str]]:
     """Read one changed file after another, of each kind in turn, until the time is up."""
-    context = multiprocessing.get_context("spawn")
 
     def new() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, context, _start, (gallery,))
+        return ProcessPoolExecutor(1, SERVER, _start, (gallery,))
 
     pool, end = new(), time.monotonic() + seconds
     for number, seed in enumerate(seeds):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import resource
 import shutil
@@ -26,6 +25,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from common import SERVER
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,16 +38,10 @@ from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_writer import ShardWriter
 from spade_faiss.system import failpoints
 
-# Children are forked from a clean process that has imported everything: a second each otherwise.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["spade_faiss.cli", "spade_faiss.detect.detector", "spade_faiss.patch_search.flat", "torch"]
-)
-
 K = 2
 SIDE = 32  # px
 REMOVED = ["001.png", "004.png", "005.png"]
-MORE = 8  # images that `add` adds, beside one that it replaces
+MORE = 8  # images that `add` adds
 PAGE = 4096
 
 
@@ -210,11 +204,11 @@ class Course:
 class Trials:
     """Galleries, what each command makes of its own undisturbed, and ways to disturb it."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        """Make images and galleries in an empty folder."""
+    def __init__(self, folder: Path, names: list[str], more: int = MORE) -> None:
+        """Make images and galleries in an empty folder; `add` adds `more` images, beside one that it replaces."""
         self.folder, self.images = folder, folder / "images"
         rng = np.random.default_rng(0)
-        for name, numbers in (("some", range(8)), ("more", range(7, 8 + MORE))):
+        for name, numbers in (("some", range(8)), ("more", range(7, 8 + more))):
             (self.images / name).mkdir(parents=True)
             for number in numbers:
                 self._image(rng).save(self.images / name / f"{number:03d}.png")

@@ -6,27 +6,27 @@ A short run of benchmarks/long_run.py, in a process of its own, as what other te
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.benchmarks import BENCHMARKS
+from tests.helpers.processes import run
+
+RUN = """
+import os, runpy, sys
+_, benchmarks, os.environ["SPADE_FAISS_BENCH_OUTPUT"], *options = sys.argv
+sys.path.insert(0, benchmarks)
+sys.argv = ["long_run.py", *options]
+runpy.run_module("long_run", run_name="__main__")
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted as Linux has them")
 def test_nothing_grows(tmp_path: Path) -> None:
     options = ["--queries", "300", "--rounds", "15", "--images", "60"]
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "long_run.py"), *options],
-        env=os.environ | {"SPADE_FAISS_BENCH_OUTPUT": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run(RUN, BENCHMARKS, tmp_path, *options)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "long_run.json").read_text())
     for what in ("queries", "rounds"):

@@ -213,7 +213,7 @@ print(look_on(Path(sys.argv[1]), (Path(sys.argv[1]) / "stop").exists))
 
 @pytest.mark.slow
 def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) -> None:
-    """Threads that share a gallery, threads with their own, and processes."""
+    """Threads that share a gallery, a thread with its own, and a process."""
     gallery, stop = sf.Gallery.create(tmp_path / "g", OWN, shard_bytes=4 * OWN.bytes_per_image), threading.Event()
     write_on(gallery, 0)
 
@@ -221,18 +221,18 @@ def test_readers_see_one_generation_whole_whatever_is_written(tmp_path: Path) ->
         while not stop.is_set():
             look(gallery.snapshot())
 
-    with ready(LOOKS, gallery.path) as first, ready(LOOKS, gallery.path) as second, ThreadPoolExecutor(4) as pool:
+    with ready(LOOKS, gallery.path) as other, ThreadPoolExecutor(3) as pool:
         looking = [pool.submit(look_at_shared) for _ in range(2)]
-        looking += [pool.submit(look_on, gallery.path, stop.is_set) for _ in range(2)]
+        looking.append(pool.submit(look_on, gallery.path, stop.is_set))
         try:
-            for version in range(1, 12):
+            for version in range(1, 10):
                 write_on(gallery, version)
         finally:
             stop.set()
             (gallery.path / "stop").touch()
         assert all((done.result() or 2) > 1 for done in looking)
-        assert all(int(one.communicate(timeout=30)[0]) > 1 for one in (first, second))
-    gallery.append(["last"], features_of(12, 11))
+        assert int(other.communicate(timeout=30)[0]) > 1
+    gallery.append(["last"], features_of(12, 9))
     manifest = gallery.snapshot().manifest
     assert {file.name for file in gallery.path.glob("shards/*")} == {Path(one.file).name for one in manifest.shards}
     assert len(list(gallery.path.glob("index/*"))) == 2
@@ -245,7 +245,7 @@ import spade_faiss as sf
 from tests.helpers.galleries import OWN
 from tests.helpers.galleries import random_features_of
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-gallery, n = sf.Gallery.create(sys.argv[1], OWN, "SQ8", shard_bytes=1), 260
+gallery, n = sf.Gallery.create(sys.argv[1], OWN, "SQ8", shard_bytes=1), 100
 gallery.append([str(row) for row in range(n)], random_features_of(n))
 views = []
 try:
@@ -261,9 +261,9 @@ except sf.CorruptGalleryError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "expected"), [(1024, "done"), (100, "cannot be opened: ")])
+@pytest.mark.parametrize(("limit", "expected"), [(320, "done"), (100, "cannot be opened: ")])
 def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limit: int, expected: str) -> None:
-    """1024 is what a process may have open by default."""
+    """320 are too few if the file of every shard that is read stays open."""
     found = said(MANY_SHARDS, tmp_path / "g", limit)
     assert expected in found
     assert "damaged" not in found  # for want of files
@@ -274,9 +274,13 @@ def test_three_generations_of_many_shards_have_files_enough(tmp_path: Path, limi
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("patches", ["stored", "recompute"])
-@pytest.mark.parametrize("engine", ["flat", "pyramid"])
-@pytest.mark.parametrize("cached", [0, 3, 100])
+@pytest.mark.parametrize(  # each with each of another kind
+    ("cached", "engine", "patches"),
+    [
+        *[(0, "pyramid", "stored"), (3, "flat", "stored"), (100, "pyramid", "stored")],
+        *[(0, "flat", "recompute"), (3, "pyramid", "recompute"), (100, "flat", "recompute")],
+    ],
+)
 def test_sixteen_threads_find_what_one_finds(
     tmp_path: Path, toy: sf.Extractor, patches: Patches, engine: str, cached: int
 ) -> None:

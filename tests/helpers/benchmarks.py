@@ -14,6 +14,6 @@ import fuzz
 import kills_trials
 
 BENCHMARKS = Path(kills_trials.__file__).parent
-preload()  # kills_trials has said what else
+preload()  # common.py has said what else
 
 __all__ = ["BENCHMARKS", "bit_rot", "fuzz", "kills_trials"]

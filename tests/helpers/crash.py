@@ -13,10 +13,10 @@ import spade_faiss as sf
 from spade_faiss.options import Patches
 from tests.helpers.galleries import OWN, random_features_of
 
-N_IMAGES = 24
+N_IMAGES = 16
 
 
-KEYS = [f"{number:02d}" for number in range(14)]
+KEYS = [f"{number:02d}" for number in range(9)]
 
 
 Content = dict[str, bytes]
@@ -74,14 +74,12 @@ COMMANDS = {command.__name__: command for command in (add_images, add_images_rec
 
 
 STEPS: dict[str, Callable[[sf.Gallery], Any]] = {
-    "append": lambda gallery: gallery.append(["new", "new+"], random_features_of(2, seed=5)),
-    "replace": lambda gallery: gallery.append(["new", KEYS[1]], random_features_of(2, seed=6), replace=True),
+    # More than fits one shard, of which the beginning must not be there without the rest.
+    "append": lambda gallery: gallery.append([f"new {n}" for n in range(7)], random_features_of(7, seed=7)),
+    "replace": lambda gallery: gallery.append(["new", *KEYS[2:8]], random_features_of(7, seed=8), replace=True),
     "remove": lambda gallery: gallery.remove(KEYS[1:9:2]),
     "compact": lambda gallery: gallery.compact(),
     "rebuild_index": lambda gallery: gallery.rebuild_index(),
-    # More than fits one shard, of which the beginning must not be there without the rest.
-    "append-many": lambda gallery: gallery.append([f"new {n}" for n in range(7)], random_features_of(7, seed=7)),
-    "replace-many": lambda gallery: gallery.append(KEYS[2:9], random_features_of(7, seed=8), replace=True),
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import spade_faiss as sf
 from spade_faiss.errors import OptionError
 from spade_faiss.extractors.features import Features
 from spade_faiss.index import factory as index_factory
+from spade_faiss.index import tuning
 from spade_faiss.index.image_index import ImageIndex, IndexFile
 from spade_faiss.index.tuning import _recall, tune
 from spade_faiss.store import secondary_indexes
@@ -40,6 +42,12 @@ def _large_from_a_few_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secondary_indexes, "IVF_FROM", 500)
 
 
+@pytest.fixture(autouse=True)
+def _measured_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of building would go by in measuring."""
+    monkeypatch.setattr(tuning, "HELD_OUT", 50)
+
+
 def low_dimensional(rng: np.random.Generator, n: int) -> np.ndarray:
     """Clusters in 12 of 96 dimensions, and some noise in all."""
     frame = np.random.default_rng(7)
@@ -62,6 +70,17 @@ def build(xb: np.ndarray, **options: Any) -> ImageIndex:
     return ImageIndex.build(Held(xb), xb.shape[1], sf.IndexOptions(device="cpu", **options))
 
 
+@pytest.fixture(scope="module")
+def built() -> Callable[..., ImageIndex]:
+    """Indexes of xb that are only searched: each is built once."""
+
+    @functools.cache
+    def build_once(kind: str = "auto", recall: float = 0.99) -> ImageIndex:
+        return build(low_dimensional(np.random.default_rng(0), N), kind=kind, recall=recall)
+
+    return build_once
+
+
 def recall(index: ImageIndex, xq: np.ndarray, xb: np.ndarray, k: int = K) -> float:
     pairs = zip(index.search(xq, k)[0], brute_force(xq, xb, k)[0], strict=True)
     return float(np.mean([np.isin(found, true).mean() for found, true in pairs]))
@@ -71,8 +90,10 @@ def recall(index: ImageIndex, xq: np.ndarray, xb: np.ndarray, k: int = K) -> flo
 @pytest.mark.parametrize(  # from one cluster HNSW's graph does not always lead to the others
     ("kind", "target"), [("hnsw", 0.8), *[(kind, 0.99) for kind in ("auto", "ivf", "ivf-sq", "ivf-pq")]]
 )
-def test_the_recall_asked_for_is_had(xb: np.ndarray, xq: np.ndarray, kind: str, target: float) -> None:
-    index = build(xb, kind=kind, recall=target)
+def test_the_recall_asked_for_is_had(
+    built: Callable[..., ImageIndex], xb: np.ndarray, xq: np.ndarray, kind: str, target: float
+) -> None:
+    index = built(kind, target)
     assert index.facts.recall is not None
     assert index.facts.recall >= target
     assert recall(index, xq, xb) >= target - 0.02  # of other images than it was measured on
@@ -80,17 +101,19 @@ def test_the_recall_asked_for_is_had(xb: np.ndarray, xq: np.ndarray, kind: str, 
 
 
 @pytest.mark.slow
-def test_less_recall_is_less_work(xb: np.ndarray) -> None:
-    few, many = (build(xb, kind="ivf-sq", recall=target).facts for target in (0.5, 0.99))
+def test_less_recall_is_less_work(built: Callable[..., ImageIndex]) -> None:
+    few, many = (built("ivf-sq", target).facts for target in (0.5, 0.99))
     assert few.nprobe is not None
     assert many.nprobe is not None
     assert few.nprobe < many.nprobe <= 76
 
 
 @pytest.mark.slow
-def test_distances_are_exact_whatever_chose_the_images(xb: np.ndarray, xq: np.ndarray) -> None:
-    for kind in ("ivf-sq", "ivf-pq", "hnsw"):
-        index = build(xb, kind=kind, recall=0.8)
+def test_distances_are_exact_whatever_chose_the_images(
+    built: Callable[..., ImageIndex], xb: np.ndarray, xq: np.ndarray
+) -> None:
+    for kind, target in (("ivf-sq", 0.5), ("ivf-pq", 0.99), ("hnsw", 0.8)):
+        index = built(kind, target)
         ids, sq_distances = index.search(xq, 10)
         exact = ((xb[ids].astype(np.float64) - xq[:, None]) ** 2).sum(axis=2)
         np.testing.assert_allclose(sq_distances, exact, rtol=1e-5)
@@ -131,8 +154,8 @@ def test_a_given_nprobe_is_kept(xb: np.ndarray) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_images_are_tuned_alike(xb: np.ndarray) -> None:
-    assert build(xb).facts == build(xb).facts
+def test_the_same_images_are_tuned_alike(built: Callable[..., ImageIndex], xb: np.ndarray) -> None:
+    assert build(xb).facts == built().facts
 
 
 def test_recall_is_of_the_images_and_not_of_the_index(xb: np.ndarray) -> None:
@@ -217,7 +240,7 @@ def test_info_says_when_the_index_was_outgrown(
     tmp_path: Path, rng: np.random.Generator, xb: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spade_faiss.store.secondary_indexes.IVF_FROM", 500)
-    gallery = gallery_of(tmp_path / "g", xb[:1000])
+    gallery = gallery_of(tmp_path / "g", xb[:1000], recall=0.95)
     elsewhere = np.full((1500, D), 40, np.float32) + low_dimensional(rng, 1500) * 0.01
     append(gallery, elsewhere, 1000)  # all in one list
     state = gallery.index_state()
@@ -229,19 +252,20 @@ def test_info_says_when_the_index_was_outgrown(
 
 @pytest.mark.slow
 def test_reindex_to_another_kind_and_back(tmp_path: Path, xb: np.ndarray, xq: np.ndarray) -> None:
+    xb = xb[:1500]
     gallery = gallery_of(tmp_path / "g", xb)
     for kind, factory in (
         ("flat", "Flat"),
-        ("ivf-pq", "IVF76,PQ16"),
+        ("ivf-pq", "IVF38,PQ16"),
         ("IVF10,Flat", "IVF10,Flat"),
-        ("auto", "IVF76,SQ8"),
+        ("auto", "IVF38,SQ8"),
     ):
         assert factory in gallery.reindex(kind).entry.facts.factory  # type: ignore[union-attr]
         assert gallery.info()["index"]["kind"] == kind
         assert recall_of(gallery, xq, xb) >= 0.95
-    gallery.reindex(memory=50_000)
+    gallery.reindex(memory=25_000)
     assert "PQ" in gallery.info()["index"]["factory"]
-    assert gallery.info()["index"]["memory"] == 50_000
+    assert gallery.info()["index"]["memory"] == 25_000
 
 
 @pytest.mark.slow

@@ -429,14 +429,14 @@ def state(gallery: sf.Gallery) -> dict[str, tuple[bytes, str | None]]:
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, ""), KeyboardInterrupt()], ids=["full", "ctrl-c"])
 @pytest.mark.parametrize("name", STEPS)
 def test_stopped_at_any_flush_every_image_is_old_or_new(
-    tmp_path: Path, gallery: sf.Gallery, normal: Path, toy: sf.Extractor,
-    monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException,
-) -> None:  # fmt: skip
+    tmp_path: Path, toy: sf.Extractor, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException
+) -> None:
     """An image has its old path, content and levels, or the new ones, and its file answers for them."""
-    more = tmp_path / "more"
-    make_images(more / "new" / "new", 6, seed=21)
+    gallery, normal, more = create(tmp_path / "g", toy), make_images(tmp_path / "normal", 7), tmp_path / "more"
+    gallery.add_images(normal, toy)
+    make_images(more / "new" / "new", 3, seed=21)
     shutil.copytree(normal, more / "moved")
-    make_images(more / "changed", 12, seed=23)
+    make_images(more / "changed", 7, seed=23)
     gallery.remove(["000.png", "005.png"])
     gallery.close()
     fail_at = failing_flush(monkeypatch, error)

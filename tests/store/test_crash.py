@@ -70,7 +70,7 @@ def beginnings(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[s
         writer.append([*KEYS, "after"], random_features_of(len(KEYS) + 1))
     shutil.copytree(folder / "remove", folder / "compact")
     with reopen(folder / "compact") as gallery:
-        gallery.remove(KEYS[::2])
+        gallery.remove(KEYS[::4])  # so that two shards are left to write
     return {name: folder / name for name in COMMANDS}
 
 

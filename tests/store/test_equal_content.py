@@ -10,17 +10,19 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.extractors.spec import ExtractorSpec
+from spade_faiss.ingest import workers as ingest_workers
 from spade_faiss.store import copies
 from spade_faiss.store.copies import Copies
 from tests.helpers.galleries import OWN, random_features_of
+from tests.helpers.processes import FORKSERVER
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def gallery_of(folder: Path, features: sf.Features, spec: ExtractorSpec = OWN, index: str = "auto") -> sf.Gallery:
     gallery = sf.Gallery.create(folder, spec, index=index, shard_bytes=7 * spec.bytes_per_image)
-    for start in range(0, len(features), 5):
-        some = features[start : start + 5]
+    for start in range(0, len(features), 20):
+        some = features[start : start + 20]
         gallery.append([f"{start + row:03}" for row in range(len(some))], some)
     return gallery
 
@@ -104,8 +106,14 @@ def test_a_gallery_that_recomputes_patches(tmp_path: Path, image_folder: Path, t
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_add_counts_copies_among_the_new_ones_and_of_old_ones(
-    tmp_path: Path, toy_gallery: sf.Gallery, image_folder: Path, toy: sf.Extractor, workers: int
+    tmp_path: Path,
+    toy_gallery: sf.Gallery,
+    image_folder: Path,
+    toy: sf.Extractor,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
 ) -> None:
+    monkeypatch.setattr(ingest_workers, "SPAWN", FORKSERVER)
     other = tmp_path / "other"
     other.mkdir()
     for number, name in enumerate(("004.png", "004.png", "007.png")):

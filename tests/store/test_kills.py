@@ -33,7 +33,7 @@ NAMES = ["build", "add", "adopt", "remove", "compact", "reindex", "calibrate"]
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> kills_trials.Trials:
-    return kills_trials.Trials(tmp_path_factory.mktemp("kills"), NAMES)
+    return kills_trials.Trials(tmp_path_factory.mktemp("kills"), NAMES, more=4)
 
 
 @pytest.fixture(scope="module")

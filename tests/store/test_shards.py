@@ -120,6 +120,7 @@ for line in sys.stdin:
     print(place, end=" ", flush=True)
     flipped = bytearray(content)
     flipped[place] ^= 1 << place % 8
+    changed.unlink()  # a file that is written anew in place waits for the disk
     changed.write_bytes(flipped)
     try:
         found = state()
