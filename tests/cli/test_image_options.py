@@ -51,6 +51,7 @@ def test_bits(images: Path, tmp_path: Path) -> None:
     assert "bits: expected 12, found 16" in str(again.exception)
 
 
+@pytest.mark.slow
 def test_max_pixels(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # less than half: Pillow would refuse to open them
     for workers in (1, 2):
@@ -63,7 +64,7 @@ def test_max_pixels(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run("query", tmp_path / "g1", images, "--max-pixels", 600).exit_code == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_more_frames_are_noted_once_for_a_run(tmp_path: Path, workers: int) -> None:
     (tmp_path / "in").mkdir()
     for number, suffix in enumerate(("tif", "png", "gif")):

@@ -26,6 +26,9 @@ from spade_faiss.extractors.networks import NetworkExtractor
 from spade_faiss.extractors.registry import Extractor, load_extractor
 from spade_faiss.options import FeatureOptions
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PAPER_SHAPES = {
@@ -186,7 +189,6 @@ def test_embedded_is_deterministic(lite: Extractor, lite_features: Features) -> 
     assert_same(again.extract(views(3)), lite_features)
 
 
-@pytest.mark.slow
 def test_another_process_loads_the_same_network(resnet18_file: Path) -> None:
     """What is pickled are its name, the file of its weights and its options, not its tensors."""
     lite, resnet = load(image_size=96, levels=("1", "2")), load("resnet18", resnet18_file, image_size=80, crop=64)
@@ -314,7 +316,6 @@ def wide_resnet(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     return load("wide_resnet50_2", path)
 
 
-@pytest.mark.slow
 def test_wide_resnet_shapes(wide_resnet: Extractor) -> None:
     assert (wide_resnet.spec.level_shapes, wide_resnet.spec.image_dim) == PAPER_SHAPES["wide_resnet50_2"]
     assert dataclasses.replace(wide_resnet.spec, dtype="float16").bytes_per_image == 2 * 1_404_928 + 4 * 2048
@@ -355,7 +356,6 @@ def test_vision_transformer_at_another_size(vit_file: Path, size: Any, grid: tup
 
 
 # hiera stops after the last level that is asked for, unless told otherwise.
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "hiera_tiny_224"])
 def test_image_feature_is_of_the_whole_network(name: str, tmp_path: Path) -> None:
     model, state = randomised(partial(timm.create_model, name))
