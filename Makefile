@@ -4,10 +4,10 @@ BIN := .venv/bin
 
 .PHONY: demo test test-fast test-gpu lint docs coverage clean
 
-# Two files of tests at a time, or as many as WORKERS says, so that what a module prepares is prepared once. Each worker
-# has one thread (tests/conftest.py).
+# Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
+# so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
 WORKERS := 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: .venv/.installed
 	$(BIN)/spade-faiss demo

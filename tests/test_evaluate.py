@@ -17,7 +17,7 @@ from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.detect import pipeline
 from spade_faiss.evaluate import METRICS, EvaluationOptions, evaluate
 from spade_faiss.metrics.pixel import PIXEL_METRICS
-from tests.helpers.command_line import Spade
+from tests.helpers.command_line import TOY, Spade
 from tests.helpers.datasets import detector_over, make_set
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import make_images
@@ -213,10 +213,8 @@ def test_a_report_has_verdicts_where_the_gallery_is_calibrated(
 def test_several_categories_have_a_gallery_each(tmp_path: Path, spade: Spade) -> None:
     for name in ("one", "two"):
         make_set(tmp_path / "set" / name)
-        built = spade(
-            "build", tmp_path / f"{name}.gallery", tmp_path / "set" / name / "train" / "good", "--extractor", "toy"
-        )
-        assert built.status == 0
+        images = tmp_path / "set" / name / "train" / "good"
+        assert spade("build", tmp_path / f"{name}.gallery", images, *TOY).status == 0
     out = tmp_path / "out"
     run = spade("evaluate", tmp_path / "{category}.gallery", tmp_path / "set", "--quiet", "--output", out)
     assert run.status == 0

@@ -13,7 +13,7 @@ import spade_faiss as sf
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.detect.detector import Detector
 from spade_faiss.evaluate import EvaluationOptions, check_categories, evaluate
-from tests.helpers.command_line import Spade
+from tests.helpers.command_line import TOY, Spade
 from tests.helpers.datasets import detector_over, make_set
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
@@ -101,7 +101,7 @@ def test_masks_that_do_not_fit_are_named_before_the_first_query(
 def test_the_command_line_checks_all_categories_first(tmp_path: Path, spade: Spade) -> None:
     for name in ("one", "two"):
         made = make_set(tmp_path / "set" / name)
-        assert spade("build", tmp_path / f"{name}.gallery", made / "train", "--extractor", "toy").status == 0
+        assert spade("build", tmp_path / f"{name}.gallery", made / "train", *TOY).status == 0
     break_images(tmp_path / "set/two")
     words = (tmp_path / "{category}.gallery", tmp_path / "set", "--quiet", "--output", tmp_path / "out")
     run = spade("evaluate", *words)

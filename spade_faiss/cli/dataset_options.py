@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from ..datasets.category import Category
-from ..datasets.folders import from_folders
-from ..datasets.layouts import open_dataset
 from ..errors import OptionError
 from ..images.sources import ImageFile, list_sources
 from .flags import PATH, flag
+
+if TYPE_CHECKING:
+    from ..datasets.category import Category
 
 FOLDERS = ("normal", "abnormal", "masks", "test_normal")
 SETTINGS = ("seed", "every")
@@ -67,6 +67,8 @@ def open_labelled(dataset: Path | None, flags: LabelledFlags) -> list[Category]:
     Raises:
         click.UsageError: neither, both, or options of the one with the other.
     """
+    from ..datasets.folders import from_folders  # here: the layouts are for `build` and `evaluate` alone
+    from ..datasets.layouts import open_dataset
     from ..evaluate import choose
 
     if dataset is not None:

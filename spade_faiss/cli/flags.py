@@ -61,9 +61,15 @@ def takes(kind: type[Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Return the fields' annotations; a group's are evaluated once for all the commands that have it."""
+    return get_type_hints(kind, include_extras=True)
+
+
 def _options(kind: type[Any]) -> Iterator[tuple[str, Flag]]:
     """Yield the name and the option of each field, and of the groups' fields, in order."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)  # type: ignore[arg-type,unused-ignore] # no type of a dataclass is hashable to mypy
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if get_origin(hint) is Annotated:
@@ -74,7 +80,7 @@ def _options(kind: type[Any]) -> Iterator[tuple[str, Flag]]:
 
 def _filled(kind: type[Kind], given: dict[str, Any]) -> Kind:
     """Make the dataclass of what click has parsed, which is taken out of `given`."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)  # type: ignore[arg-type,unused-ignore] # no type of a dataclass is hashable to mypy
     is_option = {name: get_origin(hint) is Annotated for name, hint in hints.items()}
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: given.pop(name) if is_option[name] else _filled(hints[name], given) for name in names})

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 EIGHT_CONNECTED = np.ones((3, 3), int)
 
@@ -39,6 +38,8 @@ def find_regions(
     Returns:
         The regions, highest peak first, and their labels: see Labels.
     """
+    from scipy import ndimage  # here, as in baseline.py
+
     found, count = ndimage.label(anomaly_map > threshold, EIGHT_CONNECTED)
     areas = np.bincount(found.ravel(), minlength=count + 1)
     numbered = []

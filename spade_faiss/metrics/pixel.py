@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ..errors import FeatureError, OptionError
 from .ranking import (
@@ -262,6 +261,8 @@ def _region_shares(mask: NDArray[np.bool_]) -> tuple[Reals, int]:
     """Return 1 / area of its 8-connected region for each True pixel, row by row, and the number of regions."""
     if not mask.any():
         return np.empty(0), 0
+    from scipy import ndimage  # here, as in detect/baseline.py
+
     numbered, regions = ndimage.label(mask, np.ones((3, 3)))
     number = numbered[mask]
     return 1 / np.bincount(number)[number], regions

@@ -7,7 +7,6 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from ..arrays import Pixels
 from .colour_scale import Scale, colours
@@ -35,6 +34,8 @@ def outline(image: Pixels, mask: NDArray[np.bool_], width: int = 2, colour: tupl
     """Draw the border of a mask, just outside it, some pixels wide."""
     drawn: Pixels = image.copy()
     if mask.any():
+        from scipy import ndimage  # here, as in detect/baseline.py
+
         drawn[ndimage.binary_dilation(mask, iterations=width) & ~mask] = colour
     return drawn
 

@@ -6,13 +6,18 @@ import base64
 import hashlib
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import jinja2
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 @cache
 def _environment() -> jinja2.Environment:
+    import jinja2  # here: most commands write no page
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spade_faiss.report"),
         autoescape=True,  # keys are file names, which may hold anything

@@ -292,10 +292,6 @@ def _squared_norms(vectors: Array) -> NDArray[np.float64]:
 
 def _groups(snapshot: Snapshot, ids: Ids) -> Iterator[Ids]:
     """Yield groups of images, each ascending, such that copies are in one; few others are."""
-    # Imported here: it takes a tenth of a second, which a query need not wait for.
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     checksums, shadows, norms = _shadows(snapshot, ids)
     _, first, bits = np.unique(checksums, return_index=True, return_inverse=True)
     order = np.argsort(shadows[first, 0])
@@ -308,15 +304,26 @@ def _groups(snapshot: Snapshot, ids: Ids) -> Iterator[Ids]:
         if not len(near):
             break
         near = near[(abs(places[near + step] - places[near]) <= reach[near, None]).all(axis=1)]
-        pairs.append((distinct[near], distinct[near + step]))
-    ends = np.concatenate([start for start, _ in pairs]), np.concatenate([end for _, end in pairs])
-    graph = coo_matrix((np.ones(len(ends[0]), np.bool_), ends), (len(ids), len(ids)))
-    count, labels = connected_components(graph, directed=False)
+        if len(near):
+            pairs.append((distinct[near], distinct[near + step]))
+    count, labels = _components(pairs, len(ids)) if len(pairs) > 1 else (len(first), bits)
     order = np.argsort(labels, kind="stable")
     ends_at = np.bincount(labels, minlength=count).cumsum()
     sizes = np.diff(ends_at, prepend=0)
     for group in np.flatnonzero(sizes > 1):
         yield ids[order[ends_at[group] - sizes[group] : ends_at[group]]]
+
+
+def _components(pairs: list[tuple[Ids, Ids]], n: int) -> tuple[int, Ids]:
+    """Return how many components the pairs join n nodes to, and the component of each node."""
+    # Imported here: it takes half a second, and images that are nearly but not quite equal are rare.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.concatenate([start for start, _ in pairs]), np.concatenate([end for _, end in pairs])
+    graph = coo_matrix((np.ones(len(ends[0]), np.bool_), ends), (n, n))
+    count, labels = connected_components(graph, directed=False)
+    return int(count), labels
 
 
 def _shadows(snapshot: Snapshot, ids: Ids) -> tuple[NDArray[np.uint64], Array, NDArray[np.float64]]:

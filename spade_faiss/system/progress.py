@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def progress_bar(items: Iterable[Any] | int, description: str, progress: bool, total: int | None = None) -> tqdm[Any]:
@@ -17,6 +18,8 @@ def progress_bar(items: Iterable[Any] | int, description: str, progress: bool, t
         progress: False: show nothing; True: show the bar where standard error is a terminal.
         total: number of items, where they are an iterator.
     """
+    from tqdm import tqdm  # here: what shows no bar need not wait for it
+
     disable = None if progress else True  # None: tqdm looks whether it is a terminal
     if isinstance(items, int):
         return tqdm(total=items, unit="image", disable=disable, desc=description)

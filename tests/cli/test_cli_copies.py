@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import Spade
+from tests.helpers.command_line import TOY, Spade
 from tests.helpers.images import write_images
 
 
@@ -21,7 +21,7 @@ def twice(tmp_path: Path) -> Path:
 
 def test_every_command_says_how_many(tmp_path: Path, twice: Path, spade: Spade) -> None:
     path = tmp_path / "g"
-    built = spade("build", path, twice, "--extractor", "toy", "--quiet")
+    built = spade("build", path, twice, *TOY, "--quiet")
     assert built.out.startswith("17 added (0 replaced, 5 copies of other images), 0 unchanged, 0 skipped; 17 images")
     assert "17 (0 removed and not yet compacted), 5 of them copies of others" in spade("info", path).out
     assert json.loads(spade("info", path, "--json").out)["copies"] == 5
@@ -40,7 +40,7 @@ def test_every_command_says_how_many(tmp_path: Path, twice: Path, spade: Spade) 
 
 def test_without_copies(tmp_path: Path, spade: Spade) -> None:
     path = tmp_path / "g"
-    built = spade("build", path, write_images(tmp_path / "normal", 12), "--extractor", "toy", "--quiet")
+    built = spade("build", path, write_images(tmp_path / "normal", 12), *TOY, "--quiet")
     assert built.out.startswith("12 added (0 replaced), 0 unchanged")
     assert "12 (0 removed and not yet compacted), no copies" in spade("info", path).out
     assert spade("calibrate", path, "--false-alarms", 0.1, "--quiet").err == ""
@@ -48,7 +48,7 @@ def test_without_copies(tmp_path: Path, spade: Spade) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path, twice: Path, spade: Spade) -> None:
     path = tmp_path / "g"
-    spade("build", path, twice, "--extractor", "toy", "--quiet")
+    spade("build", path, twice, *TOY, "--quiet")
     for command in (("calibrate", "--false-alarms", 0.1), ("audit",)):
         wrong = spade(*command, path, "--group", "part", "--quiet")
         assert wrong.status == 1

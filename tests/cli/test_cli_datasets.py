@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from spade_faiss.datasets.category import Category
 from spade_faiss.datasets.folders import from_folders
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.evaluate import evaluate
-from tests.helpers.command_line import Spade
+from tests.helpers.command_line import TOY, Spade
 from tests.helpers.datasets import BUILDS, make_set
 from tests.helpers.images import make_images
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
 
-TOY = ("--extractor", "toy", "--quiet")
+QUIET_TOY = (*TOY, "--quiet")
 
 
 def make_different(categories: list[Category]) -> None:
@@ -41,7 +42,7 @@ def test_from_a_data_set_to_its_metrics(tmp_path: Path, spade: Spade, layout: st
     words = ("--layout", layout, *(word for name, value in setting.items() for word in (f"--{name}", value)))
     make_different(open_dataset(root))
     categories = open_dataset(root, **setting)
-    assert spade("build", gallery, "--dataset", root, *words, *TOY).status == 0
+    assert spade("build", gallery, "--dataset", root, *words, *QUIET_TOY).status == 0
     for category in categories:
         with sf.Gallery.open(tmp_path / f"{category.name}.gallery") as opened:
             assert sorted(opened.keys()) == sorted(image.key for image in category.normal)
@@ -60,9 +61,9 @@ def test_from_a_data_set_to_its_metrics(tmp_path: Path, spade: Spade, layout: st
 def test_one_category_needs_no_name_in_the_path(tmp_path: Path, spade: Spade) -> None:
     make_set(tmp_path / "set" / "one")
     make_set(tmp_path / "set" / "two")
-    assert spade("build", tmp_path / "g", "--dataset", tmp_path / "set", "--category", "two", *TOY).status == 0
+    assert spade("build", tmp_path / "g", "--dataset", tmp_path / "set", "--category", "two", *QUIET_TOY).status == 0
     assert spade("evaluate", tmp_path / "g", tmp_path / "set", "--category", "two", "--quiet").status == 0
-    several = spade("build", tmp_path / "h", "--dataset", tmp_path / "set", *TOY)
+    several = spade("build", tmp_path / "h", "--dataset", tmp_path / "set", *QUIET_TOY)
     assert (several.status, (tmp_path / "h").exists()) == (1, False)
     assert "expected {category} in the path, for one gallery each of one, two" in several.error
 
@@ -71,7 +72,7 @@ def test_skipped_images_do_not_stop_the_next_category(tmp_path: Path, spade: Spa
     for name in ("one", "two"):
         make_set(tmp_path / "set" / name)
     (tmp_path / "set/one/train/good/000.png").write_text("not an image")
-    run = spade("build", tmp_path / "{category}.gallery", "--dataset", tmp_path / "set", *TOY)
+    run = spade("build", tmp_path / "{category}.gallery", "--dataset", tmp_path / "set", *QUIET_TOY)
     assert run.status == 3
     assert "one/train/good/000.png" in run.err
     lines = run.out.splitlines()
@@ -81,7 +82,7 @@ def test_skipped_images_do_not_stop_the_next_category(tmp_path: Path, spade: Spa
 def test_a_gallery_that_is_missing_is_missed_at_once(tmp_path: Path, spade: Spade) -> None:
     for name in ("one", "two"):
         make_set(tmp_path / "set" / name)
-    spade("build", tmp_path / "one.gallery", "--dataset", tmp_path / "set", "--category", "one", *TOY)
+    spade("build", tmp_path / "one.gallery", "--dataset", tmp_path / "set", "--category", "one", *QUIET_TOY)
     run = spade("evaluate", tmp_path / "{category}.gallery", tmp_path / "set", "--output", tmp_path / "out", "--quiet")
     assert "two.gallery: expected a gallery" in run.error
     assert not (tmp_path / "out").exists()
@@ -100,14 +101,15 @@ def test_any_folders(tmp_path: Path, spade: Spade, folders: list[Path]) -> None:
     normal, abnormal, masks = folders
     words = ("--normal", normal, "--abnormal", abnormal, "--seed", 3)
     gallery = tmp_path / "g"
-    built = spade("build", gallery, *words, *TOY)
+    built = spade("build", gallery, *words, *QUIET_TOY)
     assert "9 added" in built.out
     run = spade("evaluate", gallery, *words, "--masks", masks, "-k", 2, "--json", "--quiet")
     assert (run.status, run.err) == (0, "")
     category = from_folders(normal, abnormal, masks, seed=3)
+    small = dataclasses.replace(sf.RECIPES["robust"].features, image_size=64)
     with sf.Gallery.open(gallery) as opened:
         expected = evaluate(
-            sf.Detector(opened, sf.load_extractor("toy", options=sf.RECIPES["robust"].features), sf.SearchOptions(k=2)),
+            sf.Detector(opened, sf.load_extractor("toy", options=small), sf.SearchOptions(k=2)),
             category,
         )
     assert json.loads(run.out)[0]["metrics"] == expected.metrics
@@ -127,7 +129,7 @@ def test_any_folders(tmp_path: Path, spade: Spade, folders: list[Path]) -> None:
 def test_test_images_in_the_gallery_are_pointed_out(tmp_path: Path, spade: Spade) -> None:
     made = make_set(tmp_path / "tiles")
     (made / "test" / "good" / "copy.png").write_bytes((made / "train" / "good" / "003.png").read_bytes())
-    spade("build", tmp_path / "g", made / "train", *TOY)
+    spade("build", tmp_path / "g", made / "train", *QUIET_TOY)
     spade("add", tmp_path / "g", made / "test" / "square", "--quiet")
     run = spade("evaluate", tmp_path / "g", made, "--output", tmp_path / "out", "--quiet")
     assert run.status == 0

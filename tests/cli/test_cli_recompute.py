@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import Spade
+from tests.helpers.command_line import TOY, Spade
 from tests.helpers.images import make_images
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
 
-RECOMPUTE = ("--extractor", "toy", "--patches", "recompute")
+RECOMPUTE = (*TOY, "--patches", "recompute")
 
 
 @pytest.fixture
@@ -30,8 +30,9 @@ def answers(run_out: str) -> list[dict[str, object]]:
 
 
 def test_build_estimates_both_ways(tmp_path: Path, normal: Path, spade: Spade) -> None:
-    stored = spade("build", tmp_path / "stored", normal, "--extractor", "toy").err
-    recomputed = spade("build", tmp_path / "recompute", normal, *RECOMPUTE).err
+    whole = ("--extractor", "toy")  # at the recipe's own size
+    stored = spade("build", tmp_path / "stored", normal, *whole).err
+    recomputed = spade("build", tmp_path / "recompute", normal, *whole, *RECOMPUTE[-2:]).err
     for said in (stored, recomputed):
         assert "patches stored: 13 kB an image; recomputed (--patches recompute): 0.3 kB, and about " in said
         assert "ms for each neighbour of a query" in said
@@ -41,11 +42,11 @@ def test_info_tells_both_ways(gallery: Path, recomputed: Path, spade: Spade) -> 
     facts = json.loads(spade("info", recomputed, "--json").out)
     assert (facts["patches"], facts["bytes_per_image"]) == ("recompute", facts["bytes_per_image_if"]["recompute"])
     assert (
-        "recomputed from the image files, 0.3 kB an image; stored they would take 12.6 kB"
+        "recomputed from the image files, 0.3 kB an image; stored they would take 0.6 kB"
         in spade("info", recomputed).out
     )
     assert json.loads(spade("info", gallery, "--json").out)["patches"] == "stored"
-    assert "stored, 12.6 kB an image; recomputed at each query they would take 0.3 kB" in spade("info", gallery).out
+    assert "stored, 0.6 kB an image; recomputed at each query they would take 0.3 kB" in spade("info", gallery).out
 
 
 @pytest.mark.slow
@@ -74,8 +75,8 @@ def test_query_calibrate_and_audit_answer_as_a_stored_gallery(
 
 def test_goes_on_as_it_was_made(recomputed: Path, gallery: Path, normal: Path, spade: Spade) -> None:
     make_images(normal / "more", 2, seed=6)
-    assert "2 added (0 replaced), 12 unchanged" in spade("build", recomputed, normal, "--extractor", "toy").out
-    other = spade("build", recomputed, normal, "--extractor", "toy", "--patches", "stored")
+    assert "2 added (0 replaced), 12 unchanged" in spade("build", recomputed, normal, *TOY).out
+    other = spade("build", recomputed, normal, *TOY, "--patches", "stored")
     assert "expected patches as it has them, recompute, found stored" in other.error
     assert (
         "expected patches as it has them, stored, found recompute" in spade("build", gallery, normal, *RECOMPUTE).error

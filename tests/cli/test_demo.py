@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,12 +11,16 @@ import numpy as np
 import pytest
 
 from spade_faiss.cli.demo import run_demo, sample_folder
+from spade_faiss.recipes import DEFAULT_RECIPE, RECIPES
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
 
 @pytest.mark.slow
-def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = RECIPES[DEFAULT_RECIPE]
+    small = dataclasses.replace(recipe, features=dataclasses.replace(recipe.features, image_size=96))
+    monkeypatch.setitem(RECIPES, DEFAULT_RECIPE, small)
     for _ in range(2):  # again into the same folder: an older demo is replaced
         lines = list(run_demo(tmp_path, "toy", progress=False))
     assert lines[0].startswith("40 normal images, toy")

@@ -12,7 +12,7 @@ from PIL import Image
 import spade_faiss as sf
 from spade_faiss.detect.audit import GREY, suspect_images
 from spade_faiss.store.source_images import SourceImages
-from tests.helpers.command_line import Spade
+from tests.helpers.command_line import TOY, Spade
 from tests.helpers.galleries import make_gallery
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
@@ -68,7 +68,7 @@ def test_pictures_are_of_the_view_and_grey_where_the_file_is_missing(tmp_path: P
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, contaminated: Path, spade: Spade) -> None:
     path, out = tmp_path / "g", tmp_path / "out"
-    spade("build", path, contaminated, "--extractor", "toy", "--quiet")
+    spade("build", path, contaminated, *TOY, "--quiet")
     run = spade("audit", path, "--top", 3, "--output", out, "--normal", contaminated, "--quiet")
     assert (run.status, run.err) == (0, "")
     lines = run.out.splitlines()
@@ -95,7 +95,7 @@ def test_mistakes(
     args: tuple[object, ...],
     expected: str,
 ) -> None:
-    spade("build", tmp_path / "g", contaminated, "--extractor", "toy", "--quiet")
+    spade("build", tmp_path / "g", contaminated, *TOY, "--quiet")
     assert expected in spade("audit", tmp_path / "g", *args).error
 
 

@@ -26,6 +26,9 @@ from spade_faiss.extractors.networks import NetworkExtractor
 from spade_faiss.extractors.registry import Extractor, load_extractor
 from spade_faiss.options import FeatureOptions
 
+pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+
+
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PAPER_SHAPES = {
@@ -54,14 +57,20 @@ def normalised(images: list[Pixels], mean: tuple[float, ...], std: tuple[float, 
 
 def random_state(make: Callable[[], torch.nn.Module]) -> State:
     """Weights of an untrained network, with running statistics unlike those that it starts with."""
+    return randomised(make)[1]
+
+
+def randomised(make: Callable[[], torch.nn.Module]) -> tuple[Any, State]:
+    """Such a network with its weights."""
     torch.manual_seed(0)
-    state: State = make().state_dict()
+    model = make()
+    state: State = model.state_dict()  # shares its memory
     for name, tensor in state.items():
         if name.endswith("running_mean"):
             tensor.normal_(0, 0.1)
         elif name.endswith("running_var"):
             tensor.uniform_(0.5, 2)
-    return state
+    return model, state
 
 
 def assert_close(found: Features, expected: Features, tolerance: float = 1e-4) -> None:
@@ -180,12 +189,9 @@ def test_embedded_is_deterministic(lite: Extractor, lite_features: Features) -> 
     assert_same(again.extract(views(3)), lite_features)
 
 
-@pytest.mark.slow
-def test_another_process_loads_the_same_network(tmp_path: Path) -> None:
+def test_another_process_loads_the_same_network(resnet18_file: Path) -> None:
     """What is pickled are its name, the file of its weights and its options, not its tensors."""
-    file = tmp_path / "resnet18.pth"
-    torch.save(random_state(torchvision.models.resnet18), file)
-    lite, resnet = load(image_size=96, levels=("1", "2")), load("resnet18", file, image_size=80, crop=64)
+    lite, resnet = load(image_size=96, levels=("1", "2")), load("resnet18", resnet18_file, image_size=80, crop=64)
     for loaded in (lite, resnet):
         loaded.batch_size = 5
         pickled = pickle.dumps(loaded)
@@ -305,13 +311,11 @@ def wide_resnet(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     path = tmp_path_factory.mktemp("weights") / "wide.pth"
     with torch.device("meta"):  # nothing is drawn: only the shapes are wanted
         state = torchvision.models.wide_resnet50_2(weights=None).state_dict()
-    torch.save({name: torch.zeros_like(tensor, device="cpu") for name, tensor in state.items()}, path)
-    extractor = load("wide_resnet50_2", path)
-    path.unlink()  # 275 MB, which pytest would keep for three runs
-    return extractor
+    zeros = {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in state.items()}
+    torch.save(zeros, path)  # one number for each tensor, instead of 275 MB
+    return load("wide_resnet50_2", path)
 
 
-@pytest.mark.slow
 def test_wide_resnet_shapes(wide_resnet: Extractor) -> None:
     assert (wide_resnet.spec.level_shapes, wide_resnet.spec.image_dim) == PAPER_SHAPES["wide_resnet50_2"]
     assert dataclasses.replace(wide_resnet.spec, dtype="float16").bytes_per_image == 2 * 1_404_928 + 4 * 2048
@@ -352,13 +356,10 @@ def test_vision_transformer_at_another_size(vit_file: Path, size: Any, grid: tup
 
 
 # hiera stops after the last level that is asked for, unless told otherwise.
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "hiera_tiny_224"])
 def test_image_feature_is_of_the_whole_network(name: str, tmp_path: Path) -> None:
-    state = random_state(partial(timm.create_model, name))
+    model, state = randomised(partial(timm.create_model, name))
     torch.save(state, tmp_path / "weights.pth")
-    model: Any = timm.create_model(name)
-    model.load_state_dict(state)
     extractor = load(f"timm:{name}", tmp_path / "weights.pth")
     assert extractor.spec.view.crop == model.pretrained_cfg["input_size"][1:]  # its own, where none is given
     images = views(2, extractor.spec.view.crop)

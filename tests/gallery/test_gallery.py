@@ -605,6 +605,7 @@ def test_a_snapshot_outlives_what_the_same_gallery_writes(gallery: sf.Gallery, f
         assert found.tobytes() == level.tobytes()
 
 
+@pytest.mark.slow
 def test_threads_share_a_gallery(tmp_path: Path) -> None:
     n = 60
     features = random_features_of(n)
@@ -883,6 +884,7 @@ with gallery.writer() as writer:
 """
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_told_who_is_writing(gallery: sf.Gallery, features: sf.Features) -> None:
     new = random_features_of(1, seed=3)
     with ready(HOLD, gallery.path) as process:

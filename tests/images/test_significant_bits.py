@@ -166,7 +166,7 @@ def deep(tmp_path: Path) -> Path:
     return tmp_path / "deep"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_choice_is_in_the_spec_and_applied_to_queries(deep: Path, tmp_path: Path, workers: int) -> None:
     extractor = sf.load_extractor("toy", options=sf.FeatureOptions(bits=12))
     with sf.Gallery.create(tmp_path / "g", extractor.spec) as gallery:
@@ -203,8 +203,13 @@ def test_bits_out_of_range(bits: Any) -> None:
         sf.FeatureOptions(bits=bits)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("largest_value", "said"), [(1023, 10), (4095, 12), (4096, None), (65535, None)])
+@pytest.mark.parametrize(
+    ("largest_value", "said", "workers"),
+    [
+        *[(1023, 10, 1), (4095, 12, 1), (4096, None, 1), (65535, None, 1)],
+        *[pytest.param(*values, 2, marks=pytest.mark.slow) for values in ((4095, 12), (4096, None))],
+    ],
+)
 def test_note_where_no_image_of_a_run_exceeds_10_or_12_bits(
     tmp_path: Path, largest_value: int, said: int | None, workers: int
 ) -> None:

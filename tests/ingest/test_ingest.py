@@ -218,6 +218,7 @@ def test_small_shards_are_committed_one_by_one(tmp_path: Path, image_folder: Pat
     assert gallery.verify() == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     options = sf.FeatureOptions(image_size=256, batch_size=2)
     extractor = sf.load_extractor("toy", options=options)

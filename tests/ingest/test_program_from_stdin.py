@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 PROGRAM = """
@@ -45,10 +46,12 @@ def test_standard_input_is_named(tmp_path: Path) -> None:
     assert said.endswith("or use workers=1\n")
 
 
+@pytest.mark.slow
 def test_program_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.format(deleted=True))
     assert run(tmp_path, "program.py").startswith(SAID.format(tmp_path / "program.py"))
 
 
+@pytest.mark.slow
 def test_command_of_python_needs_no_file(tmp_path: Path) -> None:
     assert run(tmp_path, "-c", PROGRAM.format(deleted=False)) == "3 added\n"

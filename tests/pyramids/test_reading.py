@@ -217,6 +217,7 @@ def test_without_hdf5_is_the_same(gallery: sf.Gallery, monkeypatch: pytest.Monke
     assert_stored(gallery.read(IDS), IDS)
 
 
+@pytest.mark.slow
 def test_threads_read_while_shards_are_closed_to_open_others(
     gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

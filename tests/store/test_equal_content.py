@@ -31,6 +31,7 @@ def rows_of(features: sf.Features, rows: list[int]) -> sf.Features:
     return sf.Features(features.image[rows].copy(), [level[rows].copy() for level in features.levels])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", ["flat", "ivf", "HNSW8"])
 @pytest.mark.parametrize("seed", range(3))
 def test_search_and_pass_agree(tmp_path: Path, index: str, seed: int) -> None:

@@ -224,6 +224,7 @@ def test_rows_beyond_the_file_come_from_the_shards_beyond_it(tmp_path: Path, ope
     assert reader.ids(names) == list(range(152))
 
 
+@pytest.mark.slow
 def test_the_file_is_written_anew_when_many_shards_are_not_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

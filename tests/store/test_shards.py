@@ -142,6 +142,7 @@ def flip(path: Path, places: list[int]) -> dict[int, str]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_noticed_or_harmless(tmp_path: Path, features: sf.Features) -> None:
     path = tmp_path / "s.h5"
     write(path, features).close()
