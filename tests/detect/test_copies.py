@@ -50,6 +50,7 @@ def detector_of(folder: Path, normal: Path, k: int | None = None) -> sf.Detector
 def without_copies(patch: pytest.MonkeyPatch) -> None:
     """Put the mistake back: each image is left out alone."""
     patch.setattr(Copies, "of", lambda self, ids: [np.array([row]) for row in ids])
+    patch.setattr(Copies, "repeated_if_quick", lambda self: None)
 
 
 @pytest.fixture(scope="module")
