@@ -91,7 +91,7 @@ def test_thresholds_are_those_of_the_set_without_copies(
 
 @pytest.mark.parametrize("n", [0, 20, N])
 def test_false_alarms_are_as_promised_and_defects_are_found(tmp_path: Path, n: int) -> None:
-    detector = detector_of(tmp_path / "g", copied(textures(tmp_path / "normal"), n))
+    detector = detector_of(tmp_path / "g", copied(textures(tmp_path / "normal"), n), 10)
     sf.calibrate(detector, 0.05).write(detector.gallery.path)
     judging = sf.Detector(detector.gallery, detector.extractor)
     new = sorted(textures(tmp_path / "new", 60, seed=1).iterdir())
@@ -151,7 +151,7 @@ def test_an_image_that_differs_a_little_is_no_copy(tmp_path: Path) -> None:
 
 
 def test_a_sample_counts_each_content_once(tmp_path: Path) -> None:
-    detector = detector_of(tmp_path / "g", copied(textures(tmp_path / "normal"), N))
+    detector = detector_of(tmp_path / "g", copied(textures(tmp_path / "normal"), N), 5)
     for sample in (20, 40, 50):
         assert len(sf.calibrate(detector, 0.1, sample=sample).image_scores) == min(sample, N)
     with pytest.raises(sf.OptionError, match=r"at least 49 normal images .* found 40 \(80 images, 40 of them copies"):
