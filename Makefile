@@ -7,7 +7,8 @@ BIN := .venv/bin
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
 WORKERS := 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# What is compiled is kept, whatever the environment says: else each worker, and each process of a test, compiles again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: .venv/.installed
 	$(BIN)/spade-faiss demo

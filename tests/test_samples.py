@@ -87,6 +87,7 @@ def test_each_defect_has_a_mask_of_its_size(defect: str) -> None:
         assert 0.005 < (mask > 0).mean() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "kind", "number"),
     [
@@ -123,6 +124,7 @@ def test_script_names_the_committed_files(script: ModuleType, tmp_path: Path, mo
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["closest pixel", "closest image"])
 def test_pixel_difference_finds_neither_images_nor_pixels(
     pixel_difference: tuple[NDArray[np.bool_], dict[str, NDArray[np.float64]]], reading: str

@@ -84,6 +84,7 @@ def test_synthetic_features_are_the_same_whatever_was_drawn_before(monkeypatch: 
     np.testing.assert_allclose(mixture.block(1, 4000).mean(axis=0), real.mean(axis=0), atol=0.35)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize("dimension", [2, 6])
 def test_intrinsic_dimension_is_that_of_the_subspace(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ def test_lossy_masks_do_not_grow(tmp_path: Path, suffix: str, options: dict[str,
     assert found.sum() == pytest.approx(mask.sum(), rel=0.04)
 
 
+@pytest.mark.slow
 def test_jpeg_masks_score_as_png_masks_do(tmp_path: Path) -> None:
     """AUPRO of fixed maps: within 0.002 of the exact masks; any value above 0 would cost 0.02 and more."""
     exact, jpeg, grown = ({quality: PixelMetrics() for quality in (75, 95)} for _ in range(3))

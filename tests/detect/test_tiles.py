@@ -185,6 +185,7 @@ def test_groups_go_by_the_names_of_images(tiled: sf.Gallery) -> None:
         sf.calibrate(detector_of(tiled), 0.1, group="xywh")
 
 
+@pytest.mark.slow
 def test_the_promise_holds_for_whole_images_and_small_defects_are_found(tmp_path: Path) -> None:
     """Seen whole, the defect of 8 px is shrunk to 1/16 of that, and missed."""
     normal, new = clouds(tmp_path / "normal", 40), clouds(tmp_path / "new", 20, seed=1)
@@ -221,6 +222,7 @@ def test_there_is_no_step_where_tiles_meet(tmp_path: Path) -> None:
     assert steepest[16] <= 1 < steepest[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 5])
 def test_copies_of_images_in_tiles(tmp_path: Path, k: int) -> None:
     """All tiles of a copy are left out with the image; images that share some tiles are no copies of each other."""

@@ -903,6 +903,7 @@ def test_a_second_writer_is_told_who_is_writing(gallery: sf.Gallery, features: s
     assert_holds(gallery, [*KEYS, "a"], join(features, new))
 
 
+@pytest.mark.slow
 def test_a_second_writer_may_wait(gallery: sf.Gallery, features: sf.Features) -> None:
     new = random_features_of(1, seed=3)
     with ready(HOLD, gallery.path) as process:

@@ -214,6 +214,7 @@ EXACT = ["Flat", "IVF4,Flat", "SQfp16", "HNSW32", "IVF4_HNSW8,Flat", "Flat,RFlat
 APPROXIMATE = ["PCA4,Flat", "PCA4,IVF4,Flat", "IVF4,SQ8", "SQ8", "HNSW8", "PQ2x4", "L2norm,Flat", "PCA4,IVF4,SQ8,RFlat"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EXACT + APPROXIMATE)
 def test_any_factory_string(xb: np.ndarray, xq: np.ndarray, kind: str) -> None:
     check_kind(sf.IndexOptions(kind), D)

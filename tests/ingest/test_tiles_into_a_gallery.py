@@ -75,6 +75,7 @@ def test_an_image_is_there_with_all_its_tiles_or_not(tmp_path: Path, images: Pat
     assert gallery.verify() == []
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "SPAWN", FORKSERVER)
     one, extractor = make_gallery(tmp_path / "one", images, TILED)
@@ -89,6 +90,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path, images: Path, monkeyp
     assert (report.added, report.replaced, report.unchanged) == (1, 1, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(40, 120), (40, 60), (20, 20), (90, 130)])
 def test_replaced_by_an_image_of_another_size_no_old_tile_stays(
     tmp_path: Path, images: Path, size: tuple[int, int]

@@ -261,6 +261,7 @@ def test_integration_limit_by_hand(limit: float, expected: float) -> None:
     assert metrics.result(limit).values["pixel_AUPRO"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @EVERY_KIND
 def test_pixel_metrics_equal_the_exact_ones(kind: str) -> None:
     pairs = make(kind)
@@ -562,6 +563,7 @@ def test_pixel_metrics_equal_those_of_adeval(adeval: Any, kind: str) -> None:
     assert result["pixel_AUROC"] == pytest.approx(other._auroc(other._pixel_acc), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0.3, 1])
 @pytest.mark.parametrize("kind", ["random", "inverted"])
 def test_aupro_equals_that_of_the_official_script(adeval: Any, kind: str, limit: float) -> None:

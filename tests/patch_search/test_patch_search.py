@@ -160,6 +160,7 @@ def test_equals_oracle(
     assert_equals_oracle(search(query, neighbours, kappa=kappa), query, neighbours, kappa)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_equals_oracle_at_any_shape(search: Search, data: st.DataObject) -> None:
@@ -278,6 +279,7 @@ def test_ties_are_in_the_order_of_neighbour_row_column(
     assert_same(search(query, neighbours, kappa=kappa, **options), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kappa", [1, 5, 110])
 def test_ties_in_a_gallery_of_many_patches(search: Search, kappa: int) -> None:
     # FAISS goes through the gallery in pieces of 1024, and for 100 or more candidates in another way than for fewer

@@ -152,6 +152,7 @@ def test_values_near_the_ends_of_float32(products: str, scale: float) -> None:
     np.testing.assert_allclose(found[0].reshape(expected.shape), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 3])
 def test_distances_that_do_not_fit_float32_are_refused(products: str, number: int) -> None:
     query, neighbours = plain_background(1, 4, np.float32)

@@ -174,6 +174,7 @@ def test_an_error_is_that_of_the_thread_that_reads(make: Make) -> None:
             failing.result()
 
 
+@pytest.mark.slow
 def test_threads_that_evict_each_others_images_get_what_they_asked_for(make: Make) -> None:
     cache, source = make(7 * SIZE), Counted()
 

@@ -105,6 +105,7 @@ def test_a_gallery_that_recomputes_patches(tmp_path: Path, image_folder: Path, t
     assert len(found.image_scores) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_add_counts_copies_among_the_new_ones_and_of_old_ones(
     tmp_path: Path,

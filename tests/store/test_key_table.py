@@ -210,6 +210,7 @@ def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
         assert at.keys() == [*KEYS[:2], *KEYS[5:], *KEYS[3:5]]
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_file_come_from_the_shards_beyond_it(tmp_path: Path, opened: list[str]) -> None:
     gallery, features = create(tmp_path / "g"), random_features_of(152)
     names = [str(row) for row in range(152)]
