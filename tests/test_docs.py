@@ -233,10 +233,9 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
 # Pages that follow the program
 
 
-@pytest.fixture(scope="module")
-def generate_cli() -> ModuleType:
-    """docs/generate_cli.py, which no package holds, as a module."""
-    spec = importlib.util.spec_from_file_location("generate_cli", DOCS / "generate_cli.py")
+def script(name: str) -> ModuleType:
+    """A script of docs/, which no package holds, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -244,9 +243,10 @@ def generate_cli() -> ModuleType:
     return module
 
 
-def test_the_page_of_the_command_line_is_the_programs(generate_cli: ModuleType) -> None:
-    written = (DOCS / "cli.md").read_text(encoding="utf-8")
-    assert written == generate_cli.page(), "run `python docs/generate_cli.py`"
+@pytest.mark.parametrize(("page", "name"), [("cli.md", "generate_cli"), ("inputs.md", "generate_inputs")])
+def test_a_page_that_a_script_makes_is_what_it_makes(page: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command line has its own
+    assert (DOCS / page).read_text(encoding="utf-8") == script(name).page(), f"run `python docs/{name}.py`"
 
 
 def test_every_command_and_option_is_on_that_page() -> None:

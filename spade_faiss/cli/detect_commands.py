@@ -60,6 +60,7 @@ class CalibrateFlags:
 def calibrate(gallery: Path, flags: CalibrateFlags) -> None:
     """Find the thresholds of GALLERY from its own images: each is compared with the others."""
     from ..detect.calibrate import calibrate as find_thresholds
+    from ..store.copies import Copies
 
     sample = flags.sample
     with Gallery.open(gallery, flags.network.device) as opened:
@@ -69,11 +70,10 @@ def calibrate(gallery: Path, flags: CalibrateFlags) -> None:
             progress=not flags.quiet,
         )  # fmt: skip
         found.write(gallery)
-        if copies := min(sample.sample or len(opened), len(opened)) - len(found.image_scores):
-            click.echo(
-                f"spade-faiss: note: {copies} images are copies of others; they are left out together, and count once",
-                err=True,
-            )
+        images = len(Copies(opened.snapshot()).images())  # fewer than tiles
+        if copies := min(sample.sample or images, images) - len(found.image_scores):
+            are = "image is a copy of another" if copies == 1 else "images are copies of others"
+            click.echo(f"spade-faiss: note: {copies} {are}; they are left out together, and count once", err=True)
         click.echo(
             f"{len(found.image_scores)} images: image score above {found.image_threshold:.6g} is suspicious, "
             f"pixel score above {found.pixel_threshold:.6g} anomalous; false alarms at most {found.false_alarms:g}"

@@ -247,7 +247,8 @@ def _add(
         workers=flags.workers,
         timeout=flags.wait,
     )
-    copies = {0: "", None: ", copies not counted"}.get(report.copies, f", {report.copies} copies of other images")
+    known = {0: "", 1: ", 1 copy of another image", None: ", copies not counted"}
+    copies = known.get(report.copies, f", {report.copies} copies of other images")
     taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
     rate, where = report.added / max(report.seconds, 1e-9), one_line(gallery.path)
     click.echo(f"{taken}, {len(report.skipped)} skipped; {held(gallery)} in {where}; {rate:.1f} images/s")

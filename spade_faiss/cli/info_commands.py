@@ -82,7 +82,7 @@ def held(gallery: Gallery) -> str:
 def _copies(copies: int | None) -> str:
     if copies is None:
         return "copies not counted"
-    return f"{copies} of them copies of others" if copies else "no copies"
+    return f"{copies} of them {'a copy of another' if copies == 1 else 'copies of others'}" if copies else "no copies"
 
 
 def _by(size: Sequence[int]) -> str:

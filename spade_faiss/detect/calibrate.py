@@ -18,10 +18,12 @@ from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..store.tiles import image_keys_of
 from ..system.prefetch import batched
 from ..system.progress import progress_bar
+from .baseline import CHANCE, LogStats
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
 from .pipeline import Pipeline
 
+FAR = 30  # spreads of logarithms above the median: the oddest normal images of nine real sets are at 2 to 13
 EXAMPLES = 2  # keys that an error shows
 
 
@@ -91,7 +93,26 @@ def calibrate(
         raise OptionError(
             f"calibrate: {found.ties}; remove all but one of them, or name those that belong together (group=REGEX)"
         )
+    _warn_of_odd_images(found, snapshot, chosen)
     return found
+
+
+def _warn_of_odd_images(found: Calibration, snapshot: Snapshot, chosen: Ids) -> None:
+    """Warn if a threshold is the score of an image that is nothing like the others: defects will be under it too."""
+    for name, scores, threshold in (
+        ("image", found.image_scores, found.image_threshold),
+        ("pixel", found.map_maxima, found.pixel_threshold),
+    ):
+        spreads = float(LogStats.of(scores.tolist()).distance(np.array([threshold]))[0])
+        if len(scores) > CHANCE and spreads > FAR:
+            [key] = snapshot.keys(chosen[np.flatnonzero(scores == threshold)[:1]])
+            warnings.warn(
+                f"the {name} threshold is the score of {key!r}, {spreads:.0f} spreads above the median of "
+                f"{len(scores)} normal images, and defects will pass for normal under it: if that image is not normal, "
+                "remove it (audit shows such images), or allow more false alarms",
+                stacklevel=3,
+            )
+            return
 
 
 def draw(snapshot: Snapshot, sampling: Sampling) -> Ids:

@@ -39,7 +39,9 @@ def test_from_strips_to_verdicts(tmp_path: Path, strips: Path, tiled: Path, spad
     assert "tiles      60 (0 removed and not yet compacted), no copies" in info
     assert "tiling     larger images in tiles of 40x48 px, which share 8 px" in info
     assert json.loads(spade("info", tiled, "--json").out)["extractor"]["tile"] == [40, 48]
-    assert spade("calibrate", tiled, "--false-alarms", 0.1).status == 0
+    calibrated = spade("calibrate", tiled, "--false-alarms", 0.1, "--quiet")
+    assert (calibrated.status, calibrated.err) == (0, "")
+    assert calibrated.out.startswith("12 images: image score above")
     pixels = np.array(Image.open(strips / "003.png"))
     pixels[8:28, 150:170] = (250, 0, 250)
     (tmp_path / "test").mkdir()
