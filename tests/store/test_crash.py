@@ -9,12 +9,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import spade_faiss as sf
 from spade_faiss.store.manifest import Manifest
+from spade_faiss.store.shard_writer import ShardWriter
 from tests.helpers.crash import COMMANDS, KEYS, N_IMAGES, STEPS, Content, content, create, failing_flush, reopen, toy
 from tests.helpers.galleries import OWN, random_features_of
 from tests.helpers.images import write_images
@@ -248,6 +250,30 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on(
     done = by(FULL_DISK, template, few, name)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr  # and the interpreter ends in peace
     assert int(done.stdout.split()[0]) >= 3
+
+
+def test_ctrl_c_within_an_append_takes_none_of_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The append fills several shards, and is stopped at the second; what a whole append took before may stay."""
+    gallery = sf.Gallery.create(tmp_path / "g", OWN, shard_bytes=3 * OWN.bytes_per_image)
+    names, real, calls = [str(number) for number in range(8)], ShardWriter.append, 0
+
+    def append(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        real(*args)
+
+    def write() -> None:
+        with gallery.writer() as writer:
+            writer.append(["first"], random_features_of(1))
+            writer.append(names, random_features_of(8))
+
+    monkeypatch.setattr(ShardWriter, "append", append)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert set(sf.Gallery.open(tmp_path / "g").keys()) <= {"first"}
+    assert gallery.append(names, random_features_of(8)).added == 8
 
 
 def test_a_new_gallery_on_a_full_disk(tmp_path: Path) -> None:
