@@ -234,3 +234,20 @@ def test_scores_that_are_none_are_refused_whatever_the_checksum_says(tmp_path: P
     (tmp_path / "calibration.json").write_text(json.dumps(values))
     with pytest.raises(sf.CorruptGalleryError, match="calibrate again"):
         Calibration.read(tmp_path)
+
+
+def test_an_image_that_is_nothing_like_the_others_is_named(tmp_path: Path) -> None:
+    """Its score is the threshold, so that every defect would pass; without it, or below the threshold, no word."""
+    rng = np.random.default_rng(0)
+    normal = tmp_path / "normal"
+    normal.mkdir()
+    for number in range(12):
+        pixels = rng.normal(120, 12, (32, 32, 3)) if number != 5 else rng.normal(150, 12, (32, 32, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(normal / f"{number:03d}.png")
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.RECIPES["robust"].score)
+    with pytest.warns(UserWarning, match=r"the image threshold is the score of '005\.png', \d+ spreads above the median"):
+        sf.calibrate(detector, 0.1)
+    sf.calibrate(detector, 0.2)
+    gallery.remove(["005.png"])
+    sf.calibrate(sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.RECIPES["robust"].score), 0.1)
