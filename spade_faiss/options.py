@@ -17,6 +17,7 @@ Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
 Patches = Literal["stored", "recompute"]  # a gallery stores pyramid levels, or re-extracts them from image files
 Engine = Literal["auto", "flat", "pyramid"]
+TilePlaces = Literal["any", "same"]
 Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map"]
 LevelWeights = Literal["equal", "spread"]
@@ -186,6 +187,9 @@ class SearchOptions:
     # equal: levels as the network gives them; spread: each level divided by its spread among normal images, so that
     # large activations do not outweigh the other levels; None: as the gallery's recipe says, else equal
     level_weights: LevelWeights | None = None
+    # Where in their images the tiles may lie that a tile is compared with: anywhere, or at its own place, where parts
+    # lie alike in all images; None: as the gallery was calibrated, else any
+    tile_places: TilePlaces | None = None
     block_bytes: int = 256 * MIB  # memory limit of the flat engine's temporary gallery
     device: str = "auto"  # where patches are searched: auto (the CPU, until a GPU has been measured), cpu, cuda, cuda:N
     # Memory limit of the cache of normal images' levels; queries share neighbours. The most recent are kept. K = 50
@@ -213,6 +217,7 @@ class SearchOptions:
             "equal or spread",
             self.level_weights,
         )
+        _check(self.tile_places in (None, *get_args(TilePlaces)), "tile_places", "any or same", self.tile_places)
         _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
 

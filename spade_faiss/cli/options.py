@@ -191,6 +191,14 @@ class SearchFlags:
         ),
     ]
     engine: Annotated[str | None, flag("--engine", help="Engine of the patch search: auto, flat or pyramid.")]
+    tile_places: Annotated[
+        str | None,
+        flag(
+            "--tile-places",
+            type=click.Choice(["any", "same"]),
+            help="Compare a tile with normal tiles from anywhere in their images, or at its own place.  [default: any]",
+        ),
+    ]
     block_mib: Annotated[
         int | None, flag("--block-mib", type=int, help="Memory limit of the flat engine's gallery, in MiB.")
     ]
@@ -242,6 +250,7 @@ class SearchFlags:
             nprobe=self.nprobe,
             level_weights=self.level_weights,
             engine=self.engine,
+            tile_places=self.tile_places,
             block_bytes=_bytes(self.block_mib),
             cache_bytes=_bytes(self.cache_mib),
             device_cache_bytes=_bytes(self.device_cache_mib),

@@ -64,7 +64,7 @@ class Detector:
             CorruptGalleryError: calibration.json was damaged or edited.
             DeviceError: engine "pyramid" is to run on a GPU that torch does not see.
             OptionError: localise "suspicious" with an image score from the map, or without a calibration for these
-                settings.
+                settings; tile_places "same" in a gallery without tiles.
         """
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
@@ -75,6 +75,8 @@ class Detector:
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
         self._check_number_of_images()
+        if self.search.tile_places == "same" and gallery.spec.tile is None:
+            raise OptionError(f"tile_places: 'same' goes with a gallery of tiles, found {gallery.path} without")
         self.calibration = self._fitting(found)
         self._baseline = self.calibration.baseline if self.calibration else None
         self._check_localise()

@@ -20,7 +20,7 @@ from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..images.decode import decode
 from ..images.inputs import ImageLike, require_several
-from ..images.tiling import size_of
+from ..images.tiling import Box, place_of, size_of
 from ..patch_search.search import search_checked, search_patches
 from ..pyramids.cache import LevelCache, PyramidCache
 from ..pyramids.device_cache import DeviceCache
@@ -135,7 +135,8 @@ class Pipeline:
                 [key] = self.snapshot.keys(self.copies.of([row_id])[0][:1])
             self.check_others(row_id, left_out)
             features = self.snapshot.image_feature(row_id)[None]
-            found, sq_distances = self._retrieve(features, watch, left_out)
+            place = place_of(self.snapshot.keys([row_id])[0])
+            found, sq_distances = self._retrieve(features, watch, [place], left_out)
             levels = [level[0] for level in self.levels([row_id])]
             yield Query(levels, found[0], sq_distances[0], self._view.resized, None, watch, key=key)
 
@@ -215,7 +216,7 @@ class Pipeline:
         if not views:
             return [], error
         features = self._extract(views, watch)
-        ids, sq_distances = self._retrieve(features.image, watch)
+        ids, sq_distances = self._retrieve(features.image, watch, [tile.place for tile in tiles[: len(views)]])
         found = []
         for row, (tile, size) in enumerate(zip(tiles, sizes, strict=False)):
             levels = [level[row] for level in features.levels]
@@ -269,7 +270,7 @@ class Pipeline:
             return self.extractor.extract(views)
 
     def _retrieve(
-        self, image_features: Array, watch: Stopwatch, without: Ids | None = None
+        self, image_features: Array, watch: Stopwatch, places: Sequence[Box | None], without: Ids | None = None
     ) -> tuple[list[Ids], list[Array]]:
         """Return the neighbours of m queries, nearest first, and their squared distances; copies count once."""
         search = self.settings.search
@@ -277,6 +278,8 @@ class Pipeline:
             wanted = max(self.k, search.k_score or 0)
             if without is not None:
                 wanted = max(1, min(wanted, len(self.snapshot) - len(without)))
+            if search.tile_places == "same":
+                return self.copies.nearest_at_places(image_features, places, wanted, without)
             return self.copies.nearest(image_features, wanted, without, search.nprobe)
 
     def _read(self, query: Query) -> list[Any]:

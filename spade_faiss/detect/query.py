@@ -57,6 +57,11 @@ class Tile:
     box: Box | None = None  # of the tile; None: all of the image
     error: Exception | None = None
 
+    @property
+    def place(self) -> Box | None:
+        """The place of the tile, as keys have it: the first has none."""
+        return self.box if self.number else None
+
 
 @dataclass(frozen=True)
 class Query:

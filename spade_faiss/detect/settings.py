@@ -41,6 +41,8 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings that scores depend on, as JSON values: thresholds hold for these only."""
         search = {name: getattr(self.search, name) for name in SEARCH}
+        if self.search.tile_places == "same":  # "any" is what releases without tiles did
+            search["tile_places"] = "same"
         return search | {name: getattr(self.score, name) for name in SCORE}
 
     def k_of(self, images: int) -> int:

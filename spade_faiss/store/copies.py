@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array, Ids
-from ..errors import CorruptGalleryError
+from ..errors import CorruptGalleryError, NotEnoughImagesError
+from ..images.tiling import Box
 from ..options import MIB
 from ..system.prefetch import batched
 from .snapshot import Snapshot
@@ -145,7 +146,7 @@ class Copies:
     def nearest(
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
     ) -> tuple[list[Ids], list[Array]]:
-        """Find the k nearest images of different contents: of copies, one takes a place.
+        """Find the k nearest images of different contents: of copies, one takes one of the k.
 
         Args:
             image_features: (m, d) of the queries.
@@ -166,6 +167,34 @@ class Copies:
                 [ids[at]], [sq_distances[at]] = self._snapshot.search(query[None], asked, without, nprobe)
                 kept = self._distinct(query, ids[at], sq_distances[at])
             ids[at], sq_distances[at] = ids[at][kept[:k]], sq_distances[at][kept[:k]]
+        return ids, sq_distances
+
+    def nearest_at_places(
+        self, image_features: Array, places: Sequence[Box | None], k: int, without: Ids | None = None
+    ) -> tuple[list[Ids], list[Array]]:
+        """Do as nearest among the tiles at each query's place in its image; None: the first tile.
+
+        Raises:
+            NotEnoughImagesError: no image has a tile at a place.
+        """
+        assert self._tiles is not None
+        ids, sq_distances = [], []
+        for query, place in zip(image_features, places, strict=True):
+            rows = np.setdiff1d(self._tiles.at_place(place), [] if without is None else without)
+            if not len(rows):
+                where = "the top left" if place is None else f"{place[:2]}"
+                raise NotEnoughImagesError(
+                    f"{self._snapshot.folder}: expected another normal image with a tile at {where}, found none: "
+                    "tile_places 'same' takes images of the sizes that the gallery has"
+                )
+            squared = _squared_norms(self._snapshot.rows.read(rows) - query)
+            order = np.argsort(squared, kind="stable")
+            found, far = rows[order], squared[order].astype(np.float32)
+            kept = self._distinct(query, found[: 2 * k], far[: 2 * k])
+            if len(kept) < k < len(rows):
+                kept = self._distinct(query, found, far)
+            ids.append(found[kept[:k]])
+            sq_distances.append(far[kept[:k]])
         return ids, sq_distances
 
     def _distinct(self, query: Array, ids: Ids, sq_distances: Array) -> NDArray[np.intp]:

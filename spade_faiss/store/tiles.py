@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from ..arrays import Ids
-from ..images.tiling import image_key, place_of
+from ..images.tiling import Box, image_key, place_of
 from ..system.prefetch import batched
 from .snapshot import TEXTS_TOGETHER, Snapshot
 
@@ -23,7 +23,7 @@ class TileTable:
     def __init__(self, snapshot: Snapshot) -> None:
         """Read all keys."""
         self.snapshot = snapshot
-        images, places = dict[str, int](), dict[object, int]()
+        images, places = dict[str, int](), dict[Box | None, int]()
         self._ids = snapshot.ids()
         self._image, self._place = np.full((2, snapshot.manifest.rows), -1, np.int32)
         for rows in batched(self._ids.tolist(), TEXTS_TOGETHER):
@@ -31,7 +31,7 @@ class TileTable:
                 self._image[row] = images.setdefault(image_key(key), len(images))
                 self._place[row] = places.setdefault(place_of(key), len(places))
         self._n = len(images)
-        self._first = places.get(None)
+        self._places = places
         order = np.argsort(self._image[self._ids], kind="stable")
         self._by_image = np.split(self._ids[order], np.cumsum(np.bincount(self._image[self._ids]))[:-1])
 
@@ -40,8 +40,7 @@ class TileTable:
 
     def first_rows(self) -> Ids:
         """Return the first tile of each image, ascending."""
-        rows: Ids = self._ids[self._place[self._ids] == self._first]
-        return rows
+        return self.at_place(None)
 
     def image_of(self, rows: Ids | Sequence[int]) -> Ids:
         """Return the numbers of the images that some rows are tiles of."""
@@ -51,6 +50,11 @@ class TileTable:
     def rows_of(self, images: Collection[int]) -> Ids:
         """Return all tiles of some images, ascending."""
         return np.sort(np.concatenate([np.empty(0, np.int64), *(self._by_image[image] for image in images)]))
+
+    def at_place(self, place: Box | None) -> Ids:
+        """Return the tiles at a place, ascending; None: the first tiles."""
+        rows: Ids = self._ids[self._place[self._ids] == self._places.get(place, -1)]
+        return rows
 
     def at_same_place(self, row: int, rows: Ids) -> Ids:
         """Return those of some rows that have a row's place in their images."""

@@ -246,7 +246,9 @@ def test_an_image_that_is_nothing_like_the_others_is_named(tmp_path: Path) -> No
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(normal / f"{number:03d}.png")
     gallery, extractor = make_gallery(tmp_path / "g", normal)
     detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.RECIPES["robust"].score)
-    with pytest.warns(UserWarning, match=r"the image threshold is the score of '005\.png', \d+ spreads above the median"):
+    with pytest.warns(
+        UserWarning, match=r"the image threshold is the score of '005\.png', \d+ spreads above the median"
+    ):
         sf.calibrate(detector, 0.1)
     sf.calibrate(detector, 0.2)
     gallery.remove(["005.png"])

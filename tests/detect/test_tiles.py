@@ -291,3 +291,59 @@ def test_patches_of_a_tile_are_those_of_the_oracle(tiled: sf.Gallery, queries: l
     ids = [row_id for row_id in snapshot.find_all(tile.neighbours.keys) if row_id is not None]
     expected, _ = reference.search_patches([level[0] for level in own.levels], snapshot.levels(ids), 1)
     np.testing.assert_allclose(tile.sq_distances, expected, rtol=1e-3, atol=1e-5)
+
+
+def halves(seed: int) -> np.ndarray:
+    """A bright tile beside a dark one."""
+    pixels = np.random.default_rng(seed).normal(0, 5, (64, 128, 3))
+    pixels[:, :64] += 180
+    pixels[:, 64:] += 70
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def test_tiles_at_their_own_place(tmp_path: Path) -> None:
+    """Two halves that have changed places are normal tiles, each at the wrong place."""
+    (tmp_path / "normal").mkdir()
+    for number in range(12):
+        Image.fromarray(halves(number)).save(tmp_path / "normal" / f"{number:03d}.png")
+    gallery, extractor = make_gallery(tmp_path / "g", tmp_path / "normal", sf.FeatureOptions(tile=64, overlap=0))
+    swapped = np.ascontiguousarray(np.roll(halves(20), 64, axis=1))
+    for places, wrong in (("any", False), ("same", True), (None, True)):  # None: as it was calibrated last
+        search = sf.SearchOptions(k=3, tile_places=places) if places else None  # type: ignore[arg-type]
+        detector = sf.Detector(
+            gallery, extractor, search, sf.ScoreOptions(image_score="map_max"), calibrated=not places
+        )
+        if places:
+            calibration = sf.calibrate(detector, 0.1)
+            assert ("tile_places" in calibration.settings) == wrong
+            calibration.write(gallery.path)
+            detector = sf.Detector(gallery, extractor)
+        assert detector.query(halves(21)).verdict == "normal"
+        found = detector.query(swapped)
+        assert (found.verdict == "anomalous") == wrong
+        if wrong:
+            keys = {key.partition("#")[2] for key in found.tiles[1].neighbours.keys}
+            assert keys == {"xywh=64,0,64,64"}
+            with pytest.raises(
+                sf.NotEnoughImagesError, match=r"another normal image with a tile at \(36, 0\), found none"
+            ):
+                detector.query(halves(22)[:, :100])
+
+
+def test_places_are_the_nearest_among_those(tmp_path: Path, tiled: sf.Gallery, queries: list[Path]) -> None:
+    """As the search over all tiles finds them, without the others."""
+    every = detector_of(tiled, k=len(tiled)).query(queries[0])
+    same = sf.Detector(tiled, tiled.load_extractor(), sf.SearchOptions(k=4, tile_places="same")).query(queries[0])
+    for tile, among in zip(same.tiles, every.tiles, strict=True):
+        place = (tile.box[0], tile.box[1], tile.box[2] - tile.box[0], tile.box[3] - tile.box[1])
+        end = "" if place[:2] == (0, 0) else f"#xywh={','.join(map(str, place))}"
+        wanted = [key for key in among.neighbours.keys if key == image_key(key) + end]
+        assert tile.neighbours.keys == wanted[:4]
+
+
+def test_places_take_tiles(tmp_path: Path, normal: Path) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    with pytest.raises(sf.OptionError, match=r"tile_places: 'same' goes with a gallery of tiles, found .* without"):
+        sf.Detector(gallery, extractor, sf.SearchOptions(tile_places="same"))
+    with pytest.raises(sf.OptionError, match="tile_places: expected any or same, found 'here'"):
+        sf.SearchOptions(tile_places="here")  # type: ignore[arg-type]
