@@ -222,6 +222,18 @@ def test_there_is_no_step_where_tiles_meet(tmp_path: Path) -> None:
     assert steepest[16] <= 1 < steepest[0]
 
 
+def test_a_defect_that_crosses_tiles_is_one_region(tmp_path: Path) -> None:
+    """Asked for in ultralytics/yolov5 issue 2301, of objects across the border of a crop."""
+    gallery, _ = make_gallery(tmp_path / "g", textures(tmp_path / "normal", 12), sf.FeatureOptions(tile=64))
+    detector = detector_of(gallery, score=ROBUST.score)
+    sf.calibrate(detector, 0.1).write(gallery.path)
+    pixels = np.array(Image.open(tmp_path / "normal" / "000.png"))
+    pixels[28:36, 40:300] = 250
+    [region] = detector_of(gallery, score=ROBUST.score).query(pixels).regions
+    assert region.box[0] <= 44
+    assert region.box[2] >= 296
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 5])
 def test_copies_of_images_in_tiles(tmp_path: Path, k: int) -> None:

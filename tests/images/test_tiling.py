@@ -27,6 +27,7 @@ def tilings(draw: st.DrawFn) -> Tiling:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(tilings(), st.tuples(SIDES, SIDES))
 def test_tiles_of_one_size_cover_the_image_and_share_the_overlap(tiling: Tiling, size: tuple[int, int]) -> None:
+    """Sides need not be a multiple of a tile's (open-edge-platform/anomalib issue 1401: 8000 x 2000 px)."""
     boxes = tiling.boxes(size)
     covered, (height, width) = np.zeros(size, int), size
     for box in boxes:
@@ -45,6 +46,7 @@ def test_tiles_of_one_size_cover_the_image_and_share_the_overlap(tiling: Tiling,
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(tilings(), st.tuples(SIDES, SIDES))
 def test_weights_are_1_in_total_wherever_the_network_looks(tiling: Tiling, size: tuple[int, int]) -> None:
+    """Nothing is divided by 0 at the borders (lmitechnologies/LMI_AI_Solutions pull request 401)."""
     rows, columns = tiling.weights(size)
     total = np.zeros(size)
     for number, box in enumerate(tiling.boxes(size)):
