@@ -23,7 +23,7 @@ from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
 from .pipeline import Pipeline
 
-FAR = 30  # spreads of logarithms above the median: the oddest normal images of nine real sets are at 2 to 13
+FAR = 15  # spreads of logarithms above the median: the oddest normal images of six real sets are at 1 to 5
 EXAMPLES = 2  # keys that an error shows
 
 
