@@ -27,7 +27,8 @@ import spade_faiss as sf
 
 SEAM = 32  # px over which two photos blend
 SPOT = 12  # px
-SHAPES = {"8000x200": (200, 8000, 200), "5000x4000": (4000, 5000, 256), "1000x800": (800, 1000, 256)}  # height, width, side of a tile
+# (height, width, side of a tile)
+SHAPES = {"8000x200": (200, 8000, 200), "5000x4000": (4000, 5000, 256), "1000x800": (800, 1000, 256)}
 
 
 def texture(photos: list[NDArray[np.float32]], height: int, width: int, rng: np.random.Generator) -> Any:
