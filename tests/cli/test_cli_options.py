@@ -69,13 +69,14 @@ def test_every_search_option_arrives() -> None:
     given: dict[str, Any] = {
         "k": 3, "kappa": 2, "k_score": 4, "nprobe": 5, "level_weights": "spread", "engine": "flat", "block_mib": 6,
         "cache_mib": 7, "device_cache_mib": 8, "no_verify": True, "image_score": "map", "positions": "damped",
-        "sigma": 1.5,
+        "sigma": 1.5, "tile_places": "same",
     }  # fmt: skip
     assert set(given) == {field.name for field in dataclasses.fields(SearchFlags)}
     flags = SearchFlags(**given)
     assert flags.search_options("cpu") == sf.SearchOptions(
         k=3, kappa=2, k_score=4, nprobe=5, level_weights="spread", engine="flat", block_bytes=6 * 2**20, device="cpu",
         cache_bytes=7 * 2**20, device_cache_bytes=8 * 2**20, verify_reads=False,
+        tile_places="same",
     )  # fmt: skip
     assert flags.score_options() == sf.ScoreOptions(image_score="map", positions="damped", sigma=1.5)
     nothing = SearchFlags(**dict.fromkeys(given))
