@@ -15,7 +15,6 @@ from ..errors import OptionError
 from ..options import is_count
 from ..store.copies import Copies
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
-from ..store.tiles import image_keys_of
 from ..system.prefetch import batched
 from ..system.progress import progress_bar
 from .baseline import CHANCE, LogStats
@@ -153,7 +152,7 @@ def require_group(snapshot: Snapshot, group: str | None) -> None:
         return
     pattern = _compiled(group)
     for rows in batched(snapshot.ids().tolist(), TEXTS_TOGETHER):
-        if any(pattern.search(key) for key in image_keys_of(snapshot, snapshot.keys(rows))):
+        if any(pattern.search(key) for key in snapshot.image_keys(rows)):
             return
     examples = " and ".join(map(repr, snapshot.keys(snapshot.ids()[:EXAMPLES])))
     raise OptionError(
@@ -176,10 +175,10 @@ def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) 
         match = pattern.search(key)
         return key if match is None else f"\0{match[1] if pattern.groups else match[0]}"
 
-    names = [name(key) for key in image_keys_of(snapshot, snapshot.keys(ids))]
+    names = [name(key) for key in snapshot.image_keys(ids)]
     members: dict[str, list[int]] = {name: [] for name in names}
     for rows in batched(snapshot.ids().tolist(), TEXTS_TOGETHER):
-        for row, key in zip(rows, image_keys_of(snapshot, snapshot.keys(rows)), strict=True):
+        for row, key in zip(rows, snapshot.image_keys(rows), strict=True):
             if (found := members.get(name(key))) is not None:
                 found.append(row)
     if len(snapshot) == len(ids) == len(members) > 1:

@@ -23,7 +23,6 @@ from ..images.tiling import Box
 from ..options import MIB
 from ..system.prefetch import batched
 from .snapshot import Snapshot
-from .tiles import TileTable
 
 SAME_IMAGE = 1e-9  # squared distance of equal image features, over the squared norm
 SAME_LEVEL = 1e-6  # likewise of levels, which float16 rounds by 2^-11
@@ -57,22 +56,18 @@ class Copies:
         self._found: dict[int, Ids] = {}
         self._same_images: dict[int, list[int]] = {}  # by image in tiles
 
-    @cached_property
-    def _tiles(self) -> TileTable | None:
-        return TileTable(self._snapshot) if self._snapshot.manifest.spec.tile is not None else None
-
     def images(self) -> Ids:
         """Return the ids of all images, ascending: of those in tiles, the first tile of each."""
-        return self._snapshot.ids() if self._tiles is None else self._tiles.first_rows()
+        return self._snapshot.ids() if self._snapshot.tiles is None else self._snapshot.tiles.first_rows()
 
     def tiles_of(self, images: Ids) -> tuple[Ids, Ids]:
         """Return the rows of some images, by their ids: all tiles, and for each the place of its image among them."""
-        if self._tiles is None:
+        if self._snapshot.tiles is None:
             return images, np.arange(len(images))
-        numbers = self._tiles.image_of(images)
-        rows = self._tiles.rows_of(numbers.tolist())
+        numbers = self._snapshot.tiles.image_of(images)
+        rows = self._snapshot.tiles.rows_of(numbers.tolist())
         places = {number: place for place, number in enumerate(numbers.tolist())}
-        return rows, np.array([places[number] for number in self._tiles.image_of(rows).tolist()], np.int64)
+        return rows, np.array([places[number] for number in self._snapshot.tiles.image_of(rows).tolist()], np.int64)
 
     def of(self, ids: Sequence[int] | Ids) -> list[Ids]:
         """Return for each of some images all images of its content, itself included, ascending.
@@ -87,11 +82,11 @@ class Copies:
             SourceError: an image file that patches are recomputed from is gone or has changed.
         """
         wanted = [int(row) for row in ids]
-        return self._equal_rows(wanted) if self._tiles is None else [self._equal_tiles(row) for row in wanted]
+        return self._equal_rows(wanted) if self._snapshot.tiles is None else [self._equal_tiles(row) for row in wanted]
 
     def _equal_tiles(self, row: int) -> Ids:
         """Return the tiles at one tile's place of the images all of whose tiles are equal to those of its image."""
-        tiles = self._tiles
+        tiles = self._snapshot.tiles
         assert tiles is not None
         image = int(tiles.image_of([row])[0])
         if image not in self._same_images:
@@ -138,9 +133,9 @@ class Copies:
 
     def with_copies(self, ids: Ids) -> Ids:
         """Return some images and all their copies, ascending; of an image in tiles, all its tiles."""
-        if self._tiles is not None:
-            images = self._tiles.image_of(np.concatenate([np.asarray(ids, np.int64), *self.of(ids)]))
-            return self._tiles.rows_of(set(images.tolist()))
+        if self._snapshot.tiles is not None:
+            images = self._snapshot.tiles.image_of(np.concatenate([np.asarray(ids, np.int64), *self.of(ids)]))
+            return self._snapshot.tiles.rows_of(set(images.tolist()))
         return np.unique(np.concatenate([np.asarray(ids, np.int64), *self.of(ids)])).astype(np.int64)
 
     def nearest(
@@ -177,10 +172,10 @@ class Copies:
         Raises:
             NotEnoughImagesError: no image has a tile at a place.
         """
-        assert self._tiles is not None
+        assert self._snapshot.tiles is not None
         ids, sq_distances = [], []
         for query, place in zip(image_features, places, strict=True):
-            rows = np.setdiff1d(self._tiles.at_place(place), [] if without is None else without)
+            rows = np.setdiff1d(self._snapshot.tiles.at_place(place), [] if without is None else without)
             if not len(rows):
                 where = "the top left" if place is None else f"{place[:2]}"
                 raise NotEnoughImagesError(
@@ -268,10 +263,10 @@ class Copies:
         It reads every image feature, and the levels of copies whose bits differ. Of 1280 dimensions that is 5 GB and
         half a minute for a million images.
         """
-        if self._tiles is not None:
-            images = self._tiles.image_of(self._repeated_rows()).tolist()
-            first = self._tiles.first_rows()
-            some = first[np.isin(self._tiles.image_of(first), images)]
+        if self._snapshot.tiles is not None:
+            images = self._snapshot.tiles.image_of(self._repeated_rows()).tolist()
+            first = self._snapshot.tiles.first_rows()
+            some = first[np.isin(self._snapshot.tiles.image_of(first), images)]
             return np.array([row for row, same in zip(some.tolist(), self.of(some), strict=True) if same[0] < row], int)
         return self._repeated_rows()
 

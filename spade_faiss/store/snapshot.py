@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..arrays import Array, Ids
 from ..errors import FeatureError, OptionError
 from ..images.keys import other_forms
+from ..images.tiling import image_key
 from ..system.forks import remember
 from ..system.prefetch import batched
 from . import level_reader
@@ -29,6 +30,7 @@ from .locks import ReaderLock
 from .manifest import Manifest, ShardEntry
 from .row_reader import RowReader
 from .shard_reader import ShardReader
+from .tiles import TileTable
 
 OPEN_SHARDS = 32  # kept open in HDF5, for callers that read whole shards
 KNOWN_SHARDS = 1024  # whose LevelReaders are kept: 0.1 MB each for shards of the usual size
@@ -75,6 +77,20 @@ class Snapshot:
     def ids(self) -> Ids:
         """Return the ids of all images, without the removed ones, ascending."""
         return np.flatnonzero(~self.removed_mask)
+
+    @cached_property
+    def tiles(self) -> TileTable | None:
+        """Which rows are tiles of one image, by a pass over all keys; None: each row is an image."""
+        if self.manifest.spec.tile is None:
+            return None
+        ids = self.ids()
+        keys = (key for rows in batched(ids.tolist(), TEXTS_TOGETHER) for key in self.keys(rows))
+        return TileTable(ids, keys)
+
+    def image_keys(self, ids: Sequence[int] | Ids) -> list[str]:
+        """Return the keys of the images that some rows are, or are tiles of."""
+        keys = self.keys(ids)
+        return keys if self.manifest.spec.tile is None else [image_key(key) for key in keys]
 
     def find(self, key: str) -> int | None:
         """Return the id of a key; None: not in the gallery."""

@@ -1,39 +1,30 @@
-"""Which rows of a snapshot are tiles of one image; without tiles, each row is an image."""
+"""Which rows of a snapshot are tiles of one image."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from ..arrays import Ids
 from ..images.tiling import Box, image_key, place_of
-from ..system.prefetch import batched
-from .snapshot import TEXTS_TOGETHER, Snapshot
-
-
-def image_keys_of(snapshot: Snapshot, keys: Sequence[str]) -> list[str]:
-    """Return the keys of the images that some rows of a snapshot are tiles of, by the rows' keys."""
-    return list(keys) if snapshot.manifest.spec.tile is None else [image_key(key) for key in keys]
 
 
 class TileTable:
-    """The images of a snapshot whose rows are tiles, by a pass over its keys."""
+    """The images of rows that are tiles, by a pass over their keys."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        """Read all keys."""
-        self.snapshot = snapshot
+    def __init__(self, ids: Ids, keys: Iterable[str]) -> None:
+        """Take the rows by their ids, ascending, and their keys."""
         images, places = dict[str, int](), dict[Box | None, int]()
-        self._ids = snapshot.ids()
-        self._image, self._place = np.full((2, snapshot.manifest.rows), -1, np.int32)
-        for rows in batched(self._ids.tolist(), TEXTS_TOGETHER):
-            for row, key in zip(rows, snapshot.keys(rows), strict=True):
-                self._image[row] = images.setdefault(image_key(key), len(images))
-                self._place[row] = places.setdefault(place_of(key), len(places))
+        self._ids = ids
+        self._image, self._place = np.full((2, int(ids.max(initial=-1)) + 1), -1, np.int32)
+        for row, key in zip(ids.tolist(), keys, strict=True):
+            self._image[row] = images.setdefault(image_key(key), len(images))
+            self._place[row] = places.setdefault(place_of(key), len(places))
         self._n = len(images)
         self._places = places
-        order = np.argsort(self._image[self._ids], kind="stable")
-        self._by_image = np.split(self._ids[order], np.cumsum(np.bincount(self._image[self._ids]))[:-1])
+        order = np.argsort(self._image[ids], kind="stable")
+        self._by_image = np.split(ids[order], np.cumsum(np.bincount(self._image[ids]))[:-1])
 
     def __len__(self) -> int:
         return self._n

@@ -28,7 +28,6 @@ from .secondary_indexes import index_lags, keys_lag, with_index, write_keys
 from .shard_format import check_keys, check_texts, features_digest
 from .shard_writer import ShardWriter
 from .snapshot import Snapshot
-from .tiles import TileTable
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class GalleryWriter:
         self._finished: list[ShardEntry] = []  # complete shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
-        self._tiles: TileTable | None = None  # of a snapshot
 
     def __enter__(self) -> GalleryWriter:
         with storage_errors(f"cannot write to {self.folder}"):
@@ -195,11 +193,8 @@ class GalleryWriter:
     def _with_tiles(self, ids: Iterable[int | None]) -> set[int]:
         """Return the ids of images of the last commit; of images in tiles, the ids of all their tiles."""
         found = [row_id for row_id in ids if row_id is not None]
-        if self.snapshot.manifest.spec.tile is None or not found:
-            return set(found)
-        if self._tiles is None or self._tiles.snapshot is not self.snapshot:
-            self._tiles = TileTable(self.snapshot)
-        return set(self._tiles.rows_of(set(self._tiles.image_of(found).tolist())).tolist())
+        tiles = self.snapshot.tiles if found else None
+        return set(found if tiles is None else tiles.rows_of(set(tiles.image_of(found).tolist())).tolist())
 
     def adopt(self, temporary: Path, size: int, keys: Sequence[str], digests: Sequence[str]) -> Appended:
         """Name and commit a complete shard that another process has written under a temporary name.

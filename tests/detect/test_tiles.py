@@ -12,6 +12,7 @@ from PIL import Image
 import spade_faiss as sf
 from spade_faiss.detect.explanation import correspondences, match_arrays
 from spade_faiss.images.tiling import cut, image_key
+from spade_faiss.store.tiles import TileTable
 from tests import reference
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import make_images
@@ -351,6 +352,22 @@ def test_places_are_the_nearest_among_those(tmp_path: Path, tiled: sf.Gallery, q
         end = "" if place[:2] == (0, 0) else f"#xywh={','.join(map(str, place))}"
         wanted = [key for key in among.neighbours.keys if key == image_key(key) + end]
         assert tile.neighbours.keys == wanted[:4]
+
+
+def test_keys_are_gone_through_once_for_all_queries(
+    tiled: sf.Gallery, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To know which tiles lie where; and not at all where that does not matter."""
+    made, real = [], TileTable.__init__
+    monkeypatch.setattr(TileTable, "__init__", lambda self, *args: (made.append(args), real(self, *args))[1])
+    gallery = sf.Gallery.open(tiled.path)
+    for path in queries[:2]:
+        detector_of(gallery).query(path)
+    assert len(made) == 0
+    detector = sf.Detector(gallery, gallery.load_extractor(), sf.SearchOptions(k=2, tile_places="same"))
+    for _ in range(3):
+        detector.query(queries[0])
+    assert len(made) == 1
 
 
 def test_places_take_tiles(tmp_path: Path, normal: Path) -> None:

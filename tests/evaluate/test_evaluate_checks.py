@@ -14,19 +14,9 @@ from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.detect.detector import Detector
 from spade_faiss.evaluate import EvaluationOptions, check_categories, evaluate
 from tests.helpers.command_line import TOY, Spade
-from tests.helpers.datasets import detector_over, make_set
+from tests.helpers.datasets import make_set
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return make_set(tmp_path / "tiles")
-
-
-@pytest.fixture
-def detector(tmp_path: Path, dataset: Path) -> sf.Detector:
-    return detector_over(tmp_path / "tiles.gallery", dataset)
 
 
 BAD = {"test/good/001.png": b"", "test/square/002.png": b"not an image", "test/square/003.png": b"\x89PNG\r\n\x1a\n"}

@@ -18,21 +18,11 @@ from spade_faiss.detect import pipeline
 from spade_faiss.evaluate import METRICS, EvaluationOptions, evaluate
 from spade_faiss.metrics.pixel import PIXEL_METRICS
 from tests.helpers.command_line import TOY, Spade
-from tests.helpers.datasets import detector_over, make_set
+from tests.helpers.datasets import make_set
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import make_images
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return make_set(tmp_path / "tiles")
-
-
-@pytest.fixture
-def detector(tmp_path: Path, dataset: Path) -> sf.Detector:
-    return detector_over(tmp_path / "tiles.gallery", dataset)
 
 
 def auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
