@@ -206,8 +206,8 @@ class SearchOptions:
     level_weights: LevelWeights | None = None
     # l2: squared L2; cosine: 1 - cos, from 0 to 2, which ignores the length of features; None: l2
     metric: Metric | None = None
-    # How far from its own position a patch may be matched, in rows and in columns: a whole number is cells of the level,
-    # a fraction a share of its sides; None or all: everywhere
+    # How far from its own position a patch may be matched, in rows and in columns: whole numbers are cells of the
+    # level, fractions a share of its sides; None or all: everywhere
     window: int | float | str | None = None
     # concatenated: a patch is all levels on the finest grid; by_level: each level is searched apart, on its own grid;
     # None: concatenated
@@ -244,9 +244,7 @@ class SearchOptions:
         )
         _check(self.metric in (None, *get_args(Metric)), "metric", "l2 or cosine", self.metric)
         _check(is_window(self.window), "window", WINDOWS, self.window)
-        _check(
-            self.matching in (None, *get_args(Matching)), "matching", "concatenated or by_level", self.matching
-        )
+        _check(self.matching in (None, *get_args(Matching)), "matching", "concatenated or by_level", self.matching)
         _check(self.tile_places in (None, *get_args(TilePlaces)), "tile_places", "any or same", self.tile_places)
         _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)

@@ -109,11 +109,11 @@ def settled(
 
 def _are_zero(gallery: list[Any], at: tuple[Ints, ...]) -> NDArray[np.bool_]:
     """Return which patches at (neighbour, row, column), each (m,), are zero vectors."""
+    nothing: NDArray[np.bool_]
     if isinstance(gallery[0], np.ndarray):
         neighbours, rows, columns = at
-        some = [(level[neighbours, :, rows, columns] != 0).any(axis=1) for level in gallery]
-        return ~np.any(some, axis=0)
-    neighbours, rows, columns = (torch.from_numpy(each).to(gallery[0].device) for each in at)
-    found = torch.stack([(level[neighbours, :, rows, columns] != 0).any(1) for level in gallery])
-    nothing: NDArray[np.bool_] = ~found.any(0).cpu().numpy()
+        nothing = ~np.any([(level[neighbours, :, rows, columns] != 0).any(axis=1) for level in gallery], axis=0)
+        return nothing
+    neighbour, row, column = (torch.from_numpy(each).to(gallery[0].device) for each in at)
+    nothing = ~torch.stack([(level[neighbour, :, row, column] != 0).any(1) for level in gallery]).any(0).cpu().numpy()
     return nothing

@@ -76,7 +76,10 @@ class SearchSettings:
         radius = self.radius(grid)
         most, what = k * grid[0] * grid[1], "the number of gallery patches"
         if radius is not None:
-            most, what = k * min(grid[0], radius[0] + 1) * min(grid[1], radius[1] + 1), "the gallery patches of a corner"
+            most, what = (
+                k * min(grid[0], radius[0] + 1) * min(grid[1], radius[1] + 1),
+                "the gallery patches of a corner",
+            )
         if not isinstance(self.kappa, (int, np.integer)) or not 1 <= self.kappa <= most:
             at = f" on the grid {grid[0]} x {grid[1]}" if radius is not None else ""
             raise OptionError(f"kappa: expected 1 to {most}, {what}{at}, found {self.kappa!r}")

@@ -34,9 +34,7 @@ def shifts_of(query: list[Array], gallery: Sequence[Array | torch.Tensor]) -> li
         gallery: levels [(K, c, h, w), ...].
     """
     is_wide = any(level.dtype in (np.float64, torch.float64) for level in (*query, *gallery))
-    return [
-        shift_of(level) if is_wide or level.shape != (len(level), *query[0].shape[1:]) else None for level in query
-    ]
+    return [shift_of(level) if is_wide or level.shape != (len(level), *query[0].shape[1:]) else None for level in query]
 
 
 def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:
