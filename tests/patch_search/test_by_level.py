@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,34 @@ GPU = [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]
 
 @pytest.fixture(
     scope="module",
-    params=[*ENGINES, "torch", "tensors", *(pytest.param(f"{name}-cuda", marks=GPU) for name in ENGINES)],
+    params=[
+        *ENGINES,
+        "torch",
+        "tensors",
+        *(pytest.param(f"{name}-{kind}", marks=GPU) for name in ENGINES for kind in ("cuda", "cuda-tensors")),
+    ],
 )
-def search(request: pytest.FixtureRequest) -> Iterator[Search]:
+def search(request: pytest.FixtureRequest) -> Search:
     """`search_levels` by one engine."""
     name = request.param
-    device = "cuda" if name.endswith("cuda") else "cpu"
+    device = "cuda" if "cuda" in name else "cpu"
     engine = name.partition("-")[0] if name.partition("-")[0] in ENGINES else "pyramid"
 
     def bound(query: Sequence[Any], neighbours: Sequence[Any], **options: Any) -> list[tuple[Any, Any]]:
         options = {"engine": engine, "device": device, **options}
-        if name == "tensors" and isinstance(query[0], np.ndarray):
-            query, neighbours = ([torch.tensor(level) for level in side] for side in (query, neighbours))
+        arrays = isinstance(query[0], np.ndarray)
+        if name.endswith("tensors") and arrays:
+            sides = query, neighbours
+            query, neighbours = ([torch.tensor(level, device=device) for level in side] for side in sides)
+        with pytest.MonkeyPatch.context() as patch:
+            if name in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
+                patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
             found = search_levels(query, neighbours, **options)
-            return [(sq_distances.numpy(), matches.numpy()) for sq_distances, matches in found]
-        return search_levels(query, neighbours, **options)
+        if arrays and isinstance(found[0][0], torch.Tensor):
+            return [(sq_distances.cpu().numpy(), matches.cpu().numpy()) for sq_distances, matches in found]
+        return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        if name in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-            patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
-        yield bound
+    return bound
 
 
 def assert_each_equals_oracle(

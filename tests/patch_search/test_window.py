@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,26 +26,36 @@ Search = Callable[..., tuple[Any, Any]]
 
 @pytest.fixture(
     scope="module",
-    params=["cpu", "threads", "torch", "tensors", pytest.param("cuda", marks=pytest.mark.gpu_torch)],
+    params=[
+        *("cpu", "threads", "torch", "tensors"),
+        *(pytest.param(name, marks=pytest.mark.gpu_torch) for name in ("cuda", "cuda-tensors")),
+    ],
 )
-def search(request: pytest.FixtureRequest) -> Iterator[Search]:
+def search(request: pytest.FixtureRequest) -> Search:
     """`search_patches` by one variant of the window engine."""
-    variant, threads = request.param, torch.get_num_threads()
+    variant = request.param
 
     def bound(query: Sequence[Any], neighbours: Sequence[Any], **options: Any) -> tuple[Any, Any]:
-        options = {"device": "cuda" if variant == "cuda" else "cpu", **options}
-        if variant == "tensors" and isinstance(query[0], np.ndarray):
-            query, neighbours = ([torch.tensor(level) for level in side] for side in (query, neighbours))
-            sq_distances, matches = search_patches(query, neighbours, **options)
-            return sq_distances.numpy(), matches.numpy()
-        return search_patches(query, neighbours, **options)
+        device = "cuda" if variant.startswith("cuda") else "cpu"
+        options = {"device": device, **options}
+        arrays = isinstance(query[0], np.ndarray)
+        if variant.endswith("tensors") and arrays:
+            sides = query, neighbours
+            query, neighbours = ([torch.tensor(level, device=device) for level in side] for side in sides)
+        threads = torch.get_num_threads()
+        with pytest.MonkeyPatch.context() as patch:
+            if variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
+                patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
+            torch.set_num_threads(3 if variant == "threads" else 1)
+            try:
+                sq_distances, matches = search_patches(query, neighbours, **options)
+            finally:
+                torch.set_num_threads(threads)
+        if arrays and isinstance(matches, torch.Tensor):
+            return sq_distances.cpu().numpy(), matches.cpu().numpy()
+        return sq_distances, matches
 
-    with pytest.MonkeyPatch.context() as patch:
-        if variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-            patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
-        torch.set_num_threads(3 if variant == "threads" else 1)
-        yield bound
-    torch.set_num_threads(threads)
+    return bound
 
 
 def most(shapes: Sequence[tuple[int, int, int]], k: int, window: Any) -> int:
@@ -116,6 +126,18 @@ def test_where_an_image_is_repeated_its_first_copy_is_matched(search: Search, me
     found = search(query, neighbours, kappa=kappa, window=1, metric=metric)
     np.testing.assert_array_equal(found[1][..., 0], np.broadcast_to(np.arange(kappa), (4, 5, kappa)))
     assert (found[0] == found[0][..., :1]).all()
+
+
+def test_rounding_does_not_choose_among_equal_distances(search: Search) -> None:
+    # the same values in another order of channels: float32 sums differ, the distances do not
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=200).astype(np.float32)
+    shuffled = [rng.permutation(values) for _ in range(3 * 4 * 5)]
+    neighbours = np.array(shuffled).reshape(3, 4, 5, 200).transpose(0, 3, 1, 2)
+    sq_distances, matches = search([np.zeros((200, 4, 5), np.float32)], [neighbours], kappa=2, window=1)
+    assert (sq_distances == sq_distances[0, 0, 0]).all()
+    expected = first_places(np.arange(20), 2, (4, 5), (1, 1))
+    np.testing.assert_array_equal((matches @ [20, 5, 1]).reshape(20, 2), expected)
 
 
 def test_constant_levels_match_the_first_candidates(search: Search) -> None:
@@ -316,7 +338,7 @@ def test_distances_that_do_not_fit_float32_are_refused(search: Search) -> None:
         search(query, neighbours, window=1)
 
 
-def test_checked_levels_are_searched_by_all_options(search: Search) -> None:
+def test_checked_levels_are_searched_by_all_options() -> None:
     query, neighbours = make([(4, 5, 7)], 3)
     options = SearchOptions(kappa=2, metric="cosine", window=0.3, device="cpu")
     expected = search_patches(query, neighbours, 2, metric="cosine", window=0.3, device="cpu")
