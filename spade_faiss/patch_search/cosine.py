@@ -66,7 +66,6 @@ def directions(query: list[Array], gallery: list[Any]) -> tuple[list[Array], lis
     (height, width), channels, k = query[0].shape[1:], sum(map(len, query)), len(gallery[0])
     own = np.empty((channels + 1, height * width), np.float32)
     fill_directions(own, query)
-    own[-1] = 0
     mine = own.reshape(-1, height, width)
     if not isinstance(gallery[0], np.ndarray):
         others = torch.empty(k, channels + 1, height, width, dtype=torch.float32, device=gallery[0].device)

@@ -56,8 +56,6 @@ class _Search:
         shifts = [None] * len(query) if is_cosine else shifts_of(query, gallery)
         self.shifts = [None if shift is None else shift.to(self.device) for shift in shifts]
         self.own = self._patches([level[None] for level in query])
-        if is_cosine:
-            self.own[:, -1] = 0
         rows, columns = (min(far, side - 1) for far, side in zip(radius, self.grid, strict=True))
         self.offsets = list(product(range(-rows, rows + 1), range(-columns, columns + 1)))
 
