@@ -24,26 +24,29 @@ from .upsampling import as_tensor
 NEAR = 1e-5  # rounding moves a distance of 1 by less than this
 
 
-def fill_directions(out: Floats, levels: Sequence[Array]) -> bool:
+def fill_directions(out: Floats, levels: Sequence[Array], pad: int = 0) -> bool:
     """Set out to the unit vectors of one image.
 
     Args:
-        out: (C + 1, h * w) float32, rows contiguous; the last channel is 1 where there is no direction, else 0.
+        out: (C + 1, n) float32, contiguous; the last channel is 1 where there is no direction, else 0.
         levels: [(c, h, w), ...] of one grid, C channels together.
+        pad: where the h * w cells begin in out.
 
     Returns:
         whether some cell is a zero vector.
     """
+    cells = levels[0][0].size
+    target = out[:-1, pad : pad + cells]
     if any(level.dtype == np.float64 for level in levels):  # float32 may not hold what it holds
-        joined = np.concatenate([level.astype(np.float64) for level in levels]).reshape(len(out) - 1, -1)
+        joined = np.concatenate([level.astype(np.float64) for level in levels]).reshape(len(target), -1)
         largest = np.abs(joined).max(axis=0)
-        out[:-1] = joined / np.where(largest == 0, 1, largest)
+        target[:] = joined / np.where(largest == 0, 1, largest)
     else:
         start = 0
         for level in levels:
-            torch.from_numpy(out[start : start + len(level)]).copy_(as_tensor(level).reshape(len(level), -1))
+            torch.from_numpy(target[start : start + len(level)]).copy_(as_tensor(level).reshape(len(level), -1))
             start += len(level)
-    return bool(kernels.normalise(out))
+    return bool(kernels.normalise(out, pad, cells))
 
 
 def torch_directions(levels: Sequence[torch.Tensor]) -> torch.Tensor:

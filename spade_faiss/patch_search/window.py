@@ -45,10 +45,11 @@ def search_window(
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
-    loader = in_one_thread(_Loader, query, gallery, is_cosine)
+    radius = min(radius[0], query[0].shape[1] - 1), min(radius[1], query[0].shape[2] - 1)
+    loader = in_one_thread(_Loader, query, gallery, radius, is_cosine)
     own = in_one_thread(loader.load, query)
     k = len(gallery[0])
-    workers = [_Worker(loader, own, gallery, kappa, radius) for _ in range(min(torch_threads(), k))]
+    workers = [_Worker(loader, own, gallery, kappa) for _ in range(min(torch_threads(), k))]
     share_out(range(k), workers)
     first, *others = workers
     for other in others:
@@ -65,23 +66,24 @@ def search_window(
 class _Loader:
     """Turns the levels of one image into patches, channels first: upsampled and shifted, or as unit vectors."""
 
-    def __init__(self, query: list[Array], gallery: list[Array], is_cosine: bool) -> None:
+    def __init__(self, query: list[Array], gallery: list[Array], radius: Radius, is_cosine: bool) -> None:
         self.grid: tuple[int, int] = query[0].shape[1:]
         self.cells, self.is_cosine = self.grid[0] * self.grid[1], is_cosine
-        self.channels = sum(map(len, query)) + is_cosine
+        self.channels, self.radius = sum(map(len, query)) + is_cosine, radius
+        self.pad = -(-radius[1] // 16) * 16  # columns that a window reaches before the first cell, and after the last
         self.shifts = [None] * len(query) if is_cosine else shifts_of(query, gallery)
 
     def empty(self) -> Floats:
-        """Return zeros for the patches of an image, (channels, cells and padding)."""
+        """Return zeros for the patches of an image, (channels, cells with padding around them)."""
         # Where channels lie 4096 bytes apart, a cache has room for few of them: twice the seconds.
-        across = -(-self.cells // 16) * 16
+        across = -(-self.cells // 16) * 16 + 2 * self.pad
         return np.zeros((self.channels, across + max(0, 80 - across % 256)), np.float32)
 
     def load(self, levels: list[Array], out: Floats | None = None) -> Floats:
         """Return the patches of levels [(c, h, w), ...] in `out`, or in new memory."""
         out = self.empty() if out is None else out
         if self.is_cosine:
-            fill_directions(out[:, : self.cells], levels)
+            fill_directions(out, levels, self.pad)
             return out
         start = 0
         for level, shift in zip(levels, self.shifts, strict=True):
@@ -90,7 +92,7 @@ class _Loader:
                 values = (values - shift).float()
             if values.shape[1:] != self.grid:
                 values = F.interpolate(values[None], self.grid, mode="bilinear", align_corners=False)[0]
-            target = torch.from_numpy(out[start : start + len(level), : self.cells])
+            target = torch.from_numpy(out[start : start + len(level), self.pad : self.pad + self.cells])
             target.copy_(values.reshape(len(level), -1))
             start += len(level)
         return out
@@ -99,13 +101,12 @@ class _Loader:
 class _Worker:
     """One thread's share of the search: compares neighbours in their order and keeps the nearest patches."""
 
-    def __init__(self, loader: _Loader, own: Floats, gallery: list[Array], kappa: int, radius: Radius) -> None:
+    def __init__(self, loader: _Loader, own: Floats, gallery: list[Array], kappa: int) -> None:
         self.loader, self.own, self.gallery = loader, own, gallery
         height, width = loader.grid
-        rows, columns = (min(far, side - 1) for far, side in zip(radius, loader.grid, strict=True))
-        self.offsets = np.array(
-            list(product(range(-rows, rows + 1), range(-columns, columns + 1))), np.int64
-        )  # ascending: (dy, dx)
+        rows, columns = loader.radius
+        offsets = product(range(-rows, rows + 1), range(-columns, columns + 1))
+        self.offsets = np.array(list(offsets), np.int64)  # (dy, dx), ascending
         band = max(1, min(BAND_CELLS, BAND_SUMS // len(self.offsets)) // width)
         self.edges = [*range(0, height, band), height]
         # Each sum of squares is rounded once for every CHANNELS of them, and a few times before.
@@ -127,12 +128,13 @@ class _Worker:
 
     def compare(self, place: int, band: tuple[int, int]) -> None:
         """Compare a band of the query's rows with the loaded neighbour, whose first patch is at `place`."""
-        kernels.add_squares(self.own, self.level, self.loader.grid, self.offsets, band, self.sums)
+        loader = self.loader
+        kernels.add_squares(self.own, self.level, loader.pad, loader.grid, loader.radius, band, self.sums)
         count = kernels.choose(
-            self.sums, self.loader.grid, self.offsets, band, place, (self.heap, self.best), self.slack,
+            self.sums, loader.grid, self.offsets, band, place, (self.heap, self.best), self.slack,
             self.lanes, self.places,
         )  # fmt: skip
         if count:
             lanes, places, sums = self.lanes[:count], self.places[:count], np.empty(count, np.float64)
-            kernels.measure(self.own, self.level, lanes, places - place, sums)
+            kernels.measure(self.own, self.level, loader.pad, lanes, places - place, sums)
             keep_nearest(lanes, places, sums.astype(np.float32), self.best, self.best_at)

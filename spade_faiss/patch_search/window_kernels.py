@@ -1,7 +1,8 @@
 """Compiled loops of the window engine, and of the directions that cosine compares.
 
-A level is (c, >= m) float32: m = h * w cells in rows, channels one after the other, padding after the cells. An offset
-(dy, dx) leads from a query patch to the gallery patch dy rows below it and dx columns right of it.
+A level is (c, >= pad + m + pad) float32: m = h * w cells in rows, channels one after the other, with padding before the
+cells, at least as much as the window has columns on a side, and after them. An offset (dy, dx) leads from a query patch
+to the gallery patch dy rows below it and dx columns right of it.
 """
 
 from __future__ import annotations
@@ -17,56 +18,70 @@ CHANNELS = 4  # taken at a time: sums are loaded and stored once for all of them
 
 
 @jit
-def add_squares(query: Any, level: Any, grid: Any, offsets: Any, band: Any, sums: Any) -> None:
+def add_squares(query: Any, level: Any, pad: int, grid: Any, radius: Any, band: Any, sums: Any) -> None:
     """Set sums to the squared distances of a band of query patches from the gallery patch at each offset.
 
-    The loop over cells runs over contiguous memory, so that it becomes vectors: where an offset leads past the end of
-    a row it goes on in the next row, and that sum means nothing. Differences are taken directly: small distances keep
-    all their digits.
+    The loops over cells run over contiguous memory, so that they become vectors: where an offset leads past the end of
+    a row they go on in the next row, or in the padding, and that sum means nothing. Three offsets beside each other
+    share what is loaded from the query. Differences are taken directly: small distances keep all their digits.
 
     Args:
-        query: (c, >= m) float32.
-        level: (c, >= m) float32, the neighbour's.
+        query: a level (c, n) float32.
+        level: the neighbour's (c, n) float32.
+        pad: cells before the first of a level.
         grid: (h, w).
-        offsets: (o, 2) int64.
+        radius: rows and columns on either side.
         band: first row of query patches, and the end.
-        sums: (o, >= cells of the band) float32; left alone where an offset leads out of the grid.
+        sums: (o, cells of the band) float32, offsets ascending; 0 where an offset leads out of the rows.
     """
     height, width = grid
     first, end = band
-    channels, start = len(query), first * width
-    whole = channels - channels % CHANNELS
+    rows, columns = radius
+    channels, across = len(query), 2 * columns + 1
+    whole, grouped = channels - channels % CHANNELS, across - across % 3
     sums[:] = 0
     for channel in range(0, whole, CHANNELS):
-        for number in range(len(offsets)):
-            dy, dx = offsets[number]
-            shift = dy * width + dx
-            a = max(max(first, -dy) * width, -shift)
-            b = min(min(end, height - dy) * width, height * width - shift)
-            if a >= b:
+        q0, q1, q2, q3 = query[channel], query[channel + 1], query[channel + 2], query[channel + 3]
+        g0, g1, g2, g3 = level[channel], level[channel + 1], level[channel + 2], level[channel + 3]
+        for dy in range(-rows, rows + 1):
+            top, bottom = max(first, -dy), min(end, height - dy)
+            if top >= bottom:
                 continue
-            out = sums[number, a - start : b - start]
-            q0, q1, q2, q3 = query[channel], query[channel + 1], query[channel + 2], query[channel + 3]
-            g0, g1, g2, g3 = level[channel], level[channel + 1], level[channel + 2], level[channel + 3]
-            q0, q1, q2, q3 = q0[a:b], q1[a:b], q2[a:b], q3[a:b]
-            a, b = a + shift, b + shift
-            g0, g1, g2, g3 = g0[a:b], g1[a:b], g2[a:b], g3[a:b]
-            for i in range(len(out)):
-                d0, d1, d2, d3 = q0[i] - g0[i], q1[i] - g1[i], q2[i] - g2[i], q3[i] - g3[i]
-                out[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
+            n, start, out = (bottom - top) * width, (top - first) * width, (dy + rows) * across
+            a, b = pad + top * width, pad + (top + dy) * width - columns
+            m0, m1, m2, m3 = q0[a : a + n], q1[a : a + n], q2[a : a + n], q3[a : a + n]
+            for x in range(0, grouped, 3):
+                s0, s1 = sums[out + x, start : start + n], sums[out + x + 1, start : start + n]
+                s2, c, d = sums[out + x + 2, start : start + n], b + x, b + x + n + 2
+                t0, t1, t2, t3 = g0[c:d], g1[c:d], g2[c:d], g3[c:d]
+                for i in range(n):
+                    u0, u1, u2, u3 = m0[i], m1[i], m2[i], m3[i]
+                    d0, d1, d2, d3 = u0 - t0[i], u1 - t1[i], u2 - t2[i], u3 - t3[i]
+                    s0[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
+                    d0, d1, d2, d3 = u0 - t0[i + 1], u1 - t1[i + 1], u2 - t2[i + 1], u3 - t3[i + 1]
+                    s1[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
+                    d0, d1, d2, d3 = u0 - t0[i + 2], u1 - t1[i + 2], u2 - t2[i + 2], u3 - t3[i + 2]
+                    s2[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
+            for x in range(grouped, across):
+                s0, c, d = sums[out + x, start : start + n], b + x, b + x + n
+                t0, t1, t2, t3 = g0[c:d], g1[c:d], g2[c:d], g3[c:d]
+                for i in range(n):
+                    d0, d1, d2, d3 = m0[i] - t0[i], m1[i] - t1[i], m2[i] - t2[i], m3[i] - t3[i]
+                    s0[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
     for channel in range(whole, channels):
-        for number in range(len(offsets)):
-            dy, dx = offsets[number]
-            shift = dy * width + dx
-            a = max(max(first, -dy) * width, -shift)
-            b = min(min(end, height - dy) * width, height * width - shift)
-            if a >= b:
+        mine, theirs = query[channel], level[channel]
+        for dy in range(-rows, rows + 1):
+            top, bottom = max(first, -dy), min(end, height - dy)
+            if top >= bottom:
                 continue
-            out, mine, theirs = sums[number, a - start : b - start], query[channel, a:b], level[channel]
-            theirs = theirs[a + shift : b + shift]
-            for i in range(len(out)):
-                difference = mine[i] - theirs[i]
-                out[i] += difference * difference
+            n, start, out = (bottom - top) * width, (top - first) * width, (dy + rows) * across
+            a, b = pad + top * width, pad + (top + dy) * width - columns
+            m0 = mine[a : a + n]
+            for x in range(across):
+                s0, t0 = sums[out + x, start : start + n], theirs[b + x : b + x + n]
+                for i in range(n):
+                    difference = m0[i] - t0[i]
+                    s0[i] += difference * difference
 
 
 @jit
@@ -112,12 +127,13 @@ def choose(
 
 
 @jit
-def measure(query: Any, level: Any, lanes: Any, cells: Any, sums: Any) -> None:
+def measure(query: Any, level: Any, pad: int, lanes: Any, cells: Any, sums: Any) -> None:
     """Set sums (n,) float64 to the squared distances of n query patches from as many gallery patches of a level.
 
     Args:
-        query: (c, >= m) float32.
-        level: (c, >= m) float32, the neighbour's.
+        query: a level (c, n) float32.
+        level: the neighbour's (c, n) float32.
+        pad: cells before the first of a level.
         lanes: (n,) int64 cells of the query.
         cells: (n,) int64 cells of the level.
         sums: (n,) float64.
@@ -126,33 +142,38 @@ def measure(query: Any, level: Any, lanes: Any, cells: Any, sums: Any) -> None:
     for channel in range(len(query)):
         mine, theirs = query[channel], level[channel]
         for i in range(len(sums)):
-            difference = np.float64(mine[lanes[i]]) - np.float64(theirs[cells[i]])
+            difference = np.float64(mine[pad + lanes[i]]) - np.float64(theirs[pad + cells[i]])
             sums[i] += difference * difference
 
 
 @jit
-def normalise(level: Any) -> Any:
-    """Divide the cells of (c + 1, m) float32 by their norms; the last channel is 1 where there is no direction, else 0.
+def normalise(level: Any, pad: int, m: int) -> Any:
+    """Divide the m cells of a level by their norms; its last channel becomes 1 where there is no direction, else 0.
 
     Norms are float64, in which no float32 overflows when squared, and none vanishes.
+
+    Args:
+        level: (c + 1, n) float32.
+        pad: cells before the first.
+        m: number of cells.
 
     Returns:
         whether some cell is a zero vector.
     """
-    channels, m = len(level) - 1, level.shape[1]
+    channels = len(level) - 1
     factors = np.zeros(m, np.float64)
     for channel in range(channels):
-        row = level[channel]
+        row = level[channel, pad : pad + m]
         for i in range(m):
             factors[i] += np.float64(row[i]) * np.float64(row[i])
-    some, last = False, level[channels]
+    some, last = False, level[channels, pad : pad + m]
     for i in range(m):
         nothing = factors[i] == 0
         last[i] = 1 if nothing else 0
         factors[i] = 0 if nothing else 1 / np.sqrt(factors[i])
         some = some or nothing
     for channel in range(channels):
-        row = level[channel]
+        row = level[channel, pad : pad + m]
         for i in range(m):
             row[i] = row[i] * factors[i]
     return some
