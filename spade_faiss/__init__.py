@@ -41,7 +41,7 @@ from .gallery.gallery import Gallery
 from .gallery.verify import Problem
 from .ingest.pipeline import IngestReport, Skipped
 from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
-from .patch_search.search import search_patches
+from .patch_search.search import search_levels, search_patches
 from .recipes import RECIPES, Recipe
 
 __all__ = [
@@ -84,5 +84,6 @@ __all__ = [
     "calibrate",
     "find_suspects",
     "load_extractor",
+    "search_levels",
     "search_patches",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
+
 from .errors import OptionError
 
 DEFAULT_K = 50  # the paper's K for MVTec AD
@@ -22,6 +24,10 @@ Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map"]
 LevelWeights = Literal["equal", "spread"]
 Positions = Literal["equal", "damped"]
+Metric = Literal["l2", "cosine"]
+Matching = Literal["concatenated", "by_level"]
+
+WINDOWS = "cells >= 0, a share of each side above 0 and at most 1.0, or all"  # what is_window expects
 
 
 def _check(ok: bool, name: str, expected: str, found: object) -> None:
@@ -38,6 +44,17 @@ def is_count(value: object) -> bool:
 def is_size(value: object) -> bool:
     """Return whether a value is a (height, width) in pixels."""
     return isinstance(value, tuple) and len(value) == 2 and all(is_count(side) for side in value)
+
+
+def is_window(value: object) -> bool:
+    """Return whether a value is a window of the patch search: cells >= 0, a share in (0, 1], "all" or None."""
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    if isinstance(value, (int, np.integer)):
+        return bool(value >= 0)
+    if isinstance(value, (float, np.floating)):
+        return bool(0 < value <= 1)
+    return value is None or (isinstance(value, str) and value == "all")
 
 
 def _as_size(value: Any) -> Any:
@@ -187,6 +204,14 @@ class SearchOptions:
     # equal: levels as the network gives them; spread: each level divided by its spread among normal images, so that
     # large activations do not outweigh the other levels; None: as the gallery's recipe says, else equal
     level_weights: LevelWeights | None = None
+    # l2: squared L2; cosine: 1 - cos, from 0 to 2, which ignores the length of features; None: l2
+    metric: Metric | None = None
+    # How far from its own position a patch may be matched, in rows and in columns: whole numbers are cells of the
+    # level, fractions a share of its sides; None or all: everywhere
+    window: int | float | str | None = None
+    # concatenated: a patch is all levels on the finest grid; by_level: each level is searched apart, on its own grid;
+    # None: concatenated
+    matching: Matching | None = None
     # Where in their images the tiles may lie that a tile is compared with: anywhere, or at its own place, where parts
     # lie alike in all images; None: as the gallery was calibrated, else any
     tile_places: TilePlaces | None = None
@@ -217,6 +242,9 @@ class SearchOptions:
             "equal or spread",
             self.level_weights,
         )
+        _check(self.metric in (None, *get_args(Metric)), "metric", "l2 or cosine", self.metric)
+        _check(is_window(self.window), "window", WINDOWS, self.window)
+        _check(self.matching in (None, *get_args(Matching)), "matching", "concatenated or by_level", self.matching)
         _check(self.tile_places in (None, *get_args(TilePlaces)), "tile_places", "any or same", self.tile_places)
         _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)

@@ -57,32 +57,78 @@ def patch_features(levels: Sequence[Array]) -> Floats:
     return np.concatenate([upsample(level, size) for level in levels]).transpose(1, 2, 0)
 
 
-def search_patches(query_levels: Sequence[Array], neighbour_levels: Sequence[Array], kappa: int) -> tuple[Floats, Ints]:
+def window_radii(window: float | str | None, grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns on either side that a window leaves: whole cells, or a share of the sides, halves up."""
+    if window is None or window == "all":
+        return grid
+    if isinstance(window, int):
+        return window, window
+    assert isinstance(window, float)
+    return int(np.floor(window * grid[0] + 0.5)), int(np.floor(window * grid[1] + 0.5))
+
+
+def distances_to(patch: Floats, others: Floats, metric: str) -> Floats:
+    """(C,), (m, C) -> (m,) squared L2 or 1 - cos; a zero vector has no direction and is at 1 from everything."""
+    if metric == "l2":
+        return ((others - patch) ** 2).sum(axis=1)
+    largest = np.abs(np.concatenate([others, patch[None]])).max() or 1.0  # so that no square leaves float64
+    patch, others = patch / largest, others / largest
+    norms = np.sqrt((patch**2).sum()) * np.sqrt((others**2).sum(axis=1))
+    return np.where(norms == 0, 1, 1 - (others @ patch) / np.where(norms == 0, 1, norms))
+
+
+def search_patches(
+    query_levels: Sequence[Array],
+    neighbour_levels: Sequence[Array],
+    kappa: int,
+    metric: str = "l2",
+    window: float | str | None = None,
+) -> tuple[Floats, Ints]:
     """Find the kappa patches nearest to each of the query's among all positions of all K neighbours.
 
     Args:
         query_levels: [(c, h, w), ...], finest first.
         neighbour_levels: [(K, c, h, w), ...], likewise.
         kappa: how many.
+        metric: l2, squared; cosine, 1 - cos.
+        window: which positions count: those at most so many rows and columns away, or that share of h and of w.
 
     Returns:
-        (h, w, kappa) squared L2 distances, ascending, and (h, w, kappa, 3) matches (neighbour, row, column). Equal
-        distances are in the order of neighbour, row, column.
+        (h, w, kappa) distances, ascending, and (h, w, kappa, 3) matches (neighbour, row, column). Equal distances are
+        in the order of neighbour, row, column.
     """
     query = patch_features(query_levels)
     height, width, channels = query.shape
     neighbours = len(neighbour_levels[0])
     images = [patch_features([level[n] for level in neighbour_levels]) for n in range(neighbours)]
     gallery = np.array(images).reshape(-1, channels)
+    _, rows, columns = np.indices((neighbours, height, width)).reshape(3, -1)
+    radii = window_radii(window, (height, width))
     sq_distances = np.empty((height, width, kappa))
     matches = np.empty((height, width, kappa, 3), np.int64)
     for row in range(height):
         for column in range(width):
-            to_all = ((gallery - query[row, column]) ** 2).sum(axis=1)
+            to_all = distances_to(query[row, column], gallery, metric)
+            outside = (np.abs(rows - row) > radii[0]) | (np.abs(columns - column) > radii[1])
+            to_all = np.where(outside, np.inf, to_all)
             nearest = np.argsort(to_all, kind="stable")[:kappa]  # stable: ties keep the order of the gallery
             sq_distances[row, column] = to_all[nearest]
             matches[row, column] = np.stack(np.unravel_index(nearest, (neighbours, height, width)), axis=1)
     return sq_distances, matches
+
+
+def search_levels(
+    query_levels: Sequence[Array],
+    neighbour_levels: Sequence[Array],
+    kappa: int,
+    metric: str = "l2",
+    window: float | str | None = None,
+) -> list[tuple[Floats, Ints]]:
+    """Search each level by itself, on its own grid."""
+    return [
+        search_patches([own], [others], kappa, metric, window)
+        for own, others in zip(query_levels, neighbour_levels, strict=True)
+    ]
 
 
 def retrieve(query: Array, gallery: Array, k: int) -> tuple[Ints, Floats]:

@@ -13,7 +13,6 @@ patch.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +28,7 @@ from ..system.threads import in_one_thread, single_threads, torch_threads
 from . import pyramid_kernels as kernels
 from .pyramid_plan import Floats, Ints, Plan, bfloat16_pays, doubts, lifted, load, rounded
 from .pyramid_simd import PAIR, VECTOR
+from .sharing import share_out
 
 TILE_BYTES = 3 * 2**19  # products at a time: they stay in a core's cache until they are used
 CANDIDATES = 2**20  # kept by all threads together before they are measured: 24 MiB
@@ -81,10 +81,7 @@ def _search(plan: Plan, origin: Plan, gallery: list[Array], kappa: int, final: b
     work = [(n, top, end) for n in range(k) for top, end in pairwise(edges)]
     number = min(threads, len(work))
     workers = [Worker(plan, origin, gallery, kappa, final, CANDIDATES // number) for _ in range(number)]
-    if len(workers) == 1:
-        workers[0].run(iter(work))
-    else:
-        _in_threads(workers, work)
+    share_out(work, workers)
     first, *others = workers
     if len(workers) > 1:
         first.map = single_threads(len(workers)).map
@@ -111,25 +108,6 @@ def _clusters(plan: Plan, lanes: Ints) -> list[Ints]:
         centre = int(np.min(sq_distances, axis=0).argmax())
     nearest = np.argmin(sq_distances, axis=0)
     return [lanes[nearest == number] for number in range(len(sq_distances)) if (nearest == number).any()]
-
-
-def _in_threads(workers: list[Worker], work: list[tuple[int, int, int]]) -> None:
-    """Let the workers take turns; each multiplies its own tiles."""
-    lock, items = threading.Lock(), iter(work)
-
-    def shared() -> Iterator[tuple[int, int, int]]:
-        while True:
-            with lock:
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
-
-    try:
-        list(single_threads(len(workers)).map(lambda worker: worker.run(shared()), workers))
-    finally:
-        with lock:
-            items = iter(())  # after an error or Ctrl-C no worker goes on
 
 
 def _turned(operand: torch.Tensor) -> torch.Tensor:

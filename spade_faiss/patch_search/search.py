@@ -1,23 +1,25 @@
-"""The kappa nearest patches, among all patches of the K neighbours, for every patch of a query.
+"""The kappa nearest patches, among those of the K neighbours, for every patch of a query.
 
-A patch is one position of the finest grid: every level upsampled to it bilinearly (align_corners=False), concatenated.
+Concatenated (`search_patches`), a patch is one position of the finest grid: every level upsampled to it bilinearly
+(align_corners=False), concatenated. By level (`search_levels`), each level is searched apart, as a pyramid of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, all_finite
-from ..errors import FeatureError, OptionError
+from ..arrays import Array
+from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
 from .cost_model import faster
+from .levels import as_levels, check_levels
+from .settings import ENGINES, SearchSettings
 
-ENGINES = ("flat", "pyramid")
+__all__ = ["ENGINES", "search_checked", "search_levels", "search_levels_checked", "search_patches"]
 
 
 def search_patches(
@@ -27,27 +29,37 @@ def search_patches(
     engine: str = "auto",
     device: str | None = None,
     block_bytes: int = SearchOptions.block_bytes,
+    metric: str = "l2",
+    window: float | str | None = None,
 ) -> tuple[Any, Any]:
-    """Find the kappa nearest gallery patches of every query patch, by squared L2.
+    """Find the kappa nearest gallery patches of every query patch, all levels together.
 
     Args:
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
-        kappa: number of nearest patches, at most K * h * w of the finest grid.
+        kappa: number of nearest patches, at most K * h * w of the finest grid, or of a window in its corner.
         engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto", the one that is
-            expected to be faster on the CPU, and "flat" on a GPU, where nothing has been measured yet.
+            expected to be faster on the CPU, and "flat" on a GPU, where nothing has been measured yet. A window has an
+            engine of its own, which "auto" takes.
         device: auto or None (the CPU, until a GPU has been measured), cpu, cuda, cuda:N.
         block_bytes: memory limit of the flat engine's temporary gallery; one neighbour always fits.
+        metric: "l2", squared L2; "cosine", 1 - cos from 0 to 2, for levels of one grid: a zero vector has no direction,
+            and is at 1 from everything. The other levels are copied as float32.
+        window: only patches at most this far from the query patch's own position, in rows and in columns, are
+            compared: cells of the finest grid (a whole number), or a share of its sides (a fraction); None or "all":
+            everywhere.
 
     Returns:
         sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour, row, column).
         Ties are ordered by neighbour, row, column. NumPy for NumPy, torch (on the same device) for torch.
 
-    The engine "pyramid" on a GPU searches tensors on that device in place. Every other way copies them to the host.
+    The engine "pyramid" and windows on a GPU search tensors on that device in place. Every other way copies them to
+    the host.
 
     Raises:
         FeatureError: shapes that do not fit each other, NaN or infinity.
-        OptionError: an unknown engine, or kappa larger than the number of gallery patches.
+        OptionError: an unknown engine, metric or window, an engine named beside a window, a window as large as the
+            finest grid, kappa larger than the number of gallery patches, cosine of levels of different grids.
         DeviceError: an unknown device, or a GPU that is not there.
 
     Example:
@@ -57,9 +69,54 @@ def search_patches(
         >>> sq_distances[0, :, 0], matches[0, 1, 0]  # 5 is nearest to 4, 7 to 9: neighbour 1, row 0, column 1
         (array([1., 4.], dtype=float32), array([1, 0, 1], dtype=int32))
     """
-    query, gallery, like = _as_levels(query_levels, neighbour_levels)
-    _check(query, gallery, kappa, scan=True)
-    return _found(query, gallery, like, SearchSettings(kappa, engine, device, block_bytes))
+    settings = SearchSettings(kappa, engine, device, block_bytes, metric, window)
+    return _together(query_levels, neighbour_levels, settings, scan=True)
+
+
+def search_levels(
+    query_levels: Sequence[Any],
+    neighbour_levels: Sequence[Any],
+    kappa: int = 1,
+    engine: str = "auto",
+    device: str | None = None,
+    block_bytes: int = SearchOptions.block_bytes,
+    metric: str = "l2",
+    window: float | str | None = None,
+) -> list[tuple[Any, Any]]:
+    """Find the kappa nearest gallery patches of every query patch, each level apart on its own grid.
+
+    Args:
+        query_levels: pyramid of the query, in any order: [(c, h, w), ...], NumPy or torch, any float dtype.
+        neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
+        kappa: number of nearest patches, at most K * h * w of the smallest grid, or of a window in its corner.
+        engine: as for search_patches.
+        device: as for search_patches.
+        block_bytes: as for search_patches.
+        metric: as for search_patches, for levels of any grids.
+        window: as for search_patches, in cells of each level, or a share of the sides of each level. Where a coarse
+            level has no more cells, it is searched everywhere.
+
+    Returns:
+        for each level sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour,
+        row, column) of that level. Ties are ordered by neighbour, row, column. NumPy for NumPy, torch (on the same
+        device) for torch.
+
+    Raises:
+        FeatureError: shapes that do not fit each other, NaN or infinity.
+        OptionError: as for search_patches.
+        DeviceError: an unknown device, or a GPU that is not there.
+
+    Example:
+        >>> query = [np.array([[[5.0, 7.0]]]), np.array([[[2.0]]])]  # grids of 1 x 2 and 1 x 1
+        >>> neighbours = [np.array([[[[0.0, 1.0]]], [[[4.0, 9.0]]]]), np.array([[[[2.0]]], [[[3.0]]]])]  # K = 2
+        >>> (fine, _), (coarse, at) = sf.search_levels(query, neighbours)
+        >>> fine[0, :, 0], coarse[0, :, 0], at[0, 0, 0]  # the nearest to 2 is the first neighbour's
+        (array([1., 4.], dtype=float32), array([0.], dtype=float32), array([0, 0, 0], dtype=int32))
+        >>> sf.search_levels(query, neighbours, window=0)[0][0][0, :, 0]  # 5 is compared with 0 and 4, 7 with 1 and 9
+        array([1., 4.], dtype=float32)
+    """
+    settings = SearchSettings(kappa, engine, device, block_bytes, metric, window)
+    return _apart(query_levels, neighbour_levels, settings, scan=True)
 
 
 def search_checked(
@@ -73,33 +130,57 @@ def search_checked(
     Args:
         query_levels: as for search_patches.
         neighbour_levels: as for search_patches.
-        options: kappa, engine, device and block_bytes count.
+        options: kappa, engine, device, block_bytes, metric and window count.
     """
-    query, gallery, like = _as_levels(query_levels, neighbour_levels)
-    _check(query, gallery, options.kappa, scan=False)
-    settings = SearchSettings(options.kappa, options.engine, options.device, options.block_bytes)
+    return _together(query_levels, neighbour_levels, SearchSettings.of(options), scan=False)
+
+
+def search_levels_checked(
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions
+) -> list[tuple[Any, Any]]:
+    """Search like search_levels, as search_checked does like search_patches."""
+    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan=False)
+
+
+def _together(
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
+) -> tuple[Any, Any]:
+    """Check the levels and search them concatenated."""
+    query, gallery, like = as_levels(query_levels, neighbour_levels)
+    check_levels(query, gallery, scan, finest_first=True)
+    finest: tuple[int, int] = query[0].shape[1:]
+    settings.check([finest], len(gallery[0]))
+    other = next((level.shape[1:] for level in query if level.shape[1:] != finest), None)
+    if settings.metric == "cosine" and other is not None:
+        raise OptionError(
+            f"metric: expected l2 for concatenated levels of different grids, found cosine for {finest} and {other}; "
+            "search by level"
+        )
     return _found(query, gallery, like, settings)
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """How to search; see search_patches. Unlike SearchOptions, nothing is checked here."""
-
-    kappa: int
-    engine: str
-    device: str | None
-    block_bytes: int
+def _apart(
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
+) -> list[tuple[Any, Any]]:
+    """Check the levels and search each by itself."""
+    query, gallery, like = as_levels(query_levels, neighbour_levels)
+    check_levels(query, gallery, scan, finest_first=False)
+    settings.check([level.shape[1:] for level in query], len(gallery[0]))
+    return [_found([own], [others], like, settings) for own, others in zip(query, gallery, strict=True)]
 
 
 def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings) -> tuple[Any, Any]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
-    if settings.engine not in ("auto", *ENGINES):
-        raise OptionError(f"engine: expected auto or {' or '.join(ENGINES)}, found {settings.engine!r}")
-    on = search_device(settings.device) if settings.engine == "pyramid" else "cpu"
-    with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
-        sq_distances, flat_matches = _search(query, gallery, settings)
     grid: tuple[int, int] = query[0].shape[1:]
-    matches = np.stack(np.unravel_index(flat_matches, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
+    by_torch = settings.engine == "pyramid" or settings.radius(grid) is not None
+    on = search_device(settings.device) if by_torch else "cpu"
+    with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
+        sq_distances, places = _search(query, gallery, settings)
+        if settings.metric == "cosine":
+            from .cosine import settled
+
+            sq_distances, places = settled(sq_distances, places, query, gallery, settings)
+    matches = np.stack(np.unravel_index(places, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
     found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3)
     if like is None:
         return found
@@ -110,85 +191,36 @@ def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSe
 
 def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) -> tuple[Array, Array]:
     """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+    radius = settings.radius(query[0].shape[1:])
+    if radius is not None:
+        where, is_cosine = search_device(settings.device), settings.metric == "cosine"
+        if where == "cpu":
+            from .window import search_window
+
+            return search_window(query, as_arrays(gallery), settings.kappa, radius, is_cosine)
+        from .window_torch import search_window_torch
+
+        return search_window_torch(query, gallery, settings.kappa, radius, is_cosine, where)
     engine, device, kappa = settings.engine, settings.device, settings.kappa
     if engine == "auto":  # FAISS is known to be fast on a GPU
         on_cpu = faiss_device(device) == "cpu"
         engine = faster([level.shape for level in query], len(gallery[0]), kappa) if on_cpu else "flat"
         device = "cpu" if on_cpu else device
+    where = faiss_device(device) if engine == "flat" else search_device(device)
+    if engine == "flat" or where == "cpu":
+        gallery = as_arrays(gallery)
+    if settings.metric == "cosine":
+        from .cosine import directions
+
+        query, gallery = directions(query, gallery)
     if engine == "flat":
         from .flat import search_flat
 
-        return search_flat(query, as_arrays(gallery), kappa, faiss_device(device), settings.block_bytes)
-    where = search_device(device)
+        return search_flat(query, gallery, kappa, where, settings.block_bytes)
     if where == "cpu":
         from .pyramid import search_pyramid
 
-        return search_pyramid(query, as_arrays(gallery), kappa)
+        return search_pyramid(query, gallery, kappa)
     from .pyramid_torch import search_pyramid_torch
 
     return search_pyramid_torch(query, gallery, kappa, where)
-
-
-def _as_levels(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array], list[Any], Any]:
-    """Return the query as arrays, the gallery as arrays or tensors, and the torch device of tensors, else None."""
-    arrays = [*query, *gallery]
-    if all(isinstance(array, np.ndarray) for array in arrays):
-        native = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
-        # No engine computes in more than float64.
-        native = [array.astype(np.float64) if array.dtype == np.longdouble else array for array in native]
-        return native[: len(query)], native[len(query) :], None
-    import torch
-
-    if not all(isinstance(array, torch.Tensor) for array in arrays):
-        kinds = sorted({type(array).__name__ for array in arrays})
-        raise FeatureError(f"levels: expected all NumPy arrays or all torch tensors, found {' and '.join(kinds)}")
-    devices = {array.device for array in arrays}
-    if len(devices) > 1:
-        raise FeatureError(f"levels: expected one device, found {' and '.join(sorted(map(str, devices)))}")
-    # The query is small, and the means of its channels are taken on the host.
-    return as_arrays(query), [tensor.detach() for tensor in gallery], devices.pop()
-
-
-def _is_finite(level: Any) -> bool:
-    """Return whether no value of an array or tensor is NaN or infinite."""
-    if isinstance(level, np.ndarray):
-        return all_finite(level)
-    import torch
-
-    # all_finite, on the level's own device.
-    return bool(level.sum(dtype=torch.float32).isfinite() or level.isfinite().all())
-
-
-def _check(query: list[Array], gallery: list[Any], kappa: int, scan: bool) -> None:
-    """Check shapes, dtypes, kappa, the query's values and, if `scan`, the neighbours' values."""
-    if not query or len(query) != len(gallery):
-        raise FeatureError(
-            f"levels: expected as many for the neighbours as for the query, found {len(gallery)} and {len(query)}"
-        )
-    k = len(gallery[0]) if gallery[0].ndim else 0
-    for number, (level, others) in enumerate(zip(query, gallery, strict=True)):
-        if level.ndim != 3 or others.ndim != 4 or others.shape[1:] != level.shape or len(others) != k:
-            raise FeatureError(
-                f"level {number}: expected (c, h, w) for the query and ({k}, c, h, w) for the neighbours, "
-                f"found {level.shape} and {tuple(others.shape)}"
-            )
-        if 0 in level.shape or k == 0:
-            raise FeatureError(f"level {number}: expected sizes >= 1, found {level.shape} and {tuple(others.shape)}")
-        if level.shape[1] > query[0].shape[1] or level.shape[2] > query[0].shape[2]:
-            raise FeatureError(
-                f"level {number}: expected the finest level first, found {level.shape} after {query[0].shape}"
-            )
-        _check_values(f"level {number} of the query", level, scan=True)
-        _check_values(f"level {number} of the neighbours", others, scan)
-    patches = k * query[0].shape[1] * query[0].shape[2]
-    if not isinstance(kappa, (int, np.integer)) or not 1 <= kappa <= patches:
-        raise OptionError(f"kappa: expected 1 to {patches}, the number of gallery patches, found {kappa!r}")
-
-
-def _check_values(name: str, array: Any, scan: bool) -> None:
-    """Check that an array or tensor is of floats and, if `scan`, that all are finite."""
-    is_float = array.dtype.kind == "f" if isinstance(array, np.ndarray) else array.is_floating_point()
-    if not is_float:
-        raise FeatureError(f"{name}: expected floats, found {str(array.dtype).removeprefix('torch.')}")
-    if scan and not _is_finite(array):
-        raise FeatureError(f"{name}: expected finite values, found NaN or infinity")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +22,19 @@ def shift_of(level: Array) -> torch.Tensor:
     quantum = 2.0 ** np.floor(np.log2(max(values.std(), 1e-30)))
     means = np.rint(values.mean(axis=(1, 2), keepdims=True) / quantum) * quantum
     return torch.from_numpy(means).float()
+
+
+def shifts_of(query: list[Array], gallery: Sequence[Array | torch.Tensor]) -> list[torch.Tensor | None]:
+    """Return the shift of each level, or None where float32 holds its differences without one.
+
+    That is where no level is float64, and the level is not interpolated: its values then arrive as they are.
+
+    Args:
+        query: levels [(c, h, w), ...], the finest first.
+        gallery: levels [(K, c, h, w), ...].
+    """
+    is_wide = any(level.dtype in (np.float64, torch.float64) for level in (*query, *gallery))
+    return [shift_of(level) if is_wide or level.shape != (len(level), *query[0].shape[1:]) else None for level in query]
 
 
 def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:

@@ -430,7 +430,8 @@ def test_neighbours_that_are_tensors_are_searched_where_they_are(monkeypatch: py
         moved.extend(tuple(level.shape) for level in levels)
         return devices.as_arrays(levels)
 
-    monkeypatch.setattr("spade_faiss.patch_search.search.as_arrays", noted)
+    for module in ("levels", "search"):
+        monkeypatch.setattr(f"spade_faiss.patch_search.{module}.as_arrays", noted)
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
     on_device = search_patches(query, neighbours, 2, "pyramid")
     assert moved == PYRAMIDS["indivisible"]  # the query
@@ -598,7 +599,7 @@ def test_checked_levels_are_searched_without_a_scan(
         scanned.append(tuple(array.shape))
         return all_finite(np.asarray(array))
 
-    monkeypatch.setattr("spade_faiss.patch_search.search._is_finite", noted)
+    monkeypatch.setattr("spade_faiss.patch_search.levels._is_finite", noted)
     options = SearchOptions(kappa=2, engine=engine, device="cpu", block_bytes=1000)
     assert_same(search_checked(query, neighbours, options), expected)
     assert scanned == PYRAMIDS["indivisible"]  # the query
