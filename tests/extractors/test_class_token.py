@@ -149,7 +149,7 @@ def test_each_option_alone(tiny: Any) -> None:
     assert np.abs(by_class.image - unit(named.image)).max() < 1e-5
 
 
-@pytest.mark.parametrize("depth", [4, 12, 13, 24, 32, 40])
+@pytest.mark.parametrize("depth", [5, 12, 13, 24, 32, 40])
 def test_blocks_at_shares(depth: int) -> None:
     assert blocks_at((0.25, 0.5, 0.75, 1), depth) == [depth // 4, depth // 2, 3 * depth // 4, depth - 1]
     assert blocks_at(tuple((block / depth) for block in range(1, depth)), depth) == list(range(1, depth))
