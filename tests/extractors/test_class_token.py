@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,10 @@ from spade_faiss.extractors.registry import Extractor, load_extractor
 from spade_faiss.extractors.spec import ExtractorSpec
 from spade_faiss.extractors.tokens import blocks_at
 from spade_faiss.options import FeatureOptions
+from tests.helpers.vision_transformers import make_tiny, with_random_weights
 
 RAD: dict[str, Any] = {"blocks": (0.25, 0.5, 0.75, 1), "tokens": "normalised", "image_feature": "class_token"}
 MEAN_STD = 0.5  # of test_vit's pixels, each channel
-# More of timm's networks than it names are tiny; two are made so: with registers, and without position embeddings.
-TINY = {
-    "test_vit": {},
-    "vit_small_patch14_reg4_dinov2": {"img_size": 70, "embed_dim": 32, "depth": 12, "num_heads": 2},
-    "vit_small_patch16_dinov3": {"embed_dim": 32, "depth": 12, "num_heads": 2},
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,24 +34,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], tuple[Any, Path]]:
     """A function of a name that makes a tiny network with random weights, and the file of these."""
-    create = timm.create_model
-
-    def made(name: str, *args: Any, **options: Any) -> Any:
-        return create(name, *args, **{**TINY.get(name, {}), **options})
-
-    monkeypatch.setattr(timm, "create_model", made)
-
-    def saved(name: str) -> tuple[Any, Path]:
-        torch.manual_seed(0)
-        model = timm.create_model(name)
-        for parameter in model.parameters():  # norms too, and what is scaled to almost nothing
-            torch.nn.init.normal_(parameter, std=0.2)
-        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
-        return model.eval(), tmp_path / f"{name}.pth"
-
-    return saved
+    make_tiny(monkeypatch)
+    return partial(with_random_weights, folder=tmp_path)
 
 
 def load(name: str, weights: Path | None = None, **options: Any) -> Extractor:
@@ -111,9 +92,8 @@ def test_equals_forward_intermediates(tiny: Any) -> None:
     batch = torch.from_numpy(np.stack(images).astype(np.float32) / 255).sub(MEAN_STD).div(MEAN_STD).permute(0, 3, 1, 2)
     for normalised in (False, True):
         tokens: Any = "normalised" if normalised else "plain"
-        found = load("timm:test_vit", path, levels=("2", "4"), tokens=tokens, image_feature="class_token").extract(
-            images
-        )
+        extractor = load("timm:test_vit", path, levels=("2", "4"), tokens=tokens, image_feature="class_token")
+        found = extractor.extract(images)
         with torch.inference_mode():
             both = model.forward_intermediates(
                 batch, indices=[2, 4], norm=normalised, return_prefix_tokens=True, intermediates_only=True
@@ -152,7 +132,7 @@ def test_each_option_alone(tiny: Any) -> None:
 @pytest.mark.parametrize("depth", [5, 12, 13, 24, 32, 40])
 def test_blocks_at_shares(depth: int) -> None:
     assert blocks_at((0.25, 0.5, 0.75, 1), depth) == [depth // 4, depth // 2, 3 * depth // 4, depth - 1]
-    assert blocks_at(tuple((block / depth) for block in range(1, depth)), depth) == list(range(1, depth))
+    assert blocks_at(tuple(block / depth for block in range(1, depth)), depth) == list(range(1, depth))
 
 
 def test_blocks_of_a_shallow_network(tiny: Any) -> None:
@@ -162,7 +142,7 @@ def test_blocks_of_a_shallow_network(tiny: Any) -> None:
         load("timm:test_vit", path, blocks=(0.9, 1))
 
 
-# test_vit2's first token is a register, vit_relpos has no prefix; cait's class token is not returned.
+# The first token of test_vit2 and 3 is a register, and 3 pools by attention. timm does not return cait's class token.
 @pytest.mark.parametrize(
     ("name", "found"),
     [
@@ -171,13 +151,12 @@ def test_blocks_of_a_shallow_network(tiny: Any) -> None:
         ("cait_xxs24_224", "timm:cait_xxs24_224, whose class token timm does not return"),
     ],
 )
-def test_without_a_class_token(name: str, found: str, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TINY, "cait_xxs24_224", {"embed_dim": 32, "depth": 4, "num_heads": 2})
+def test_without_a_class_token(name: str, found: str, tiny: Any) -> None:
     _, path = tiny(name)
-    expected = f'image_feature: expected a vision transformer with a class token, found {found}; take image_feature="'
+    expected = f"image_feature: expected a vision transformer with a class token, found {found}; take image_feature="
     with pytest.raises(OptionError) as caught:
         load(f"timm:{name}", path, **RAD)
-    assert str(caught.value) == f'{expected}pooled"'
+    assert str(caught.value) == expected + '"pooled"'
 
 
 @pytest.mark.parametrize("name", ["test_vit2", "test_vit3"])
