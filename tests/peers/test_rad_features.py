@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import timm.models.vision_transformer
 import torch
+from PIL import Image
 
 import spade_faiss as sf
+from tests.helpers import benchmarks  # noqa: F401 - finds benchmarks/
+from tests.helpers.rad import rad
 from tests.helpers.vision_transformers import make_tiny, with_random_weights
 
 with warnings.catch_warnings():
@@ -23,6 +26,7 @@ with warnings.catch_warnings():
     pytest.importorskip("anomalib", reason="anomalib is not installed: pip install '.[peers]'")
     from anomalib.models import Rad
     from anomalib.models.image.rad.torch_model import RadModel
+    from peers_rad import files_in, run_rad
 
 RECIPE: dict[str, Any] = {
     "image_size": 512,
@@ -86,6 +90,31 @@ def test_features_equal_rads(
     for level, expected in zip(found.levels, patches, strict=True):
         assert level.shape == expected.shape
         assert np.abs(level - expected).max() < 1e-4
+
+
+def test_the_formulas_equal_rads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From our features, and by the oracle that others are tested with, to its maps and scores."""
+    make_tiny(monkeypatch)
+    name = "vit_small_patch16_dinov3"
+    _, weights = with_random_weights(name, tmp_path)
+    small = {"image_size": 112, "crop": (112, 96)}
+    for folder, n in (("normal", 5), ("test", 2)):
+        (tmp_path / folder).mkdir()
+        for number in range(n):
+            pixels = np.random.default_rng([n, number]).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    found = run_rad(tmp_path / "normal", tmp_path / "test", weights, name, k_image=3, **small)
+
+    options = sf.FeatureOptions(**{**RECIPE, **small}, dtype="float32", device="cpu")
+    extractor = sf.load_extractor(f"timm:{name}", weights, options)
+    normal, test = (
+        extractor.extract([extractor.spec.view.apply(np.asarray(Image.open(path))) for path in files_in(folder)])
+        for folder in (tmp_path / "normal", tmp_path / "test")
+    )
+    for number in range(2):
+        anomaly_map, score = rad(test[[number]], normal, (112, 96), k=3)
+        assert np.abs(found.maps[number] - anomaly_map).max() < 1e-5
+        assert found.scores[number] == pytest.approx(score, abs=1e-5)
 
 
 def test_the_published_defaults_are_the_recipes() -> None:
