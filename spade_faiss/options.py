@@ -17,6 +17,8 @@ MOST_SIGMA = 10_000  # px; the Gaussian's kernel is several times as long
 
 Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
+Tokens = Literal["plain", "normalised"]
+ImageFeature = Literal["pooled", "class_token"]
 Patches = Literal["stored", "recompute"]  # a gallery stores pyramid levels, or re-extracts them from image files
 Engine = Literal["auto", "flat", "pyramid"]
 TilePlaces = Literal["any", "same"]
@@ -46,15 +48,9 @@ def is_size(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(is_count(side) for side in value)
 
 
-def is_window(value: object) -> bool:
-    """Return whether a value is a window of the patch search: cells >= 0, a share in (0, 1], "all" or None."""
-    if isinstance(value, (bool, np.bool_)):
-        return False
-    if isinstance(value, (int, np.integer)):
-        return bool(value >= 0)
-    if isinstance(value, (float, np.floating)):
-        return bool(0 < value <= 1)
-    return value is None or (isinstance(value, str) and value == "all")
+def _is_share(value: object) -> bool:
+    """Return whether a value is a number above 0 and at most 1."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _as_size(value: Any) -> Any:
@@ -81,6 +77,16 @@ class FeatureOptions:
     levels: tuple[str, ...] | None = None  # names of the pyramid levels, finest first; None: chosen by `strides`
     # px of input per cell, ascending. Ignored if `levels` is given, or if all levels of the network have one grid
     strides: tuple[int, ...] = (4, 8, 16)
+    # Vision transformers only: the blocks whose tokens are the levels, as shares of the depth, above 0 to 1, ascending.
+    # 0.25 is block depth / 4, counted from 0 and rounded down; 1 is the last. Ignored if `levels` is given; None: the
+    # blocks that end a quarter, half and three quarters of the depth
+    blocks: tuple[float, ...] | None = None
+    # Vision transformers only. normalised: each token of a level passes the network's final norm and is scaled to unit
+    # length, so that squared distances are 2 (1 - cosine); plain, None: tokens as their block gives them
+    tokens: Tokens | None = None
+    # What images are retrieved by. class_token: a vision transformer's class token after the block of the last level,
+    # normalised as above; pooled, None: the network's own pooled feature, before its classifier
+    image_feature: ImageFeature | None = None
     # Mean and std of pixels. trained: those that the weights were trained with; imagenet: ImageNet's; None: imagenet
     # for efficientnet_lite0 (customary, though its weights were trained with 0.5 and 0.5), trained for all others
     normalisation: Normalisation | None = None
@@ -122,6 +128,17 @@ class FeatureOptions:
             bool(self.strides) and all(map(is_count, self.strides)) and sorted(set(self.strides)) == [*self.strides]
         )
         _check(rising, "strides", "pixels, ascending", self.strides)
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Check what is for vision transformers only; see above."""
+        object.__setattr__(self, "blocks", tuple(self.blocks) if isinstance(self.blocks, list) else self.blocks)
+        shares = self.blocks if isinstance(self.blocks, tuple) else ()
+        rising = bool(shares) and all(map(_is_share, shares)) and sorted(set(shares)) == [*shares]
+        _check(self.blocks is None or rising, "blocks", "shares of the depth, above 0 to 1, ascending", self.blocks)
+        _check(self.tokens in (None, *get_args(Tokens)), "tokens", "plain or normalised", self.tokens)
+        known = (None, *get_args(ImageFeature))
+        _check(self.image_feature in known, "image_feature", "pooled or class_token", self.image_feature)
 
     @property
     def tile_size(self) -> tuple[int, int] | None:

@@ -44,6 +44,9 @@ def bad(options: type, name: str, values: list[Any]) -> list[Any]:
         *bad(ScoreOptions, "positions", ["max", ""]),
         *bad(SearchOptions, "level_weights", ["max", ""]),
         *bad(FeatureOptions, "normalisation", ["own", ""]),
+        *bad(FeatureOptions, "blocks", [(), (0.5, 0.25), (0.5, 0.5), (0,), (1.5,), (True,), ("1",), 0.5, (math.nan,)]),
+        *bad(FeatureOptions, "tokens", ["unit", ""]),
+        *bad(FeatureOptions, "image_feature", ["cls", ""]),
         *bad(FeatureOptions, "strides", [(), (8, 4), (4, 4), (0, 4), ("4",)]),
         *bad(ScoreOptions, "sigma", [-0.1, math.nan, math.inf, -math.inf]),
     ],
@@ -69,6 +72,7 @@ def test_index_kind_must_be_named() -> None:
     [
         lambda: FeatureOptions(image_size=1, crop=1, levels=("a",), neighbourhood=1, batch_size=1, dtype="float32"),
         lambda: FeatureOptions(image_size=(1, 2), crop=(1, 1), neighbourhood=99),
+        lambda: FeatureOptions(blocks=(1e-3, 1), tokens="plain", image_feature="pooled"),
         lambda: IndexOptions(kind="IVF4,Flat", nlist=1, nprobe=1, train_images=1),
         lambda: SearchOptions(k=1, kappa=1, k_score=1, nprobe=1, block_bytes=1, engine="flat", cache_bytes=0),
         lambda: SearchOptions(device_cache_bytes=0),

@@ -1,7 +1,8 @@
 """Pixels to features: image features and pyramid levels.
 
 `features` is what an extractor gives, `spec` describes it, `registry` loads extractors by name: `toy`, in NumPy, and
-`networks`, whose models come from `weights`. `pooling` is shared by both.
+`networks`, whose models come from `weights` and whose vision transformers' tokens are in `tokens`. `pooling` is shared
+by both.
 """
 
 from .features import Features

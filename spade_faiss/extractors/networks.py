@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..arrays import Pixels
 from ..errors import OptionError, first_line
@@ -20,6 +21,7 @@ from ..system.devices import as_typed, network_device
 from .features import Features
 from .pooling import average_neighbourhoods
 from .spec import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, ExtractorSpec
+from .tokens import blocks_at, require_no_tokens, require_tokens
 from .weights import load_model, state_digest
 
 LAYER_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # a ResNet's
@@ -85,6 +87,8 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         bits=options.bits,
         tile=options.tile_size,
         overlap=options.overlap,
+        tokens=None if options.tokens == "plain" else options.tokens,
+        image_feature=None if options.image_feature == "pooled" else options.image_feature,
         weights_path=str(weights.absolute()) if weights else "",
     )
     return NetworkExtractor(spec, pyramid.forward, device, options, weights)
@@ -141,7 +145,7 @@ def _prepare(name: str, model: Any, crop: tuple[int, int], device: str, options:
         if crop != _native_size(model) and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=crop)  # vision transformers: position embeddings are resampled
         model.to(device, memory_format=torch.channels_last)
-        names, forward = _choose_levels(model, options)
+        names, forward = _choose_levels(name, model, options)
         with as_typed(device):
             image, levels = forward(torch.zeros(1, 3, *crop, device=device))
     except OptionError:
@@ -154,9 +158,10 @@ def _prepare(name: str, model: Any, crop: tuple[int, int], device: str, options:
     return _Pyramid(names, forward, shapes, image.shape[1])
 
 
-def _choose_levels(model: Any, options: FeatureOptions) -> tuple[tuple[str, ...], Forward]:
+def _choose_levels(name: str, model: Any, options: FeatureOptions) -> tuple[tuple[str, ...], Forward]:
     """Choose the levels of a model; return their names and the forward pass that gives them."""
     if isinstance(model, torchvision.models.ResNet):
+        require_no_tokens(name, options)
         layers = tuple(LAYER_STRIDES)
         by_stride = tuple(layer for layer in layers if LAYER_STRIDES[layer] in options.strides)
         names = _choose(layers, options.levels or by_stride)
@@ -170,12 +175,18 @@ def _choose_levels(model: Any, options: FeatureOptions) -> tuple[tuple[str, ...]
     reductions = [int(stage["reduction"]) for stage in (info if isinstance(info, list) else info.info)]
     known = tuple(str(number) for number in range(len(reductions)))
     wanted = options.levels
-    if wanted is None and len(set(reductions)) > 1:
-        wanted = tuple(name for name, stride in zip(known, reductions, strict=True) if stride in options.strides)
+    if len(set(reductions)) > 1:
+        require_no_tokens(name, options)
+        by_stride = tuple(level for level, stride in zip(known, reductions, strict=True) if stride in options.strides)
+        wanted = wanted or by_stride
+    else:
+        require_tokens(name, model, options)
+        if options.blocks and not wanted:
+            wanted = tuple(known[block] for block in blocks_at(options.blocks, len(known)))
     if not wanted:  # every block has the same grid: after a quarter, half and three quarters of the depth
         wanted = tuple(known[max(0, len(known) * quarter // 4 - 1)] for quarter in (1, 2, 3))
     names = _choose(known, wanted)
-    return names, _timm_forward(model, [int(name) for name in names])
+    return names, _timm_forward(model, [int(name) for name in names], options)
 
 
 def _choose(known: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -198,11 +209,26 @@ def _resnet_forward(model: Any, names: tuple[str, ...]) -> Forward:
     return forward
 
 
-def _timm_forward(model: Any, indices: list[int]) -> Forward:
-    """Return a forward pass of a timm model."""
+def _timm_forward(model: Any, indices: list[int], options: FeatureOptions) -> Forward:
+    """Return a forward pass of a timm model; see FeatureOptions.tokens and image_feature.
 
-    def forward(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        last, levels = model.forward_intermediates(batch, indices=indices, stop_early=False)
-        return model.forward_head(last, pre_logits=True).flatten(1), levels
+    The prefix of a vision transformer, its class token and registers, is in no level.
+    """
+    normalised = options.tokens == "normalised"
+    more = {"norm": True} if normalised else {}
 
-    return forward
+    def scaled(levels: list[Tensor]) -> list[Tensor]:
+        return [F.normalize(level, dim=1) for level in levels] if normalised else levels
+
+    def pooled(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        last, levels = model.forward_intermediates(batch, indices=indices, stop_early=False, **more)
+        return model.forward_head(last, pre_logits=True).flatten(1), scaled(levels)
+
+    def by_class_token(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        found = model.forward_intermediates(  # blocks after the last level's are not needed
+            batch, indices=indices, stop_early=True, intermediates_only=True, return_prefix_tokens=True, **more
+        )
+        token = found[-1][1][:, 0]
+        return F.normalize(token if normalised else model.norm(token)), scaled([level for level, _ in found])
+
+    return by_class_token if options.image_feature == "class_token" else pooled

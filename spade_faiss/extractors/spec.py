@@ -11,7 +11,7 @@ from ..arrays import Array, all_finite
 from ..errors import FeatureError, OptionError, SpecMismatchError
 from ..images.tiling import Tiling, shared
 from ..images.view import View
-from ..options import MOST_BITS, FeatureOptions, Patches, StoredDtype, is_count
+from ..options import MOST_BITS, FeatureOptions, ImageFeature, Patches, StoredDtype, Tokens, is_count
 from .features import Features
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
@@ -24,7 +24,11 @@ OPTIONAL = (
     "weights_path",
     "tile",
     "overlap",
+    "tokens",
+    "image_feature",
 )  # fields that earlier releases do not know: written only if they say something
+# What counts where a field is None.
+IN_EFFECT = {"bits": MOST_BITS, "tokens": "plain", "image_feature": "pooled"}
 LARGEST_IMAGE = 1e17  # largest value of an image feature: the squared distance of two in 8000 dimensions fits float32
 
 
@@ -55,6 +59,8 @@ class ExtractorSpec:
     weights_path: str = field(default="", compare=False)  # where that file was, absolute
     tile: tuple[int, int] | None = None  # (height, width) px of the image; see FeatureOptions
     overlap: int | None = None  # px
+    tokens: Tokens | None = None  # see FeatureOptions; None: plain
+    image_feature: ImageFeature | None = None  # see FeatureOptions; None: pooled
 
     def __post_init__(self) -> None:
         for each in fields(self):  # tuples, so that specs can be compared and hashed
@@ -91,9 +97,12 @@ class ExtractorSpec:
             parts.append(f"{self.bits} bits")
         if self.tile is not None:
             parts.append(f"tiles of {_times(self.tile)} px")
+        if self.tokens == "normalised":
+            parts.append("normalised tokens")
         if self.neighbourhood > 1:
             parts.append(f"neighbourhood {self.neighbourhood}")
-        return f"ExtractorSpec({', '.join([*parts, f'image {self.image_dim}'])})"
+        image = "class token" if self.image_feature == "class_token" else "image"
+        return f"ExtractorSpec({', '.join([*parts, f'{image} {self.image_dim}'])})"
 
     @property
     def view(self) -> View:
@@ -148,6 +157,8 @@ class ExtractorSpec:
             bits=self.bits,
             tile=self.tile,
             overlap=self.overlap,
+            tokens=self.tokens,
+            image_feature=self.image_feature,
             dtype=self.dtype,
             batch_size=batch_size,
             device=device,
@@ -182,7 +193,8 @@ class ExtractorSpec:
         """Return the value of a field in effect."""
         if name == "overlap":
             return shared(self.tile, self.overlap)
-        return self.bits or MOST_BITS if name == "bits" else getattr(self, name)
+        value = getattr(self, name)
+        return IN_EFFECT.get(name) if value is None else value
 
     def check(self, features: Features) -> None:
         """Check features against this spec.

@@ -12,6 +12,7 @@ from ..options import FeatureOptions
 from .features import Features
 from .pooling import average_neighbourhoods
 from .spec import ExtractorSpec
+from .tokens import require_no_tokens
 
 
 class ToyExtractor:
@@ -25,6 +26,7 @@ class ToyExtractor:
     LEVELS = ("stride4", "stride8", "stride16", "stride32")
 
     def __init__(self, options: FeatureOptions) -> None:
+        require_no_tokens("toy", options)
         resized, crop = options.sizes(default=(32, 32))
         names = options.levels or tuple(name for name in self.LEVELS if int(name[6:]) in options.strides)
         if not names or not set(names) <= set(self.LEVELS) or list(names) != sorted(set(names), key=self.LEVELS.index):

@@ -80,15 +80,16 @@ def _timm(name: str, weights: Path | None) -> Any:
         close = ", ".join(like[:5]) or "none that is like it"
         raise OptionError(f"extractor: expected a timm model, found {name!r}; timm has {close}")
     if weights is not None:
-        # The classifier is not used: a file may lack it, or have one of another size.
+        # The classifier is not used, but digested: where a file lacks it, or has one of another size, it is of zeros.
+        # Random numbers would make another network of each load.
         state = _read_state(weights)
         model: Any = timm.create_model(name)
         own = model.state_dict()
         head = model.pretrained_cfg.get("classifier") or ()
         for layer in (head,) if isinstance(head, str) else head:
             for key in (f"{layer}.weight", f"{layer}.bias"):
-                if key in own:
-                    state[key] = own[key]
+                if key in own and (key not in state or state[key].shape != own[key].shape):
+                    state[key] = torch.zeros_like(own[key])
         return _load_state(model, state, str(weights))
     try:
         return timm.create_model(name, pretrained=True)

@@ -24,6 +24,7 @@ from spade_faiss.errors import DeviceError, FeatureError, OptionError, WeightsEr
 from spade_faiss.extractors.features import Features
 from spade_faiss.extractors.networks import NetworkExtractor
 from spade_faiss.extractors.registry import Extractor, load_extractor
+from spade_faiss.extractors.weights import state_digest
 from spade_faiss.options import FeatureOptions
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
@@ -339,6 +340,18 @@ def test_timm_takes_a_file_without_its_classifier(resnet18_state: State, resnet1
     expected = load("timm:resnet18", resnet18_file, image_size=64).extract(views(1, (64, 64)))
     for name in ("headless.pth", "3 classes.pth"):
         assert_same(load("timm:resnet18", tmp_path / name, image_size=64).extract(views(1, (64, 64))), expected)
+
+
+def test_a_timm_file_is_one_network_however_often_it_is_loaded(tmp_path: Path) -> None:
+    """Or no gallery would open again: what its weights' SHA-256 is of must not be drawn."""
+    state = timm.create_model("test_vit").state_dict()
+    headless = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    other = {**headless, "head.weight": torch.zeros(3, 64), "head.bias": torch.zeros(3)}
+    for number, given in enumerate((state, headless, other)):
+        torch.save(given, path := tmp_path / f"{number}.pth")
+        digests = {load("timm:test_vit", path).spec.weights_sha256 for _ in range(2)}
+        zeros = {"head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}
+        assert digests == {state_digest({**given, **({} if given is state else zeros)})}
 
 
 def test_levels_of_a_vision_transformer_share_one_grid(vit_file: Path) -> None:
