@@ -154,7 +154,8 @@ def test_a_draw_is_a_gallery_of_what_was_drawn(toy_set: tuple[Path, Path]) -> No
             assert one.shots is not None
             assert list(own.keys()) == [*one.shots, *one.contamination] == [one.key for one in one.category.normal]
             assert (len(one.shots), len(one.contamination), own.recipe) == (4, 1, gallery.recipe)
-            found = evaluate(sf.Detector(own, extractor), one.category, checked=one.checked)
+            detector = sf.Detector(own, extractor, sf.SearchOptions(k=3), sf.ScoreOptions(image_score="map_max"))
+            found = evaluate(detector, one.category, checked=one.checked)
             assert (found.normal, found.anomalous, found.in_gallery) == (3, 3, [])
             drawn = own.path
         assert seeds == [5, 6]
