@@ -19,6 +19,7 @@ from .errors import OptionError
 from .evaluate import METRICS, Evaluation, means
 from .extractors.registry import Extractor
 from .gallery.gallery import Gallery
+from .images.tiling import image_key
 from .metrics.curves import write_curves
 from .store.snapshot import TEXTS_TOGETHER, Snapshot
 from .system.atomic_files import output_errors
@@ -130,7 +131,7 @@ def _require_same_set(gallery: Gallery, own: Snapshot, drawn: Draw) -> None:
     there, contamination = gallery.snapshot(), set(drawn.contamination)
     wanted: dict[str, str] = {}
     for ids in batched(own.ids().tolist(), TEXTS_TOGETHER):
-        wanted |= dict(zip(own.digests(ids), own.keys(ids), strict=True))
+        wanted |= dict(zip(own.digests(ids), map(image_key, own.keys(ids)), strict=True))  # tiles: of the whole image
     missing = {digest: key for digest, key in wanted.items() if key not in contamination}
     for ids in batched(there.ids().tolist(), TEXTS_TOGETHER):
         for digest in there.digests(ids):

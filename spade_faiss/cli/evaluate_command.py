@@ -280,7 +280,8 @@ def _each_draw(plan: _Plan, draws: Draws, repeats: Repeats, several: bool) -> It
         extractor = flags.network.extractor_of(opened)
         for draw, own in each_draw(opened, plan.category, draws, extractor, plan.checked, not flags.quiet):
             if not flags.quiet:
-                normal, anomalous = len(own) - len(draw.contamination), len(draw.contamination)
+                anomalous = len(draw.contamination)
+                normal = len(draw.category.normal) - anomalous
                 note(f"{name}, seed {draw.seed}: a gallery of {normal} normal and {anomalous} anomalous images")
             seed = f"seed-{draw.seed}"
             options = replace(plan.options, maps=maps / seed if maps else None)

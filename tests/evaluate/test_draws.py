@@ -266,6 +266,33 @@ def test_a_gallery_of_other_images_is_refused(toy_set: tuple[Path, Path], tmp_pa
     assert "other.gallery: expected a gallery of the normal training images of tiles, found 2 that" in run.error
 
 
+@pytest.mark.parametrize("words", [("--tile", 32), ("--patches", "recompute")])
+def test_a_draw_is_made_as_the_gallery_is(
+    toy_set: tuple[Path, Path], tmp_path: Path, spade: Spade, words: tuple[object, ...]
+) -> None:
+    dataset, path = toy_set[1], tmp_path / "{category}.gallery"
+    assert spade("build", path, "--dataset", dataset, *TOY, *words, "--quiet").status == 0
+    run = spade("evaluate", path, dataset, "--shots", 3, "--contaminate", 0.4, "-k", 3)
+    assert run.status == 0
+    assert "tiles, seed 0: a gallery of 3 normal and 1 anomalous images" in run.err
+
+
+def test_each_category_is_drawn_from(toy_set: tuple[Path, Path], tmp_path: Path, spade: Spade) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(toy_set[1], tmp_path / "set" / name)
+        shutil.copytree(toy_set[0], tmp_path / f"{name}.gallery")
+    words = ("--shots", 2, "--repeat", 2, "-k", 1, "--image-score", "map_max", "--quiet", "--output", tmp_path / "out")
+    run = spade("evaluate", tmp_path / "{category}.gallery", tmp_path / "set", *words)
+    assert [line.split()[0] for line in run.out.splitlines()] == ["category", "one", "two", "Mean"]
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    one, two = results["categories"]
+    assert [draw["shots"] for draw in one["draws"]] != [draw["shots"] for draw in two["draws"]]
+    for name in METRICS:  # the deviation of the mean over the categories
+        means = np.mean([[draw["metrics"][name] for draw in each["draws"]] for each in (one, two)], axis=0)
+        assert (results["mean"][name], results["std"][name]) == pytest.approx((means.mean(), means.std(ddof=1)))
+    assert (tmp_path / "out" / "two" / "seed-1" / "report.html").is_file()
+
+
 def test_a_set_that_draws_its_split_keeps_it(tmp_path: Path, spade: Spade) -> None:
     dataset = make_set(tmp_path / "set")
     folders = ("--normal", dataset / "train/good", "--abnormal", dataset / "test/square", "--seed", 3, "--quiet")
