@@ -6,6 +6,8 @@ each averaged over 3 x 3 positions, the coarser upsampled to the finer, concaten
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -105,7 +107,8 @@ class AnomalibPatchCore:
             self.model(as_batch(views).to(self._device))
         torch.manual_seed(self._seed)  # anomalib draws from the global generator
         np.random.seed(self._seed)  # noqa: NPY002
-        self.model.subsample_embedding(self._ratio)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            self.model.subsample_embedding(self._ratio)
         self.model.eval()
 
     def score(self, views: Sequence[Pixels], sizes: Sequence[tuple[int, int]]) -> list[tuple[float, Map]]:

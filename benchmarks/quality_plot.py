@@ -28,6 +28,9 @@ def plot(families: list[dict[str, Any]], path: Path) -> None:
             _bars(one, some, metric, names)
             one.set_title(f"{shots} normal images" + (f", {share:.0%} defects among them" if share else ""), fontsize=9)
         axes[0].set_ylabel(SHOWN[metric])
+        ends = [row[name] for row in families if row["contaminate"] == share for name in (metric, f"{metric}_95")
+                if row.get(name) is not None]  # fmt: skip
+        axes[0].set_ylim(max(0.0, float(np.min([np.min(one) for one in ends], initial=1)) - 0.05), 1.0)
     handles, labels = panels[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +50,6 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], metric: str, names: list[str])
         axes.bar(
             at, values, width, yerr=error, label=method, color=COLOURS[number % len(COLOURS)], error_kw={"lw": 0.8}
         )
-    values = [row[metric] for row in rows if row[metric] is not None]
-    axes.set_ylim(max(0.0, min(values, default=0) - 0.15), 1.0)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     axes.grid(axis="y", lw=0.4, c="0.85")
     axes.set_axisbelow(True)

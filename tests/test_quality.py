@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -21,12 +24,20 @@ SAMPLES = Path(__file__).resolve().parents[1] / "data" / "samples"
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
 
+OWN = ("common", "quality", "quality_stats", "quality_patchcore")  # common knows the folder of results from its import
+
+
 @pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give back what a benchmark, which has the process to itself, changes."""
+def _restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Give back what a benchmark, which has the process to itself, changes; import its modules anew."""
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", [str(bench.benchmark_folder()), *sys.path])
-    monkeypatch.setenv(bench.OUTPUT, "")
+    monkeypatch.setenv(bench.OUTPUT, str(tmp_path))
+    before = {name: sys.modules.pop(name) for name in OWN if name in sys.modules}
+    yield
+    for name in OWN:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
 
 
 @pytest.fixture
@@ -150,6 +161,25 @@ def test_families_count_once_and_sets_within_them(stats: ModuleType) -> None:
     assert found["all families", "robust"]["image_AUROC"] == 0.375
     assert found["all families", "robust"]["image_AUROC_over_patchcore_95"] == [0, 0]
     assert found["all families", "patchcore"]["image_AUROC_over_patchcore_95"] is None
+
+
+def test_a_recipe_that_the_extractor_does_not_fit_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import quality
+
+    robust = sf.RECIPES["robust"]
+    features = dataclasses.replace(robust.features, levels=("a level of a vision transformer",))
+    monkeypatch.setitem(sf.RECIPES, "rad", dataclasses.replace(robust, name="rad", features=features))
+    monkeypatch.setattr(quality, "has_anomalib", lambda: False)
+    given = {"extractor": "toy", "weights": None, "device": "cpu", "image_size": 64, "only": None}
+    assert quality.Methods(argparse.Namespace(**given)).names == [
+        *(name for name in sf.RECIPES if name != "rad"),
+        "patchcore",
+    ]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("recipe rad: left out, as toy does not fit it: levels: expected some of")
+    assert said[1] == "patchcore_anomalib: left out; pip install 'spade-faiss[peers]'"
 
 
 def test_a_run_leaves_results_and_goes_on(tmp_path: Path) -> None:
