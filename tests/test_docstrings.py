@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
+from spade_faiss.datasets import draw
 from tests.helpers.images import write_images
 
 WITHOUT = {"Detector.after_fork"}  # the system calls it
@@ -38,7 +39,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
                             yield f"{name}.{method}", function
 
 
-PUBLIC = dict(public())
+PUBLIC = dict(public()) | {"datasets.draw": draw}
 
 
 @pytest.fixture(scope="module")

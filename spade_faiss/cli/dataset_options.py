@@ -57,28 +57,40 @@ class LabelledFlags:
     ]
     seed: Annotated[
         int | None,
-        flag("--seed", type=int, help="Seed of the draw from magnetic_tile, kolektor_sdd or --normal.  [default: 0]"),
+        flag(
+            "--seed",
+            type=int,
+            help="Seed of the draw from magnetic_tile, kolektor_sdd or --normal, and of those of `evaluate`.  "
+            "[default: 0]",
+        ),
     ]
 
 
-def open_labelled(dataset: Path | None, flags: LabelledFlags) -> list[Category]:
+def open_labelled(dataset: Path | None, flags: LabelledFlags, drawing: bool = False) -> list[Category]:
     """Open the categories that a command was given: of a data set, or of any folders.
+
+    Args:
+        dataset: the folder of the data set, if it is one.
+        flags: the options.
+        drawing: whether the command draws with the seed too, so that a set that draws nothing may have one.
 
     Raises:
         click.UsageError: neither, both, or options of the one with the other.
     """
     from ..datasets.folders import from_folders  # here: the layouts are for `build` and `evaluate` alone
-    from ..datasets.layouts import open_dataset
+    from ..datasets.layouts import open_dataset, takes_setting
     from ..evaluate import choose
 
     if dataset is not None:
         _refuse(flags, FOLDERS, "a data set has its own")
         settings = {name: value for name in SETTINGS if (value := getattr(flags, name)) is not None}
+        if drawing and not takes_setting(dataset, flags.layout, "seed"):
+            settings.pop("seed", None)
         return choose(open_dataset(dataset, flags.layout, **settings), flags.category)
     if flags.normal is None or flags.abnormal is None:
         raise click.UsageError("expected a data set, or both --normal and --abnormal")
     _refuse(flags, ("layout", "category", "every"), "goes with a data set, not with --normal")
-    if flags.test_normal is not None:
+    if flags.test_normal is not None and not drawing:
         _refuse(flags, ("seed",), "there is nothing to draw beside --test-normal")
     return [from_folders(flags.normal, flags.abnormal, flags.masks, flags.test_normal, seed=flags.seed or 0)]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +20,63 @@ from ..store.source_images import SourceImages
 from . import options as args
 from .dataset_options import LabelledFlags, gallery_paths, open_labelled
 from .flags import PATH, flag, takes
-from .messages import exit_status, name_skipped
+from .messages import exit_status, name_skipped, note
 
 if TYPE_CHECKING:
     from ..datasets.category import Category
+    from ..datasets.check import Checked
+    from ..datasets.draws import Draws
     from ..detect.detector import Detector
     from ..evaluate import Evaluation, EvaluationOptions
+    from ..repeats import Repeats
+
+
+@dataclass(frozen=True)
+class DrawFlags:
+    """What is drawn at random from the images of a set, instead of taking the gallery as it is."""
+
+    shots: Annotated[
+        int | None,
+        flag(
+            "--shots",
+            type=int,
+            metavar="N",
+            help="Few shots: compare with N normal training images only, drawn with --seed.  [default: GALLERY]",
+        ),
+    ]
+    contaminate: Annotated[
+        float | None,
+        flag(
+            "--contaminate",
+            type=float,
+            metavar="SHARE",
+            help="Put anomalous test images among the normal ones and leave them out of the test: as many as this "
+            "share of the normal ones' number, such as 0.05, drawn with --seed.",
+        ),
+    ]
+    repeat: Annotated[
+        int,
+        flag(
+            "--repeat",
+            type=int,
+            default=1,
+            show_default=True,
+            metavar="R",
+            help="Draw R times, with the seeds S, S + 1, ...; print mean and standard deviation.",
+        ),
+    ]
+
+    def draws(self, seed: int | None) -> Draws:
+        """Check these options, and return the library's; it is false where nothing is drawn.
+
+        Raises:
+            OptionError: a value outside its range, or --repeat alone.
+        """
+        from ..datasets.draws import Draws
+
+        if self.shots is None and self.contaminate is None:
+            return Draws(repeat=self.repeat)  # the seed is that of the set's own draw
+        return Draws(self.shots, self.contaminate, self.repeat, seed or 0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +153,7 @@ class EvaluateFlags:
     """Options of `evaluate`."""
 
     labelled: LabelledFlags
+    draw: DrawFlags
     search: args.SearchFlags
     metrics: MetricFlags
     output: Annotated[
@@ -124,38 +176,119 @@ def evaluate(gallery: Path, dataset: Path | None, flags: EvaluateFlags) -> None:
     Pass `build` and `evaluate` the same options. For several categories put {category} into GALLERY:
     galleries/{category}.gallery. `evaluate` warns about test images that are also in the gallery (same SHA-256).
     All test images and masks are read before the first query.
-    """
-    from ..evaluate import check_categories, write_results
-    from ..evaluate import evaluate as evaluate_category
 
-    options = flags.metrics.options(flags.output)
-    categories = open_labelled(dataset, flags.labelled)
+    With --shots or --contaminate each draw is compared with a temporary gallery of its own, made as GALLERY is.
+    """
+    from ..evaluate import check_categories
+
+    options, draws = flags.metrics.options(flags.output), flags.draw.draws(flags.labelled.seed)
+    categories = open_labelled(dataset, flags.labelled, drawing=bool(draws))
     paths = gallery_paths(gallery, categories)
     for path in paths:
         Gallery.open(path).close()  # a missing one is reported before hours are spent on the others
+    if draws:
+        from ..datasets.draws import draw
+
+        for category in categories:  # as is a draw that cannot be made
+            draw(category, draws.shots, draws.contaminate, draws.seed)
     checks = check_categories(categories, options, progress=not flags.quiet)  # as are bad images
+    plans = [_Plan(*one, flags, options) for one in zip(paths, categories, checks, strict=True)]
+    run = _evaluate_draws(plans, draws) if draws else _evaluate_galleries(plans)
+    skipped = list({item.path: item for one in run for item in (*one.skipped_images, *one.skipped_masks)}.values())
+    name_skipped(skipped)
+    exit_status(skipped)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A category to evaluate, and how."""
+
+    path: Path  # of its gallery
+    category: Category
+    checked: Checked
+    flags: EvaluateFlags
+    options: EvaluationOptions
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What metrics.json has beside the detector's settings."""
+        labelled = self.flags.labelled
+        names = "integration_limit", "metrics_size", "ignore_label"
+        return {name: getattr(self.options, name) for name in names} | {"seed": labelled.seed, "every": labelled.every}
+
+    def folder(self, several: bool) -> Path | None:
+        """Return the folder for the report; None: there is none."""
+        if self.flags.output is None:
+            return None
+        return self.flags.output / self.category.name if several else self.flags.output
+
+    def evaluate(self, detector: Detector, folder: Path | None) -> Evaluation:
+        """Evaluate the category with a detector, and write the report."""
+        from ..evaluate import evaluate
+
+        report = self.flags.report
+        with _report(None if report.no_report else folder, detector, self.category, report) as page:
+            return evaluate(detector, self.category, self.options, not self.flags.quiet, page, self.checked)
+
+
+def _evaluate_galleries(plans: Sequence[_Plan]) -> list[Evaluation]:
+    """Evaluate each category with its gallery, and print the metrics."""
+    from ..evaluate import write_results
+
     evaluations: list[Evaluation] = []
-    for path, category, checked in zip(paths, categories, checks, strict=True):
-        folder = flags.output
-        if folder is not None and len(categories) > 1:
-            folder /= category.name
-        with Gallery.open(path, flags.network.device) as opened:
-            detector = args.detector_of(opened, flags.search, flags.network, category.normal, quiet=flags.quiet)
-            with _report(None if flags.report.no_report else folder, detector, category, flags.report) as report:
-                found = evaluate_category(detector, category, options, not flags.quiet, report, checked)
-            evaluations.append(found)
+    for plan in plans:
+        flags = plan.flags
+        with Gallery.open(plan.path, flags.network.device) as opened:
+            detector = args.detector_of(opened, flags.search, flags.network, plan.category.normal, quiet=flags.quiet)
+            evaluations.append(plan.evaluate(detector, plan.folder(len(plans) > 1)))
         if flags.output:  # after each, so that a run that is stopped keeps what it has
-            settings = {**detector.settings(), "integration_limit": options.integration_limit}
-            settings |= {"metrics_size": options.metrics_size, "ignore_label": options.ignore_label}
-            settings |= {"seed": flags.labelled.seed, "every": flags.labelled.every}
-            write_results(flags.output, evaluations, settings)
-    if flags.as_json:
+            write_results(flags.output, evaluations, {**detector.settings(), **plan.settings})
+    if plans[0].flags.as_json:
         click.echo(json.dumps([one.to_json() for one in evaluations]))
     else:
         _print_table(evaluations)
-    skipped = [item for one in evaluations for item in (*one.skipped_images, *one.skipped_masks)]
-    name_skipped(skipped)
-    exit_status(skipped)
+    return evaluations
+
+
+def _evaluate_draws(plans: Sequence[_Plan], draws: Draws) -> list[Evaluation]:
+    """Evaluate each draw of each category with a temporary gallery, and print means and deviations."""
+    from ..repeats import Repeats, write_repeats
+
+    drawn = {"shots": draws.shots, "contaminate": draws.contaminate, "repeat": draws.repeat, "seed": draws.seed}
+    repeats: list[Repeats] = []
+    for plan in plans:
+        repeats.append(Repeats(plan.category.name))
+        for settings in _each_draw(plan, draws, repeats[-1], len(plans) > 1):
+            if plan.flags.output and len(repeats[-1].draws) == draws.repeat:
+                write_repeats(plan.flags.output, repeats, {**settings, **plan.settings, **drawn})
+    if plans[0].flags.as_json:
+        click.echo(json.dumps([one.to_json() for one in repeats]))
+    else:
+        _print_deviations(repeats)
+    return [evaluation for one in repeats for _, evaluation in one.draws]
+
+
+def _each_draw(plan: _Plan, draws: Draws, repeats: Repeats, several: bool) -> Iterator[dict[str, object]]:
+    """Evaluate the draws of a category one by one into `repeats`; yields the detector's settings after each."""
+    from ..detect.detector import Detector
+    from ..repeats import each_draw
+
+    flags, name = plan.flags, plan.category.name
+    found, maps = plan.folder(several), plan.options.maps
+    search = flags.search.search_options(flags.network.device), flags.search.score_options()
+    with Gallery.open(plan.path, flags.network.device) as opened:
+        extractor = flags.network.extractor_of(opened)
+        for draw, own in each_draw(opened, plan.category, draws, extractor, plan.checked, not flags.quiet):
+            if not flags.quiet:
+                anomalous = len(draw.contamination)
+                normal = len(draw.category.normal) - anomalous
+                note(f"{name}, seed {draw.seed}: a gallery of {normal} normal and {anomalous} anomalous images")
+            seed = f"seed-{draw.seed}"
+            options = replace(plan.options, maps=maps / seed if maps else None)
+            detector = Detector(own, extractor, *search, calibrated=False, normal=draw.category.normal)
+            one = replace(plan, category=draw.category, checked=draw.checked, options=options)
+            repeats.draws.append((draw, one.evaluate(detector, found / seed if found else None)))
+            yield detector.settings()
 
 
 def _report(
@@ -172,11 +305,36 @@ def _print_table(evaluations: Sequence[Evaluation]) -> None:
     """Print a line of metrics for each category and their means; on stderr, why a metric is missing."""
     from ..evaluate import METRICS, means
 
-    width = max(len("category"), *(len(one.category) for one in evaluations))
-    click.echo(f"{'category':{width}} " + " ".join(f"{name:>12}" for name in METRICS))
-    for name, metrics in [(one.category, one.metrics) for one in evaluations] + [("Mean", means(evaluations))]:
-        figures = ("-" if metrics[metric] is None else f"{metrics[metric]:.4f}" for metric in METRICS)
-        click.echo(f"{name:{width}} " + " ".join(f"{figure:>12}" for figure in figures))
-    for one in evaluations:
+    rows = [(one.category, one.metrics) for one in evaluations] + [("Mean", means(evaluations))]
+    _print_rows([(name, {metric: _figure(metrics[metric]) for metric in METRICS}) for name, metrics in rows])
+    _print_reasons(evaluations)
+
+
+def _print_deviations(repeats: Sequence[Repeats]) -> None:
+    """Print a line of mean ± standard deviation for each category, and for the mean over them."""
+    from ..evaluate import METRICS
+    from ..repeats import over_categories
+
+    rows = [(one.category, one.metrics, one.std) for one in repeats] + [("Mean", *over_categories(repeats))]
+    shown = [(name, {m: _figure(metrics[m], std[m]) for m in METRICS}) for name, metrics, std in rows]
+    _print_rows(shown)
+    _print_reasons(repeats)
+
+
+def _figure(value: float | None, std: float | None = None) -> str:
+    return "-" if value is None else f"{value:.4f}" + ("" if std is None else f"±{std:.4f}")
+
+
+def _print_rows(rows: Sequence[tuple[str, dict[str, str]]]) -> None:
+    names = list(rows[0][1])
+    first = max(len("category"), *(len(name) for name, _ in rows))
+    width = max(12, *(len(figure) for _, figures in rows for figure in figures.values()))
+    click.echo(f"{'category':{first}} " + " ".join(f"{name:>{width}}" for name in names))
+    for row, figures in rows:
+        click.echo(f"{row:{first}} " + " ".join(f"{figures[name]:>{width}}" for name in names))
+
+
+def _print_reasons(found: Sequence[Evaluation] | Sequence[Repeats]) -> None:
+    for one in found:
         for metric, reason in one.reasons.items():
             click.echo(f"spade-faiss: note: {one.category}: no {metric}: {reason}", err=True)

@@ -91,6 +91,17 @@ def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -
         raise ImageError(f"{error}; {_assumed(name, layout)}") from error
 
 
+def takes_setting(path: Path, layout: str | None, setting: str) -> bool:
+    """Return whether open_dataset takes a setting for this folder; True also where it will say what is wrong.
+
+    Raises:
+        ImageError: no layout fits, or several do.
+    """
+    if not path.is_dir() or layout not in (None, *LAYOUTS):
+        return True
+    return SETTINGS.get(_recognise(path, layout)[0]) == setting
+
+
 def _assumed(name: str, layout: str | None) -> str:
     """Return which layout an error was found under, and how to name another."""
     if layout is not None:
