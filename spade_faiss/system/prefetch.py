@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import NoReturn, TypeVar
@@ -92,7 +92,8 @@ def one_ahead(items: Iterable[T], function: Callable[[T], R], background: bool =
                 waiting.append(partial(_raise, error))
             yield results.pop()  # popped, so that this frame does not keep it while the next is computed
     finally:
-        pool.shutdown(cancel_futures=True)
+        with suppress(RuntimeError):  # the garbage collector may close it in that thread, which cannot wait for itself
+            pool.shutdown(cancel_futures=True)
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import os
@@ -755,6 +756,27 @@ def test_one_ahead_takes_items_in_the_callers_thread() -> None:
             yield threading.get_ident()
 
     assert set(one_ahead(whose(), lambda item: item)) == {threading.get_ident()}
+
+
+def test_one_ahead_may_be_collected_in_its_own_thread() -> None:
+    """Where it is part of a circle, the collector closes it wherever it happens to run; a warning would be an error."""
+    dropped, collected = threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        if item == 1:
+            dropped.wait()
+            gc.collect()
+            collected.set()
+        return item
+
+    circle: list[Any] = [one_ahead(range(3), work)]
+    next(circle[0])
+    circle.append(circle)
+    gc.disable()
+    del circle
+    dropped.set()
+    assert collected.wait(10)
+    gc.enable()
 
 
 def test_one_ahead_closed_early_ends_its_thread() -> None:
