@@ -17,13 +17,14 @@ from common import save
 
 import spade_faiss as sf
 from spade_faiss.detect.calibration import conformal_threshold
+from spade_faiss.recipes import DEFAULT_RECIPE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("normal", type=Path, nargs="+")
     parser.add_argument("--extractor", default="efficientnet_lite0")
-    parser.add_argument("--recipe", default="robust", choices=list(sf.RECIPES))
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, choices=list(sf.RECIPES))
     parser.add_argument("-k", type=int, default=50)
     parser.add_argument("--splits", type=int, default=200)
     args = parser.parse_args()

@@ -19,6 +19,7 @@ from common import save
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.recipes import DEFAULT_RECIPE
 
 SHARES = (0.0, 0.1, 0.5, 1.0)
 
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+", metavar="NAME:FOLDER")
     parser.add_argument("--extractor", default="efficientnet_lite0")
-    parser.add_argument("--recipe", default="robust", choices=list(sf.RECIPES))
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, choices=list(sf.RECIPES))
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--false-alarms", type=float, default=0.1)
     parser.add_argument("--normal", type=int, default=120, help="normal images at most")

@@ -23,7 +23,8 @@ Patches = Literal["stored", "recompute"]  # a gallery stores pyramid levels, or 
 Engine = Literal["auto", "flat", "pyramid"]
 TilePlaces = Literal["any", "same"]
 Localise = Literal["all", "suspicious"]
-ImageScore = Literal["knn", "map_max", "map"]
+ImageScore = Literal["knn", "map_max", "map", "map_top"]
+Fusion = Literal["mean", "relative"]
 LevelWeights = Literal["equal", "spread"]
 Positions = Literal["equal", "damped"]
 Metric = Literal["l2", "cosine"]
@@ -46,6 +47,17 @@ def is_count(value: object) -> bool:
 def is_size(value: object) -> bool:
     """Return whether a value is a (height, width) in pixels."""
     return isinstance(value, tuple) and len(value) == 2 and all(is_count(side) for side in value)
+
+
+def is_window(value: object) -> bool:
+    """Return whether a value is a window of the patch search: cells >= 0, a share in (0, 1], "all" or None."""
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    if isinstance(value, (int, np.integer)):
+        return bool(value >= 0)
+    if isinstance(value, (float, np.floating)):
+        return bool(0 < value <= 1)
+    return value is None or (isinstance(value, str) and value == "all")
 
 
 def _is_share(value: object) -> bool:
@@ -91,6 +103,9 @@ class FeatureOptions:
     # for efficientnet_lite0 (customary, though its weights were trained with 0.5 and 0.5), trained for all others
     normalisation: Normalisation | None = None
     neighbourhood: int = 1  # odd p: each level is averaged over p x p positions with stride 1; 1: no averaging (paper)
+    # Whether that average counts cells beyond the border as zeros. Cells at the border, which see the network's own
+    # padding, then shrink, and differ less from each other; False: only cells on the map count
+    count_include_pad: bool = False
     dtype: StoredDtype = "float16"  # levels are stored and compared in it; image features are always float32
     batch_size: int = 16  # images in one pass through the network
     device: str = "auto"  # where the network runs: auto (a GPU if torch sees one), cpu, cuda, cuda:N
@@ -110,6 +125,7 @@ class FeatureOptions:
             object.__setattr__(self, name, size)
         object.__setattr__(self, "levels", tuple(self.levels) if isinstance(self.levels, list) else self.levels)
         _check(is_count(self.neighbourhood) and self.neighbourhood % 2 == 1, "neighbourhood", "odd", self.neighbourhood)
+        _check(isinstance(self.count_include_pad, bool), "count_include_pad", "True or False", self.count_include_pad)
         known = (None, *get_args(Normalisation))
         _check(self.normalisation in known, "normalisation", "imagenet or trained", self.normalisation)
         _check(self.dtype in get_args(StoredDtype), "dtype", "float16 or float32", self.dtype)
@@ -213,25 +229,29 @@ class SearchOptions:
         spade_faiss.errors.OptionError: engine: expected auto or flat or pyramid, found 'fast'
     """
 
-    k: int | None = None  # neighbours whose patches are searched; None: 50, or all images of a smaller gallery
-    kappa: int = 1  # nearest patches averaged into a pixel's score
+    k: int | None = None  # neighbours whose patches are searched; None: as the recipe says, else 50, or all images
+    kappa: int | None = None  # nearest patches averaged into a pixel's score; None: as the recipe says, else 1
     k_score: int | None = None  # neighbours averaged into the image score; None: k
     engine: Engine = "auto"  # the patch search's: auto (the one that is expected to be faster), flat or pyramid
     nprobe: int | None = None  # number of IVF lists that a search visits; None: the index's own
     # equal: levels as the network gives them; spread: each level divided by its spread among normal images, so that
     # large activations do not outweigh the other levels; None: as the gallery's recipe says, else equal
     level_weights: LevelWeights | None = None
-    # l2: squared L2; cosine: 1 - cos, from 0 to 2, which ignores the length of features; None: l2
+    # l2: squared L2; cosine: 1 - cos, from 0 to 2, which ignores the length of features; None: as the gallery's recipe
+    # says, else l2
     metric: Metric | None = None
-    # How far from its own position a patch may be matched, in rows and in columns: whole numbers are cells of the
-    # level, fractions a share of its sides; None or all: everywhere
+    # How far from its own position a patch may be matched, in rows and in columns: a whole number is cells of the
+    # level, a fraction a share of its sides; all: everywhere; None: as the gallery's recipe says, else all
     window: int | float | str | None = None
     # concatenated: a patch is all levels on the finest grid; by_level: each level is searched apart, on its own grid;
-    # None: concatenated
+    # None: as the gallery's recipe says, else concatenated
     matching: Matching | None = None
     # Where in their images the tiles may lie that a tile is compared with: anywhere, or at its own place, where parts
     # lie alike in all images; None: as the gallery was calibrated, else any
     tile_places: TilePlaces | None = None
+    # Whether a patch's kappa matches lie in as many neighbours, so that one defect among the normal images does not
+    # excuse its like; searched on the CPU, whatever `device` says; None: as the gallery's recipe says, else False
+    distinct: bool | None = None
     block_bytes: int = 256 * MIB  # memory limit of the flat engine's temporary gallery
     device: str = "auto"  # where patches are searched: auto (the CPU, until a GPU has been measured), cpu, cuda, cuda:N
     # Memory limit of the cache of normal images' levels; queries share neighbours. The most recent are kept. K = 50
@@ -244,10 +264,9 @@ class SearchOptions:
     localise: Localise = "all"  # suspicious: no patch search for images whose kNN score does not exceed the threshold
 
     def __post_init__(self) -> None:
-        for name in ("k", "k_score", "nprobe"):
+        for name in ("k", "kappa", "k_score", "nprobe"):
             value = getattr(self, name)
             _check(value is None or is_count(value), name, "a number >= 1", value)
-        _check(is_count(self.kappa), "kappa", "a number >= 1", self.kappa)
         _check(is_count(self.block_bytes), "block_bytes", "a number of bytes >= 1", self.block_bytes)
         for name in ("cache_bytes", "device_cache_bytes"):
             value = getattr(self, name)
@@ -261,8 +280,14 @@ class SearchOptions:
         )
         _check(self.metric in (None, *get_args(Metric)), "metric", "l2 or cosine", self.metric)
         _check(is_window(self.window), "window", WINDOWS, self.window)
+        if isinstance(self.window, np.generic):  # JSON takes no others than Python's numbers
+            object.__setattr__(self, "window", self.window.item())
+        if isinstance(self.window, float) and self.window == 1:  # as a number it would equal one cell
+            object.__setattr__(self, "window", "all")
         _check(self.matching in (None, *get_args(Matching)), "matching", "concatenated or by_level", self.matching)
         _check(self.tile_places in (None, *get_args(TilePlaces)), "tile_places", "any or same", self.tile_places)
+        known = self.distinct is None or isinstance(self.distinct, bool)
+        _check(known, "distinct", "True or False", self.distinct)
         _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
 
@@ -278,22 +303,33 @@ class ScoreOptions:
     """
 
     # knn: mean squared distance to the k_score nearest images; map_max: the map's maximum; map: the maximum or the
-    # mean, whichever is rarer among normal images; None: as the gallery's recipe says, else knn
+    # mean, whichever is rarer among normal images; map_top: the mean of the highest 1 % of the map's pixels; None: as
+    # the gallery's recipe says, else knn
     image_score: ImageScore | None = None
     # damped: scores are lowered where normal images are unusually far from each other, for instance at borders;
     # None: as the gallery's recipe says, else equal
     positions: Positions | None = None
+    # How levels that are searched apart become one map. mean: of their distances; relative: each distance as a multiple
+    # of what it is among normal images, and where the match lies, then the geometric mean; None: as the gallery's
+    # recipe says, else mean
+    fusion: Fusion | None = None
     min_region: int = 1  # px; smaller regions above the pixel threshold are ignored
-    sigma: float = 4.0  # px of Gaussian smoothing, as if the network's view of the image had 224 px; 0: none
+    # px of Gaussian smoothing, as if the network's view of the image had 224 px; 0: none; None: as the recipe says,
+    # else 4
+    sigma: float | None = None
+    truncate: float | None = None  # sigmas at which the Gaussian is cut; None: as the recipe says, else 4
 
     def __post_init__(self) -> None:
-        _check(
-            self.image_score in (None, *get_args(ImageScore)), "image_score", "knn, map_max or map", self.image_score
-        )
+        known = (None, *get_args(ImageScore))
+        _check(self.image_score in known, "image_score", "knn, map_max, map or map_top", self.image_score)
+        _check(self.fusion in (None, *get_args(Fusion)), "fusion", "mean or relative", self.fusion)
         _check(self.positions in (None, *get_args(Positions)), "positions", "equal or damped", self.positions)
         _check(is_count(self.min_region), "min_region", "pixels >= 1", self.min_region)
-        number = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
-        _check(number and 0 <= self.sigma <= MOST_SIGMA, "sigma", f"pixels >= 0, at most {MOST_SIGMA}", self.sigma)
+        for name, least, most in (("sigma", 0, MOST_SIGMA), ("truncate", 1, 10)):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+            unit = "pixels" if name == "sigma" else "sigmas"
+            _check(value is None or number, name, f"{unit} >= {least}, at most {most}", value)
 
 
 QueryOptions = TypeVar("QueryOptions", SearchOptions, ScoreOptions)

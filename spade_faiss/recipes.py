@@ -50,19 +50,44 @@ RECIPES = {
             "paper",
             "as published: 256 px, centre crop 224, three levels as they are, image score by the nearest images",
             FeatureOptions(image_size=256, crop=224, strides=(4, 8, 16)),
-            SearchOptions(level_weights="equal"),
-            ScoreOptions(image_score="knn", positions="equal"),
+            SearchOptions(level_weights="equal", kappa=1),
+            ScoreOptions(image_score="knn", positions="equal", sigma=4.0),
         ),
         Recipe(
             "robust",
             "the whole image at 320 px, three coarser levels of equal weight, borders damped, image score from the map",
             FeatureOptions(image_size=320, strides=(8, 16, 32), normalisation="trained"),
-            SearchOptions(level_weights="spread"),
-            ScoreOptions(image_score="map", positions="damped"),
+            SearchOptions(level_weights="spread", kappa=1),
+            ScoreOptions(image_score="map", positions="damped", sigma=4.0),
+        ),
+        Recipe(
+            "relative",
+            "the whole image at 320 px, three coarser levels searched apart, distances relative to those of normal "
+            "images where they match, image score from the map's highest 1 %",
+            FeatureOptions(
+                image_size=320, strides=(8, 16, 32), normalisation="trained", neighbourhood=3, count_include_pad=True
+            ),
+            SearchOptions(matching="by_level", kappa=8, distinct=True, level_weights="equal"),
+            ScoreOptions(image_score="map_top", positions="equal", fusion="relative", sigma=4.0),
+        ),
+        Recipe(
+            "rad",
+            "as RAD (arXiv 2601.22763), for vision transformers: class tokens retrieve 150 images, patches are matched "
+            "by cosine within one cell of their position, image score from the map's highest 1 %",
+            FeatureOptions(
+                image_size=512,
+                crop=448,
+                normalisation="imagenet",
+                blocks=(0.25, 0.5, 0.75, 1),
+                tokens="normalised",
+                image_feature="class_token",
+            ),
+            SearchOptions(k=150, matching="by_level", metric="cosine", window=1, kappa=1, level_weights="equal"),
+            ScoreOptions(image_score="map_top", positions="equal", fusion="mean", sigma=0.5, truncate=2.0),
         ),
     )
 }
-DEFAULT_RECIPE = "robust"  # the command line's default
+DEFAULT_RECIPE = "relative"  # the command line's default
 
 
 def recipe_named(name: str) -> Recipe:

@@ -131,6 +131,71 @@ def search_levels(
     ]
 
 
+def search_distinct(query: Array, neighbours: Array, kappa: int) -> tuple[Floats, Ints]:
+    """Find the nearest patch of each neighbour, and of these the kappa nearest.
+
+    Args:
+        query: (c, m) patches.
+        neighbours: (K, c, h, w) level.
+        kappa: how many, at most K.
+
+    Returns:
+        (m, kappa) squared distances, ascending, and (m, kappa) positions counted through neighbour, row, column. Equal
+        distances are in the order of positions.
+    """
+    k, channels, height, width = neighbours.shape
+    cells = np.asarray(neighbours, np.float64).reshape(k, channels, -1)
+    sq_distances, places = np.empty((query.shape[1], kappa)), np.empty((query.shape[1], kappa), np.int64)
+    for number, patch in enumerate(np.asarray(query, np.float64).T):
+        to_all = ((cells - patch[:, None]) ** 2).sum(axis=1)
+        nearest = np.argsort(to_all.min(axis=1), kind="stable")[:kappa]
+        sq_distances[number] = to_all.min(axis=1)[nearest]
+        places[number] = nearest * height * width + to_all.argmin(axis=1)[nearest]
+    return sq_distances, places
+
+
+def spacing(neighbours: Array, matches: Array, number: int) -> Floats:
+    """How far matched patches are from their nearest patches in other neighbours.
+
+    Args:
+        neighbours: (K, c, h, w) level, K >= 2.
+        matches: (h, w, 3) neighbour, row and column of the patches.
+        number: of other neighbours, the nearest, whose distances are averaged.
+
+    Returns:
+        (h, w) mean squared distances.
+    """
+    found = np.empty(matches.shape[:2])
+    for at in np.ndindex(*matches.shape[:2]):
+        neighbour, row, column = matches[at]
+        others = np.delete(np.asarray(neighbours), neighbour, axis=0)
+        patch = neighbours[neighbour, :, row, column][:, None]
+        found[at] = search_distinct(patch, others, min(number, len(others)))[0].mean()
+    return found
+
+
+def relative_map(found: Sequence[tuple[Array, Array | None]], figures: Sequence[tuple[float, float, float]]) -> Floats:
+    """Make one map of levels, each relative to normal images.
+
+    Args:
+        found: for each level (h, w) squared distances and spacing, finest first; no spacing: there is one neighbour.
+        figures: for each level the least spacing, the greatest, and what a typical score is.
+
+    Returns:
+        (h, w) of the finest grid: the geometric mean of the levels' scores, none below 0.3.
+    """
+    grid, logs = found[0][0].shape, []
+    for (sq_distances, apart), (low, high, typical) in zip(found, figures, strict=True):
+        divisor = low if apart is None else np.minimum(np.maximum(apart, low), high)
+        logs.append(np.log(np.maximum(resize_map(np.sqrt(sq_distances / divisor) / typical, grid), 0.3)))
+    return np.exp(np.mean(logs, axis=0))
+
+
+def top_score(values: Array) -> float:
+    """(H, W) -> the mean of the highest hundredth of the pixels, one at least."""
+    return float(np.sort(np.ravel(values))[::-1][: max(1, values.size // 100)].mean())
+
+
 def retrieve(query: Array, gallery: Array, k: int) -> tuple[Ints, Floats]:
     """(d,), (N, d) -> the ids (k,) of the nearest and their squared L2 distances, ascending; ties by id."""
     sq_distances = ((np.asarray(gallery, np.float64) - np.asarray(query, np.float64)) ** 2).sum(axis=1)

@@ -34,7 +34,7 @@ def bad(options: type, name: str, values: list[Any]) -> list[Any]:
         *bad(SearchOptions, "k", NO_COUNTS),
         *bad(SearchOptions, "k_score", NO_COUNTS),
         *bad(SearchOptions, "nprobe", NO_COUNTS),
-        *bad(SearchOptions, "kappa", [*NO_COUNTS, None]),
+        *bad(SearchOptions, "kappa", NO_COUNTS),
         *bad(SearchOptions, "block_bytes", [*NO_COUNTS, None]),
         *bad(SearchOptions, "cache_bytes", [-1, 1.5, True, False, "3", None]),
         *bad(SearchOptions, "device_cache_bytes", [-1, 1.5, True, False, "3", None]),

@@ -18,7 +18,7 @@ from ..images.annotations import notes as annotation_notes
 from ..images.annotations import with_photos
 from ..images.sources import ImageFile, Listing, list_sources
 from ..ingest.pipeline import Skipped
-from ..options import DEFAULT_K, Localise, ScoreOptions, SearchOptions
+from ..options import Localise, ScoreOptions, SearchOptions
 from ..report.colour_scale import colour_scale
 from ..report.output_files import refuse_among_images
 from ..report.report import Report
@@ -192,7 +192,7 @@ def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
     files = _listed(sources, flags)  # a mistake in a path is reported before the network is loaded
     with Gallery.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, quiet=flags.quiet)
-        if detector.search.k is None and detector.k < DEFAULT_K and not flags.quiet:
+        if detector.search.k is None and detector.k < detector.default_k and not flags.quiet:
             note(f"K = {detector.k}, all images of the gallery")
         skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
         notes: list[str] = []

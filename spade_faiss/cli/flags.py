@@ -119,3 +119,19 @@ class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if size < 1:
             self.fail(f"expected a size, as 4GB or 512MiB, found {value!r}", param, ctx)
         return int(size)
+
+
+class Window(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A distance on the grid of a level: 2 cells, a share of its sides (0.1 or 1.0), or all."""
+
+    name = "CELLS|SHARE|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | str:
+        """Turn the text into what SearchOptions.window takes, which checks its range."""
+        text = str(value).strip().lower()
+        if text == "all":
+            return text
+        try:
+            return int(text) if text.isdecimal() else float(text)
+        except ValueError:
+            self.fail(f"expected cells, as 2, a share of the sides, as 0.1, or all, found {value!r}", param, ctx)

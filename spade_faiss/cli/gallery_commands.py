@@ -51,6 +51,14 @@ class FeatureFlags:
     neighbourhood: Annotated[
         int | None, flag("--neighbourhood", type=int, help="Average each level over P x P positions; P is odd.")
     ]
+    count_include_pad: Annotated[
+        bool | None,
+        flag(
+            "--count-include-pad/--no-count-include-pad",
+            default=None,
+            help="Whether that average counts positions beyond the border as zeros.  [default: as the recipe says]",
+        ),
+    ]
     dtype: Annotated[
         str | None, flag("--dtype", type=click.Choice(["float16", "float32"]), help="Number type of the stored levels.")
     ]
@@ -87,6 +95,7 @@ class FeatureFlags:
             levels=tuple(part.strip() for part in self.levels.split(",")) if self.levels else None,
             normalisation=self.normalisation,
             neighbourhood=self.neighbourhood,
+            count_include_pad=self.count_include_pad,
             dtype=self.dtype,
             bits=self.bits,
             tile=self.tile,

@@ -38,6 +38,16 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "tile=HxW": "--tile HxW",
     "patches='recompute'": "--patches recompute",
     "device='cuda'": "--device cuda",
+    "distinct=True": "--distinct",
+    "distinct=False": "--no-distinct",
+    "fusion='relative'": "--fusion relative",
+    "fusion='mean'": "--fusion mean",
+    "level_weights='equal'": "--level-weights equal",
+    "matching='by_level'": "--matching by_level",
+    "metric='cosine'": "--metric cosine",
+    "metric='l2'": "--metric l2",
+    "window='all'": "--window all",
+    "engine='auto'": "--engine auto",
 }
 COMMANDS = {"build it from category.normal alone": "build it from the training images alone, with build --dataset"}
 UNSAFE = ("Cc", "Zl", "Zp")  # Unicode categories that end a line or move the cursor
@@ -59,7 +69,7 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         return text
     for call, run in COMMANDS.items():
         text = text.replace(call, run)
-    known = {name for parameter in command.params for name in parameter.opts}
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     for parameter, option in OPTIONS.items():
         if option.split()[0] in known:
             text = text.replace(parameter, option)

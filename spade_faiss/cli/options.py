@@ -14,7 +14,7 @@ from ..detect.measure_baseline import SAMPLE
 from ..extractors.registry import Extractor
 from ..options import MIB, FeatureOptions, ScoreOptions, SearchOptions
 from ..report.report import CARDS
-from .flags import PATH, changed, flag
+from .flags import PATH, Window, changed, flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,7 +173,11 @@ class SearchFlags:
 
     k: Annotated[
         int | None,
-        flag("-k", type=int, help="Neighbours whose patches are searched.  [default: 50, or all images if fewer]"),
+        flag(
+            "-k",
+            type=int,
+            help="Neighbours whose patches are searched.  [default: as the recipe says, else 50; or all images]",
+        ),
     ]
     kappa: Annotated[int | None, flag("--kappa", type=int, help="Nearest patches averaged into a pixel's score.")]
     k_score: Annotated[
@@ -197,6 +201,35 @@ class SearchFlags:
             "--tile-places",
             type=click.Choice(["any", "same"]),
             help="Compare a tile with normal tiles from anywhere in their images, or at its own place.  [default: any]",
+        ),
+    ]
+    matching: Annotated[
+        str | None,
+        flag(
+            "--matching",
+            type=click.Choice(["concatenated", "by_level"]),
+            help="Match patches of all levels together, or each level's apart, on its own grid.",
+        ),
+    ]
+    metric: Annotated[
+        str | None,
+        flag("--metric", type=click.Choice(["l2", "cosine"]), help="Distance of patches: squared L2, or 1 - cosine."),
+    ]
+    window: Annotated[
+        int | float | str | None,
+        flag(
+            "--window",
+            type=Window(),
+            help="Match a patch only within this distance of its position: cells of the level (2), a share of its "
+            "sides (0.1), or all.",
+        ),
+    ]
+    distinct: Annotated[
+        bool | None,
+        flag(
+            "--distinct/--no-distinct",
+            default=None,
+            help="Whether the nearest patches of a pixel lie in as many neighbours.  [default: as the recipe says]",
         ),
     ]
     block_mib: Annotated[
@@ -225,9 +258,10 @@ class SearchFlags:
         str | None,
         flag(
             "--image-score",
-            type=click.Choice(["knn", "map_max", "map"]),
-            help="Score an image by the distance to its nearest images (knn), by the map's maximum (map_max), or by "
-            "the map's maximum or mean, whichever is rarer among normal images (map).",
+            type=click.Choice(["knn", "map_max", "map", "map_top"]),
+            help="Score an image by the distance to its nearest images (knn), by the map's maximum (map_max), by the "
+            "map's maximum or mean, whichever is rarer among normal images (map), or by the mean of the map's highest "
+            "1 % (map_top).",
         ),
     ]
     positions: Annotated[
@@ -238,7 +272,17 @@ class SearchFlags:
             help="Leave the map as it is, or damp it where normal images are far from each other, as at borders.",
         ),
     ]
+    fusion: Annotated[
+        str | None,
+        flag(
+            "--fusion",
+            type=click.Choice(["mean", "relative"]),
+            help="Make one map of levels that are searched apart: by the mean of their distances, or by how many times "
+            "larger they are than among normal images.",
+        ),
+    ]
     sigma: Annotated[float | None, flag("--sigma", type=float, help="Gaussian smoothing of the map, in px at 224 px.")]
+    truncate: Annotated[float | None, flag("--truncate", type=float, help="Sigmas at which that Gaussian is cut.")]
 
     def search_options(self, device: str) -> SearchOptions:
         """Return the options of retrieval and patch search."""
@@ -251,6 +295,10 @@ class SearchFlags:
             level_weights=self.level_weights,
             engine=self.engine,
             tile_places=self.tile_places,
+            matching=self.matching,
+            metric=self.metric,
+            window=self.window,
+            distinct=self.distinct,
             block_bytes=_bytes(self.block_mib),
             cache_bytes=_bytes(self.cache_mib),
             device_cache_bytes=_bytes(self.device_cache_mib),
@@ -258,7 +306,14 @@ class SearchFlags:
 
     def score_options(self) -> ScoreOptions:
         """Return the options of scoring."""
-        return changed(ScoreOptions(), image_score=self.image_score, positions=self.positions, sigma=self.sigma)
+        return changed(
+            ScoreOptions(),
+            image_score=self.image_score,
+            positions=self.positions,
+            fusion=self.fusion,
+            sigma=self.sigma,
+            truncate=self.truncate,
+        )
 
 
 def _bytes(mib: int | None) -> int | None:

@@ -128,7 +128,7 @@ def _count_of(share: float, normal: int, anomalous: int, name: str) -> int:
     if count < 1:
         raise OptionError(
             f"contaminate: expected a share of at least 1 image, found {share:g} of the {normal} normal images of "
-            f"{name}; give {1 / normal:.2g} or more"
+            f"{name}; give {min(1 / normal, 0.5):.2g} or more"
         )
     if count >= anomalous:
         raise OptionError(

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .level_matches import LevelStats
+
 BULK = 0.75  # quantile of positions: where normal distances are above this share of them, they are damped to it
 SMOOTHING = 1 / 32  # of the grid's side: Gaussian over positions, as a mean over 64 images is noisy
 STEEPEST = 8.0  # exponent that the mean of a map gets at the most
@@ -68,10 +70,12 @@ class Baseline:
     total: NDArray[np.float64]  # (h, w) sum over the sample of the squared distances at each position of the grid
     peak: LogStats  # of a normal map's maximum
     mean: LogStats  # of a normal map's mean
+    levels: tuple[LevelStats, ...] = ()  # of levels that are searched apart
 
     def fits(self, level_shapes: tuple[tuple[int, int, int], ...]) -> bool:
         """Return whether it was measured on levels of these shapes."""
-        return len(self.level_scales) in (0, len(level_shapes)) and self.total.shape == level_shapes[0][1:]
+        known = all(len(part) in (0, len(level_shapes)) for part in (self.level_scales, self.levels))
+        return known and self.total.shape == level_shapes[0][1:]
 
     @property
     def ties(self) -> str | None:
@@ -119,7 +123,10 @@ class Baseline:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {
+        levels = (
+            {"levels": [vars(level) for level in self.levels]} if self.levels else {}
+        )  # as earlier releases write it
+        return levels | {
             "keys": sorted(self.keys),
             "level_scales": self.level_scales,
             "total": self.total.tolist(),
@@ -141,8 +148,11 @@ class Baseline:
             total,
             LogStats(**values["peak"]),
             LogStats(**values["mean"]),
+            tuple(LevelStats(**level) for level in values.get("levels", [])),
         )
-        numbers = (*found.level_scales, *vars(found.peak).values(), *vars(found.mean).values())
+        numbers = [*found.level_scales]
+        for stats in (found.peak, found.mean, *found.levels):
+            numbers += vars(stats).values()
         if not all(number > 0 and math.isfinite(number) for number in numbers):
             raise ValueError("baseline: expected numbers above 0")
         if total.ndim != 2 or not np.isfinite(total).all():

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Judgement
+from .level_matches import LevelMatches
 from .regions import Region
 
 
@@ -58,6 +59,9 @@ class Detection:
         judgement: verdict, p-value and regions, if the gallery is calibrated.
         tiles: of an image that was cut into tiles, each with its own neighbours and matches. `image_score` is then
             that of the highest tile, whose neighbours, distances and matches are those above.
+        levels: each level's own distances and matches, where levels are searched apart (matching "by_level") in an
+            image that is seen whole. `sq_distances` is then what fusion made of them, (h, w, 1), and `matches` are the
+            nearest of the level that scores highest at each cell.
 
     >>> detection = detector.query("test/000.png")
     >>> detection.anomaly_map.shape, detection.matches.shape
@@ -76,6 +80,7 @@ class Detection:
     path: str | None = None
     judgement: Judgement | None = None
     tiles: tuple[TileMatches, ...] = ()
+    levels: tuple[LevelMatches, ...] = ()
 
     def __repr__(self) -> str:
         height, width = self.anomaly_map.shape

@@ -14,7 +14,7 @@ from ..extractors.registry import Extractor
 from ..gallery.gallery import Gallery
 from ..images.inputs import ImageLike
 from ..images.sources import ImageFile
-from ..options import DEFAULT_K, ScoreOptions, SearchOptions
+from ..options import ScoreOptions, SearchOptions
 from ..pyramids.cache import PyramidCache
 from ..pyramids.device_cache import device_cache
 from ..pyramids.reader import PyramidSource
@@ -64,17 +64,20 @@ class Detector:
             CorruptGalleryError: calibration.json was damaged or edited.
             DeviceError: engine "pyramid" is to run on a GPU that torch does not see.
             OptionError: localise "suspicious" with an image score from the map, or without a calibration for these
-                settings; tile_places "same" in a gallery without tiles.
+                settings; tile_places "same" in a gallery without tiles; options of matching that do not go together.
         """
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
         self.extractor = extractor
         self._normal = tuple(normal)
+        self._given = search, score
         self._calibrated = calibrated
         found = Calibration.read(gallery.path) if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
         self._check_number_of_images()
+        self._settings.check(str(gallery.path), [(h, w) for _, h, w in gallery.spec.level_shapes])
+        self._check_kappa(search)
         if self.search.tile_places == "same" and gallery.spec.tile is None:
             raise OptionError(f"tile_places: 'same' goes with a gallery of tiles, found {gallery.path} without")
         self.calibration = self._fitting(found)
@@ -91,8 +94,8 @@ class Detector:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of: unpickled, it looks at the last commit; the extractor has to be picklable."""
-        given = self.gallery, self.extractor, self.search, self.score, self._calibrated, self._normal
-        return type(self), given
+        search, score = self._given
+        return type(self), (self.gallery, self.extractor, search, score, self._calibrated, self._normal)
 
     def after_fork(self) -> None:
         """Replace the inherited lock."""
@@ -104,8 +107,16 @@ class Detector:
             if n < (given or 1):
                 raise NotEnoughImagesError(
                     f"{name}: expected at most the number of normal images in {self.gallery.path}, {n}, "
-                    f"found {given or DEFAULT_K}"
+                    f"found {given or self.default_k}"
                 )
+
+    def _check_kappa(self, given: SearchOptions | None) -> None:
+        k, kappa = (given.k, given.kappa) if given else (None, None)
+        if self.search.distinct and k is not None and kappa is not None and kappa > k:
+            raise OptionError(
+                f"kappa: expected at most {k}, the number of neighbours, each of which gives one match (distinct), "
+                f"found {kappa}"
+            )
 
     def _check_localise(self) -> None:
         if self.search.localise != "suspicious":
@@ -113,7 +124,7 @@ class Detector:
         if self.score.image_score != "knn":
             raise OptionError(
                 "localise: 'suspicious' goes by image_score 'knn', "
-                f"found {self.score.image_score!r}, which needs the map"
+                f"found {self.score.image_score!r}, which needs the map; take image_score 'knn', or localise 'all'"
             )
         if self.calibration is None:
             raise OptionError(
@@ -160,6 +171,11 @@ class Detector:
     def k(self) -> int:
         """Number of neighbours whose patches are searched."""
         return self._settings.k_of(len(self.gallery))
+
+    @property
+    def default_k(self) -> int:
+        """Number of neighbours where none is given, in a gallery that has so many."""
+        return self._settings.default_k
 
     def baseline(self) -> Baseline | None:
         """Return the scale of normal images: the calibration's, or measured at the first need; None: not needed.

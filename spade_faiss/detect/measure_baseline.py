@@ -9,6 +9,8 @@ import numpy as np
 
 from ..system.prefetch import batched
 from .baseline import Baseline, LogStats
+from .level_matches import LevelStats
+from .matching import fused
 from .pipeline import Pipeline
 
 SAMPLE = 64  # normal images that are compared with the others: enough for a median and a mean at every position
@@ -30,9 +32,20 @@ def measure(pipeline: Pipeline) -> Baseline:
     scales = _level_scales(pipeline, chosen) if pipeline.settings.search.level_weights == "spread" else ()
     bare = Baseline(frozenset(), scales, np.zeros(spec.level_shapes[0][1:]), LogStats(1, 1), LogStats(1, 1))
     if len(pipeline.copies.with_copies(chosen[:1])) == len(ids):
+        if pipeline.settings.score.fusion == "relative":
+            warnings.warn(
+                f"{snapshot.folder}: expected at least 2 normal images of different content, found 1: scores have no "
+                "scale of normal images; add normal images",
+                stacklevel=2,
+            )
         return bare
     weighted = pipeline.scored_by(bare)
-    found = [(weighted.distances(query), query.key) for query in weighted.stored(chosen)]
+    matched = [(weighted.matched(query).slim(), query.key) for query in weighted.stored(chosen)]
+    if pipeline.settings.score.fusion == "relative":
+        apart = zip(*(one.levels for one, _ in matched), strict=True)
+        bare = replace(bare, levels=tuple(LevelStats.of(level) for level in apart))
+        matched = [(fused(one.levels, bare), key) for one, key in matched]
+    found = [(one.sq_distances, key) for one, key in matched]
     total = np.sum([sq_distances.mean(axis=2) for sq_distances, _ in found], axis=0)
     bare = replace(bare, keys=frozenset(snapshot.keys(chosen)), total=total)
     damped = pipeline.scored_by(bare)

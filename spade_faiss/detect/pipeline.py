@@ -21,20 +21,20 @@ from ..extractors.registry import Extractor
 from ..images.decode import decode
 from ..images.inputs import ImageLike, require_several
 from ..images.tiling import Box, place_of, size_of
-from ..patch_search.search import search_checked, search_patches
 from ..pyramids.cache import LevelCache, PyramidCache
 from ..pyramids.device_cache import DeviceCache
 from ..pyramids.reader import PyramidSource
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
-from ..system.devices import as_arrays, beside, search_device
+from ..system.devices import search_device
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
 from .calibration import Calibration, Judgement
 from .detection import Detection, Neighbours, TileMatches
+from .matching import Matched, match
 from .mosaic import Mosaic, ScoredTile
 from .query import AnyImage, Decoded, Query, Stopwatch, Tile, path_of
-from .scoring import anomaly_map, knn_score
+from .scoring import anomaly_map, knn_score, top_score
 from .settings import Settings
 
 
@@ -254,7 +254,7 @@ class Pipeline:
         for query, levels in one_ahead(queries, read, background):
             found = self._match(query, levels)
             del levels  # else those of the one after the next are read while these are here
-            position, detection = query.position, self._score(query, *found, mosaics)
+            position, detection = query.position, self._score(query, found, mosaics)
             del query, found
             if detection is not None:
                 yield position, detection
@@ -288,25 +288,17 @@ class Pipeline:
             ids = query.ids[: self.k]
             return self._caches.for_neighbours(self.pyramids, len(ids)).read(self.pyramids, ids)
 
-    def _match(self, query: Query, neighbour_levels: list[Any] | None) -> tuple[Array, Array]:
-        """Return the (h, w, kappa) squared distances and matches of a query's patches; kappa is 0 if not searched."""
+    def _match(self, query: Query, neighbour_levels: list[Any] | None) -> Matched:
+        """Match a query's patches; None: they are not searched."""
         if neighbour_levels is None:
-            grid = query.levels[0].shape[1:]
-            return np.empty((*grid, 0), np.float32), np.empty((*grid, 0, 3), np.int32)
-        scales, search = self.baseline.level_scales if self.baseline else (), self.settings.search
+            return Matched.none(query.levels[0].shape[1:])
         with query.watch("match"):
-            own, others = scaled(query.levels, scales), scaled(neighbour_levels, scales)
-            own = beside(own, others)
-            if search.verify_reads:  # what has the checksum it was stored with is finite, as it was then
-                found = search_checked(own, others, search)
-            else:
-                found = search_patches(own, others, search.kappa, search.engine, search.device, search.block_bytes)
-            sq_distances, matches = as_arrays(found)
-            return (sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances), matches
+            return match(query.levels, neighbour_levels, self.settings, self.baseline)
 
-    def _score(self, query: Query, sq_distances: Array, matches: Array, mosaics: dict[int, Mosaic]) -> Detection | None:
+    def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:
         """Make the map and the image score, and judge them; None for a tile, unless it is the last of its image."""
         neighbours = Neighbours(self.snapshot.keys(query.ids[: self.k]), query.sq_distances[: self.k])
+        sq_distances, matches = matched.sq_distances, matched.matches
         with query.watch("score"):
             size = size_of(query.box) if query.box else query.image_size
             scores = self.map_of(sq_distances, size, query.key)
@@ -318,8 +310,9 @@ class Pipeline:
         if query.box is None:
             region, seconds = self._view.region(size), query.watch.seconds
             return Detection(
-                image_score, scores, region, neighbours, sq_distances, matches, seconds, query.path, judgement
-            )
+                image_score, scores, region, neighbours, sq_distances, matches, seconds, query.path, judgement,
+                levels=matched.levels,
+            )  # fmt: skip
         mosaic = mosaics.get(query.position) or Mosaic(self._tiling, query.image_size)
         mosaics[query.position] = mosaic
         found = TileMatches(query.box, neighbours, sq_distances, matches)
@@ -345,9 +338,9 @@ class Pipeline:
 
     # What the stages consist of; a baseline is measured with these.
 
-    def distances(self, query: Query) -> Array:
-        """Return the (h, w, kappa) squared distances of a query's patches."""
-        return self._match(query, self._read(query))[0]
+    def matched(self, query: Query) -> Matched:
+        """Read a query's neighbours and match its patches."""
+        return self._match(query, self._read(query))
 
     def map_of(self, sq_distances: Array, size: tuple[int, int], key: str | None) -> NDArray[np.float32]:
         """Make the map of (h, w, kappa) distances at a size; `key` names the normal image that was queried, if any."""
@@ -355,7 +348,8 @@ class Pipeline:
             return np.zeros(size, np.float32)
         if self.baseline and self.settings.score.positions == "damped":
             sq_distances = self.baseline.damped(sq_distances.mean(axis=2, dtype=np.float64), key)[..., None]
-        return anomaly_map(sq_distances, size, self._view, self.settings.score.sigma)
+        score = self.settings.score
+        return anomaly_map(sq_distances, size, self._view, score.sigma or 0, score.truncate or 0)
 
     def _is_suspicious(self, query: Query) -> bool:
         """Whether the patches of a query are searched: its image score may say already that it is normal."""
@@ -369,16 +363,9 @@ class Pipeline:
     def _image_score(self, query: Query, at_view: NDArray[np.float32]) -> float:
         if self.settings.score.image_score == "knn":
             return self._knn_score(query)
+        if self.settings.score.image_score == "map_top":
+            left, top, right, bottom = self._view.region(self._view.resized)
+            return top_score(at_view[top:bottom, left:right])
         if self.settings.score.image_score == "map_max" or self.baseline is None:
             return float(at_view.max())
         return self.baseline.image_score(at_view)
-
-
-def scaled(levels: list[Any], scales: Sequence[float]) -> list[Any]:
-    """Multiply all levels but the finest by their scales over its own: the largest is then not copied."""
-    if not scales:
-        return levels
-    # NumPy multiplies float16 in float32, torch only what is float32 already.
-    wide = (level if isinstance(level, np.ndarray) else level.float() for level in levels[1:])
-    coarser = zip(wide, scales[1:], strict=True)
-    return [levels[0], *(level * np.float32(scale / scales[0]) for level, scale in coarser)]

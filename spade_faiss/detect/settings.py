@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..errors import OptionError
 from ..options import DEFAULT_K, QueryOptions, ScoreOptions, SearchOptions, filled
 from ..recipes import RECIPES, Recipe
 
 SEARCH = ("k", "kappa", "k_score", "nprobe", "level_weights")  # what scores depend on, of SearchOptions
 SCORE = ("image_score", "positions", "sigma")  # ... and of ScoreOptions
+# What releases before these options did: settings name them only if they differ.
+EARLIER = {"matching": "concatenated", "metric": "l2", "window": "all", "distinct": False, "tile_places": "any"}
+EARLIER_SCORE = {"fusion": "mean", "truncate": 4.0}
 
 
 @dataclass(frozen=True)
 class Settings:
     """The search and score options of a query, all filled in."""
 
-    search: SearchOptions
+    search: SearchOptions  # all filled in but k, whose default depends on the gallery
     score: ScoreOptions
+    default_k: int = DEFAULT_K
 
     @classmethod
     def of(
@@ -35,25 +40,69 @@ class Settings:
             calibrated: the settings that a calibration holds for, as to_json gives them.
             recipe: the gallery's; None: the published settings.
         """
-        recipe, known = recipe or RECIPES["paper"], calibrated or {}
-        return cls(_filled(search, known, recipe.search), _filled(score, known, recipe.score))
+        recipe = recipe or RECIPES["paper"]
+        # What a calibration does not name is what it was before there was that option.
+        known = EARLIER | EARLIER_SCORE | calibrated if calibrated else {}
+        filled_search = _filled(search, known, replace(recipe.search, k=None))
+        filled_search = filled(filled_search, {"kappa": 1, **EARLIER})
+        if filled_search.distinct and filled_search.k:  # each neighbour gives one match
+            filled_search = replace(filled_search, kappa=min(filled_search.kappa or 1, filled_search.k))
+        filled_score = filled(_filled(score, known, recipe.score), {"sigma": 4.0, **EARLIER_SCORE})
+        return cls(filled_search, filled_score, recipe.search.k or DEFAULT_K)
+
+    def check(self, gallery: str, grids: list[tuple[int, int]]) -> None:
+        """Check that the options go together, before anything is read.
+
+        Args:
+            gallery: its name, for an error.
+            grids: (h, w) of the levels.
+
+        Raises:
+            OptionError: they do not; names every option that has to be another one.
+        """
+        search, score, largest = self.search, self.score, max(max(grid) for grid in grids)
+        apart, is_relative = search.matching == "by_level", score.fusion == "relative"
+        spread, cosine = search.level_weights == "spread", search.metric == "cosine"
+        together = "goes with matching='by_level', found 'concatenated'"
+        rules = [
+            (is_relative and not apart, f"fusion='relative' {together}: give fusion='mean'"),
+            (is_relative and cosine, "fusion='relative' goes with metric='l2', found 'cosine': give fusion='mean'"),
+            (is_relative and spread, "fusion='relative' has a scale of its own: give level_weights='equal'"),
+            (cosine and spread, "metric='cosine' ignores the length of features: give level_weights='equal'"),
+            (
+                cosine and not apart and len(set(grids)) > 1,
+                "metric='cosine' takes levels of one grid: give matching='by_level'",
+            ),
+            (search.distinct and not apart, f"distinct=True {together}: give distinct=False"),
+        ]  # fmt: skip
+        for name, expected in (("window", "all"), ("engine", "auto"), ("metric", "l2")):
+            found = getattr(search, name)
+            wrong = bool(search.distinct) and found != expected
+            rules.append((wrong, f"distinct=True goes with {name}={expected!r}, found {found!r}: give distinct=False"))
+        wide = isinstance(search.window, int) and search.window >= largest
+        rules.append((wide, f"window: expected fewer than {largest} cells, found {search.window}: give window='all'"))
+        broken = [message for wrong, message in rules if wrong]
+        if broken:
+            raise OptionError(f"{'; '.join(broken)} ({gallery})")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings that scores depend on, as JSON values: thresholds hold for these only."""
-        search = {name: getattr(self.search, name) for name in SEARCH}
-        if self.search.tile_places == "same":  # "any" is what releases without tiles did
-            search["tile_places"] = "same"
-        return search | {name: getattr(self.score, name) for name in SCORE}
+        values: dict[str, Any] = {}
+        for options, names, earlier in ((self.search, SEARCH, EARLIER), (self.score, SCORE, EARLIER_SCORE)):
+            values |= {name: getattr(options, name) for name in names}
+            found = {name: getattr(options, name) for name in earlier}
+            values |= {name: value for name, value in found.items() if value not in (None, earlier[name])}
+        return values
 
     def k_of(self, images: int) -> int:
         """Return the number of neighbours that are searched, in a gallery of so many images."""
-        return self.search.k or min(DEFAULT_K, images)
+        return self.search.k or min(self.default_k, images)
 
     @property
     def need_baseline(self) -> bool:
         """Whether scores are on the scale of normal images."""
         equal = self.search.level_weights == self.score.positions == "equal"
-        return not equal or self.score.image_score == "map"
+        return not equal or self.score.image_score == "map" or self.score.fusion == "relative"
 
 
 def _filled(given: QueryOptions | None, calibrated: dict[str, Any], recipe: QueryOptions) -> QueryOptions:

@@ -60,7 +60,9 @@ class NetworkExtractor:
             batch = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2).float()
             image, levels = self._forward(batch.sub_(self._mean).div_(self._std))
             found = [level.float().cpu().numpy() for level in (image, *levels)]
-        return self.spec.cast(Features(found[0], average_neighbourhoods(found[1:], self.spec.neighbourhood)))
+        pad = bool(self.spec.count_include_pad)
+        averaged = average_neighbourhoods(found[1:], self.spec.neighbourhood, pad)
+        return self.spec.cast(Features(found[0], averaged))
 
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:
@@ -77,6 +79,7 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         image_dim=pyramid.image_dim,
         dtype=options.dtype,
         neighbourhood=options.neighbourhood,
+        count_include_pad=options.count_include_pad or None,
         level_names=pyramid.names,
         resized=resized,
         crop=crop,

@@ -24,11 +24,12 @@ OPTIONAL = (
     "weights_path",
     "tile",
     "overlap",
+    "count_include_pad",
     "tokens",
     "image_feature",
 )  # fields that earlier releases do not know: written only if they say something
 # What counts where a field is None.
-IN_EFFECT = {"bits": MOST_BITS, "tokens": "plain", "image_feature": "pooled"}
+IN_EFFECT = {"bits": MOST_BITS, "count_include_pad": False, "tokens": "plain", "image_feature": "pooled"}
 LARGEST_IMAGE = 1e17  # largest value of an image feature: the squared distance of two in 8000 dimensions fits float32
 
 
@@ -59,6 +60,7 @@ class ExtractorSpec:
     weights_path: str = field(default="", compare=False)  # where that file was, absolute
     tile: tuple[int, int] | None = None  # (height, width) px of the image; see FeatureOptions
     overlap: int | None = None  # px
+    count_include_pad: bool | None = None  # see FeatureOptions; None: False
     tokens: Tokens | None = None  # see FeatureOptions; None: plain
     image_feature: ImageFeature | None = None  # see FeatureOptions; None: pooled
 
@@ -100,7 +102,7 @@ class ExtractorSpec:
         if self.tokens == "normalised":
             parts.append("normalised tokens")
         if self.neighbourhood > 1:
-            parts.append(f"neighbourhood {self.neighbourhood}")
+            parts.append(f"neighbourhood {self.neighbourhood}{' with padding' if self.count_include_pad else ''}")
         image = "class token" if self.image_feature == "class_token" else "image"
         return f"ExtractorSpec({', '.join([*parts, f'{image} {self.image_dim}'])})"
 
@@ -154,6 +156,7 @@ class ExtractorSpec:
             levels=self.level_names or None,
             normalisation="imagenet" if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD) else "trained",
             neighbourhood=self.neighbourhood,
+            count_include_pad=self.count_include_pad or False,
             bits=self.bits,
             tile=self.tile,
             overlap=self.overlap,

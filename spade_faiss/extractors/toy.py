@@ -42,6 +42,7 @@ class ToyExtractor:
             image_dim=12,
             dtype=options.dtype,
             neighbourhood=options.neighbourhood,
+            count_include_pad=options.count_include_pad or None,
             level_names=tuple(names),
             resized=resized,
             crop=crop,
@@ -56,7 +57,7 @@ class ToyExtractor:
         height, width = batch.shape[2:]
         quadrants = _block_means(batch, height // 2, width // 2)
         levels = [_block_means(batch, stride, stride) for stride in self._strides]
-        levels = average_neighbourhoods(levels, self.spec.neighbourhood)
+        levels = average_neighbourhoods(levels, self.spec.neighbourhood, bool(self.spec.count_include_pad))
         image = quadrants.transpose(0, 2, 3, 1).reshape(len(views), 12)
         return self.spec.cast(Features(image, levels))
 

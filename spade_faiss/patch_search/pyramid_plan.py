@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from ..arrays import ROUNDING, Array
 from ..system.threads import in_one_thread
 from . import pyramid_kernels as kernels
+from .interpolation import taps
 from .pyramid_simd import PAIR, TAPS, VECTOR
-from .upsampling import as_tensor, shift_of, taps
+from .upsampling import as_tensor, shift_of
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -17,8 +17,9 @@ from ..arrays import ROUNDING, Array
 from ..errors import FeatureError
 from . import pyramid_kernels as kernels
 from .flat import SPARE
+from .interpolation import taps
 from .pyramid_plan import BFLOAT16, Floats, Ints
-from .upsampling import as_tensor, shift_of, taps
+from .upsampling import as_tensor, shift_of
 
 Levels = Sequence[Array | torch.Tensor]
 

@@ -82,6 +82,7 @@ def search_levels(
     block_bytes: int = SearchOptions.block_bytes,
     metric: str = "l2",
     window: float | str | None = None,
+    distinct: bool = False,
 ) -> list[tuple[Any, Any]]:
     """Find the kappa nearest gallery patches of every query patch, each level apart on its own grid.
 
@@ -95,6 +96,8 @@ def search_levels(
         metric: as for search_patches, for levels of any grids.
         window: as for search_patches, in cells of each level, or a share of the sides of each level. Where a coarse
             level has no more cells, it is searched everywhere.
+        distinct: whether a patch's kappa matches lie in as many neighbours, each the nearest of its neighbour: by L2,
+            everywhere, on the CPU, by an engine of its own.
 
     Returns:
         for each level sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour,
@@ -115,14 +118,14 @@ def search_levels(
         >>> sf.search_levels(query, neighbours, window=0)[0][0][0, :, 0]  # 5 is compared with 0 and 4, 7 with 1 and 9
         array([1., 4.], dtype=float32)
     """
-    settings = SearchSettings(kappa, engine, device, block_bytes, metric, window)
+    settings = SearchSettings(kappa, engine, device, block_bytes, metric, window, distinct)
     return _apart(query_levels, neighbour_levels, settings, scan=True)
 
 
 def search_checked(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
 ) -> tuple[Any, Any]:
-    """Search like search_patches, without scanning the neighbours' levels for NaN and infinity.
+    """Search like search_patches, without scanning the neighbours' levels for NaN and infinity unless `scan`.
 
     For levels that are known to be finite: cast by an ExtractorSpec, or read with their checksums compared. The scan
     of 140 MB (wide_resnet50_2, K = 50) would take 0.17 s of a query. Everything else is checked.
@@ -131,15 +134,16 @@ def search_checked(
         query_levels: as for search_patches.
         neighbour_levels: as for search_patches.
         options: kappa, engine, device, block_bytes, metric and window count.
+        scan: whether to scan them after all.
     """
-    return _together(query_levels, neighbour_levels, SearchSettings.of(options), scan=False)
+    return _together(query_levels, neighbour_levels, SearchSettings.of(options), scan)
 
 
 def search_levels_checked(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
 ) -> list[tuple[Any, Any]]:
-    """Search like search_levels, as search_checked does like search_patches."""
-    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan=False)
+    """Search like search_levels, as search_checked does like search_patches; `distinct` counts, too."""
+    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan)
 
 
 def _together(
@@ -148,6 +152,8 @@ def _together(
     """Check the levels and search them concatenated."""
     query, gallery, like = as_levels(query_levels, neighbour_levels)
     check_levels(query, gallery, scan, finest_first=True)
+    if settings.distinct:
+        raise OptionError("distinct: goes with matching 'by_level', found levels concatenated")
     finest: tuple[int, int] = query[0].shape[1:]
     settings.check([finest], len(gallery[0]))
     other = next((level.shape[1:] for level in query if level.shape[1:] != finest), None)
@@ -191,6 +197,12 @@ def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSe
 
 def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) -> tuple[Array, Array]:
     """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+    if settings.distinct:
+        search_device(settings.device)  # an unknown one is refused
+        from .distinct import search_distinct
+
+        [own], [others] = query, as_arrays(gallery)
+        return search_distinct(own.reshape(len(own), -1), others, settings.kappa)
     radius = settings.radius(query[0].shape[1:])
     if radius is not None:
         where, is_cosine = search_device(settings.device), settings.metric == "cosine"

@@ -32,17 +32,19 @@ class SearchSettings:
     block_bytes: int
     metric: str = "l2"
     window: Any = None
+    distinct: bool = False
 
     @classmethod
     def of(cls, options: SearchOptions) -> SearchSettings:
         """Take what counts for the patch search from all options; a metric of None is l2."""
         return cls(
-            options.kappa,
+            options.kappa or 1,
             options.engine,
             options.device,
             options.block_bytes,
             options.metric or "l2",
             options.window,
+            bool(options.distinct),
         )
 
     def check(self, grids: Sequence[Grid], k: int) -> None:
@@ -63,14 +65,23 @@ class SearchSettings:
                 f"engine: expected auto for a window of {self.window}, which has an engine of its own, "
                 f"found {self.engine!r}; leave out one of the two"
             )
+        if self.distinct:
+            self._check_distinct()
         height, width = max(grids, key=max)
         if isinstance(self.window, (int, np.integer)) and self.window >= max(height, width):
             raise OptionError(
                 f"window: expected fewer cells than the largest grid {height} x {width} has on a side, "
-                f"found {self.window}; leave it out to search everywhere"
+                f"found {self.window}; window='all' searches everywhere"
             )
         for grid in grids:
             self._check_kappa(grid, k)
+
+    def _check_distinct(self) -> None:
+        window = "all" if self.window is None else self.window
+        others = ("engine", self.engine, "auto"), ("metric", self.metric, "l2"), ("window", window, "all")
+        for name, found, expected in others:
+            if found != expected:
+                raise OptionError(f"distinct: goes with {name} {expected!r}, found {found!r}; take distinct=False")
 
     def _check_kappa(self, grid: Grid, k: int) -> None:
         radius = self.radius(grid)
@@ -80,6 +91,8 @@ class SearchSettings:
                 k * min(grid[0], radius[0] + 1) * min(grid[1], radius[1] + 1),
                 "the gallery patches of a corner",
             )
+        if self.distinct:
+            most, what = k, "the number of neighbours, which are distinct"
         if not isinstance(self.kappa, (int, np.integer)) or not 1 <= self.kappa <= most:
             at = f" on the grid {grid[0]} x {grid[1]}" if radius is not None else ""
             raise OptionError(f"kappa: expected 1 to {most}, {what}{at}, found {self.kappa!r}")

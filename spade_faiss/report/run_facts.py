@@ -12,7 +12,11 @@ IMAGE_SCORES = {
     "knn": "mean distance to the nearest",
     "map_max": "the map's maximum",
     "map": "the map's maximum or mean",
+    "map_top": "the mean of the map's highest 1 %",
 }
+
+
+UNUSUAL = ("matching", "metric", "window", "distinct", "fusion", "truncate")  # settings that are named if they differ
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class RunFacts:
             ("recipe", gallery.recipe.name if gallery.recipe else "none"),
             ("K", detector.k),
             ("kappa", search.kappa),
+            *((name, value) for name, value in detector.settings().items() if name in UNUSUAL),
             ("image score", IMAGE_SCORES[detector.score.image_score or "knn"]),
         ]
         if calibration:

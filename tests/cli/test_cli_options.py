@@ -69,16 +69,19 @@ def test_every_search_option_arrives() -> None:
     given: dict[str, Any] = {
         "k": 3, "kappa": 2, "k_score": 4, "nprobe": 5, "level_weights": "spread", "engine": "flat", "block_mib": 6,
         "cache_mib": 7, "device_cache_mib": 8, "no_verify": True, "image_score": "map", "positions": "damped",
-        "sigma": 1.5, "tile_places": "same",
+        "sigma": 1.5, "tile_places": "same", "matching": "by_level", "metric": "cosine", "window": 2, "distinct": True,
+        "fusion": "relative", "truncate": 3.0,
     }  # fmt: skip
     assert set(given) == {field.name for field in dataclasses.fields(SearchFlags)}
     flags = SearchFlags(**given)
     assert flags.search_options("cpu") == sf.SearchOptions(
         k=3, kappa=2, k_score=4, nprobe=5, level_weights="spread", engine="flat", block_bytes=6 * 2**20, device="cpu",
         cache_bytes=7 * 2**20, device_cache_bytes=8 * 2**20, verify_reads=False,
-        tile_places="same",
+        tile_places="same", matching="by_level", metric="cosine", window=2, distinct=True,
     )  # fmt: skip
-    assert flags.score_options() == sf.ScoreOptions(image_score="map", positions="damped", sigma=1.5)
+    assert flags.score_options() == sf.ScoreOptions(
+        image_score="map", positions="damped", sigma=1.5, fusion="relative", truncate=3.0
+    )
     nothing = SearchFlags(**dict.fromkeys(given))
     assert (nothing.search_options("auto"), nothing.score_options()) == (sf.SearchOptions(), sf.ScoreOptions())
 
@@ -90,7 +93,8 @@ def test_types_of_fields_are_those_of_their_options() -> None:
             if hasattr(hint, "__metadata__"):
                 value, option = get_args(hint)
                 attributes = option.attributes
-                filled = "default" in attributes or attributes.get("is_flag") or attributes.get("multiple")
+                default = "default" in attributes and attributes["default"] is not None
+                filled = default or attributes.get("is_flag") or attributes.get("multiple")
                 assert (type(None) in get_args(value)) == (not filled), f"{kind.__name__}.{name}"
 
 
@@ -127,10 +131,14 @@ def test_help_is_in_sentences() -> None:
                 assert re.fullmatch(r"[A-Z].*[.]|auto.*[.]|shanghaitech: .*[.]", sentence, re.DOTALL), sentence
 
 
+def options_of(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
 @pytest.mark.parametrize(("parameter", "option"), OPTIONS.items())
 def test_a_message_names_the_option_of_the_running_command(parameter: str, option: str) -> None:
     message = f"found something; try {parameter}, or not"
-    with_it = [each for each in cli.commands.values() if option.split()[0] in {o for p in each.params for o in p.opts}]
+    with_it = [each for each in cli.commands.values() if option.split()[0] in options_of(each)]
     assert with_it
     assert len(with_it) < len(cli.commands)
     for each in cli.commands.values():

@@ -160,11 +160,11 @@ def test_recipes_fill_in_what_is_not_given(tmp_path: Path) -> None:
     assert (detector.score.sigma, detector.score.image_score, detector.score.positions) == (0, "map", "damped")
     given = sf.Detector(gallery, extractor, score=sf.ScoreOptions(image_score="knn"))
     assert (given.score.image_score, given.score.positions) == ("knn", "damped")
-    assert gallery.info()["recipe"]["score"] == {"image_score": "map", "positions": "damped"}
+    assert gallery.info()["recipe"]["score"] == {"image_score": "map", "positions": "damped", "sigma": 4.0}
 
 
 def test_an_unknown_recipe_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(sf.OptionError, match="recipe: expected paper or robust, found 'secret'"):
+    with pytest.raises(sf.OptionError, match="recipe: expected paper or robust or relative or rad, found 'secret'"):
         sf.Gallery.create(tmp_path / "g", sf.load_extractor("toy").spec, recipe="secret")
     assert not (tmp_path / "g").exists()
 

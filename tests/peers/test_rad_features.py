@@ -5,6 +5,7 @@ This joins the suite where the extra `peers` is installed.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,30 @@ def test_the_formulas_equal_rads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         anomaly_map, score = rad(test[[number]], normal, (112, 96), k=3)
         assert np.abs(found.maps[number] - anomaly_map).max() < 1e-5
         assert found.scores[number] == pytest.approx(score, abs=1e-5)
+
+
+def test_the_recipe_equals_rad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From images to maps and scores, through a gallery on disk."""
+    make_tiny(monkeypatch)
+    name, side = "vit_small_patch16_dinov3", 112
+    _, weights = with_random_weights(name, tmp_path)
+    for folder, n in (("normal", 5), ("test", 2)):
+        (tmp_path / folder).mkdir()
+        for number in range(n):
+            pixels = np.random.default_rng([n, number]).integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    expected = run_rad(tmp_path / "normal", tmp_path / "test", weights, name, k_image=3, image_size=side, crop=side)
+    recipe = sf.RECIPES["rad"]
+    options = dataclasses.replace(recipe.features, image_size=side, crop=side, dtype="float32", device="cpu")
+    extractor = sf.load_extractor(f"timm:{name}", weights, options)
+    gallery = sf.Gallery.create(tmp_path / "g", extractor.spec, recipe="rad")
+    gallery.add_images(tmp_path / "normal", extractor)
+    score = dataclasses.replace(recipe.score, sigma=224 / side)  # 1 px, as at 448
+    detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=3), score)
+    for number, found in enumerate(detector.stream(files_in(tmp_path / "test"))):
+        assert np.abs(found.anomaly_map - expected.maps[number]).max() < 1e-4
+        assert found.image_score == pytest.approx(expected.scores[number], abs=1e-4)
+        print("largest difference", np.abs(found.anomaly_map - expected.maps[number]).max())
 
 
 def test_the_published_defaults_are_the_recipes() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.detect.pipeline import scaled
+from spade_faiss.detect.matching import scaled
 from spade_faiss.pyramids.cache import PyramidCache
 from spade_faiss.pyramids.device_cache import DeviceCache, device_cache
 from spade_faiss.system.devices import as_arrays

@@ -1,0 +1,202 @@
+"""What each part of the recipe `relative` contributes, clean and with 5 % defects among the normal images.
+
+    spade-faiss bench relative DATASET... [--shots 100] [--limit-test 36] [--family '^piped_=papers']
+
+Each image is matched once, with its 16 nearest neighbours by level; the variants differ in what they make of that. The
+table has means within families, then over families.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from common import RESULTS, save
+from numpy.typing import NDArray
+from quality import limited
+from quality_stats import families_of, family_rule
+
+import spade_faiss as sf
+from spade_faiss.datasets import draw, open_dataset
+from spade_faiss.datasets.category import Category
+from spade_faiss.detect.level_matches import LevelMatches, LevelStats, relative, resized
+from spade_faiss.detect.scoring import anomaly_map, top_score
+from spade_faiss.images.decode import decode
+from spade_faiss.metrics.image import image_metrics
+from spade_faiss.metrics.pixel import PixelMetrics
+from spade_faiss.patch_search.distinct import search_distinct
+from spade_faiss.patch_search.spacing import spacing
+
+K = 50
+NEAREST = 16  # neighbours that are kept
+NORMAL = 20  # normal images that give the scale
+RECIPE = sf.RECIPES["relative"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to make a map and a score of what was matched."""
+
+    name: str
+    kappa: int = 8
+    first: int = 0  # neighbours nearer than that do not count
+    others: int | None = 3  # that the spacing is a mean of; None: no spacing
+    high: float = 0.95  # quantile that a spacing is kept below
+    levels: tuple[int, ...] = (0, 1, 2)
+    fuse: str = "geometric"
+    score: Callable[[Array], float] = top_score
+    sigma: float = 4.0
+
+
+VARIANTS = [
+    Variant("relative"),
+    Variant("kappa 1, spacing of 1: no guard against defects", kappa=1, others=1),
+    Variant("kappa 3", kappa=3),
+    Variant("kappa 16", kappa=16),
+    Variant("neighbours 4 to 8", first=3),
+    Variant("no spacing", others=None),
+    Variant("kappa 1, no spacing", kappa=1, others=None),
+    Variant("spacing of 8", others=8),
+    Variant("upper bound: the greatest distance", high=1),
+    Variant("upper bound 0.85", high=0.85),
+    Variant("arithmetic mean of levels", fuse="arithmetic"),
+    Variant("maximum of levels", fuse="maximum"),
+    Variant("without stride 32", levels=(0, 1)),
+    Variant("without stride 8", levels=(1, 2)),
+    Variant("image score: the map's maximum", score=lambda found: float(found.max())),
+    Variant("image score: the map's mean", score=lambda found: float(found.mean())),
+    Variant("sigma 2", sigma=2.0),
+    Variant("sigma 6", sigma=6.0),
+]
+
+Matches = list[tuple[Array, dict[int, Array]]]  # by level: (h, w, NEAREST) distances, spacing by its number of others
+
+
+class Bank:
+    """Features of a set's images, each extracted once."""
+
+    def __init__(self, extractor: sf.Extractor) -> None:
+        self.extractor, self._known = extractor, dict[Any, sf.Features]()
+
+    def of(self, paths: list[Any]) -> list[sf.Features]:
+        """Return the features of image files."""
+        new = [path for path in paths if path not in self._known]
+        for start in range(0, len(new), self.extractor.batch_size):
+            some = new[start : start + self.extractor.batch_size]
+            found = self.extractor.extract([self.extractor.spec.view.apply(decode(path)) for path in some])
+            self._known |= {path: found[[number]] for number, path in enumerate(some)}
+        return [self._known[path] for path in paths]
+
+
+def matched(query: sf.Features, normal: list[sf.Features]) -> Matches:
+    """Match an image with the K most similar of others."""
+    far = [float(np.square(one.image[0] - query.image[0]).sum()) for one in normal]
+    near = [normal[at] for at in np.argsort(far, kind="stable")[:K]]
+    found: Matches = []
+    for number, level in enumerate(query.levels):
+        others = np.concatenate([one.levels[number] for one in near])
+        grid, kappa = level.shape[2:], min(NEAREST, len(near))
+        sq_distances, places = search_distinct(level[0].reshape(level.shape[1], -1), others, kappa)
+        first = np.stack(np.unravel_index(places[:, 0], (len(near), *grid)), axis=-1).reshape(*grid, 3)
+        apart = {count: spacing(others, first.astype(np.int32), count) for count in (1, 3, 8)}
+        found.append((sq_distances.reshape(*grid, kappa), apart))
+    return found
+
+
+def as_levels(variant: Variant, found: Matches) -> list[LevelMatches]:
+    """Take what a variant looks at."""
+    return [
+        LevelMatches(
+            found[number][0][..., variant.first : variant.kappa],
+            np.zeros((*found[number][0].shape[:2], 1, 3), np.int32),
+            found[number][1][variant.others] if variant.others else None,
+        )
+        for number in variant.levels
+    ]
+
+
+def map_of(variant: Variant, found: Matches, stats: list[LevelStats]) -> Array:
+    """Return the (h, w) map of a variant."""
+    levels = as_levels(variant, found)
+    if variant.fuse == "geometric":
+        return relative(levels, stats)[0]
+    grid = levels[0].sq_distances.shape[:2]
+    scores = [resized(one.scores(level), grid) for one, level in zip(stats, levels, strict=True)]
+    return np.mean(scores, axis=0) if variant.fuse == "arithmetic" else np.max(scores, axis=0)
+
+
+def figures(category: Category, bank: Bank) -> Iterator[tuple[str, float, float | None]]:
+    """Yield each variant's name, image AUROC and pixel AP on a set."""
+    normal = bank.of([image.path for image in category.normal])
+    chosen = np.random.default_rng(0).permutation(len(normal))[:NORMAL]
+    scale = [matched(normal[at], normal[:at] + normal[at + 1 :]) for at in chosen]
+    tests = [matched(one, normal) for one in bank.of([sample.path for sample in category.test])]
+    view = bank.extractor.spec.view
+    for variant in VARIANTS:
+        by_level = zip(*(as_levels(variant, found) for found in scale), strict=True)
+        stats = [LevelStats.of(list(level), high=variant.high) for level in by_level]
+        scores, pixel = [], PixelMetrics() if category.masks else None
+        for sample, found in zip(category.test, tests, strict=True):
+            grid = map_of(variant, found, stats)[..., None]
+            scores.append(variant.score(anomaly_map(grid, view.resized, view, variant.sigma)))
+            if pixel:
+                size = decode(sample.path).shape[:2]
+                scores_of = anomaly_map(grid, size, view, variant.sigma)
+                pixel.add(scores_of, category.mask_of(sample, size), str(sample.path))
+        auroc = image_metrics(scores, [int(sample.anomalous) for sample in category.test]).values["image_AUROC"]
+        yield variant.name, float(auroc or 0), pixel.result().values["pixel_AP"] if pixel else None
+
+
+def over_families(rows: list[dict[str, Any]], families: dict[str, str], what: str) -> float:
+    """Return the mean within families, then over families, in percent."""
+    means = []
+    for family in sorted(set(families.values())):
+        values = [row[what] for row in rows if families[row["set"]] == family and row[what] is not None]
+        means += [np.mean(values)] if values else []
+    return round(100 * float(np.mean(means)), 1)
+
+
+def main() -> None:
+    """Measure every variant on every set, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="+", help="labelled sets; masks are optional")
+    parser.add_argument("--shots", type=int, default=100, help="normal images, at most")
+    parser.add_argument("--limit-test", type=int, default=36, help="test images of a set, at most")
+    parser.add_argument("--family", type=family_rule, action="append", default=[], metavar="REGEX=NAME")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
+    for category in [one for path in args.dataset for one in open_dataset(path)]:
+        bank, shots = Bank(extractor), min(args.shots, len(category.normal))
+        for contaminate in (None, 0.05):
+            drawn = draw(category, shots, contaminate)
+            drawn = replace(drawn, test=limited(drawn, args.limit_test, 0))
+            for name, auroc, ap in figures(drawn, bank):
+                rows.append({"set": category.name, "contaminate": contaminate or 0, "variant": name})
+                rows[-1] |= {"image_AUROC": auroc, "pixel_AP": ap}
+            print(category.name, contaminate, rows[-len(VARIANTS)], flush=True)
+    families = families_of([row["set"] for row in rows], args.family)
+    lines = [
+        "| variant | image AUROC | pixel AP | with 5 % defects: image AUROC | pixel AP |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for variant in VARIANTS:
+        own = [row for row in rows if row["variant"] == variant.name]
+        cells = [
+            over_families([row for row in own if row["contaminate"] == share], families, what)
+            for share in (0, 0.05)
+            for what in ("image_AUROC", "pixel_AP")
+        ]
+        lines.append(f"| {variant.name} | {' | '.join(map(str, cells))} |")
+    save("relative", {"shots": args.shots, "limit_test": args.limit_test, "rows": rows})
+    (RESULTS / "relative.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

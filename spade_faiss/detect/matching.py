@@ -1,0 +1,111 @@
+"""The match stage: every patch of a query against all patches of its neighbours, levels concatenated or apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import Array
+from ..options import SearchOptions
+from ..patch_search.search import search_checked, search_levels_checked
+from ..system.devices import as_arrays, beside
+from .baseline import Baseline
+from .level_matches import LevelMatches, averaged, relative
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What the patches of a query were matched with.
+
+    Attributes:
+        sq_distances: (h, w, kappa) float32 of the finest grid; of levels that are searched apart, what fusion made of
+            them, (h, w, 1).
+        matches: (h, w, kappa, 3) int32: neighbour, row and column on the finest grid.
+        levels: of levels that are searched apart, each.
+    """
+
+    sq_distances: NDArray[np.float32]
+    matches: NDArray[np.int32]
+    levels: tuple[LevelMatches, ...] = ()
+
+    @classmethod
+    def none(cls, grid: tuple[int, ...]) -> Matched:
+        """Return what a query has whose patches are not searched: kappa is 0."""
+        return cls(np.empty((*grid, 0), np.float32), np.empty((*grid, 0, 3), np.int32))
+
+    def slim(self) -> Matched:
+        """Return what fusion needs of it: the mean over kappa, and one match."""
+        levels = (
+            replace(one, sq_distances=one.distances[..., None].astype(np.float32), matches=one.matches[:, :, :1].copy())
+            for one in self.levels
+        )
+        return replace(self, levels=tuple(levels))
+
+
+def match(query: list[Array], neighbours: list[Any], settings: Settings, baseline: Baseline | None) -> Matched:
+    """Match the patches of a query.
+
+    Args:
+        query: levels [(c, h, w), ...], finest first.
+        neighbours: levels [(K, c, h, w), ...], arrays or tensors on the device that they are searched on.
+        settings: of the query.
+        baseline: the scale of normal images; None: distances as they are.
+    """
+    scales, search = baseline.level_scales if baseline else (), settings.search
+    if search.matching == "by_level":
+        found = match_levels(beside(query, neighbours), neighbours, search, settings.score.fusion == "relative")
+        return fused(found, baseline)
+    own, others = scaled(query, scales), scaled(neighbours, scales)
+    own = beside(own, others)
+    # What has the checksum it was stored with is finite, as it was then.
+    sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
+    return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
+
+
+def match_levels(
+    query: Sequence[Array], neighbours: Sequence[Any], options: SearchOptions, with_spacing: bool
+) -> list[LevelMatches]:
+    """Search each level of a query, [(c, h, w), ...], among those of its neighbours, [(K, c, h, w), ...].
+
+    Args:
+        query: levels.
+        neighbours: levels, arrays or tensors.
+        options: of the search, filled in.
+        with_spacing: whether to measure the spacing of what was matched.
+    """
+    if options.distinct:  # a small gallery has fewer, and so has an image that is compared with the others
+        options = replace(options, kappa=min(options.kappa or 1, len(neighbours[0])))
+    found = search_levels_checked(query, neighbours, options, scan=not options.verify_reads)
+    matches = [LevelMatches(*as_arrays(one)) for one in found]
+    if not with_spacing or len(neighbours[0]) == 1:
+        return matches
+    from ..patch_search.spacing import spacing  # here, as it takes torch and numba
+
+    levels = as_arrays(list(neighbours))
+    return [
+        replace(one, spacing=spacing(level, one.matches[:, :, 0])) for one, level in zip(matches, levels, strict=True)
+    ]
+
+
+def fused(found: Sequence[LevelMatches], baseline: Baseline | None) -> Matched:
+    """Make one map of levels that were searched apart: relative to normal images where a baseline has their figures."""
+    if baseline and baseline.levels:
+        grid, matches = relative(found, baseline.levels)
+    else:
+        grid, matches = averaged(found, baseline.level_scales if baseline else ())
+    return Matched(grid[..., None].astype(np.float32), matches, tuple(found))
+
+
+def scaled(levels: list[Any], scales: Sequence[float]) -> list[Any]:
+    """Multiply all levels but the finest by their scales over its own: the largest is then not copied."""
+    if not scales:
+        return levels
+    # NumPy multiplies float16 in float32, torch only what is float32 already.
+    wide = (level if isinstance(level, np.ndarray) else level.float() for level in levels[1:])
+    coarser = zip(wide, scales[1:], strict=True)
+    return [levels[0], *(level * np.float32(scale / scales[0]) for level, scale in coarser)]

@@ -1,0 +1,112 @@
+"""The nearest patch of each of several neighbours, and the spacing of what was matched, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spade_faiss as sf
+from spade_faiss.patch_search.distinct import search_distinct
+from spade_faiss.patch_search.spacing import spacing
+from tests import reference
+
+
+def equals_oracle(query: np.ndarray, neighbours: np.ndarray, kappa: int) -> None:
+    sq_distances, places = search_distinct(query, neighbours, kappa)
+    expected, expected_places = reference.search_distinct(query, neighbours, kappa)
+    np.testing.assert_allclose(sq_distances, expected, rtol=1e-5, atol=1e-9)  # float32 holds the values
+    other = places != expected_places  # only where float32 cannot tell them apart
+    assert not other.any() or np.unique(np.float32(expected[other.any(axis=1)])).size < expected[other.any(axis=1)].size
+    a_neighbour = neighbours.shape[2] * neighbours.shape[3]
+    assert all(len(set(row // a_neighbour)) == kappa for row in places)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, most) for most in (6, 9, 7, 9)]),
+    patches=st.integers(1, 30),
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+def test_equals_the_oracle(
+    shape: tuple[int, int, int, int], patches: int, dtype: str, seed: int, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(seed)
+    neighbours, query = rng.normal(size=shape).astype(dtype), rng.normal(size=(shape[1], patches)).astype(dtype)
+    neighbours[-1] = neighbours[0]  # copies tie, and the earlier wins
+    query[:, 0] = neighbours[0, :, 0, 0]
+    equals_oracle(query, neighbours, data.draw(st.integers(1, shape[0])))
+
+
+@pytest.mark.parametrize("scale", [0, 1e-18, 1e4])
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_patches_that_products_cannot_tell_apart(scale: float, offset: float) -> None:
+    """Hair's breadths on a large mean, and values of one kind: such neighbours are measured whole."""
+    rng = np.random.default_rng(1)
+    neighbours = (offset + scale * rng.normal(size=(5, 4, 6, 11))).astype(np.float32)
+    query = (offset + scale * rng.normal(size=(4, 9))).astype(np.float32)
+    sq_distances, places = search_distinct(query, neighbours, 3)
+    expected, expected_places = reference.search_distinct(query, neighbours, 3)
+    np.testing.assert_allclose(sq_distances, expected, rtol=1e-5, atol=1e-38)
+    np.testing.assert_array_equal(places, expected_places)
+
+
+def test_more_threads_find_the_same(two_threads: None) -> None:
+    rng = np.random.default_rng(2)
+    equals_oracle(rng.normal(size=(3, 50)), rng.normal(size=(9, 3, 8, 8)), 4)
+
+
+def test_distances_that_no_float32_holds_are_refused() -> None:
+    with pytest.raises(sf.FeatureError, match="squared distances fit float32"):
+        search_distinct(np.full((2, 1), 3e30), np.full((2, 2, 1, 1), -3e30), 1)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 7])
+def test_spacing_equals_the_oracle(k: int) -> None:
+    rng = np.random.default_rng(k)
+    level = rng.normal(size=(k, 3, 4, 5)).astype(np.float16)
+    level[:, :, 0, 0] = 1  # in all neighbours alike: at 0 from each other
+    matches = np.stack([rng.integers(0, most, (6, 2)) for most in (k, 4, 5)], axis=-1).astype(np.int32)
+    matches[0] = [[0, 0, 0], [k - 1, 0, 0]]
+    found = spacing(level, matches)
+    np.testing.assert_allclose(found, reference.spacing(level, matches, 3), rtol=1e-5)
+    assert (found[0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"kappa": 4}, r"kappa: expected 1 to 3, the number of neighbours, which are distinct, found 4"),
+        ({"kappa": 0}, r"kappa: expected 1 to 3, the number of neighbours, which are distinct, found 0"),
+        ({"device": "nonsense"}, r"device: expected .* found 'nonsense'"),
+        ({"window": 0}, r"distinct: goes with window 'all', found 0"),
+        ({"window": 1}, r"distinct: goes with window 'all', found 1"),
+        ({"metric": "cosine"}, r"distinct: goes with metric 'l2', found 'cosine'"),
+        ({"engine": "flat"}, r"distinct: goes with engine 'auto', found 'flat'"),
+    ],
+)
+def test_what_does_not_go_with_it(options: dict[str, Any], expected: str) -> None:
+    levels = [np.ones((2, 3, 3))], [np.ones((3, 2, 3, 3))]
+    with pytest.raises((sf.OptionError, sf.DeviceError), match=expected):
+        sf.search_levels(*levels, distinct=True, **options)
+
+
+def test_each_level_by_its_own_nearest_neighbours() -> None:
+    rng = np.random.default_rng(3)
+    shapes = [(4, 5, 6), (3, 2, 3)]
+    query = [rng.normal(size=shape) for shape in shapes]
+    neighbours = [rng.normal(size=(4, *shape)) for shape in shapes]
+    for (sq_distances, matches), own, others in zip(
+        sf.search_levels(query, neighbours, kappa=2, distinct=True), query, neighbours, strict=True
+    ):
+        expected, places = reference.search_distinct(own.reshape(len(own), -1), others, 2)
+        grid = own.shape[1:]
+        np.testing.assert_allclose(sq_distances, expected.reshape(*grid, 2), rtol=1e-5)
+        np.testing.assert_array_equal(
+            matches, np.stack(np.unravel_index(places, (4, *grid)), axis=-1).reshape(*grid, 2, 3)
+        )
