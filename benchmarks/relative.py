@@ -1,6 +1,6 @@
 """What each part of the recipe `relative` contributes, clean and with 5 % defects among the normal images.
 
-    spade-faiss bench relative DATASET... [--shots 100] [--limit-test 36] [--family '^piped_=papers']
+    spade-faiss bench relative DATASET... [--shots 100] [--limit-test 24] [--family '^piped_=papers']
 
 Each image is matched once, with its 16 nearest neighbours by level; the variants differ in what they make of that. The
 table has means within families, then over families.
@@ -21,7 +21,7 @@ from quality_stats import families_of, family_rule
 
 import spade_faiss as sf
 from spade_faiss.datasets import draw, open_dataset
-from spade_faiss.datasets.category import Category
+from spade_faiss.datasets.category import Category, Sample
 from spade_faiss.detect.level_matches import LevelMatches, LevelStats, relative, resized
 from spade_faiss.detect.scoring import anomaly_map, top_score
 from spade_faiss.images.decode import decode
@@ -32,7 +32,8 @@ from spade_faiss.patch_search.spacing import spacing
 
 K = 50
 NEAREST = 16  # neighbours that are kept
-NORMAL = 20  # normal images that give the scale
+NORMAL = 12  # normal images that give the scale
+SIDE = 128  # px, of maps and masks
 RECIPE = sf.RECIPES["relative"]
 
 Array = NDArray[Any]
@@ -55,7 +56,7 @@ class Variant:
 
 VARIANTS = [
     Variant("relative"),
-    Variant("kappa 1, spacing of 1: no guard against defects", kappa=1, others=1),
+    Variant("kappa 1: no guard against defects", kappa=1),
     Variant("kappa 3", kappa=3),
     Variant("kappa 16", kappa=16),
     Variant("neighbours 4 to 8", first=3),
@@ -103,7 +104,7 @@ def matched(query: sf.Features, normal: list[sf.Features]) -> Matches:
         grid, kappa = level.shape[2:], min(NEAREST, len(near))
         sq_distances, places = search_distinct(level[0].reshape(level.shape[1], -1), others, kappa)
         first = np.stack(np.unravel_index(places[:, 0], (len(near), *grid)), axis=-1).reshape(*grid, 3)
-        apart = {count: spacing(others, first.astype(np.int32), count) for count in (1, 3, 8)}
+        apart = {count: spacing(others, first.astype(np.int32), count) for count in (3, 8)}
         found.append((sq_distances.reshape(*grid, kappa), apart))
     return found
 
@@ -130,6 +131,13 @@ def map_of(variant: Variant, found: Matches, stats: list[LevelStats]) -> Array:
     return np.mean(scores, axis=0) if variant.fuse == "arithmetic" else np.max(scores, axis=0)
 
 
+def small_mask(category: Category, sample: Sample) -> Array:
+    """Return a test image's mask at SIDE x SIDE px, the nearest pixels."""
+    mask = category.mask_of(sample, decode(sample.path).shape[:2])
+    rows, columns = ((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in mask.shape)
+    return mask[np.ix_(rows, columns)]
+
+
 def figures(category: Category, bank: Bank) -> Iterator[tuple[str, float, float | None]]:
     """Yield each variant's name, image AUROC and pixel AP on a set."""
     normal = bank.of([image.path for image in category.normal])
@@ -137,6 +145,7 @@ def figures(category: Category, bank: Bank) -> Iterator[tuple[str, float, float 
     scale = [matched(normal[at], normal[:at] + normal[at + 1 :]) for at in chosen]
     tests = [matched(one, normal) for one in bank.of([sample.path for sample in category.test])]
     view = bank.extractor.spec.view
+    masks = {sample.key: small_mask(category, sample) for sample in category.test} if category.masks else {}
     for variant in VARIANTS:
         by_level = zip(*(as_levels(variant, found) for found in scale), strict=True)
         stats = [LevelStats.of(list(level), high=variant.high) for level in by_level]
@@ -145,9 +154,8 @@ def figures(category: Category, bank: Bank) -> Iterator[tuple[str, float, float 
             grid = map_of(variant, found, stats)[..., None]
             scores.append(variant.score(anomaly_map(grid, view.resized, view, variant.sigma)))
             if pixel:
-                size = decode(sample.path).shape[:2]
-                scores_of = anomaly_map(grid, size, view, variant.sigma)
-                pixel.add(scores_of, category.mask_of(sample, size), str(sample.path))
+                scores_of = anomaly_map(grid, (SIDE, SIDE), view, variant.sigma)
+                pixel.add(scores_of, masks[sample.key], str(sample.path))
         auroc = image_metrics(scores, [int(sample.anomalous) for sample in category.test]).values["image_AUROC"]
         yield variant.name, float(auroc or 0), pixel.result().values["pixel_AP"] if pixel else None
 
@@ -166,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="+", help="labelled sets; masks are optional")
     parser.add_argument("--shots", type=int, default=100, help="normal images, at most")
-    parser.add_argument("--limit-test", type=int, default=36, help="test images of a set, at most")
+    parser.add_argument("--limit-test", type=int, default=24, help="test images of a set, at most")
     parser.add_argument("--family", type=family_rule, action="append", default=[], metavar="REGEX=NAME")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
