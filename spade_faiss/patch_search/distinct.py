@@ -4,8 +4,8 @@ A defect that hides in one normal image excuses its like only there. Averaged ov
 images, a distance is small only where several images have something alike.
 
 Products choose the patches. Half a squared distance without the query's own part is |x|^2 / 2 - <q, x>: the norms are a
-channel of the product. Its error is bounded, and an image whose nearest patch rounding could have hidden is measured
-whole. What is chosen is measured as sums of squares.
+channel of the product. Its error is bounded, and all patches that rounding could have hidden are measured. What is
+chosen is measured as sums of squares.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Search:
     norms: Floats  # (m,) of the query
     halves: Floats  # (K, m) least half squared distance without the query's own part
     doubts: Floats  # (K, m) that the product may be off by
-    at: Ints  # (K, m) cell, or UNDECIDED: rounding could have hidden the nearest; where it does not matter, HOPELESS
+    at: Ints  # (K, m) the nearest cell, or HOPELESS: kappa neighbours are nearer
 
     @classmethod
     def of(cls, query: Array, gallery: Array) -> _Search:
@@ -95,7 +95,7 @@ class _Search:
         for number in range(k):
             lanes = np.flatnonzero(wanted[number])
             if len(lanes):
-                at, cells = self.at[number, lanes], self.cells(number).numpy()
+                at, cells = self.at[number, lanes], self.cells(number).t().contiguous().numpy()
                 sq_distances = np.empty(len(lanes), np.float64)
                 kernels.measure(self.query.numpy(), cells, lanes, at, sq_distances)
                 found[number, lanes] = sq_distances
@@ -119,6 +119,7 @@ class _Worker:
             for number in work:
                 cells = search.cells(number)
                 sq_norms = cells.square().sum(dim=0, keepdim=True)
+                patches, mine = cells.t().contiguous().numpy(), search.query.numpy()
                 theirs, largest = torch.cat([cells, sq_norms / 2]), float(sq_norms.max()) ** 0.5
                 factor = np.float32(ROUNDING * len(cells) ** 0.5 / 2)
                 search.doubts[number] = factor * (search.norms + np.float32(largest)) ** 2
@@ -127,7 +128,9 @@ class _Worker:
                 for start in range(0, len(self.highs), step):
                     rows = slice(start, min(start + step, len(self.highs)))
                     part = torch.mm(search.operand[rows], theirs, out=products[: rows.stop - start])
+                    halves = search.halves[number, rows]
+                    halves[:] = part.amin(dim=1).numpy()
                     kernels.least(
-                        part.numpy(), search.doubts[number, rows], self.highs[rows], search.halves[number, rows],
-                        search.at[number, rows],
+                        part.numpy(), search.doubts[number, rows], mine[rows], patches, self.highs[rows],
+                        halves, search.at[number, rows],
                     )  # fmt: skip

@@ -269,7 +269,9 @@ def test_windows_as_large_as_the_largest_grid(shapes: Any) -> None:
     for window in (7, 100):
         with pytest.raises(OptionError) as caught:
             search_levels(query, neighbours, window=window)
-        assert_says(caught.value, "^window: expected fewer", "5 x 7", f"found {window}; leave it out")
+        assert_says(
+            caught.value, "^window: expected fewer", "5 x 7", f"found {window}; window='all' searches everywhere"
+        )
 
 
 def test_more_matches_than_a_corner_has_candidates() -> None:
