@@ -46,8 +46,11 @@ def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, I
         FeatureError: a squared distance does not fit float32.
     """
     search = in_one_thread(_Search.of, query, gallery)
-    workers = [_Worker(search, kappa) for _ in range(min(torch_threads(), len(gallery)))]
-    share_out(range(len(gallery)), workers)
+    k, threads = len(gallery), min(torch_threads(), len(gallery))
+    pairs = query.shape[1] * gallery.shape[2] * gallery.shape[3]
+    together = max(1, min(TILE_BYTES // (4 * pairs), -(-k // threads)))  # small neighbours share a product
+    work = [range(first, min(first + together, k)) for first in range(0, k, together)]
+    share_out(work, [_Worker(search, kappa) for _ in range(min(threads, len(work)))])
     with np.errstate(over="ignore", invalid="ignore"):
         best, at = search.nearest(kappa)
     if not np.isfinite(best).all():
@@ -81,9 +84,10 @@ class _Search:
             np.empty(shape, np.int64),
         )  # fmt: skip
 
-    def cells(self, number: int) -> torch.Tensor:
-        """Return a neighbour's level as (c, h * w) float32, shifted."""
-        return (as_tensor(self.gallery[number]).reshape(len(self.shift), -1) - self.shift).float()
+    def cells(self, some: range) -> torch.Tensor:
+        """Return the level of some neighbours as (n, c, h * w) float32, shifted."""
+        level = as_tensor(self.gallery[some.start : some.stop])
+        return (level.reshape(len(some), len(self.shift), -1) - self.shift).float()
 
     def nearest(self, kappa: int) -> tuple[Floats, Ints]:
         """Measure the neighbours that can be among the kappa nearest, and return those."""
@@ -95,7 +99,7 @@ class _Search:
         for number in range(k):
             lanes = np.flatnonzero(wanted[number])
             if len(lanes):
-                at, cells = self.at[number, lanes], self.cells(number).t().contiguous().numpy()
+                at, cells = self.at[number, lanes], self.cells(range(number, number + 1))[0].t().contiguous().numpy()
                 sq_distances = np.empty(len(lanes), np.float64)
                 kernels.measure(self.query.numpy(), cells, lanes, at, sq_distances)
                 found[number, lanes] = sq_distances
@@ -112,25 +116,31 @@ class _Worker:
         self.search = search
         self.highs = np.full((len(search.query), kappa), np.inf, np.float32)
 
-    def run(self, work: Iterator[int]) -> None:
+    def run(self, work: Iterator[range]) -> None:
         """Find the nearest patch of each of some neighbours, by products that stay in a core's cache until used."""
-        search, products = self.search, None
+        search, buffer, mine = self.search, None, self.search.query.numpy()
         with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
-            for number in work:
-                cells = search.cells(number)
-                sq_norms = cells.square().sum(dim=0, keepdim=True)
-                patches, mine = cells.t().contiguous().numpy(), search.query.numpy()
-                theirs, largest = torch.cat([cells, sq_norms / 2]), float(sq_norms.max()) ** 0.5
-                factor = np.float32(ROUNDING * len(cells) ** 0.5 / 2)
-                search.doubts[number] = factor * (search.norms + np.float32(largest)) ** 2
-                step = max(1, TILE_BYTES // (4 * theirs.shape[1]))
-                products = torch.empty(step, theirs.shape[1]) if products is None else products
-                for start in range(0, len(self.highs), step):
-                    rows = slice(start, min(start + step, len(self.highs)))
-                    part = torch.mm(search.operand[rows], theirs, out=products[: rows.stop - start])
-                    halves = search.halves[number, rows]
-                    halves[:] = part.amin(dim=1).numpy()
-                    kernels.least(
-                        part.numpy(), search.doubts[number, rows], mine[rows], patches, self.highs[rows],
-                        halves, search.at[number, rows],
-                    )  # fmt: skip
+            for some in work:
+                cells = search.cells(some)
+                sq_norms = cells.square().sum(dim=1, keepdim=True)
+                theirs, patches = torch.cat([cells, sq_norms / 2], dim=1), cells.transpose(1, 2).contiguous().numpy()
+                largest = sq_norms.amax(dim=2).sqrt().numpy()
+                factor = np.float32(ROUNDING * cells.shape[1] ** 0.5 / 2)
+                search.doubts[some] = factor * (search.norms + largest) ** 2
+                step = max(1, TILE_BYTES // (4 * len(some) * cells.shape[2]))
+                if buffer is None:
+                    buffer = torch.empty(len(some), step, cells.shape[2])
+                for start in range(0, len(mine), step):
+                    rows = slice(start, min(start + step, len(mine)))
+                    count = rows.stop - start
+                    if len(some) == 1:
+                        part = torch.mm(search.operand[rows], theirs[0], out=buffer[0, :count])[None]
+                    else:
+                        part = torch.matmul(search.operand[rows], theirs)
+                    halves = part.amin(dim=2).numpy()
+                    search.halves[some, rows] = halves
+                    for number, products, own, least in zip(some, part.numpy(), patches, halves, strict=True):
+                        kernels.least(
+                            products, search.doubts[number, rows], mine[rows], own, self.highs[rows], least,
+                            search.at[number, rows],
+                        )  # fmt: skip
