@@ -75,6 +75,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"{count} tests that need a GPU were left out: {why}")
 
 
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """On a busy machine, torch's threads wait for each other ten times longer than small networks take."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_disk() -> Iterator[None]:
     """Flushing costs more than all else here, and no test cuts the power; child processes do flush."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,15 +252,15 @@ def _evaluate_galleries(plans: Sequence[_Plan]) -> list[Evaluation]:
 
 def _evaluate_draws(plans: Sequence[_Plan], draws: Draws) -> list[Evaluation]:
     """Evaluate each draw of each category with a temporary gallery, and print means and deviations."""
-    from ..repeats import Repeats, write_repeats
+    from ..repeats import write_repeats
 
     drawn = {"shots": draws.shots, "contaminate": draws.contaminate, "repeat": draws.repeat, "seed": draws.seed}
     repeats: list[Repeats] = []
     for plan in plans:
-        repeats.append(Repeats(plan.category.name))
-        for settings in _each_draw(plan, draws, repeats[-1], len(plans) > 1):
-            if plan.flags.output and len(repeats[-1].draws) == draws.repeat:
-                write_repeats(plan.flags.output, repeats, {**settings, **plan.settings, **drawn})
+        found, settings = _draws_of(plan, draws, len(plans) > 1)
+        repeats.append(found)
+        if plan.flags.output:  # after each, so that a run that is stopped keeps what it has
+            write_repeats(plan.flags.output, repeats, {**settings, **plan.settings, **drawn})
     if plans[0].flags.as_json:
         click.echo(json.dumps([one.to_json() for one in repeats]))
     else:
@@ -268,12 +268,13 @@ def _evaluate_draws(plans: Sequence[_Plan], draws: Draws) -> list[Evaluation]:
     return [evaluation for one in repeats for _, evaluation in one.draws]
 
 
-def _each_draw(plan: _Plan, draws: Draws, repeats: Repeats, several: bool) -> Iterator[dict[str, object]]:
-    """Evaluate the draws of a category one by one into `repeats`; yields the detector's settings after each."""
+def _draws_of(plan: _Plan, draws: Draws, several: bool) -> tuple[Repeats, dict[str, object]]:
+    """Evaluate the draws of a category; returns the detector's settings too."""
     from ..detect.detector import Detector
-    from ..repeats import each_draw
+    from ..repeats import Repeats, each_draw
 
     flags, name = plan.flags, plan.category.name
+    repeats, settings = Repeats(name), dict[str, object]()
     found, maps = plan.folder(several), plan.options.maps
     search = flags.search.search_options(flags.network.device), flags.search.score_options()
     with Gallery.open(plan.path, flags.network.device) as opened:
@@ -288,7 +289,8 @@ def _each_draw(plan: _Plan, draws: Draws, repeats: Repeats, several: bool) -> It
             detector = Detector(own, extractor, *search, calibrated=False, normal=draw.category.normal)
             one = replace(plan, category=draw.category, checked=draw.checked, options=options)
             repeats.draws.append((draw, one.evaluate(detector, found / seed if found else None)))
-            yield detector.settings()
+            settings = detector.settings()
+    return repeats, settings
 
 
 def _report(

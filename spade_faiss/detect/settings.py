@@ -63,15 +63,16 @@ class Settings:
         search, score, largest = self.search, self.score, max(max(grid) for grid in grids)
         apart, is_relative = search.matching == "by_level", score.fusion == "relative"
         spread, cosine = search.level_weights == "spread", search.metric == "cosine"
+        equal = "goes with level_weights='equal', found 'spread': give level_weights='equal'"
         together = "goes with matching='by_level', found 'concatenated'"
         rules = [
             (is_relative and not apart, f"fusion='relative' {together}: give fusion='mean'"),
             (is_relative and cosine, "fusion='relative' goes with metric='l2', found 'cosine': give fusion='mean'"),
-            (is_relative and spread, "fusion='relative' has a scale of its own: give level_weights='equal'"),
-            (cosine and spread, "metric='cosine' ignores the length of features: give level_weights='equal'"),
+            (is_relative and spread, f"fusion='relative' {equal}"),
+            (cosine and spread, f"metric='cosine' {equal}"),
             (
                 cosine and not apart and len(set(grids)) > 1,
-                "metric='cosine' takes levels of one grid: give matching='by_level'",
+                f"metric='cosine' goes with levels of one grid, found {grids}: give matching='by_level'",
             ),
             (search.distinct and not apart, f"distinct=True {together}: give distinct=False"),
         ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,10 @@ from spade_faiss.extractors.tokens import blocks_at
 from spade_faiss.options import FeatureOptions
 from tests.helpers.vision_transformers import make_tiny, with_random_weights
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 RAD: dict[str, Any] = {"blocks": (0.25, 0.5, 0.75, 1), "tokens": "normalised", "image_feature": "class_token"}
 MEAN_STD = 0.5  # of test_vit's pixels, each channel
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from spade_faiss.extractors.registry import Extractor, load_extractor
 from spade_faiss.extractors.weights import state_digest
 from spade_faiss.options import FeatureOptions
 
-pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
+pytestmark = [pytest.mark.usefixtures("one_torch_thread"), pytest.mark.slow]  # `make test-fast` leaves it out
 
 
 HALF = (0.5, 0.5, 0.5)
@@ -95,15 +95,6 @@ def refused(weights: Path, name: str = "resnet18") -> str:
     assert message.startswith(f"{weights}: ")
     assert "\n" not in message
     return message.removeprefix(f"{weights}: ")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine, torch's threads wait for each other ten times longer than these small networks take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

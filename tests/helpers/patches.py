@@ -34,7 +34,7 @@ def make(
 
 
 def make_ties(shapes: Sequence[tuple[int, int, int]], k: int, seed: int = 0) -> tuple[Levels, Levels]:
-    """Zeros and ones: many patches are equal, and every sum is exact in float32."""
+    """Zeros and ones: many patches are equal, and at power-of-two scales every sum and product is exact in float32."""
     rng = np.random.default_rng(seed)
     query = [rng.integers(0, 2, shape).astype(np.float32) for shape in shapes]
     return query, [rng.integers(0, 2, (k, *shape)).astype(np.float32) for shape in shapes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +15,18 @@ from numpy.typing import DTypeLike
 from spade_faiss.arrays import all_finite
 from spade_faiss.errors import DeviceError, FeatureError, OptionError
 from spade_faiss.options import SearchOptions
-from spade_faiss.patch_search import pyramid
 from spade_faiss.patch_search.search import search_checked, search_levels, search_levels_checked, search_patches
 from tests import reference
 from tests.helpers.patches import GRIDS, assert_equals_oracle, assert_same, assert_says, make, make_ties
 
 ENGINES = ["flat", "pyramid"]
 
+pytestmark = pytest.mark.usefixtures("float32_products")
+
 Search = Callable[..., list[tuple[Any, Any]]]
 
 GRIDS = {**GRIDS, "coarsest-first": [(4, 2, 3), (3, 6, 5), (2, 3, 9)]}
 GPU = [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _in_float32() -> Iterator[None]:
-    """Spare the time of measuring products in bfloat16, which test_patch_search.py has both ways."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyramid, "bfloat16_pays", lambda: False)
-        yield
 
 
 @pytest.fixture(

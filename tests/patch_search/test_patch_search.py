@@ -23,6 +23,7 @@ from spade_faiss.patch_search.search import search_checked, search_patches
 from spade_faiss.patch_search.upsampling import as_tensor
 from spade_faiss.system import devices
 from tests import reference
+from tests.helpers.patches import make, make_ties
 
 ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
 
@@ -83,22 +84,6 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
         elif variant in ("float32", "bfloat16"):  # what a machine does that multiplies bfloat16 no faster, or faster
             patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
         yield bound
-
-
-def make(
-    shapes: Sequence[tuple[int, int, int]], k: int, dtype: DTypeLike = np.float32, seed: int = 0, scale: float = 1
-) -> tuple[Levels, Levels]:
-    """Normal features: query [(c, h, w), ...] and neighbours [(K, c, h, w), ...]."""
-    rng = np.random.default_rng(seed)
-    query = [(scale * rng.normal(size=shape)).astype(dtype) for shape in shapes]
-    return query, [(scale * rng.normal(size=(k, *shape))).astype(dtype) for shape in shapes]
-
-
-def make_ties(shapes: Sequence[tuple[int, int, int]], k: int, seed: int = 0) -> tuple[Levels, Levels]:
-    """Zeros and ones: many patches are equal, and at power-of-two scales every sum and product is exact in float32."""
-    rng = np.random.default_rng(seed)
-    query = [rng.integers(0, 2, shape).astype(np.float32) for shape in shapes]
-    return query, [rng.integers(0, 2, (k, *shape)).astype(np.float32) for shape in shapes]
 
 
 ORACLE: dict[Any, tuple[np.ndarray, float]] = {}  # by the features, as every back end is asked the same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,16 @@ from numpy.typing import DTypeLike
 
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.options import SearchOptions
-from spade_faiss.patch_search import pyramid, window_torch
 from spade_faiss.patch_search import window as engine
+from spade_faiss.patch_search import window_torch
 from spade_faiss.patch_search.search import search_checked, search_levels, search_patches
 from spade_faiss.patch_search.settings import SearchSettings, first_places
 from tests import reference
 from tests.helpers.patches import GRIDS, assert_equals_oracle, assert_same, assert_says, make, make_ties
 
+pytestmark = pytest.mark.usefixtures("float32_products")
+
 Search = Callable[..., tuple[Any, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _in_float32() -> Iterator[None]:
-    """Spare the time of measuring products in bfloat16, which test_patch_search.py has both ways."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyramid, "bfloat16_pays", lambda: False)
-        yield
 
 
 @pytest.fixture(
