@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import spade_faiss as sf
 from tests.helpers.command_line import Run, Spade
@@ -28,6 +29,11 @@ from tests.helpers.images import write_images
 MEMORY = Path("/dev/shm")  # where there is much of it, temporary files wait for no disk: an eighth of the suite's time
 if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= 4 * 2**30:
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+# The same inputs in every run, so that it fails by what was changed alone; HYPOTHESIS_PROFILE=random looks for others.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 GPUS = {"gpu_torch": "torch sees no CUDA device", "gpu_faiss": "FAISS sees no GPU"}  # by marker: why it is not met
 DESELECTED = pytest.StashKey[dict[str, int]]()  # items, by the reason

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -53,7 +53,6 @@ def make_calibration(image_scores: list[float], map_maxima: list[float], alpha: 
     return sf.Calibration(1, {}, alpha, None, np.array(image_scores), np.array(map_maxima))
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30), st.floats(0, 1e6), st.floats(0, 1e6))
 def test_scaled_scores_are_monotone_with_the_threshold_at_one_half(scores: list[float], a: float, b: float) -> None:
     found = make_calibration(scores, scores)

@@ -464,7 +464,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.slow
 @given(damaged() | st.binary(max_size=64))
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 def test_any_bytes_decode_or_raise_image_error(content: bytes) -> None:
     said = "fuzz: "
     try:
@@ -538,7 +538,6 @@ def test_region_of_odd_margins() -> None:
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
 )
-@settings(deadline=None, derandomize=True)
 def test_region_holds_the_pixels_whose_centres_were_seen(
     image_size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int]
 ) -> None:

@@ -24,7 +24,7 @@ def tilings(draw: st.DrawFn) -> Tiling:
     return Tiling(draw(st.sampled_from([WHOLE, CROPPED])), tile, overlap)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(tilings(), st.tuples(SIDES, SIDES))
 def test_tiles_of_one_size_cover_the_image_and_share_the_overlap(tiling: Tiling, size: tuple[int, int]) -> None:
     """Sides need not be a multiple of a tile's (open-edge-platform/anomalib issue 1401: 8000 x 2000 px)."""
@@ -43,7 +43,7 @@ def test_tiles_of_one_size_cover_the_image_and_share_the_overlap(tiling: Tiling,
         assert all(pixels >= tiling.shared for pixels in shared)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(tilings(), st.tuples(SIDES, SIDES))
 def test_weights_are_1_in_total_wherever_the_network_looks(tiling: Tiling, size: tuple[int, int]) -> None:
     """Nothing is divided by 0 at the borders (lmitechnologies/LMI_AI_Solutions pull request 401)."""
@@ -57,7 +57,7 @@ def test_weights_are_1_in_total_wherever_the_network_looks(tiling: Tiling, size:
     assert total.sum() == pytest.approx((right - left) * (bottom - top))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(tilings(), st.tuples(SIDES, SIDES), st.text(max_size=20))
 def test_a_key_says_the_tile(tiling: Tiling, size: tuple[int, int], key: str) -> None:
     keys, boxes = tiling.keys(f"{key}.png", size), tiling.boxes(size)

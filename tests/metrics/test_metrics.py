@@ -318,14 +318,13 @@ def test_outliers_do_not_cost_the_others_their_precision() -> None:
 FLOAT32 = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
-@settings(deadline=None)
 @given(FLOAT32, FLOAT32)
 def test_any_two_numbers_sort_as_they_should(normal: float, anomalous: float) -> None:
     result = counted([(np.array([[normal, anomalous]], np.float32), np.array([[False, True]]))]).result()
     assert result.values["pixel_AUROC"] == (anomalous > normal) + (anomalous == normal) / 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(-9, 9), st.booleans()), min_size=2, max_size=30))
 def test_pixel_auroc_of_transformed_scores(pixels: list[tuple[int, bool]]) -> None:
     scores = np.array([[score for score, _ in pixels]], np.float32)

@@ -85,7 +85,7 @@ def test_equals_oracle(search: Search, name: str, metric: str, dtype: DTypeLike)
         np.testing.assert_array_equal(at[..., 0, :], matches[..., 0, :])
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_equals_oracle_at_any_shape(search: Search, data: st.DataObject) -> None:
     channels, sides = st.integers(1, 9), st.integers(1, 6)

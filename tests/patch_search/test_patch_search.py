@@ -146,7 +146,7 @@ def test_equals_oracle(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_equals_oracle_at_any_shape(search: Search, data: st.DataObject) -> None:
     channels, sides = st.integers(1, 9), st.integers(1, 7)

@@ -93,7 +93,7 @@ def test_cosine_equals_oracle(search: Search, window: Any, dtype: DTypeLike) -> 
     assert_equals_oracle(found, query, neighbours, 3, "cosine", window)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_equals_oracle_at_any_shape(search: Search, data: st.DataObject) -> None:
     channels, sides = st.integers(1, 9), st.integers(1, 7)

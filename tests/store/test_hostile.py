@@ -46,7 +46,7 @@ def test_whatever_is_changed_ends_in_an_answer_or_a_refusal(galleries: dict[Patc
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=st.dictionaries(st.sampled_from(["image_scores", "settings", "generation", "baseline", "group"]), JSON))
 def test_any_calibration_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
@@ -63,7 +63,7 @@ def test_any_calibration_is_read_or_refused(
         assert "calibrate again" in str(error)  # noqa: PT017
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_value_in_a_manifest_is_read_or_refused(galleries: dict[Patches, Path], data: st.DataObject) -> None:
     values = json.loads((galleries["stored"] / manifest.FILE).read_bytes())

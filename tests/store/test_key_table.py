@@ -74,7 +74,7 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 @pytest.mark.parametrize("hashed", HASHES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     blocks=st.lists(st.lists(TEXTS, max_size=8), max_size=8),
     others=st.lists(TEXTS, max_size=4),
@@ -316,7 +316,7 @@ STEPS = st.one_of(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hashed", HASHES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(steps=st.lists(STEPS, max_size=14), recent=st.integers(0, 6))
 def test_any_life_equals_a_dict(hashed: str, steps: list[tuple[str, list[int]]], recent: int) -> None:
     """Of a writer that goes through appends, replacements, removals, commits and compacts, and of whoever reopens."""
