@@ -22,7 +22,14 @@ from typing import Any
 
 import quality_stats as stats
 from common import RESULTS, machine, save
-from quality_patchcore import AnomalibPatchCore, PatchCore, PlainPatchCore, batched_views, has_anomalib
+from quality_patchcore import (
+    AnomalibPatchCore,
+    PatchCore,
+    PlainPatchCore,
+    batched_views,
+    has_anomalib,
+    patchcore_features,
+)
 
 import spade_faiss as sf
 from spade_faiss.arrays import Array
@@ -32,7 +39,6 @@ from spade_faiss.images.sources import ImageFile
 from spade_faiss.metrics.image import image_metrics
 from spade_faiss.metrics.pixel import PixelMetrics
 
-PATCHCORE_STRIDES = (8, 16)
 PEERS = {"patchcore": PlainPatchCore, "patchcore_anomalib": AnomalibPatchCore}
 KEYS = ("set", *stats.RUN)  # what a line is found again by
 
@@ -129,10 +135,9 @@ class Methods:
                 self._extractors[name] = self._load(recipe.features)
             except sf.OptionError as error:
                 print(f"recipe {name}: left out, as {args.extractor} does not fit it: {error}", flush=True)
-        features = dataclasses.replace(sf.RECIPES["robust"].features, strides=PATCHCORE_STRIDES, dtype="float32")
         for name in PEERS:
             if name != "patchcore_anomalib" or has_anomalib():
-                self._extractors[name] = self._load(features)
+                self._extractors[name] = self._load(patchcore_features())
             else:
                 print(f"{name}: left out; pip install 'spade-faiss[peers]'", flush=True)
         self.names = [name for name in self._extractors if not args.only or name in args.only]

@@ -7,6 +7,7 @@ each averaged over 3 x 3 positions, the coarser upsampled to the finer, concaten
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -27,6 +28,11 @@ SIGMA = 4  # px of the network's input
 CHUNK = 1024  # patches whose distances are computed at the same time
 
 Map = NDArray[np.float32]
+
+
+def patchcore_features() -> sf.FeatureOptions:
+    """Return the options of the features that PatchCore takes: two levels, as the network gives them."""
+    return dataclasses.replace(sf.RECIPES["robust"].features, strides=(8, 16), dtype="float32")
 
 
 class PatchCore(Protocol):

@@ -448,17 +448,18 @@ def test_stopped_at_any_flush_every_image_is_old_or_new(
     assert flushes >= 2
     for nth in range(1, flushes + 1):
         path = shutil.copytree(gallery.path, tmp_path / str(nth))
-        stopped = reopen(path)
-        fail_at(nth)
-        with pytest.raises((sf.GalleryError, KeyboardInterrupt)):
+        with reopen(path) as stopped:
+            fail_at(nth)
+            with pytest.raises((sf.GalleryError, KeyboardInterrupt)):
+                STEPS[name](stopped, toy, more)
+            fail_at(0)
+            with reopen(path) as other:
+                for one in (stopped, other):
+                    found = state(one)
+                    assert len(one) == len(found)
+                    assert old.keys() & new.keys() <= found.keys() <= old.keys() | new.keys()
+                    assert all(image in (old.get(key), new.get(key)) for key, image in found.items())
+                    assert one.verify() == []
             STEPS[name](stopped, toy, more)
-        fail_at(0)
-        for one in (stopped, reopen(path)):
-            found = state(one)
-            assert len(one) == len(found)
-            assert old.keys() & new.keys() <= found.keys() <= old.keys() | new.keys()
-            assert all(image in (old.get(key), new.get(key)) for key, image in found.items())
-            assert one.verify() == []
-        STEPS[name](stopped, toy, more)
-        assert state(stopped) == new
-        assert stopped.verify() == []
+            assert state(stopped) == new
+            assert stopped.verify() == []

@@ -177,23 +177,25 @@ def test_stopped_at_any_flush_it_is_old_or_new(
     assert flushes >= 2
     for nth in range(1, flushes + 1):
         path = shutil.copytree(template, tmp_path / str(nth))
-        gallery = reopen(path)
-        fail_at(nth)
-        with pytest.raises((sf.GalleryError, KeyboardInterrupt)) as caught:
-            step(gallery)
-        fail_at(0)
-        if isinstance(error, OSError):
-            assert "No space left on device; free some space" in str(caught.value)
-            assert "\n" not in str(caught.value)
-        for found in (gallery, reopen(path)):
-            state = content(found)
-            assert state in (old, new), f"{len(state)} images after flush {nth} of {flushes} failed"
-            assert len(found) == len(state)  # no key has two images
-        assert gallery.verify() == []
-        if name != "remove" or state == old:  # else it is done: the flush that failed came after
-            step(gallery)
-        assert content(gallery) == new
-        assert gallery.verify() == []
+        with reopen(path) as gallery:
+            fail_at(nth)
+            with pytest.raises((sf.GalleryError, KeyboardInterrupt)) as caught:
+                step(gallery)
+            fail_at(0)
+            if isinstance(error, OSError):
+                assert "No space left on device; free some space" in str(caught.value)
+                assert "\n" not in str(caught.value)
+            with reopen(path) as other:
+                for found in (gallery, other):
+                    state = content(found)
+                    assert state in (old, new), f"{len(state)} images after flush {nth} of {flushes} failed"
+                    assert len(found) == len(state)  # no key has two images
+            assert gallery.verify() == []
+            if name != "remove" or state == old:  # else it is done: the flush that failed came after
+                step(gallery)
+            assert content(gallery) == new
+            assert gallery.verify() == []
+        shutil.rmtree(path)
 
 
 # The limit on file size stands for a full disk: writing fails within a file, for Python, HDF5 and FAISS alike.
