@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before NumPy, torch and FAISS are loaded: several workers share the cores, and at the size of these tests threads only
@@ -55,6 +56,12 @@ def unseen() -> dict[str, str]:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--need-gpu") and len(unseen()) == len(GPUS):
         raise pytest.UsageError(f"expected a GPU: {' and '.join(GPUS.values())}; run `make test` for what needs none")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of items and all modules stay to the end: the garbage collector need not look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
