@@ -18,7 +18,7 @@ from ..images.sources import ImageFile
 from ..index.factory import NAMES
 from ..ingest.estimate import estimate
 from ..ingest.pipeline import IngestReport, Skipped
-from ..options import LEAST_BITS, MIB, MOST_BITS, FeatureOptions, IndexOptions, Patches
+from ..options import LEAST_BITS, MIB, MOST_BITS, FeatureOptions, IndexOptions, Patches, Precision
 from ..recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from ..report.result_folder import write_skipped
 from ..store.create import SKIPPED, discard_folder
@@ -62,6 +62,15 @@ class FeatureFlags:
     dtype: Annotated[
         str | None, flag("--dtype", type=click.Choice(["float16", "float32"]), help="Number type of the stored levels.")
     ]
+    precision: Annotated[
+        str | None,
+        flag(
+            "--precision",
+            type=click.Choice(get_args(Precision)),
+            help="Number type that the network multiplies in: bfloat16 is faster on some processors, and moves "
+            "features by percents.  [default: float32]",
+        ),
+    ]
     tile: Annotated[
         tuple[int, int] | None,
         flag("--tile", type=Size(), help="Cut larger images into tiles of this size.  [default: see each image whole]"),
@@ -102,6 +111,8 @@ class FeatureFlags:
             overlap=self.overlap,
             batch_size=network.batch_size,
             device=network.device,
+            runtime=network.runtime,
+            precision=self.precision,
         )
 
 
