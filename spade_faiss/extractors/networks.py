@@ -58,12 +58,16 @@ class NetworkExtractor:
             FeatureError: an activation does not fit the stored dtype; the message names the level.
         """
         with as_typed(self.device):
-            batch = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2).float()
-            image, levels = self._forward(batch.sub_(self._mean).div_(self._std))
+            image, levels = self.forward(torch.from_numpy(np.stack(views)).to(self.device))
             found = [level.float().cpu().numpy() for level in (image, *levels)]
         pad = bool(self.spec.count_include_pad)
         averaged = average_neighbourhoods(found[1:], self.spec.neighbourhood, pad)
         return self.spec.cast(Features(found[0], averaged))
+
+    def forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run the network on views (n, h, w, 3) uint8; returns image features (n, d) and levels [(n, c, h, w), ...]."""
+        batch = views.permute(0, 3, 1, 2).float()
+        return self._forward(batch.sub_(self._mean).div_(self._std))
 
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:

@@ -7,6 +7,7 @@ activations of one image stay in the processor's caches.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 import warnings
@@ -35,6 +36,30 @@ TELEMETRY = "openvino_telemetry"
 
 class ConversionError(Exception):
     """Why OpenVINO cannot run a network, as a clause that follows "found that"."""
+
+
+class _Started:
+    """The core that this process has started, and whether the process that it was forked from had one."""
+
+    def __init__(self) -> None:
+        self.core: Any = None
+        self.before_fork = False
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent's core alone, and keep it: freeing it would wait for threads that are not here."""
+        if self.core is not None:
+            self.before_fork = True
+            _keep_for_ever(self.core)
+        cpu_core.cache_clear()
+
+
+_started = _Started()
+
+
+def _keep_for_ever(one: Any) -> None:
+    """Never free an object, not even when the process ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
 
 
 def is_installed() -> bool:
@@ -81,6 +106,8 @@ def cpu_core() -> Any:
         ConversionError: there is no OpenVINO, or none for this CPU.
     """
     openvino = load_openvino()
+    if _started.before_fork:  # it would wait for threads that the parent's have been
+        raise ConversionError("OpenVINO does not run in a process that was forked from one that had started it")
     try:
         core = openvino.Core()
         devices = list(core.available_devices)
@@ -89,6 +116,7 @@ def cpu_core() -> Any:
     if "CPU" not in devices:
         found = ", ".join(devices) or "no device"
         raise ConversionError(f"OpenVINO {openvino.get_version()} has no CPU plug-in here, but {found}")
+    _started.core = core
     return core
 
 
@@ -119,12 +147,13 @@ class _Module(torch.nn.Module):
         return (image, *levels)
 
 
-def convert(forward: Forward, example: Tensor) -> Any:
+def convert(forward: Forward, example: Tensor, shape: list[int] | None = None) -> Any:
     """Convert a forward pass in float32.
 
     Args:
         forward: a torch network's, on the CPU.
-        example: (1, 3, h, w) float32, normalised; the network is converted for this shape.
+        example: what it is traced with, as (1, 3, h, w) float32, normalised.
+        shape: the input's, -1 where any size will do; None: the example's.
 
     Returns:
         an openvino.Model.
@@ -136,25 +165,34 @@ def convert(forward: Forward, example: Tensor) -> Any:
     try:
         with _without_telemetry(), warnings.catch_warnings(), as_typed("cpu"):
             warnings.simplefilter("ignore")  # on tracing; what is traced wrongly gives other features, which is checked
-            return openvino.convert_model(_Module(forward), example_input=example, input=list(example.shape))
+            return openvino.convert_model(_Module(forward), example_input=example, input=shape or list(example.shape))
     except Exception as error:  # a network's own code runs in it
         raise ConversionError(f"OpenVINO cannot convert the network ({first_line(error)})") from error
 
 
 class OpenVinoNetwork:
-    """A converted network, compiled when it first runs. Threads may share it; a forked process may go on with it."""
+    """A converted network, compiled when it first runs. Threads may share it; in a forked process torch runs it."""
 
-    def __init__(self, model: Any, precision: Precision) -> None:
-        """Wrap an openvino.Model whose input is (1, 3, h, w) and whose outputs are the image feature and the levels."""
+    def __init__(self, model: Any, precision: Precision, by_torch: Forward) -> None:
+        """Wrap a converted network.
+
+        Args:
+            model: an openvino.Model whose input is (1, 3, h, w), and whose outputs are image feature and levels.
+            precision: what it multiplies in.
+            by_torch: the network that it was converted from.
+        """
         self._model = model
         self._precision = precision
+        self._by_torch = by_torch
         self._compiled: dict[tuple[int, int], Any] = {}  # by threads and streams
         self._lock = threading.Lock()
         self._forked = False
         remember(self)
 
     def after_fork(self) -> None:
-        """Compile again: the child has none of the threads that the parent's networks wait for."""
+        """Leave OpenVINO alone, and keep its objects: it would wait for the parent's threads, or end the process."""
+        for inherited in (self._model, *self._compiled.values()):
+            _keep_for_ever(inherited)
         self._compiled, self._lock, self._forked = {}, threading.Lock(), True
 
     @property
@@ -170,10 +208,12 @@ class OpenVinoNetwork:
         Raises:
             ConversionError: OpenVINO cannot compile it for this CPU.
         """
+        if self._forked:
+            return self._by_torch(batch)
         images = batch.contiguous().numpy()
         found = [np.empty((len(images), *shape), np.float32) for shape in self.shapes]
         with self._lock:
-            threads = 1 if self._forked else torch_threads()
+            threads = torch_threads()
             streams = min(threads, MOST_STREAMS) if len(images) > 1 else 1
             compiled = self._compiled_for(threads, streams)
             if streams == 1:

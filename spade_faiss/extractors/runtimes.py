@@ -114,7 +114,7 @@ def _converted(network: TorchNetwork, retry: bool) -> tuple[OpenVinoNetwork, Con
     if found is not None and not (found.error and retry):
         if found.parts is None:
             raise ConversionError(found.error)
-        runner = _loaded(found.parts, network.precision)
+        runner = _loaded(found.parts, network)
         if runner is not None:
             return runner, found
     try:
@@ -126,11 +126,12 @@ def _converted(network: TorchNetwork, retry: bool) -> tuple[OpenVinoNetwork, Con
     return runner, conversion
 
 
-def _loaded(parts: tuple[bytes, bytes], precision: Precision) -> OpenVinoNetwork | None:
+def _loaded(parts: tuple[bytes, bytes], network: TorchNetwork) -> OpenVinoNetwork | None:
     """Return a network of the cache folder; None: this OpenVINO cannot read it."""
     try:
         weights = load_openvino().Tensor(np.frombuffer(parts[1], np.uint8))
-        return OpenVinoNetwork(cpu_core().read_model(parts[0].decode(), weights), precision)
+        model = cpu_core().read_model(parts[0].decode(), weights)
+        return OpenVinoNetwork(model, network.precision, network.forward)
     except (RuntimeError, ValueError):
         return None
 
@@ -139,7 +140,7 @@ def _make(network: TorchNetwork) -> tuple[OpenVinoNetwork, Conversion]:
     """Convert a network, compare its features with torch's, and measure both."""
     probes = _probes(network.crop)
     model = convert(network.exact, probes[:1])
-    runner = OpenVinoNetwork(model, network.precision)
+    runner = OpenVinoNetwork(model, network.precision, network.forward)
     with as_typed("cpu"):
         exact, own = network.exact(probes), network.forward(probes)
         try:
