@@ -17,6 +17,8 @@ MOST_SIGMA = 10_000  # px; the Gaussian's kernel is several times as long
 
 Normalisation = Literal["imagenet", "trained"]
 StoredDtype = Literal["float16", "float32"]
+Runtime = Literal["auto", "torch", "openvino"]  # what runs a network
+Precision = Literal["float32", "bfloat16"]  # what a network multiplies in
 Tokens = Literal["plain", "normalised"]
 ImageFeature = Literal["pooled", "class_token"]
 Patches = Literal["stored", "recompute"]  # a gallery stores pyramid levels, or re-extracts them from image files
@@ -72,7 +74,7 @@ def _as_size(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """What determines an image's features. All but batch_size and device are fixed when a gallery is created.
+    """What determines an image's features. All but batch_size, device and runtime are fixed when a gallery is created.
 
     A size is a (height, width); a single number is a square's side.
 
@@ -109,6 +111,13 @@ class FeatureOptions:
     dtype: StoredDtype = "float16"  # levels are stored and compared in it; image features are always float32
     batch_size: int = 16  # images in one pass through the network
     device: str = "auto"  # where the network runs: auto (a GPU if torch sees one), cpu, cuda, cuda:N
+    # What runs the network on the CPU: torch; openvino, converted from torch's network; auto: OpenVINO where it is
+    # installed, gives torch's features and has been faster in a measurement, or what the environment variable
+    # SPADE_FAISS_RUNTIME says
+    runtime: Runtime = "auto"
+    # What the network multiplies in. bfloat16 is faster on some processors and moves features by percents, by each
+    # runtime in its own way: features of other precisions, and of bfloat16 by another runtime, cannot be compared
+    precision: Precision = "float32"
     # How many bits are significant, 8 to 16, in image files of 16 bits a value that do not say so; None: 16. Larger
     # values are refused
     bits: int | None = None
@@ -129,6 +138,8 @@ class FeatureOptions:
         known = (None, *get_args(Normalisation))
         _check(self.normalisation in known, "normalisation", "imagenet or trained", self.normalisation)
         _check(self.dtype in get_args(StoredDtype), "dtype", "float16 or float32", self.dtype)
+        _check(self.runtime in get_args(Runtime), "runtime", "auto, torch or openvino", self.runtime)
+        _check(self.precision in get_args(Precision), "precision", "float32 or bfloat16", self.precision)
         few = is_count(self.bits) and LEAST_BITS <= int(self.bits or 0) <= MOST_BITS
         _check(self.bits is None or few, "bits", f"a number from {LEAST_BITS} to {MOST_BITS}", self.bits)
         tile, overlap = self.tile, self.overlap

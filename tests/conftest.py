@@ -8,6 +8,8 @@ import os
 # Before NumPy, torch and FAISS are loaded: several workers share the cores, and at the size of these tests threads only
 # wait for each other. Tests of threads ask for them by themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What `auto` would choose is a matter of time, and of what the user's cache folder has. Tests of runtimes choose.
+os.environ["SPADE_FAISS_RUNTIME"] = "torch"
 
 import shutil
 import sys

@@ -18,7 +18,7 @@ from ..images.sources import ImageFile
 from ..index.factory import NAMES
 from ..ingest.estimate import estimate
 from ..ingest.pipeline import IngestReport, Skipped
-from ..options import LEAST_BITS, MIB, MOST_BITS, FeatureOptions, IndexOptions, Patches
+from ..options import LEAST_BITS, MIB, MOST_BITS, FeatureOptions, IndexOptions, Patches, Precision
 from ..recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from ..report.result_folder import write_skipped
 from ..store.create import SKIPPED, discard_folder
@@ -62,6 +62,15 @@ class FeatureFlags:
     dtype: Annotated[
         str | None, flag("--dtype", type=click.Choice(["float16", "float32"]), help="Number type of the stored levels.")
     ]
+    precision: Annotated[
+        str | None,
+        flag(
+            "--precision",
+            type=click.Choice(get_args(Precision)),
+            help="Number type that the network multiplies in: bfloat16 is faster on some processors, and moves "
+            "features by percents.  [default: float32]",
+        ),
+    ]
     tile: Annotated[
         tuple[int, int] | None,
         flag("--tile", type=Size(), help="Cut larger images into tiles of this size.  [default: see each image whole]"),
@@ -102,6 +111,8 @@ class FeatureFlags:
             overlap=self.overlap,
             batch_size=network.batch_size,
             device=network.device,
+            runtime=network.runtime,
+            precision=self.precision,
         )
 
 
@@ -293,6 +304,24 @@ def compact(gallery: Path, flags: args.WriteFlags) -> None:
         saved = opened.compact(flags.wait)
         shards = len(opened.snapshot().manifest.shards)
         click.echo(f"{saved / MIB:.1f} MiB saved; {held(opened)} in {shards} shards")
+
+
+@click.command("export-backbone")
+@args.gallery
+@click.argument("output", type=PATH, metavar="FILE")
+@click.option("--weights", type=PATH, help="Load the network's weights from this file.")
+def export_backbone(gallery: Path, output: Path, weights: Path | None) -> None:
+    """Write the network of GALLERY to FILE, for other programs: .onnx, or .xml for OpenVINO.
+
+    It takes views of uint8 RGB, (n, height, width, 3), resized and cropped as `info` says. It gives the image feature
+    and each level in float32.
+    """
+    from ..extractors.export import export_backbone as export
+
+    with Gallery.open(gallery) as opened:
+        extractor = opened.load_extractor(weights, device="cpu", runtime="torch")
+        names = export(extractor, output)
+    click.echo(f"{one_line(output)}: views {'x'.join(map(str, extractor.spec.view.crop))}x3 to {', '.join(names)}")
 
 
 @dataclass(frozen=True)

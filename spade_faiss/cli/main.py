@@ -18,7 +18,7 @@ from .bench import bench
 from .demo import demo
 from .detect_commands import audit, calibrate, query
 from .evaluate_command import evaluate
-from .gallery_commands import add, build, compact, reindex, remove
+from .gallery_commands import add, build, compact, export_backbone, reindex, remove
 from .info_commands import info, verify
 from .messages import escape_what_cannot_be_printed, note, with_options
 
@@ -29,8 +29,24 @@ def cli() -> None:
     """Find defects by comparing images with normal ones only, however many there are."""
 
 
-for command in (build, add, remove, compact, reindex, info, verify, calibrate, audit, query, evaluate, demo, bench):
+for command in (
+    build,
+    add,
+    remove,
+    compact,
+    reindex,
+    info,
+    verify,
+    calibrate,
+    audit,
+    query,
+    evaluate,
+    demo,
+    bench,
+    export_backbone,
+):
     cli.add_command(command)
+cli.add_command(export_backbone)
 
 
 def main() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import click
 from PIL import Image
 
 from ..detect.measure_baseline import SAMPLE
 from ..extractors.registry import Extractor
-from ..options import MIB, FeatureOptions, ScoreOptions, SearchOptions
+from ..options import MIB, FeatureOptions, Runtime, ScoreOptions, SearchOptions
 from ..report.report import CARDS
 from .flags import PATH, Window, changed, flag
 
@@ -99,6 +99,17 @@ class NetworkFlags:
             help="Run on this device: cpu, cuda, cuda:N, or auto, which takes a GPU for the network only.",
         ),
     ]
+    runtime: Annotated[
+        Runtime,
+        flag(
+            "--runtime",
+            type=click.Choice(get_args(Runtime)),
+            default="auto",
+            show_default=True,
+            help="Run the network on the CPU by torch or by openvino. auto takes OpenVINO where it is installed and "
+            "measured to be faster.",
+        ),
+    ]
     max_pixels: Annotated[
         int | None,
         flag(
@@ -112,7 +123,7 @@ class NetworkFlags:
 
     def extractor_of(self, opened: Gallery) -> Extractor:
         """Load the extractor that made a gallery."""
-        return opened.load_extractor(self.weights, self.batch_size, self.device)
+        return opened.load_extractor(self.weights, self.batch_size, self.device, self.runtime)
 
 
 @dataclass(frozen=True)

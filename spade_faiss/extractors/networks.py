@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import torchvision
 from torch import Tensor
@@ -19,35 +20,35 @@ from ..errors import OptionError, first_line
 from ..options import FeatureOptions
 from ..system.devices import as_typed, network_device
 from .features import Features
+from .openvino_network import Forward
 from .pooling import average_neighbourhoods
+from .runtimes import TorchNetwork, choose, wanted_runtime
 from .spec import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, ExtractorSpec
 from .tokens import blocks_at, require_no_tokens, require_tokens
 from .weights import load_model, state_digest
 
 LAYER_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # a ResNet's
 
-# (n, 3, h, w) normalised -> image features (n, d), levels [(n, c, h, w), ...]
-Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
-
 
 class NetworkExtractor:
-    """A network in evaluation mode; see registry.Extractor."""
+    """A network in evaluation mode; see registry.Extractor. `runtime` says what runs it: torch or openvino."""
 
-    def __init__(
-        self, spec: ExtractorSpec, forward: Forward, device: str, options: FeatureOptions, weights: Path | None
-    ) -> None:
+    def __init__(self, spec: ExtractorSpec, forward: Forward, options: FeatureOptions, weights: Path | None) -> None:
+        """Keep what is run; the options have the device and the runtime that were chosen."""
+        device = options.device
         self.spec = spec
         self.batch_size = options.batch_size
         self._forward = forward
         self.device = device
+        self.runtime = options.runtime
         self._options = options
         self._weights = weights
         self._mean = torch.tensor(spec.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(spec.std, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the call that loads the network: smaller than its tensors, and safer."""
-        options = replace(self._options, batch_size=self.batch_size, device=self.device)
+        """Pickle as the call that loads the network: smaller than its tensors, and safer. The runtime stays."""
+        options = replace(self._options, batch_size=self.batch_size)
         return load_network, (self.spec.name, self._weights, options)
 
     def extract(self, views: Sequence[Pixels]) -> Features:
@@ -57,22 +58,32 @@ class NetworkExtractor:
             FeatureError: an activation does not fit the stored dtype; the message names the level.
         """
         with as_typed(self.device):
-            batch = torch.from_numpy(np.stack(views)).to(self.device).permute(0, 3, 1, 2).float()
-            image, levels = self._forward(batch.sub_(self._mean).div_(self._std))
+            image, levels = self.forward(torch.from_numpy(np.stack(views)).to(self.device))
             found = [level.float().cpu().numpy() for level in (image, *levels)]
         pad = bool(self.spec.count_include_pad)
         averaged = average_neighbourhoods(found[1:], self.spec.neighbourhood, pad)
         return self.spec.cast(Features(found[0], averaged))
 
+    def forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run the network on views (n, h, w, 3) uint8; returns image features (n, d) and levels [(n, c, h, w), ...]."""
+        batch = views.permute(0, 3, 1, 2).float()
+        return self._forward(batch.sub_(self._mean).div_(self._std))
+
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:
     """Load a network by name; see registry.load_extractor."""
-    device = network_device(options.device)
+    wanted = wanted_runtime(options.runtime)
+    on_cpu = wanted == "openvino" and options.device == "auto"
+    device = network_device("cpu" if on_cpu else options.device)
     with _in_float32():
         model = load_model(name, weights).eval().requires_grad_(False)
         mean, std = _normalisation(name, model, options)
         resized, crop = options.sizes(_native_size(model))
         pyramid = _prepare(name, model, crop, device, options)
+        digest = state_digest(model.state_dict())
+        network = _torch_network(name, pyramid, crop, digest, options)
+        runtime, forward = choose(wanted, network, device)
+    rounds = options.precision != "float32"
     spec = ExtractorSpec(
         name=name,
         level_shapes=pyramid.shapes,
@@ -85,16 +96,47 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         crop=crop,
         mean=mean,
         std=std,
-        weights_sha256=state_digest(model.state_dict()),
+        weights_sha256=digest,
         weights=weights.name if weights else "",
         bits=options.bits,
         tile=options.tile_size,
         overlap=options.overlap,
         tokens=None if options.tokens == "plain" else options.tokens,
         image_feature=None if options.image_feature == "pooled" else options.image_feature,
+        precision=options.precision if rounds else None,
+        runtime=runtime if rounds else None,
         weights_path=str(weights.absolute()) if weights else "",
     )
-    return NetworkExtractor(spec, pyramid.forward, device, options, weights)
+    return NetworkExtractor(spec, forward, replace(options, device=device, runtime=runtime), weights)
+
+
+def _torch_network(
+    name: str, pyramid: _Pyramid, crop: tuple[int, int], digest: str, options: FeatureOptions
+) -> TorchNetwork:
+    """Describe a network as torch runs it, with all that its features depend on."""
+    identity = {
+        "name": name,
+        "weights": digest,
+        "crop": list(crop),
+        "levels": list(pyramid.names),
+        "tokens": options.tokens or "plain",
+        "image_feature": options.image_feature or "pooled",
+        "precision": options.precision,
+        "libraries": f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}",
+    }
+    forward = pyramid.forward if options.precision == "float32" else _in_bfloat16(pyramid.forward)
+    return TorchNetwork(name, forward, pyramid.forward, options.precision, crop, identity)
+
+
+def _in_bfloat16(forward: Forward) -> Forward:
+    """Return a forward pass whose products are of bfloat16."""
+
+    def rounded(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with torch.autocast(batch.device.type, torch.bfloat16):
+            image, levels = forward(batch)
+        return image.float(), [level.float() for level in levels]
+
+    return rounded
 
 
 @contextmanager

@@ -60,10 +60,11 @@ def load_extractor(
         name: "efficientnet_lite0" (its weights are installed with the package), "wide_resnet50_2" or another
             torchvision ResNet, "timm:<model>" for a timm model with intermediate features, or "toy".
         weights: a .pth or .safetensors file; nothing is downloaded then. None: the library's cache or a download.
-        options: image size, crop, levels, neighbourhood, dtype, batch size, device; None: the defaults.
+        options: image size, crop, levels, neighbourhood, dtype, batch size, device, runtime; None: the defaults.
 
     Raises:
-        OptionError: an unknown name, or options that do not fit the extractor.
+        OptionError: an unknown name, options that do not fit the extractor, or OpenVINO was asked for and cannot run
+            it: it is not installed, cannot convert the network, or computes other features than torch.
         WeightsError: weights that could not be downloaded (the message names the file to bring) or do not fit.
         DeviceError: an unknown device, or a GPU that is not there.
 
@@ -75,6 +76,9 @@ def load_extractor(
     if name == "toy":
         if weights is not None:
             raise OptionError(f"extractor toy has no weights, found weights {weights}")
+        if options.runtime == "openvino" or options.precision != "float32":
+            asked = "openvino" if options.runtime == "openvino" else options.precision
+            raise OptionError(f"extractor toy has no network, found {asked}; take runtime='auto', precision='float32'")
         return ToyExtractor(options)
     from .networks import load_network  # late: torch takes seconds to import
 

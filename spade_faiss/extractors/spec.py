@@ -11,7 +11,17 @@ from ..arrays import Array, all_finite
 from ..errors import FeatureError, OptionError, SpecMismatchError
 from ..images.tiling import Tiling, shared
 from ..images.view import View
-from ..options import MOST_BITS, FeatureOptions, ImageFeature, Patches, StoredDtype, Tokens, is_count
+from ..options import (
+    MOST_BITS,
+    FeatureOptions,
+    ImageFeature,
+    Patches,
+    Precision,
+    Runtime,
+    StoredDtype,
+    Tokens,
+    is_count,
+)
 from .features import Features
 
 DEFAULT_EXTRACTOR = "efficientnet_lite0"
@@ -27,9 +37,18 @@ OPTIONAL = (
     "count_include_pad",
     "tokens",
     "image_feature",
+    "precision",
+    "runtime",
 )  # fields that earlier releases do not know: written only if they say something
 # What counts where a field is None.
-IN_EFFECT = {"bits": MOST_BITS, "count_include_pad": False, "tokens": "plain", "image_feature": "pooled"}
+IN_EFFECT = {
+    "bits": MOST_BITS,
+    "count_include_pad": False,
+    "tokens": "plain",
+    "image_feature": "pooled",
+    "precision": "float32",
+    "runtime": "any",
+}
 LARGEST_IMAGE = 1e17  # largest value of an image feature: the squared distance of two in 8000 dimensions fits float32
 
 
@@ -63,6 +82,8 @@ class ExtractorSpec:
     count_include_pad: bool | None = None  # see FeatureOptions; None: False
     tokens: Tokens | None = None  # see FeatureOptions; None: plain
     image_feature: ImageFeature | None = None  # see FeatureOptions; None: pooled
+    precision: Precision | None = None  # see FeatureOptions; None: float32
+    runtime: Runtime | None = None  # that bfloat16 was computed by; None: any, as float32 agrees to the last digits
 
     def __post_init__(self) -> None:
         for each in fields(self):  # tuples, so that specs can be compared and hashed
@@ -103,6 +124,8 @@ class ExtractorSpec:
             parts.append("normalised tokens")
         if self.neighbourhood > 1:
             parts.append(f"neighbourhood {self.neighbourhood}{' with padding' if self.count_include_pad else ''}")
+        if self.precision is not None:
+            parts.append(f"{self.precision} by {self.runtime}")
         image = "class token" if self.image_feature == "class_token" else "image"
         return f"ExtractorSpec({', '.join([*parts, f'{image} {self.image_dim}'])})"
 
@@ -141,7 +164,9 @@ class ExtractorSpec:
         """
         return self.bytes_per_image if patches == "stored" else 4 * self.image_dim + NAMES_BYTES
 
-    def options(self, batch_size: int = FeatureOptions.batch_size, device: str = "auto") -> FeatureOptions:
+    def options(
+        self, batch_size: int = FeatureOptions.batch_size, device: str = "auto", runtime: Runtime = "auto"
+    ) -> FeatureOptions:
         """Return the options that make features of this spec.
 
         Example:
@@ -165,6 +190,8 @@ class ExtractorSpec:
             dtype=self.dtype,
             batch_size=batch_size,
             device=device,
+            runtime=(self.runtime or runtime) if runtime == "auto" else runtime,
+            precision=self.precision or "float32",
         )
 
     def require(self, other: ExtractorSpec, where: str) -> None:

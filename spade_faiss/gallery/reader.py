@@ -10,7 +10,7 @@ from ..arrays import Array, Ids
 from ..extractors.registry import Extractor, load_extractor
 from ..extractors.spec import ExtractorSpec
 from ..images.sources import ImageFile
-from ..options import FeatureOptions, Patches
+from ..options import FeatureOptions, Patches, Runtime
 from ..pyramids.cache import PyramidCache
 from ..pyramids.recomputed import pyramids_of
 from ..recipes import Recipe
@@ -132,6 +132,7 @@ class GalleryReader:
         weights: str | Path | None = None,
         batch_size: int = FeatureOptions.batch_size,
         device: str = "auto",
+        runtime: Runtime = "auto",
     ) -> Extractor:
         """Load the extractor that made the gallery.
 
@@ -140,9 +141,11 @@ class GalleryReader:
                 it was built with the published weights, the library's cache or a download.
             batch_size: images in one pass through the network.
             device: of the network: auto, cpu, cuda, cuda:N.
+            runtime: what runs the network on the CPU: auto, torch, openvino.
 
         Raises:
-            OptionError: no extractor of this release has the name, or the features were not made by one.
+            OptionError: no extractor of this release has the name, the features were not made by one, or OpenVINO was
+                asked for and cannot run it.
             WeightsError: the weights are missing or do not fit the network.
             SpecMismatchError: the weights or the settings are others than the gallery's.
 
@@ -151,7 +154,7 @@ class GalleryReader:
             >>> extractor.spec == gallery.spec, extractor.batch_size
             (True, 8)
         """
-        options = self.spec.options(batch_size, device)
+        options = self.spec.options(batch_size, device, runtime)
         if weights is None and self.spec.weights:
             extractor = own_extractor(self.path, self.spec, options)
         else:
