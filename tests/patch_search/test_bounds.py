@@ -1,0 +1,177 @@
+"""What the search by bounds has to itself; that it equals the oracle at any shape is in the suites of all engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spade_faiss as sf
+from spade_faiss.patch_search import bounds, bounds_plan
+from spade_faiss.patch_search.bounds import search_bounds
+from tests import reference
+
+
+def expected_of(query: np.ndarray, neighbours: np.ndarray, kappa: int, distinct: bool) -> tuple[Any, Any]:
+    """The oracle's squared distances and positions, (q, kappa)."""
+    if distinct:
+        return reference.search_distinct(query, neighbours, kappa)
+    cells = neighbours.astype(np.float64).transpose(0, 2, 3, 1).reshape(-1, len(query))
+    every = np.array([((cells - patch) ** 2).sum(axis=1) for patch in query.astype(np.float64).T])
+    places = np.argsort(every, axis=1, kind="stable")[:, :kappa]
+    return np.take_along_axis(every, places, 1), places
+
+
+def low_rank(c: int, k: int, side: int, patches: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Patches near three directions, (c, q) and (K, c, h, w) float32."""
+    rng = np.random.default_rng(seed)
+    basis = rng.normal(size=(3, c))
+
+    def draw(n: int) -> Any:
+        return (rng.normal(size=(n, 3)) @ basis + noise * rng.normal(size=(n, c)) + 5).astype(np.float32)
+
+    neighbours = draw(k * side * side).reshape(k, side, side, c).transpose(0, 3, 1, 2)
+    return draw(patches).T, neighbours
+
+
+@pytest.fixture
+def directions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let few directions be chosen early and whatever they cost; their numbers are noted."""
+    chosen: list[int] = []
+    fitted = bounds_plan.fitted
+
+    def noted(*args: Any) -> Any:
+        projection = fitted(*args)
+        chosen.append(0 if projection.directions is None else len(projection.directions))
+        return projection
+
+    monkeypatch.setattr(bounds, "WORTH", -1)
+    monkeypatch.setattr(bounds, "FIRST", 1)
+    monkeypatch.setattr(bounds, "fitted", noted)
+    monkeypatch.setattr(bounds_plan, "COUNTS", (2, 3, 5))
+    monkeypatch.setattr(bounds_plan, "MEASURE", 0)
+    monkeypatch.setattr(bounds_plan, "MEASURE_CHANNEL", 0.1)
+    return chosen
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize(("noise", "kappa"), [(0.01, 1), (0.01, 3), (0.5, 2), (0, 2)])
+def test_directions_lose_nothing(directions: list[int], distinct: bool, noise: float, kappa: int) -> None:
+    query, neighbours = low_rank(16, 9, 7, 40, noise)
+    found = search_bounds(query, neighbours, kappa, distinct)
+    expected = expected_of(query, neighbours, kappa, distinct)
+    assert directions[0] > 0
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_noise_is_searched_by_all_channels(directions: list[int], distinct: bool) -> None:
+    rng = np.random.default_rng(0)
+    query, neighbours = rng.normal(size=(16, 40)), rng.normal(size=(9, 16, 7, 7))
+    np.testing.assert_array_equal(
+        search_bounds(query, neighbours, 2, distinct)[1], expected_of(query, neighbours, 2, distinct)[1]
+    )
+    assert directions == [0]
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_what_the_sample_did_not_show(directions: list[int], distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many patches are left, all channels take over."""
+    query, neighbours = low_rank(16, 30, 7, 40, 0.01)
+    rng = np.random.default_rng(1)
+    neighbours[:] = np.where(rng.random((30, 1, 7, 7)) < 0.9, neighbours[0, :, 2, 3].reshape(1, -1, 1, 1), neighbours)
+    neighbours += (1e-7 * rng.normal(size=neighbours.shape)).astype(np.float32)
+    monkeypatch.setattr(bounds, "CROWD", 0)
+    np.testing.assert_allclose(
+        search_bounds(query, neighbours, 2, distinct)[0], expected_of(query, neighbours, 2, distinct)[0], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1, 1e15])
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_hairs_breadths_and_sizes(distinct: bool, scale: float, offset: float) -> None:
+    rng = np.random.default_rng(2)
+    neighbours = (scale * (offset + rng.normal(size=(6, 5, 4, 9)))).astype(np.float32)
+    query = (scale * (offset + rng.normal(size=(5, 13)))).astype(np.float32)
+    found, expected = search_bounds(query, neighbours, 3, distinct), expected_of(query, neighbours, 3, distinct)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-44)
+    if scale > 1e-20:  # else all distances are 0 in float32
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize("value", [0, 1, -7.5])
+def test_constant_patches_are_matched_in_order(directions: list[int], distinct: bool, value: float) -> None:
+    neighbours, query = np.full((6, 8, 3, 4), value, np.float16), np.full((8, 7), value + 1, np.float16)
+    query[:, 3] = value
+    for sides in ((query, neighbours), (query[:, 3:4], neighbours)):
+        found, expected = search_bounds(*sides, 4, distinct), expected_of(*sides, 4, distinct)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize("kappa", [1, 4])
+def test_copies_tie_in_the_order_of_positions(directions: list[int], distinct: bool, kappa: int) -> None:
+    query, neighbours = low_rank(16, 3, 5, 20, 0.01)
+    neighbours = np.concatenate([neighbours] * 4)
+    query[:, :5] = neighbours[2, :, 1, :]
+    np.testing.assert_array_equal(
+        search_bounds(query, neighbours, kappa, distinct)[1], expected_of(query, neighbours, kappa, distinct)[1]
+    )
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_neighbours_of_several_tiles(distinct: bool) -> None:
+    rng = np.random.default_rng(3)
+    neighbours, query = rng.normal(size=(3, 8, 90, 90)), rng.normal(size=(8, 9))
+    neighbours[1] = neighbours[0]
+    neighbours[:, :, 80:] = neighbours[:, :, :10]  # copies in another tile
+    np.testing.assert_array_equal(
+        search_bounds(query, neighbours, 3, distinct)[1], expected_of(query, neighbours, 3, distinct)[1]
+    )
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_one_neighbour_of_another_size_altogether(distinct: bool) -> None:
+    """The squares of its patches do not fit float32: they are measured."""
+    rng = np.random.default_rng(4)
+    neighbours, query = rng.normal(size=(5, 4, 3, 3)).astype(np.float32), rng.normal(size=(4, 6)).astype(np.float32)
+    neighbours[2] *= 1e25
+    neighbours[2, :, 1, 1] = query[:, 0]
+    found, expected = search_bounds(query, neighbours, 2, distinct), expected_of(query, neighbours, 2, distinct)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_more_threads_find_the_same(two_threads: None, directions: list[int]) -> None:
+    query, neighbours = low_rank(16, 21, 7, 40, 0.05)
+    for distinct in (True, False):
+        np.testing.assert_array_equal(
+            search_bounds(query, neighbours, 3, distinct)[1], expected_of(query, neighbours, 3, distinct)[1]
+        )
+
+
+def test_distances_that_no_float32_holds_are_refused() -> None:
+    with pytest.raises(sf.FeatureError, match="squared distances fit float32"):
+        search_bounds(np.full((2, 1), 3e30), np.full((2, 2, 1, 1), -3e30), 1)
+
+
+def test_projections_are_bounds() -> None:
+    """Exactly, when what rounding can do is counted."""
+    rng = np.random.default_rng(5)
+    patches = torch.from_numpy((rng.normal(size=(20, 300)) * np.geomspace(1, 1e-3, 20)[:, None]).astype(np.float32))
+    projection = bounds_plan.Projection(20, bounds_plan._principal(patches, 6))
+    wide = patches.double()
+    sq_norms = wide.square().sum(dim=0)
+    coordinates = projection.of(patches[None], sq_norms.float()[None, None])[0].double()
+    half = sq_norms / 2 - coordinates[:, :1].T @ coordinates  # of all patches, seen from the first
+    doubt = projection.doubt * (sq_norms[0].sqrt() + sq_norms.sqrt()) ** 2
+    true = ((wide - wide[:, :1]).square().sum(dim=0) - sq_norms[0]) / 2
+    assert (half - doubt <= true).all()
+    gap = (true - half).mean() / (true + sq_norms[0] / 2).mean()
+    assert gap < 0.1  # and few are far below
