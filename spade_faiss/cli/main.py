@@ -21,6 +21,7 @@ from .evaluate_command import evaluate
 from .gallery_commands import add, build, compact, reindex, remove
 from .info_commands import info, verify
 from .messages import escape_what_cannot_be_printed, note, with_options
+from .serve_command import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -29,7 +30,9 @@ def cli() -> None:
     """Find defects by comparing images with normal ones only, however many there are."""
 
 
-for command in (build, add, remove, compact, reindex, info, verify, calibrate, audit, query, evaluate, demo, bench):
+for command in (
+    build, add, remove, compact, reindex, info, verify, calibrate, audit, query, evaluate, serve, demo, bench,
+):  # fmt: skip
     cli.add_command(command)
 
 
