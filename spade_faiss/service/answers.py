@@ -19,6 +19,7 @@ EXAMPLE: Any = {
     "p_value": 0.0244,
     "map_max": 7.9,
     "generation": 4,
+    "stale": False,
     "label": None,
     "error": None,
     "ms": 431.2,
@@ -117,7 +118,7 @@ class Inspection(Answer):
     thresholds: ThresholdsAnswer | None
     seconds: dict[str, float] = Field(description="by stage; `wait` is the time in the queue")
     searched: bool | None
-    stale: bool | None = Field(None, description="whether the gallery has changed since its calibration")
+    stale: bool | None = Field(description="whether the gallery has changed since its calibration")
     notes: list[str] = []
     map: MapAnswer | None = None
     matches: dict[str, Any] | None = None

@@ -55,7 +55,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=settings.body_bytes,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
@@ -87,7 +86,7 @@ def _add_handlers(app: FastAPI, service: Service) -> None:
 
     def answer(request: Request, error: ServiceError) -> Response:
         service.metrics.rejected.labels(error.code).inc()
-        return error_answer(error, request_id_of(request))
+        return error_answer(error, request_id_of(request), request.url.path)
 
     async def own(request: Request, error: Exception) -> Response:
         known = as_service_error(error)
@@ -96,9 +95,7 @@ def _add_handlers(app: FastAPI, service: Service) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = CODES.get(error.status_code, "refused")
-        message = f"{error.detail}." if error.status_code != 413 else (
-            f"Expected a request of at most {service.settings.body_bytes} bytes, found more."
-        )  # fmt: skip
+        message = f"{str(error.detail).rstrip('.')}."
         return answer(request, ServiceError(error.status_code, code, message, dict(error.headers or {})))
 
     async def invalid(request: Request, error: Exception) -> Response:

@@ -175,6 +175,7 @@ def as_result(line: Line) -> dict[str, Any]:
         "p_value": values["p_value"],
         "map_max": values["map_max"],
         "generation": values["generation"],
+        "stale": values.get("stale"),
         "label": values.get("label"),
         "error": {"code": values["error"], "message": values["message"]} if values["error"] else None,
         "ms": values["ms"],

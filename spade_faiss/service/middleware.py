@@ -30,10 +30,11 @@ HEADERS = {
 POLICY = "default-src 'none'; frame-ancestors 'none'"  # of everything but the page, which has its own
 
 
-def error_answer(error: ServiceError, request_id: str) -> JSONResponse:
-    """Return an error as every client gets it."""
-    body = {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
-    return JSONResponse(body, error.status, error.headers)
+def error_answer(error: ServiceError, request_id: str, path: str) -> JSONResponse:
+    """Return an error as every client gets it; under /v2 the sentence alone is `error`, as that protocol has it."""
+    facts = {"code": error.code, "message": error.message, "request_id": request_id}
+    body = {**facts, "error": error.message} if path.startswith("/v2") else {"error": facts}
+    return JSONResponse(body, error.status, {**error.headers, "X-Request-ID": request_id})
 
 
 def request_id_of(request: Request) -> str:
@@ -71,13 +72,24 @@ class Around:
                 out.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        left = self._service.settings.body_bytes
+
+        async def receiving() -> Message:
+            """Count a body that came without its length; FastAPI's own limit would answer in plain text."""
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise self._too_large("more")
+            return message
+
         try:
             refused = self._refusal(scope, headers)
             if refused is not None:
                 self._service.metrics.rejected.labels(refused.code).inc()
-                await error_answer(refused, request_id)(scope, receive, sending)
+                await error_answer(refused, request_id, scope["path"])(scope, receive, sending)
             else:
-                await self._app(scope, receive, sending)
+                await self._app(scope, receiving, sending)
         finally:
             self._service.metrics.requests.labels(str(status)).inc()
             self._log(scope, request_id, status, time.perf_counter() - start)
@@ -87,6 +99,9 @@ class Around:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return ServiceError(421, "wrong_host", f"Expected a name of this service in Host, found {host!r}.")
+        length, limit = headers.get("content-length", ""), self._service.settings.body_bytes
+        if length.isdecimal() and int(length) > limit:
+            return self._too_large(length)
         if scope["method"] in SAFE:
             return None
         origin = headers.get("origin")
@@ -97,6 +112,10 @@ class Around:
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return ServiceError(403, "wrong_origin", "Expected a request of this service's own page.")
         return None
+
+    def _too_large(self, found: str) -> ServiceError:
+        limit = self._service.settings.body_bytes
+        return ServiceError(413, "body_too_large", f"Expected a request of at most {limit} bytes, found {found}.")
 
     def _is_ours(self, host: str) -> bool:
         settings = self._service.settings

@@ -76,17 +76,21 @@ class InferencePool:
                 413, "too_many_images", f"Expected at most {self.size} images in a request, found {count}."
             )
         with self._changed:
-            if self._ending:
-                raise ServiceError(503, "ending", "The service is about to end.", {"Retry-After": "5"})
-            if self.depth + count > self.size:
-                wait = max(1, math.ceil(self.depth * self._seconds))
-                raise ServiceError(
-                    429,
-                    "queue_full",
-                    f"{self.depth} of {self.size} images wait; try again in {wait} s.",
-                    {"Retry-After": str(wait)},
-                )
+            self.require_room(count)
             self._reserved += count
+
+    def require_room(self, count: int) -> None:
+        """Check that there is room now; raises as reserve."""
+        if self._ending:
+            raise ServiceError(503, "ending", "The service is about to end.", {"Retry-After": "5"})
+        if self.depth + count > self.size:
+            wait = max(1, math.ceil(self.depth * self._seconds))
+            raise ServiceError(
+                429,
+                "queue_full",
+                f"{self.depth} of {self.size} images wait; try again in {wait} s.",
+                {"Retry-After": str(wait)},
+            )
 
     def release(self, count: int) -> None:
         """Give back room that was taken and not used."""

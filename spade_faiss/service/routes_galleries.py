@@ -31,7 +31,7 @@ RATE = Annotated[float, Query(gt=0, lt=1, allow_inf_nan=False)]
 
 
 async def _loaded(service: Service, name: str) -> Generation:
-    _, generation = await service.helped(service.registry.loaded, name)
+    _, generation = await service.loaded(name)
     return generation
 
 
@@ -103,7 +103,7 @@ async def add_normal(request: Request, service: Ours, caller: Curator, name: Nam
         if len(images) != 1:
             raise ServiceError(422, "bad_parameter", f"Expected one image, found {len(images)}.")
         content, uid = images[0][1], None
-    change = await service.helped(service.normal_set.add, name, content, author(request, caller), uid)
+    change = await service.errand(service.normal_set.add, name, content, author(request, caller), uid)
     return _told(service, change)
 
 
@@ -118,7 +118,7 @@ async def remove_normal(
     request: Request, service: Ours, caller: Curator, name: Name, key: Annotated[str, Path(max_length=2000)]
 ) -> Any:
     """Take an image out by its key, in one commit; answer with the new generation."""
-    return _told(service, await service.helped(service.normal_set.remove, name, key, author(request, caller)))
+    return _told(service, await service.errand(service.normal_set.remove, name, key, author(request, caller)))
 
 
 @router.get("/galleries/{name}/picture", response_class=Response, summary="The picture of a normal image.")
@@ -154,7 +154,7 @@ async def audit(service: Ours, caller: Curator, name: Name, top: Annotated[int, 
         suspects = find_suspects(generation.detector.uncalibrated(), sample=sample)[:top]
         return {"generation": generation.number, "suspects": [asdict(one) for one in suspects]}
 
-    return await service.helped(found)
+    return await service.errand(found)
 
 
 @router.get("/changes", response_model=Changes, summary="The audit log.")
@@ -171,14 +171,14 @@ async def changes(
 @router.post("/changes/{number}/undo", response_model=Change, summary="Take a change back.")
 async def undo(request: Request, service: Ours, caller: Curator, number: Annotated[int, Path(ge=1, le=2**53)]) -> Any:
     """Take a change back by another commit."""
-    return _told(service, await service.helped(service.normal_set.undo, number, author(request, caller)))
+    return _told(service, await service.errand(service.normal_set.undo, number, author(request, caller)))
 
 
 @router.put("/galleries/{name}/false-alarms", response_model=Change, summary="Judge by another false-alarm rate.")
 async def set_rate(request: Request, service: Ours, caller: Curator, name: Name, body: FalseAlarms) -> Any:
     """Write the thresholds of the rate into the gallery's calibration: every process judges by them from now on."""
     made = service.normal_set.set_false_alarms
-    return _told(service, await service.helped(made, name, body.false_alarms, author(request, caller)))
+    return _told(service, await service.errand(made, name, body.false_alarms, author(request, caller)))
 
 
 @router.post("/galleries/{name}/calibrate", response_model=GalleryAnswer, summary="Calibrate in the background.")

@@ -52,8 +52,7 @@ async def inspect(
 ) -> Any:
     """Answer with a verdict for each image, once it is in the log."""
     service.registry.named(name)
-    service.pool.reserve(1)  # a full queue is told before the body is read
-    service.pool.release(1)
+    service.pool.require_room(1)  # a full queue is told before the body is read
     images, is_list = await images_of(request, service.settings)
     post = Post(name, images, caller.name, request_id_of(request), Wish(map, matches, k, threshold))
     answers = await service.inspect(post, request.is_disconnected)
@@ -86,7 +85,7 @@ async def newest(
 async def one(service: Ours, caller: Reader, uid: Uid) -> Any:
     """Answer with a line of the log."""
     line = await service.helped(service.inspections.named, uid)
-    return as_result(line) | {"stale": line["stale"], "notes": line["facts"].get("notes", [])}
+    return as_result(line) | {"notes": line["facts"].get("notes", [])}
 
 
 def _file(content: bytes, media_type: str) -> Response:

@@ -73,7 +73,7 @@ def require_ready(service: Service) -> None:
 
 async def _model(service: Service, name: str, version: str | None) -> Generation:
     """Return the newest generation of a gallery, which must be the version that is asked for."""
-    _, generation = await service.helped(service.registry.loaded, name)
+    _, generation = await service.loaded(name)
     if version is not None and version != str(generation.number):
         raise ServiceError(
             404, "unknown_version", f"Gallery {name} is at generation {generation.number}, found version {version!r}."

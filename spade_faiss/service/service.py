@@ -44,6 +44,7 @@ from .watch import FolderWatch
 
 logger = logging.getLogger("spade_faiss.service")
 T = TypeVar("T")
+ERRANDS = 2  # threads for what takes seconds: loading, audits, changes
 HELPERS = 3  # threads that decode, encode and write beside the one that searches
 PATIENCE = 0.1  # seconds between looks whether a client has gone
 Gone = Callable[[], Awaitable[bool]]
@@ -87,6 +88,7 @@ class Service:
         self.is_ready = False
         self.problem: str | None = None  # why the first gallery cannot be served
         self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="helper")
+        self._errands = ThreadPoolExecutor(ERRANDS, thread_name_prefix="errand")
 
     def start(self) -> None:
         """Finish what a kill has interrupted, start all threads, and load the first gallery in one of them."""
@@ -119,6 +121,7 @@ class Service:
         self.pool.close()
         self.calibrations.close()
         self.delivery.close()
+        self._errands.shutdown()
         self._helpers.shutdown()
         self.registry.close()
         self.database.close()
@@ -126,6 +129,10 @@ class Service:
     async def helped(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function in a thread that may wait for disks."""
         return await asyncio.get_running_loop().run_in_executor(self._helpers, lambda: function(*arguments))
+
+    async def errand(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function that may take seconds in a thread beside those that inspections wait for."""
+        return await asyncio.get_running_loop().run_in_executor(self._errands, lambda: function(*arguments))
 
     def _generation_changed(self, served: ServedGallery) -> None:
         """Tell pages and metrics of a new commit or calibration, and have the thresholds found again."""
@@ -157,7 +164,7 @@ class Service:
         self.pool.reserve(count)
         reserved = count
         try:
-            served, generation = await self.helped(self.registry.loaded, post.gallery)
+            served, generation = await self.loaded(post.gallery)
             calls = [self.helped(self._prepared, name, content, generation) for name, content in post.images]
             prepared = await asyncio.gather(*calls)
             whole = [one for one in prepared if isinstance(one, Prepared)]
@@ -180,6 +187,13 @@ class Service:
                 assert isinstance(outcome, ServiceError)
                 answers.append(await self.helped(self._record_error, post, (name, content), outcome, start))
         return answers
+
+    async def loaded(self, name: str) -> tuple[ServedGallery, Generation]:
+        """Return a gallery and its newest generation, loaded if it is not; raises as Registry.loaded."""
+        served = self.registry.named(name)
+        if served.is_loaded:
+            return self.registry.loaded(name)
+        return await self.errand(self.registry.loaded, name)
 
     def _prepared(self, name: str, content: bytes, generation: Generation) -> Prepared | ServiceError:
         try:

@@ -35,6 +35,7 @@ async function ask(path, method = "GET", body = null) {
 const inGallery = (rest = "") => `/v1/galleries/${encodeURIComponent(state.gallery)}${rest}`;
 const figure = (value) => value === null || value === undefined ? "–" : Math.abs(value) >= 1000 ? value.toFixed(0) : String(+value.toPrecision(3));
 const perThousand = (rate) => { const n = 1000 * rate; return n >= 10 ? n.toFixed(0) : String(+n.toPrecision(2)); };
+const counted = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString();
 const WORDS = { normal: "OK", anomalous: "DEFECT" };
 const kindOf = (part) => part.error ? "error" : part.verdict || "none";

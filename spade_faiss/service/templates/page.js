@@ -40,7 +40,7 @@ function subOf(part) {
   const score = part.score === null ? `score ${figure(part.image_score)}` : `score ${part.score.toFixed(2)} (threshold 0.50)`;
   const why = part.p_value === null ? "" : ` · p ${figure(part.p_value)}`;
   const label = part.label ? ` · ${LABELS[part.label]}` : "";
-  return `${part.name} · ${score}${why} · ${part.regions.length} regions · ${clock(part.at)} · generation ${part.generation} · ${part.ms.toFixed(0)} ms${label}`;
+  return `${part.name} · ${score}${why} · ${counted(part.regions.length, "region")} · ${clock(part.at)} · generation ${part.generation} · ${part.ms.toFixed(0)} ms${label}`;
 }
 
 function rowOf(part) {

@@ -66,7 +66,7 @@ function paint() {
   context.globalAlpha = 1;
   if (view.outlines) part.regions.forEach((region) => outline(context, region.polygon));
   if (view.cell) frame(context, cellBox(view.cell.tile, view.cell.row, view.cell.column), 1 / view.scale);
-  canvas.setAttribute("aria-label", `${part.name}: ${wordOf(part)}, ${part.regions.length} regions`);
+  canvas.setAttribute("aria-label", `${part.name}: ${wordOf(part)}, ${counted(part.regions.length, "region")}`);
 }
 
 function outline(context, points) {
