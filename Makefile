@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast test-gpu lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -12,6 +12,10 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist 
 
 demo: .venv/.installed
 	$(BIN)/spade-faiss demo
+
+# The sample set served at http://127.0.0.1:8000/, and its parts posted as a camera would. Ctrl-C ends it.
+serve-demo: .venv/.installed-service
+	$(BIN)/python deploy/serve_demo.py
 
 test: .venv/.installed-dev
 	$(PYTEST)
@@ -43,16 +47,20 @@ coverage: .venv/.installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	touch $@
 
+.venv/.installed-service: pyproject.toml | .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[service]'
+	touch $@ .venv/.installed
+
 .venv/.installed-docs: pyproject.toml | .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]'
 	touch $@ .venv/.installed
 
 .venv/.installed-dev: pyproject.toml | .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,lint]'
-	touch $@ .venv/.installed .venv/.installed-docs
+	touch $@ .venv/.installed .venv/.installed-docs .venv/.installed-service
 
 .venv:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv spade-demo docs/_build htmlcov
+	rm -rf .venv spade-demo spade-serve-demo docs/_build htmlcov

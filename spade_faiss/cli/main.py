@@ -21,6 +21,7 @@ from .evaluate_command import evaluate
 from .gallery_commands import add, build, compact, export_backbone, reindex, remove
 from .info_commands import info, verify
 from .messages import escape_what_cannot_be_printed, note, with_options
+from .serve_command import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -30,23 +31,10 @@ def cli() -> None:
 
 
 for command in (
-    build,
-    add,
-    remove,
-    compact,
-    reindex,
-    info,
-    verify,
-    calibrate,
-    audit,
-    query,
-    evaluate,
-    demo,
-    bench,
+    build, add, remove, compact, reindex, info, verify, calibrate, audit, query, evaluate, serve, demo, bench,
     export_backbone,
-):
+):  # fmt: skip
     cli.add_command(command)
-cli.add_command(export_backbone)
 
 
 def main() -> None:

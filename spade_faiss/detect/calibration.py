@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Judgement:
     score: float  # the image score in [0, 1], the threshold at 0.5
     regions: list[Region]  # highest peak first; suspicious images only
     labels: Labels | None = field(default=None, repr=False, compare=False)  # which region each pixel is in; None: none
+    peak: float = 0.0  # maximum of the map at the size that calibration saw, which the pixel threshold is compared with
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,22 @@ class Calibration:
             return 0.5
         return image_score / (image_score + threshold)
 
+    def promising(self, false_alarms: float) -> Calibration:
+        """Return it with the thresholds of another false-alarm rate, from the same scores.
+
+        Raises:
+            OptionError: as calibrate: too few images for the rate, or scores that tie.
+
+        >>> calibration = sf.calibrate(detector, false_alarms=0.2)
+        >>> calibration.promising(0.1).image_threshold > calibration.image_threshold
+        True
+        """
+        found = replace(self, false_alarms=false_alarms)
+        conformal_threshold(found.image_scores, false_alarms)
+        if found.ties:
+            raise OptionError(f"false_alarms {false_alarms:g}: {found.ties}; ask for another rate")
+        return found
+
     def judge(
         self, image_score: float, peak: float, anomaly_map: NDArray[np.float32], min_region: int = 1
     ) -> Judgement:
@@ -175,7 +192,7 @@ class Calibration:
         if image_score > self.image_threshold and peak > self.pixel_threshold:
             regions, labels = find_regions(anomaly_map, self.pixel_threshold, min_region)
         verdict = "anomalous" if regions else "normal"
-        return Judgement(verdict, self.p_value(image_score), self.scaled(image_score), regions, labels)
+        return Judgement(verdict, self.p_value(image_score), self.scaled(image_score), regions, labels, peak)
 
     def write(self, folder: Path) -> None:
         """Write calibration.json into the folder of the gallery; every Detector over it then gives verdicts.

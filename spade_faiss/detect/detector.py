@@ -137,22 +137,46 @@ class Detector:
         if found is None:
             return None
         if found.settings != self.settings():
-            warnings.warn(
-                f"no verdicts: {self.gallery.path} was calibrated for {found.settings}, not {self.settings()}",
-                stacklevel=3,
-            )
+            self._tell(f"no verdicts: {self.gallery.path} was calibrated for {found.settings}, not {self.settings()}")
             return None
         if found.generation != self.gallery.generation:
-            warnings.warn(
+            self._tell(
                 f"{self.gallery.path} has changed since it was calibrated (generation {found.generation}, now "
-                f"{self.gallery.generation}): its false-alarm rate is not promised any more; calibrate again",
-                stacklevel=3,
+                f"{self.gallery.generation}): its false-alarm rate is not promised any more; calibrate again"
             )
         if found.baseline and not found.baseline.fits(self.gallery.spec.level_shapes):
             raise CorruptGalleryError(f"{self.gallery.path}: calibration of another pyramid; calibrate again")
         if ties := found.ties:  # an earlier release did not refuse them
-            warnings.warn(f"verdicts tell nothing: {self.gallery.path}: {ties}; calibrate again", stacklevel=3)
+            self._tell(f"verdicts tell nothing: {self.gallery.path}: {ties}; calibrate again")
         return found
+
+    def _tell(self, text: str) -> None:
+        """Say what a user should know of the calibration: a warning, unless a subclass has another place for it."""
+        warnings.warn(text, stacklevel=4)
+
+    def uncalibrated(self) -> Detector:
+        """Return a detector with these settings, however they came to be, that no calibration judges.
+
+        >>> detector.uncalibrated().settings() == detector.settings()
+        True
+        """
+        return Detector(self.gallery, self.extractor, self.search, self.score, calibrated=False, normal=self._normal)
+
+    def share_caches(self, other: Detector) -> None:
+        """Keep levels of normal images together with another detector, as one over an earlier commit.
+
+        >>> later = sf.Detector(gallery, toy)
+        >>> later.share_caches(detector)
+        >>> later.cache_counts == detector.cache_counts
+        True
+        """
+        self._caches = other._caches
+
+    @property
+    def cache_counts(self) -> tuple[int, int]:
+        """How many times the levels of a normal image were in memory when needed, and how many times read."""
+        host, device = self._caches.host, self._caches.device
+        return host.hits + (device.hits if device else 0), host.misses + (device.misses if device else 0)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that scores depend on, as JSON values: thresholds hold for these only.
@@ -201,15 +225,25 @@ class Detector:
     def _pyramids(self, snapshot: Snapshot) -> PyramidSource:
         return pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
 
-    def pipeline(self, snapshot: Snapshot | None = None) -> Pipeline:
+    def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None) -> Pipeline:
         """Return a run over one snapshot of the gallery, for several calls that must agree; None: the open one.
+
+        Args:
+            snapshot: of the gallery; None: the one that it has open.
+            k: number of neighbours that are searched, on the detector's scale of normal images; its thresholds do not
+                hold for another number, and there are no verdicts. None: the detector's own.
 
         >>> run = detector.pipeline()
         >>> [found.image_score > 0 for found in run.leave_one_out([0, 1])]
         [True, True]
         """
         snapshot = snapshot or self.gallery.snapshot()
-        return self._pipeline(snapshot).scored_by(self._baseline_of(snapshot), self.calibration)
+        baseline = self._baseline_of(snapshot)
+        if k is None or k == self._settings.k_of(len(snapshot)):
+            return self._pipeline(snapshot).scored_by(baseline, self.calibration)
+        settings = self._settings.searching(k, len(snapshot))
+        run = Pipeline(snapshot, self.extractor, settings, self._pyramids(snapshot), self._caches)
+        return run.scored_by(baseline)
 
     def query(self, image: ImageLike) -> Detection:
         """Look for anomalies in one image.

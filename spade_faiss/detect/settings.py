@@ -95,6 +95,17 @@ class Settings:
             values |= {name: value for name, value in found.items() if value not in (None, earlier[name])}
         return values
 
+    def searching(self, k: int, images: int) -> Settings:
+        """Return the settings with k neighbours instead.
+
+        Raises:
+            OptionError: the gallery has not so many images, or too few give the kappa matches.
+        """
+        least = self.search.kappa if self.search.distinct else 1
+        if not (least or 1) <= k <= images:
+            raise OptionError(f"k: expected {least or 1} to {images}, the number of normal images, found {k}")
+        return replace(self, search=replace(self.search, k=k, k_score=None, localise="all"))
+
     def k_of(self, images: int) -> int:
         """Return the number of neighbours that are searched, in a gallery of so many images."""
         return self.search.k or min(self.default_k, images)

@@ -1,0 +1,58 @@
+"""Running the application: logs to stderr, SIGTERM that drains."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import FrameType
+
+import uvicorn
+
+from ..errors import OptionError
+from .app import create_app
+from .settings import ServiceSettings
+from .tokens import VARIABLE
+
+DRAIN = 30  # seconds that open requests get when the service ends
+
+
+class Server(uvicorn.Server):
+    """A server that ends the pages' streams when it is told to stop: they would keep it for ever."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End the streams, then as uvicorn does."""
+        self.config.loaded_app_service.events.end()  # type: ignore[attr-defined]
+        super().handle_exit(sig, frame)
+
+
+def run(settings: ServiceSettings) -> None:
+    """Serve until SIGTERM or SIGINT; what waits then is answered first.
+
+    Raises:
+        OptionError: an address that others can reach, and no token.
+        OutputError: the log cannot be opened.
+    """
+    if not settings.is_local and settings.tokens is None and VARIABLE not in settings.extra:
+        raise OptionError(
+            f"host: expected an address of this machine without a token, as 127.0.0.1, found {settings.host!r}; "
+            f"give tokens (tokens=FILE), or set {VARIABLE}"
+        )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    own = logging.getLogger("spade_faiss.service")
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN,
+        lifespan="on",
+    )
+    config.loaded_app_service = app.state.service  # type: ignore[attr-defined]
+    Server(config).run()

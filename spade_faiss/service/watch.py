@@ -1,0 +1,89 @@
+"""Folders whose new images are inspected as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from ..errors import ImageError
+from ..images.decode import read_file
+from ..images.sources import list_sources
+from .database import Database
+from .errors import ServiceError
+from .settings import ServiceSettings
+
+logger = logging.getLogger("spade_faiss.service")
+PAUSE = 1.0  # seconds between looks into a folder; a file that has not changed since the last look is whole
+Inspect = Callable[[str, bytes], Awaitable[object]]
+
+
+class FolderWatch:
+    """Finds files that are new and no longer grow, and has each inspected once, also across restarts."""
+
+    def __init__(self, settings: ServiceSettings, database: Database) -> None:
+        self._folders = settings.watch
+        self._database = database
+        self._seen: dict[str, str] = {}  # by path: size and time at the last look
+        self._stop = threading.Event()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._stop.set()
+
+    def arrived(self) -> list[tuple[Path, str]]:
+        """Return the files that have arrived whole since the last inspection of each, and their stamps."""
+        found, seen = [], {}
+        for folder in self._folders:
+            try:
+                files = list_sources([folder])
+            except ImageError:  # no image yet, or the folder is gone for now
+                continue
+            for file in files:
+                path = os.fspath(file.path)
+                try:
+                    status = file.path.stat()
+                except OSError:
+                    continue
+                seen[path] = f"{status.st_size} {status.st_mtime_ns}"
+                if self._seen.get(path) == seen[path] and self._known(path) != seen[path]:
+                    found.append((file.path, seen[path]))
+        self._seen = seen
+        return found
+
+    def _known(self, path: str) -> str | None:
+        rows = self._database.rows("SELECT stamp FROM arrivals WHERE path = ?", (path,))
+        return str(rows[0][0]) if rows else None
+
+    def remember(self, path: Path, stamp: str) -> None:
+        """Keep that a file was inspected."""
+        with self._database.writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO arrivals VALUES (?, ?)", (os.fspath(path), stamp))
+
+    async def run(self, inspect: Inspect) -> None:
+        """Inspect what arrives, one image after the other, until closed; a full queue is waited for."""
+        while self._folders and not self._stop.is_set():
+            for path, stamp in await asyncio.to_thread(self.arrived):
+                await self._taken(path, stamp, inspect)
+            await asyncio.sleep(PAUSE)
+
+    async def _taken(self, path: Path, stamp: str, inspect: Inspect) -> None:
+        while not self._stop.is_set():
+            try:
+                content = await asyncio.to_thread(read_file, path)
+                await inspect(path.name, content)
+            except ImageError as error:
+                logger.warning(json.dumps({"event": "watched file", "path": str(path), "why": str(error)}))
+            except ServiceError as error:
+                if error.status in (429, 503):
+                    await asyncio.sleep(PAUSE)
+                    continue
+                logger.warning(json.dumps({"event": "watched file", "path": str(path), "why": error.message}))
+            except Exception:  # a file that breaks one inspection does not end the watch
+                logger.exception("watched file %s", path)
+            await asyncio.to_thread(self.remember, path, stamp)
+            return

@@ -1,0 +1,242 @@
+"""Whatever comes: one JSON error with a code, a sentence and the request's id, and the service goes on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from spade_faiss.errors import OptionError
+from spade_faiss.service.settings import ServiceSettings, named_galleries
+from tests.service.conftest import NAME, Served, png, until
+
+INSPECT = f"/v1/galleries/{NAME}/inspect"
+
+
+def error(answer: Any, status: int) -> str:
+    """The code of an error, whose form is checked."""
+    assert answer.status_code == status, answer.text
+    found = answer.json()["error"]
+    assert set(found) == {"code", "message", "request_id"}
+    assert found["message"]
+    assert found["request_id"] == answer.headers["X-Request-ID"]
+    return str(found["code"])
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 1.6 billion pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def large() -> bytes:
+    """One within what Pillow takes, and beyond what the service does."""
+    buffer = io.BytesIO()
+    Image.new("L", (9000, 9000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BODIES = {
+    "empty": (b"", 422, "bad_image"),
+    "no image": (b"hello", 422, "bad_image"),
+    "truncated": (png()[:-40], 422, "bad_image"),
+    "bomb": (bomb(), 413, "too_many_pixels"),
+    "large": (large(), 413, "too_many_pixels"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "bad_image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 422, "bad_image"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_what_is_no_image(shared: Served, name: str) -> None:
+    body, status, code = BODIES[name]
+    assert error(shared.inspect(body), status) == code
+    assert shared.inspect(png()).status_code == 200
+    assert shared.get("/v1/inspections", last=2)["inspections"][1]["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [("threshold=nan", "bad_parameter"), ("threshold=-1", "bad_parameter"), ("k=0", "bad_parameter"),
+     ("map=exe", "bad_parameter"), ("threshold=inf", "bad_parameter"), ("k=1000", "bad_parameter")],
+)  # fmt: skip
+def test_parameters_that_are_none(shared: Served, query: str, code: str) -> None:
+    answer = shared.client.post(f"{INSPECT}?{query}", content=png(), headers={"Content-Type": "image/png"})
+    assert error(answer, 422) == code
+
+
+def test_content_types(shared: Served) -> None:
+    assert error(shared.inspect(png(), "text/plain"), 415) == "wrong_content_type"
+    assert error(shared.client.post(INSPECT, content=png()), 415) == "wrong_content_type"
+    broken = shared.client.post(INSPECT, content=b"x", headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert error(broken, 400) == "bad_request"
+    assert error(shared.client.post(INSPECT, data={"image": "text"}, files={}), 415) == "wrong_content_type"
+
+
+def test_unknown_names(shared: Served) -> None:
+    client = shared.client
+    assert error(client.post("/v1/galleries/none/inspect", content=png(), headers={"Content-Type": "image/png"}), 404)
+    assert error(client.get("/v1/galleries/none"), 404) == "unknown_gallery"
+    assert error(client.get("/v1/inspections/none"), 404) == "unknown_inspection"
+    assert error(client.get("/nowhere"), 404) == "not_found"
+    assert error(client.put(INSPECT), 405) == "method_not_allowed"
+    assert error(client.post("/v1/changes/999/undo"), 404) == "unknown_change"
+
+
+@pytest.mark.parametrize(
+    "key", ["../gallery.json", "%2e%2e%2fgallery.json", "..%2f..%2fetc%2fpasswd", "a%00b", "/etc/passwd"]
+)
+def test_keys_never_become_paths(shared: Served, key: str) -> None:
+    assert shared.client.delete(f"/v1/galleries/{NAME}/normal/{key}").status_code in (404, 405)
+    assert error(shared.client.get(f"/v1/galleries/{NAME}/picture?key={key}"), 404) == "unknown_key"
+    assert (shared.normal.parent / "tiles.gallery" / "gallery.json").exists()
+
+
+def test_a_body_that_is_too_large(serve: Callable[..., Any]) -> None:
+    with serve(body_bytes=10_000) as served:
+        assert error(served.inspect(b"x" * 10_001), 413) == "body_too_large"
+        parts = (b"x" * 5000 for _ in range(3))  # without a length
+        answer = served.client.post(INSPECT, content=parts, headers={"Content-Type": "image/png"})
+        assert error(answer, 413) == "body_too_large"
+        assert served.inspect(png(size=(40, 40))).status_code == 200
+
+
+def test_a_full_queue_and_a_client_that_has_gone(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(queue=2) as served:
+        pool, release, searched = served.service.pool, threading.Event(), []
+        search = pool._search
+
+        def slow(generation: Any, run: Any, images: Any, taken: Any) -> None:
+            release.wait(20)
+            search(generation, run, images, taken)
+            searched.append(1)
+
+        monkeypatch.setattr(pool, "_search", slow)
+        answers: list[Any] = []
+        threads = [threading.Thread(target=lambda: answers.append(served.inspect(png()))) for _ in range(3)]
+        threads[0].start()
+        until(lambda: pool.depth == 0 and not pool._reserved and len(pool._waiting) == 0 and threads[0].is_alive())
+        threading.Event().wait(0.3)  # the first is at the search
+        for thread in threads[1:]:
+            thread.start()
+        until(lambda: pool.depth == 2)
+        refused = served.inspect(png())
+        assert error(refused, 429) == "queue_full"
+        assert int(refused.headers["Retry-After"]) >= 1
+        gone = pool._waiting[0]
+        assert gone.future.cancel()  # as for a client that has left
+        release.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 503]
+
+
+def test_an_image_that_waited_too_long(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(deadline=0.05) as served:
+        monkeypatch.setattr(served.service.pool, "submit", lambda jobs: served.service.pool.release(len(jobs)))
+        assert error(served.inspect(png()), 503) == "deadline"
+
+
+def test_a_client_that_hangs(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    from starlette.requests import Request
+
+    async def never(self: Request) -> bytes:
+        await asyncio.sleep(60)
+        return b""
+
+    with serve(body_seconds=0.05) as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(Request, "body", never)
+            assert error(served.inspect(png()), 408) == "too_slow"
+        assert served.inspect(png()).status_code == 200
+
+
+def test_another_writer(serve: Callable[..., Any], workspace: Path) -> None:
+    with serve() as served:
+        with FileLock(workspace / "tiles.gallery" / "writer.lock"):
+            add = served.client.post(
+                f"/v1/galleries/{NAME}/normal", content=png(), headers={"Content-Type": "image/png"}
+            )
+            assert error(add, 423) == "gallery_locked"
+            assert served.inspect(png()).status_code == 200
+        assert served.get("/v1/changes")["changes"][0]["state"] == "failed"
+        assert served.client.post(
+            f"/v1/galleries/{NAME}/normal", content=png(), headers={"Content-Type": "image/png"}
+        ).json()["state"] == "done"  # fmt: skip
+
+
+def test_a_full_disk(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with serve() as served:
+        before = served.generation
+        with monkeypatch.context() as patch:
+            patch.setattr("spade_faiss.service.normal_set.write_whole", full)
+            answer = served.client.post(
+                f"/v1/galleries/{NAME}/normal", content=png(), headers={"Content-Type": "image/png"}
+            )
+            assert error(answer, 507) == "disk_full"
+        assert served.generation == before
+        assert served.inspect(png()).status_code == 200
+
+
+def test_a_damaged_gallery(serve: Callable[..., Any], workspace: Path) -> None:
+    manifest = workspace / "tiles.gallery" / "gallery.json"
+    whole = manifest.read_bytes()
+    with serve() as served:
+        manifest.write_bytes(whole[:-20])
+        until(lambda: served.service.registry.named(NAME).problem)
+        assert served.inspect(png()).status_code == 200  # the generation before it goes on
+        assert "gallery.json" in served.get(f"/v1/galleries/{NAME}")["problem"]
+        manifest.write_bytes(whole)
+        until(lambda: not served.service.registry.named(NAME).problem)
+    manifest.write_bytes(whole[:-20])
+    with serve() as served:
+        assert error(served.client.get("/health/ready"), 503) == "not_ready"
+        assert error(served.inspect(png()), 503) == "gallery_damaged"
+
+
+def test_a_gallery_that_is_removed(serve: Callable[..., Any], workspace: Path) -> None:
+    path = workspace / "tiles.gallery"
+    with serve() as served:
+        shutil.move(path, workspace / "away")
+        until(lambda: served.service.registry.named(NAME).problem)
+        assert error(served.inspect(png()), 503) == "gallery_gone"
+        shutil.move(workspace / "away", path)
+        until(lambda: not served.service.registry.named(NAME).problem)
+        assert served.inspect(png()).status_code == 200
+
+
+def test_a_mistake_of_ours(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as served:
+        monkeypatch.setattr(served.service, "inspect", None)
+        assert error(served.inspect(png()), 500) == "internal"
+
+
+def test_settings_that_are_none() -> None:
+    assert list(named_galleries(("a/b.gallery", "x=c.gallery"))) == ["b", "x"]
+    with pytest.raises(OptionError, match="twice"):
+        named_galleries(("a/b.gallery", "c/b.gallery"))
+    for name in ("..", "a/b", ""):
+        with pytest.raises(OptionError, match="names"):
+            ServiceSettings({name: Path("x")})
+    with pytest.raises(OptionError, match="deadline"):
+        ServiceSettings({"a": Path("x")}, deadline=float("nan"))

@@ -1,0 +1,79 @@
+"""Images in, verdicts out, a line in the log."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import spade_faiss as sf
+from tests.service.conftest import NAME, Served, png
+
+
+def detector_of(workspace: Path) -> sf.Detector:
+    gallery = sf.Gallery.open(workspace / "tiles.gallery")
+    return sf.Detector(gallery, gallery.load_extractor())
+
+
+def test_an_answer_is_that_of_a_query(shared: Served) -> None:
+    answer = shared.inspect(png(), map="npy", matches=True).json()
+    found = detector_of(shared.normal.parent).query(png())
+    assert found.judgement is not None
+    assert answer["image_score"] == found.image_score
+    assert (answer["verdict"], answer["p_value"]) == (found.verdict, found.judgement.p_value)
+    assert [one["key"] for one in answer["neighbours"]] == found.neighbours.keys
+    assert [region["box"] for region in answer["regions"]] == [list(region.box) for region in found.regions]
+    scores = np.load(io.BytesIO(base64.b64decode(answer["map"]["base64"])))
+    np.testing.assert_array_equal(scores, found.anomaly_map)
+    cell = answer["matches"]["grid"][1] + 2  # row 1, column 2
+    assert answer["matches"]["neighbour"][0][cell] == found.matches[1, 2, 0, 0]
+    assert answer["thresholds"]["false_alarms"] == 0.1
+
+
+def test_what_was_inspected_can_be_looked_at(shared: Served) -> None:
+    answer = shared.inspect(png(3)).json()
+    uid = answer["id"]
+    assert shared.get(f"/v1/inspections/{uid}")["image_score"] == answer["image_score"]
+    assert shared.client.get(f"/v1/inspections/{uid}/picture").content == png(3)
+    assert Image.open(io.BytesIO(shared.client.get(f"/v1/inspections/{uid}/thumbnail").content)).size == (200, 167)
+    found = detector_of(shared.normal.parent).query(png(3))
+    scores = np.load(io.BytesIO(shared.client.get(f"/v1/inspections/{uid}/map?kind=npy").content))
+    np.testing.assert_array_equal(scores, found.anomaly_map)
+    tiff = Image.open(io.BytesIO(shared.client.get(f"/v1/inspections/{uid}/map?kind=tiff").content))
+    np.testing.assert_array_equal(np.asarray(tiff), found.anomaly_map)
+    layer = Image.open(io.BytesIO(shared.client.get(f"/v1/inspections/{uid}/map?kind=layer").content))
+    assert (layer.mode, layer.size) == ("RGBA", (48, 40))
+    assert (
+        len(shared.get(f"/v1/inspections/{uid}/matches")["row"][0]) == found.matches.shape[0] * found.matches.shape[1]
+    )
+    assert shared.get(f"/v1/inspections/{uid}/neighbours")["neighbours"] == answer["neighbours"]
+    assert shared.get("/v1/inspections", last=1)["inspections"][0]["id"] == uid
+
+
+def test_a_batch_keeps_its_order_and_its_bad_images(shared: Served) -> None:
+    files = [("image", (f"{n}.png", png(n) if n != 1 else b"no image", "image/png")) for n in range(3)]
+    answer = shared.client.post(f"/v1/galleries/{NAME}/inspect", files=files).json()["inspections"]
+    assert [one["name"] for one in answer] == ["0.png", "1.png", "2.png"]
+    assert [one["error"] and one["error"]["code"] for one in answer] == [None, "bad_image", None]
+    single = shared.inspect(png(2)).json()
+    assert answer[2]["image_score"] == pytest.approx(single["image_score"], rel=1e-6)
+
+
+def test_a_threshold_of_the_request_decides(shared: Served) -> None:
+    score = shared.inspect(png(5)).json()["image_score"]
+    assert shared.inspect(png(5), threshold=score).json()["verdict"] == "normal"
+    low = shared.inspect(png(5), threshold=score / 2).json()
+    assert low["thresholds"]["image"] == score / 2
+    assert low["score"] == pytest.approx(2 / 3)
+
+
+def test_another_k_has_no_verdict(shared: Served) -> None:
+    answer = shared.inspect(png(5), k=3).json()
+    assert (answer["verdict"], len(answer["neighbours"])) == (None, 3)
+    gallery = sf.Gallery.open(shared.normal.parent / "tiles.gallery")
+    found = sf.Detector(gallery, gallery.load_extractor(), sf.SearchOptions(k=3), calibrated=False).query(png(5))
+    assert answer["image_score"] == found.image_score

@@ -1,0 +1,115 @@
+"""Changes of the normal set: commits, taken up by every process within a second, and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spade_faiss as sf
+from spade_faiss.service.normal_set import Author
+from tests.service.conftest import NAME, png, until
+
+NORMAL = f"/v1/galleries/{NAME}/normal"
+
+
+def test_a_false_alarm_becomes_normal_and_is_taken_back(serve: Callable[..., Any]) -> None:
+    with serve() as served:
+        first = served.inspect(png()).json()
+        change = served.client.post(NORMAL, json={"inspection": first["id"]}).json()
+        assert (change["generation_before"], change["state"]) == (2, "done")
+        assert change["generation_after"] == served.generation > 2
+        twin = served.inspect(png()).json()
+        assert twin["neighbours"][0] == {"key": change["key"], "sq_distance": 0.0}
+        assert (twin["generation"], twin["verdict"]) == (change["generation_after"], "normal")
+        assert served.get(f"/v1/inspections/{first['id']}")["label"] == "false_alarm"
+        assert served.client.get(f"/v1/galleries/{NAME}/picture", params={"key": change["key"]}).status_code == 200
+        again = served.client.post(NORMAL, json={"inspection": first["id"]}).json()
+        assert (again["key"], again["generation_after"]) == (change["key"], twin["generation"])  # twice is once
+        undone = served.client.post(f"/v1/changes/{change['id']}/undo").json()
+        assert (undone["what"], undone["undoes"]) == ("remove", change["id"])
+        assert served.get(f"/v1/inspections/{first['id']}")["label"] is None
+        assert served.inspect(png()).json()["image_score"] == pytest.approx(first["image_score"], rel=1e-6)
+        assert served.client.post(f"/v1/changes/{change['id']}/undo").status_code == 409
+
+
+def test_an_image_taken_out_is_put_back(serve: Callable[..., Any]) -> None:
+    with serve() as served:
+        change = served.client.delete(f"{NORMAL}/003.png").json()
+        assert served.get(NORMAL, search="003")["found"] == 0
+        served.client.post(f"/v1/changes/{change['id']}/undo")
+        assert served.get(NORMAL, search="003")["images"] == [{"key": "003.png", "added": False}]
+        assert [one["what"] for one in served.get("/v1/changes")["changes"]] == ["add", "remove"]
+
+
+def test_a_commit_of_another_process_is_taken_up(serve: Callable[..., Any], workspace: Path) -> None:
+    with serve() as served:
+        old = served.service.registry.named(NAME).current
+        with sf.Gallery.open(workspace / "tiles.gallery") as gallery:
+            gallery.remove(["000.png"])
+        until(lambda: served.generation == 3, 5)
+        answer = served.inspect(png()).json()
+        assert (answer["generation"], answer["stale"]) == (3, True)
+        assert served.get(f"/v1/galleries/{NAME}")["calibration"]["stale"] is True
+        assert not old.enter()  # drained
+
+
+def test_calibration_runs_again_and_is_swapped_in(serve: Callable[..., Any]) -> None:
+    with serve(recalibrate=True) as served:
+        served.client.delete(f"{NORMAL}/003.png")
+        until(lambda: served.get(f"/v1/galleries/{NAME}")["calibration"]["generation"] == 3)
+        found = served.get(f"/v1/galleries/{NAME}")["calibration"]
+        assert (found["stale"], found["images"], found["false_alarms"]) == (False, 23, 0.1)
+
+
+def test_another_rate_is_in_force_everywhere(serve: Callable[..., Any], workspace: Path) -> None:
+    with serve() as served:
+        parts = [served.inspect(png(seed)).json() for seed in range(100, 106)]
+        tried = served.get(f"/v1/galleries/{NAME}/rejudge", false_alarms=0.3)
+        change = served.client.put(f"/v1/galleries/{NAME}/false-alarms", json={"false_alarms": 0.3}).json()
+        now = [served.inspect(png(seed)).json() for seed in range(100, 106)]
+        assert [part["after"] for part in tried["parts"][::-1]] == [part["verdict"] for part in now]
+        assert [part["before"] for part in tried["parts"][::-1]] == [part["verdict"] for part in parts]
+        assert tried["changed"] == sum(part["verdict"] != one["verdict"] for part, one in zip(parts, now, strict=True))
+        calibration = sf.Calibration.read(workspace / "tiles.gallery")
+        assert calibration is not None
+        assert calibration.false_alarms == 0.3
+        served.client.post(f"/v1/changes/{change['id']}/undo")
+        calibration = sf.Calibration.read(workspace / "tiles.gallery")
+        assert calibration is not None
+        assert calibration.false_alarms == 0.1
+        few = served.client.put(f"/v1/galleries/{NAME}/false-alarms", json={"false_alarms": 0.001})
+        assert few.status_code == 422
+
+
+@pytest.mark.parametrize("step", ["begun", "committed"])
+def test_a_kill_during_a_change_is_mended(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Killed between any two steps: the log says what became of the change, and the label goes with it."""
+    with serve() as served:
+        first = served.inspect(png()).json()
+
+        def stop(name: str, path: Path | None = None) -> None:
+            if name == f"{step} a change":
+                raise SystemExit  # nothing after it is done
+
+        monkeypatch.setattr("spade_faiss.service.normal_set.failpoint", stop)
+        with pytest.raises(SystemExit):
+            served.service.normal_set.add(NAME, png(), Author("a", "b"), first["id"])
+    monkeypatch.undo()
+    with serve() as served:
+        [change] = served.get("/v1/changes")["changes"]
+        there = served.get(NORMAL)["total"] == 25
+        assert (change["state"], there) == (("failed", False) if step == "begun" else ("done", True))
+        assert served.get(f"/v1/inspections/{first['id']}")["label"] == ("false_alarm" if there else None)
+        assert served.get("/v1/inspections")["inspections"][0]["id"] == first["id"]
+
+
+def test_an_audit_names_the_oddest(serve: Callable[..., Any]) -> None:
+    with serve() as served:
+        found = served.get(f"/v1/galleries/{NAME}/audit", top=3)
+        detector = served.service.registry.named(NAME).current.detector
+        assert [one["key"] for one in found["suspects"]] == [one.key for one in sf.find_suspects(detector)[:3]]

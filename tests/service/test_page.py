@@ -1,0 +1,151 @@
+"""The page in a browser, and every route with drawn requests."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from PIL import Image
+
+from spade_faiss.service.app import create_app
+from tests.service.conftest import NAME, png, settings_of, until
+
+pytestmark = pytest.mark.slow
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+)  # fmt: skip
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture
+def address(workspace: Path) -> Iterator[str]:
+    """A service on a socket of its own."""
+    app = create_app(settings_of(workspace))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started and app.state.service.is_ready)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    app.state.service.events.end()
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium, or name it in CHROMIUM")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 860}, base_url=address)
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        yield page
+        browser.close()
+        assert messages == []
+
+
+def red() -> bytes:
+    """A part as no normal image is."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 40), (255, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def post(page: Any, content: bytes) -> Any:
+    headers = {"Content-Type": "image/png", "X-Name": "part 7"}
+    answer = page.request.post(f"/v1/galleries/{NAME}/inspect", data=content, headers=headers)
+    assert answer.ok, answer.text()
+    return answer.json()
+
+
+def test_a_person_at_the_line(page: Any) -> None:
+    from playwright.sync_api import expect
+
+    page.goto("/")
+    page.wait_for_selector(".live.on")
+    assert post(page, red())["verdict"] == "anomalous"
+    page.wait_for_selector("#sub:has-text('part 7')")
+    assert page.inner_text("#word") == "DEFECT"
+    page.wait_for_selector("#why-text:has-text('Matched with')")
+    before = page.inner_text("#why-text")
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 - 60, box["y"] + box["height"] / 2 - 90)
+    expect(page.locator("#why-text")).not_to_have_text(before)
+    page.keyboard.press("f")  # a false alarm
+    page.wait_for_selector("#undo-what:has-text('is normal')")
+    assert post(page, red())["verdict"] == "normal"  # its twin
+    page.wait_for_selector("#word:has-text('OK')")
+    page.keyboard.press("z")
+    page.wait_for_selector("#undo-what:has-text('nothing more')")
+    assert post(page, red())["verdict"] == "anomalous"
+    page.keyboard.press("d")
+    page.wait_for_selector("#defect.chosen")
+    page.goto("/#threshold")
+    page.wait_for_selector("#rate:not([disabled])")
+    page.fill("#rate", page.get_attribute("#rate", "max"))
+    expect(page.locator("#rate-changes")).to_contain_text("would change")
+    page.goto("/#normal")
+    page.wait_for_selector("#normal-images li")
+    page.fill("#search", "003")
+    expect(page.locator("#normal-images li")).to_have_count(1)
+    page.wait_for_selector("#changes tr")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_accessible(page: Any, scheme: str) -> None:
+    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
+    page.emulate_media(color_scheme=scheme)
+    post(page, png(1))
+    for view in ("line", "threshold", "normal"):
+        page.goto(f"/?{view}#{view}")
+        page.wait_for_selector(".live.on")
+        page.wait_for_load_state("load")
+        page.wait_for_timeout(300)
+        found = axe.Axe().run(page)["violations"]
+        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
+
+
+def test_every_route_as_it_says(workspace: Path) -> None:
+    """Drawn requests: no answer of 500, none that the description does not have."""
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from hypothesis import HealthCheck, Phase, given, settings
+    from starlette.testclient import TestClient
+
+    app = create_app(settings_of(workspace))
+    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+        until(lambda: app.state.service.is_ready)
+        schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+        wrong: list[str] = []
+        for operation in (found.ok() for found in schema.get_all_operations()):
+
+            @given(case=operation.as_strategy())
+            @settings(
+                max_examples=4, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )  # fmt: skip
+            def check(case: Any) -> None:
+                arguments = case.as_transport_kwargs(base_url="http://127.0.0.1:8000")
+                arguments = {
+                    name: value for name, value in arguments.items() if value is not None and name != "cookies"
+                }
+                if isinstance(arguments.get("data"), (bytes, str)):
+                    arguments["content"] = arguments.pop("data")
+                answer = client.request(**arguments)
+                known = case.operation.definition.raw["responses"]
+                if answer.status_code == 500 or str(answer.status_code) not in known:
+                    wrong.append(f"{case.method} {case.formatted_path}: {answer.status_code} {answer.text[:200]}")
+
+            check()
+        assert wrong == []
