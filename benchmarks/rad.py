@@ -66,7 +66,11 @@ class Task:
         return files_in(self.test)[: self.queries + 1]
 
     def repeated(self, rows: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """Yield (n, ...) arrays of all images by TOGETHER, from those of the extracted ones."""
+        """Yield arrays of all images by TOGETHER, from those of the extracted ones.
+
+        Args:
+            rows: image features (n, d), and of each level the patches (n, cells, c).
+        """
         for start in range(0, self.images, TOGETHER):
             numbers = np.arange(start, min(start + TOGETHER, self.images))
             chosen = [array[numbers % len(array)] for array in rows]
@@ -86,7 +90,8 @@ def ours(task: Task, folder: Path) -> dict[str, Any]:
     found = []
     for pixels in _views(task.files(), extractor.spec.view):
         one = extractor.extract(pixels)
-        found.append([one.image, *one.levels])
+        grid = one.levels[0].shape[2:]
+        found.append([one.image, *(level.reshape(*level.shape[:2], -1).swapaxes(1, 2) for level in one.levels)])
     rows = [np.concatenate(arrays).astype(np.float32) for arrays in zip(*found, strict=True)]
     network = time.perf_counter() - start
     start = time.perf_counter()
@@ -95,7 +100,8 @@ def ours(task: Task, folder: Path) -> dict[str, Any]:
     for image, *levels in task.repeated(rows):
         image /= np.linalg.norm(image, axis=1, keepdims=True)
         keys = [f"{count + number:06d}" for number in range(len(image))]
-        gallery.append(keys, Features(image, [level.astype(np.float16) for level in levels]))
+        levels = [level.swapaxes(1, 2).reshape(len(image), -1, *grid).astype(np.float16) for level in levels]
+        gallery.append(keys, Features(image, levels))
         count += len(image)
     fit = time.perf_counter() - start
     del rows, found
