@@ -219,13 +219,10 @@ def main() -> None:
             for side in sides:
                 rows.append(measure(side, args, weights, images))
                 print({name: value for name, value in rows[-1].items() if name != "scores"}, flush=True)
-    for row in rows:
-        other = next((one for one in rows if one["images"] == row["images"] and one is not row), {})
-        if row["side"] == "spade-faiss" and "scores" in row and "scores" in other:
-            row["largest_difference"] = float(np.abs(np.subtract(row["scores"], other["scores"])).max())
-    for row in rows:
-        row.pop("scores", None)
-    save("rad", {"network": args.network, "extracted": args.extracted, "noise": NOISE, "rows": rows})
+            found = [row.pop("scores") for row in rows[-len(sides) :] if "scores" in row]
+            if len(found) == 2:
+                rows[-2]["largest_difference"] = float(np.abs(np.subtract(*found)).max())
+            save("rad", {"network": args.network, "extracted": args.extracted, "noise": NOISE, "rows": rows})
 
 
 def _random_weights(name: str, folder: Path) -> Path:

@@ -55,6 +55,10 @@ class NormalSet:
     def _folder(self, name: str) -> Path:
         return self._settings.data / "normal" / name
 
+    def added_file(self, name: str, key: str) -> Path | None:
+        """Return the file of an image that was added here, though it be taken out since; the key makes no path."""
+        return {f"{ADDED}/{file.name}": file for file in (self._folder(name) / ADDED).glob("*")}.get(key)
+
     def add(self, name: str, content: bytes, author: Author, inspection: str | None = None) -> dict[str, Any]:
         """Add an image to a gallery, by a commit. Its key is made of its content, so that twice is once.
 

@@ -25,12 +25,16 @@ def test_a_false_alarm_becomes_normal_and_is_taken_back(serve: Callable[..., Any
         assert twin["neighbours"][0] == {"key": change["key"], "sq_distance": 0.0}
         assert (twin["generation"], twin["verdict"]) == (change["generation_after"], "normal")
         assert served.get(f"/v1/inspections/{first['id']}")["label"] == "false_alarm"
-        assert served.client.get(f"/v1/galleries/{NAME}/picture", params={"key": change["key"]}).status_code == 200
+        picture = f"/v1/galleries/{NAME}/picture"
+        assert served.client.get(picture, params={"key": change["key"]}).status_code == 200
         again = served.client.post(NORMAL, json={"inspection": first["id"]}).json()
         assert (again["key"], again["generation_after"]) == (change["key"], twin["generation"])  # twice is once
         undone = served.client.post(f"/v1/changes/{change['id']}/undo").json()
         assert (undone["what"], undone["undoes"]) == ("remove", change["id"])
         assert served.get(f"/v1/inspections/{first['id']}")["label"] is None
+        assert served.client.get(picture, params={"key": change["key"]}).status_code == 200  # of the twin's neighbour
+        for key in ("added/../../secret", f"added/{'0' * 16}.png"):
+            assert served.client.get(picture, params={"key": key}).status_code == 404
         assert served.inspect(png()).json()["image_score"] == pytest.approx(first["image_score"], rel=1e-6)
         assert served.client.post(f"/v1/changes/{change['id']}/undo").status_code == 409
 
