@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from .bounds_simd import LOOK, ROWS, multiply, some_at_most
+from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
 
 BLOCK = 16  # cells that are turned into patches together: a line of a cache of each channel
@@ -106,24 +107,6 @@ def pack(operand: Any, sq_norms: Any, largest: Any, panels: Any) -> None:
 
 
 @jit
-def sink(keys: Any, at: Any, here: int, value: Any, place: int) -> None:
-    """Lower the entry `here` of a heap (kappa,) to value and place: the last in order is on top."""
-    size = len(keys)
-    while True:
-        child = 2 * here + 1
-        if child >= size:
-            break
-        other = child + 1
-        if other < size and (keys[other] > keys[child] or (keys[other] == keys[child] and at[other] > at[child])):
-            child = other
-        if keys[child] < value or (keys[child] == value and at[child] < place):
-            break
-        keys[here], at[here] = keys[child], at[child]
-        here = child
-    keys[here], at[here] = value, place
-
-
-@jit
 def offer(keys: Any, at: Any, value: Any, place: int, first: int) -> None:
     """Put a patch into a heap (kappa,), if it is among the nearest.
 
@@ -140,7 +123,7 @@ def offer(keys: Any, at: Any, value: Any, place: int, first: int) -> None:
             here = entry
             break
     if value < keys[here] or (value == keys[here] and place < at[here]):
-        sink(keys, at, here, value, place)
+        sink_pair(keys, at, here, value, place)
 
 
 @jit
@@ -149,7 +132,7 @@ def kth(values: Any, n: int, keys: Any, at: Any) -> Any:
     keys[:] = np.inf
     for i in range(n):
         if values[i] < keys[0]:
-            sink(keys, at, 0, values[i], 0)
+            sink_pair(keys, at, 0, values[i], 0)
     return keys[0]
 
 

@@ -253,6 +253,24 @@ def add_differences(
 
 
 @jit
+def sink_pair(keys: Any, at: Any, here: int, value: Any, place: int) -> None:
+    """Lower the entry `here` of a heap (kappa,) to value and place: the last in order is on top."""
+    size = len(keys)
+    while True:
+        child = 2 * here + 1
+        if child >= size:
+            break
+        other = child + 1
+        if other < size and (keys[other] > keys[child] or (keys[other] == keys[child] and at[other] > at[child])):
+            child = other
+        if keys[child] < value or (keys[child] == value and at[child] < place):
+            break
+        keys[here], at[here] = keys[child], at[child]
+        here = child
+    keys[here], at[here] = value, place
+
+
+@jit
 def keep_nearest(lanes: Any, places: Any, sq_distances: Any, best: Any, best_at: Any) -> None:
     """Put candidates into the heaps best (q, kappa) float32 and best_at int64: the last in order is on top."""
     for i in range(len(lanes)):
@@ -260,19 +278,7 @@ def keep_nearest(lanes: Any, places: Any, sq_distances: Any, best: Any, best_at:
         value, place = sq_distances[i], places[i]
         if not (value < keys[0] or (value == keys[0] and place < at[0])):
             continue
-        here, size = 0, len(keys)
-        while True:
-            child = 2 * here + 1
-            if child >= size:
-                break
-            other = child + 1
-            if other < size and (keys[other] > keys[child] or (keys[other] == keys[child] and at[other] > at[child])):
-                child = other
-            if keys[child] < value or (keys[child] == value and at[child] < place):
-                break
-            keys[here], at[here] = keys[child], at[child]
-            here = child
-        keys[here], at[here] = value, place
+        sink_pair(keys, at, 0, value, place)
 
 
 @jit

@@ -20,7 +20,6 @@ from ..report.colour_scale import css_colours
 from .access import ERRORS, Ours, Reader, caller_of
 from .errors import ServiceError
 from .inspections import as_result
-from .routes_v2 import require_ready
 from .service import Service
 from .tokens import COOKIE
 
@@ -121,19 +120,6 @@ async def events(
         )
     stream = service.events.stream(hello, request.is_disconnected)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-
-
-@router.get("/health/live", response_model=dict[str, Any], summary="Whether the service runs.")
-async def live() -> Any:
-    """Answer with 200."""
-    return {"live": True}
-
-
-@router.get("/health/ready", response_model=dict[str, Any], summary="Whether the service takes images.")
-async def ready(service: Ours) -> Any:
-    """Answer with 200 once the first search has compiled."""
-    require_ready(service)
-    return {"ready": True}
 
 
 @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus.")

@@ -47,30 +47,6 @@ async def server() -> Any:
     return {"name": "spade-faiss", "version": __version__, "extensions": EXTENSIONS}
 
 
-@router.get("/health/live", response_model=dict[str, Any], summary="Whether the service runs.")
-async def live() -> Any:
-    """Answer with 200."""
-    return {"live": True}
-
-
-@router.get("/health/ready", response_model=dict[str, Any], summary="Whether the service takes images.")
-async def ready(service: Ours) -> Any:
-    """Answer with 200 once the first search has compiled."""
-    require_ready(service)
-    return {"ready": True}
-
-
-def require_ready(service: Service) -> None:
-    """Check that the first gallery is loaded and has been searched once.
-
-    Raises:
-        ServiceError: not yet.
-    """
-    if not service.is_ready:
-        why = service.problem or "The first search is being compiled."
-        raise ServiceError(503, "not_ready", why, {"Retry-After": "2"})
-
-
 async def _model(service: Service, name: str, version: str | None) -> Generation:
     """Return the newest generation of a gallery, which must be the version that is asked for."""
     _, generation = await service.loaded(name)
