@@ -432,7 +432,8 @@ def test_stopped_at_any_flush_every_image_is_old_or_new(
 ) -> None:
     """An image has its old path, content and levels, or the new ones, and its file answers for them.
 
-    The disk is full at every other flush, and Ctrl-C comes at the others; store/test_crash has both at each.
+    The disk is full at every other flush, and Ctrl-C comes at the others; store/test_crash has both at each
+    flush of an append.
     """
     gallery, normal, more = create(tmp_path / "g", toy), make_images(tmp_path / "normal", 6), tmp_path / "more"
     gallery.add_images(normal, toy)
