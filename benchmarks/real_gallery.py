@@ -44,6 +44,7 @@ FOLDER = 1000  # files in one folder
 VARIATIONS = 6  # of one test image follow each other on the line
 CHANGED = 100  # one image of so many is added and removed
 POLL = 0.5  # s
+CALIBRATED = 100  # normal images that are compared with the others, for the baseline that each detector takes
 COMMANDS = ("add", "remove", "compact", "reindex", "verify")
 
 
@@ -181,13 +182,13 @@ def query(work: Work, order: str, queries: int) -> dict[str, Any]:
     with sf.Gallery.open(work.gallery, device="cpu") as gallery:
         extractor = gallery.load_extractor()
         pixels = asked(work, queries, order)
-        detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=50))
+        detector = sf.Detector(gallery, extractor)
         detector.query(pixels[0])  # compiles
         result: dict[str, Any] = {}
         for state in ("cold", "warm"):
             if state == "cold":
                 drop_pages(work.gallery)
-            detector = sf.Detector(gallery, extractor, sf.SearchOptions(k=50))  # with empty caches of its own
+            detector = sf.Detector(gallery, extractor)  # with empty caches of its own
             before, rows = read_bytes(), []
             for one in pixels:
                 start = time.perf_counter()
@@ -213,7 +214,7 @@ def read_bytes() -> int:
 
 
 def change(work: Work, name: str) -> dict[str, Any]:
-    """Run one command that changes or checks the gallery."""
+    """Run one command on the gallery."""
     more = work.folder / "more"
     if name == "add":
         work.make(work.images, work.images + max(1, work.images // CHANGED))
@@ -224,7 +225,8 @@ def change(work: Work, name: str) -> dict[str, Any]:
         return finish(command("add", work.gallery, more, "--quiet"))
     if name == "remove":
         return finish(command("remove", work.gallery, *sorted(path.name for path in more.iterdir())))
-    return finish(command(name, work.gallery))
+    words = ("--sample", CALIBRATED, "--quiet") if name == "calibrate" else ()
+    return finish(command(name, work.gallery, *words))
 
 
 def in_a_process(function: str, *arguments: object) -> dict[str, Any]:
