@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from .patches_torch import Levels, Upsampler
-from .tiles_torch import GROUPS, Operand, least, margin, padded_cells, scale_of
+from .tiles import least
+from .tiles_torch import GROUPS, Operand, margin, padded_cells, scale_of
 
 PAIRS = 2**27  # pairs of patches compared at a time: 512 MiB where the products are written to memory
 VALUES = 2**26  # of patches upsampled at a time, and of candidates measured: 256 MiB

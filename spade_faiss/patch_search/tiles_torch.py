@@ -17,7 +17,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from .pyramid_plan import BFLOAT16
 
@@ -89,22 +88,8 @@ def padded_cells(cells: int) -> int:
     return -(-cells // GROUPS) * GROUPS
 
 
-def least(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
-    """Return the least of limits - <own, theirs> of each group, for the patches of n neighbours.
-
-    Args:
-        own: (b, q, c) float16.
-        theirs: (b, n, cells, c) float16.
-        limits: (b, n, cells) float32.
-    """
-    spare = padded_cells(theirs.shape[2]) - theirs.shape[2]
-    if spare:
-        theirs, limits = F.pad(theirs, (0, 0, 0, spare)), F.pad(limits, (0, spare), value=torch.inf)
-    return least_plain(own, theirs, limits)
-
-
 def least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
-    """Do as `least` with what torch has, for whole groups: every bound is written to memory once."""
+    """Do as tiles.least with what torch has, for whole groups: every bound is written to memory once."""
     (b, q, c), (_, n, cells, _) = own.shape, theirs.shape
     bounds = _products(own, theirs.reshape(b, n * cells, c).mT).view(b, q, n, cells)
     torch.sub(limits[:, None], bounds, out=bounds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import spade_faiss as sf
-from spade_faiss.patch_search import candidates_torch, pyramid_torch, settled_torch
+from spade_faiss.patch_search import candidates_torch, pyramid_torch, settled_torch, tiles
 from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
-from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, least, margin, scale_of
+from spade_faiss.patch_search.tiles import fastest, least
+from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, least_plain, margin, scale_of
 from spade_faiss.system import gpu_costs
 from tests import reference
 from tests.helpers.patches import make, make_ties
@@ -86,7 +89,9 @@ def test_a_bound_is_never_above_the_distance(channels: int, spread: float, scale
     a, b = a.astype(np.float32), b.astype(np.float32)
     own, theirs = (torch.from_numpy(side).to(device)[None] for side in (a, b))
     factor = scale_of(own, theirs)
-    sides = [Operand.of(side * factor, (side * factor).square().sum(-1), margin(channels, 0)) for side in (own, theirs)]
+    operands = [
+        Operand.of(side * factor, (side * factor).square().sum(-1), margin(channels, 0)) for side in (own, theirs)
+    ]
     limits = (operands[1].halves - operands[1].doubts)[:, None]
     found = least(operands[0].values, operands[1].values[:, None], limits)
     true = ((a[:, None].astype(np.float64) - b) ** 2).sum(axis=2) * float(factor) ** 2
@@ -194,3 +199,34 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster(monkeypatch: pytes
             patch.setattr("spade_faiss.patch_search.search.as_typed", lambda *_: torch.inference_mode())
             sf.search_patches(query, neighbours)
         assert placed == expected
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 2, 64, 24), (1, 130, 1, 192, 100)])
+def test_the_fused_kernel_finds_what_plain_torch_finds(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Triton's interpreter, where there is no GPU; one that is there compiles it."""
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, "spade_faiss.patch_search.tiles_triton", raising=False)
+    kernel = importlib.import_module("spade_faiss.patch_search.tiles_triton")
+    monkeypatch.delitem(sys.modules, "spade_faiss.patch_search.tiles_triton")
+    (b, q, n, cells, channels), rng = shape, torch.Generator().manual_seed(0)
+    own, theirs = (
+        torch.randn(side, generator=rng).half().to(device) for side in ((b, q, channels), (b, n, cells, channels))
+    )
+    limits = torch.rand(b, n, cells, generator=rng).to(device)
+    limits[..., -3:] = torch.inf  # as of cells that are no patches
+    expected = least_plain(own, theirs, limits)
+    for way in kernel.SIZES[: 3 if device == "cuda" else 1]:
+        found = way(own, theirs, limits)
+        torch.testing.assert_close(found.first, expected.first, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.second, expected.second, rtol=0, atol=1e-3)
+        assert (found.at == expected.at).float().mean() > 0.999
+
+
+def test_the_fastest_way_is_taken_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"slow": 2.0, "fast": 1.0}
+    monkeypatch.setattr(tiles, "_milliseconds", lambda way, *_: times[way])
+    assert fastest(["slow", "broken", "fast"], torch.ones(1)) == "fast"  # type: ignore[list-item]
+    assert fastest(["slow", "broken"], torch.ones(1)) == "slow"  # type: ignore[list-item]
