@@ -14,31 +14,11 @@ import torch
 from torch.nn import functional as F
 
 from ..arrays import Array
+from ..system.transfers import uploaded
 from .interpolation import taps
-from .upsampling import as_tensor, shift_of
+from .upsampling import shift_of
 
 Levels = Sequence[Array | torch.Tensor]
-
-
-def uploaded(level: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a level on the device. An array is copied through pinned memory, while the host goes on."""
-    tensor = as_tensor(level)
-    if tensor.device == device:
-        return tensor
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def downloaded(*tensors: torch.Tensor) -> list[Array]:
-    """Return tensors as arrays: the one wait for the device of a search that leaves nothing in doubt."""
-    if tensors[0].device.type != "cuda":
-        return [tensor.numpy() for tensor in tensors]
-    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    for copy, tensor in zip(copies, tensors, strict=True):
-        copy.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensors[0].device).synchronize()
-    return [copy.numpy() for copy in copies]
 
 
 @lru_cache(maxsize=256)

@@ -15,8 +15,9 @@ import torch
 
 from ..arrays import Array
 from ..errors import FeatureError
+from ..system.transfers import downloaded
 from .candidates_torch import Search
-from .patches_torch import Levels, Upsampler, downloaded
+from .patches_torch import Levels, Upsampler
 from .pyramid_plan import Floats, Ints
 from .settled_torch import settled
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from ..arrays import ROUNDING
+from ..system.transfers import downloaded, uploaded
 from .candidates_torch import Search
-from .patches_torch import downloaded, uploaded
 from .pyramid_plan import BFLOAT16, Floats, Ints
 
 VALUES = 2**26  # of candidates measured at a time: 256 MiB
