@@ -6,8 +6,13 @@ images, a distance is small only where several images have something alike.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..arrays import Array
-from .bounds import Floats, Ints, search_bounds
+from ..system.threads import in_one_thread
+from .bounds import search_bounds, search_prepared
+from .bounds_gallery import BoundsGallery, Floats, Ints
+from .spacing import spacing_of
 
 
 def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, Ints]:
@@ -26,3 +31,15 @@ def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, I
         FeatureError: a squared distance does not fit float32.
     """
     return search_bounds(query, gallery, kappa, distinct=True)
+
+
+def search_spaced(query: Array, gallery: Array, kappa: int) -> tuple[Floats, Ints, Floats]:
+    """Search likewise, among K >= 2 neighbours, and measure the spacing where the nearest patches were matched.
+
+    Returns:
+        as search_distinct, and the spacing (m,): see spacing.spacing. Neighbours are prepared once for both.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        prepared = in_one_thread(BoundsGallery, [gallery], [query])
+    sq_distances, matches = search_prepared(prepared, [query], kappa, True)
+    return sq_distances, matches, spacing_of(prepared, matches)

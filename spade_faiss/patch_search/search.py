@@ -146,9 +146,19 @@ def search_levels_checked(
     return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan)
 
 
+def search_spaced_checked(
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
+) -> list[tuple[Any, Any, Any]]:
+    """Search as search_levels_checked does with `distinct`, among K >= 2; add the spacing (h, w), see spacing.spacing.
+
+    The neighbours are prepared once for both.
+    """
+    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, spaced=True)
+
+
 def _together(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
-) -> tuple[Any, Any]:
+) -> tuple[Any, ...]:
     """Check the levels and search them concatenated."""
     query, gallery, like = as_levels(query_levels, neighbour_levels)
     check_levels(query, gallery, scan, finest_first=True)
@@ -166,43 +176,46 @@ def _together(
 
 
 def _apart(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
-) -> list[tuple[Any, Any]]:
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool,
+    spaced: bool = False,
+) -> list[Any]:  # fmt: skip
     """Check the levels and search each by itself."""
     query, gallery, like = as_levels(query_levels, neighbour_levels)
     check_levels(query, gallery, scan, finest_first=False)
     settings.check([level.shape[1:] for level in query], len(gallery[0]))
-    return [_found([own], [others], like, settings) for own, others in zip(query, gallery, strict=True)]
+    return [_found([own], [others], like, settings, spaced) for own, others in zip(query, gallery, strict=True)]
 
 
-def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings) -> tuple[Any, Any]:
+def _found(
+    query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings, spaced: bool = False
+) -> tuple[Any, ...]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
     by_torch = settings.engine == "pyramid" or settings.radius(grid) is not None
     on = search_device(settings.device) if by_torch else "cpu"
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
-        sq_distances, places = _search(query, gallery, settings)
+        sq_distances, places, *rest = _search(query, gallery, settings, spaced)
         if settings.metric == "cosine":
             from .cosine import settled
 
             sq_distances, places = settled(sq_distances, places, query, gallery, settings)
     matches = np.stack(np.unravel_index(places, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
-    found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3)
+    found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3), *(each.reshape(grid) for each in rest)
     if like is None:
         return found
     import torch
 
-    return tuple(torch.from_numpy(array).to(like) for array in found)  # type: ignore[return-value]
+    return tuple(torch.from_numpy(array).to(like) for array in found)
 
 
-def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) -> tuple[Array, Array]:
-    """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool) -> tuple[Array, ...]:
+    """Run an engine: squared distances and positions, (h * w, kappa), and if `spaced` the spacing (h * w,)."""
     if settings.distinct:
         search_device(settings.device)  # an unknown one is refused
-        from .distinct import search_distinct
+        from .distinct import search_distinct, search_spaced
 
         [own], [others] = query, as_arrays(gallery)
-        return search_distinct(own.reshape(len(own), -1), others, settings.kappa)
+        return (search_spaced if spaced else search_distinct)(own.reshape(len(own), -1), others, settings.kappa)
     radius = settings.radius(query[0].shape[1:])
     if radius is not None:
         where, is_cosine = search_device(settings.device), settings.metric == "cosine"

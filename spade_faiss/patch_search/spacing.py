@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array
-from .distinct import search_distinct
+from ..system.threads import in_one_thread
+from .bounds import search_prepared
+from .bounds_gallery import BoundsGallery
 
 NEAREST = 3  # neighbours whose nearest patches are averaged
 
@@ -22,14 +24,41 @@ def spacing(level: Array, matches: NDArray[np.int32], number: int = NEAREST) -> 
     Returns:
         (h, w) float32.
     """
-    k, _, height, width = level.shape
-    neighbours, rows, columns = (part.astype(np.int64).ravel() for part in np.moveaxis(matches, -1, 0))
-    places, which = np.unique((neighbours * height + rows) * width + columns, return_inverse=True)
-    own, cells = np.divmod(places, height * width)
-    patches = np.ascontiguousarray(level.reshape(k, len(level[0]), -1)[own, :, cells].T)  # (c, patches)
-    count = min(number, k - 1)
-    sq_distances, at = search_distinct(patches, level, count + 1)
-    others = np.where(at // (height * width) == own[:, None], np.nan, sq_distances)
-    others[~np.isnan(others).any(axis=1), -1] = np.nan  # as many equal patches come before its own
-    mean: NDArray[np.float32] = np.asarray(np.nanmean(others, axis=1, dtype=np.float64), np.float32)
-    return mean[which.reshape(matches.shape[:2])]
+    height, width = level.shape[2:]
+    neighbours, rows, columns = (part.astype(np.int64).reshape(-1, 1) for part in np.moveaxis(matches, -1, 0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        gallery = in_one_thread(BoundsGallery, [level], [level[0]])
+    found = spacing_of(gallery, (neighbours * height + rows) * width + columns, number)
+    return found.reshape(matches.shape[:2])
+
+
+def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int = NEAREST) -> NDArray[np.float32]:
+    """Measure the spacing where patches were matched in a gallery of one level, K >= 2.
+
+    Args:
+        gallery: the neighbours.
+        matches: (q, kappa) positions; the first of each row are the matched patches. The others, in other neighbours,
+            are near them: what is farther than these need not be looked at.
+        number: as for `spacing`.
+
+    Returns:
+        (q,) float32.
+    """
+    level, n = gallery.levels[0], gallery.n
+    cells = level.reshape(gallery.k, len(level[0]), -1)
+    _, rows, which = np.unique(matches[:, 0], return_index=True, return_inverse=True)
+    own, places = np.divmod(matches[rows], n)
+    patches = cells[own[:, 0], :, places[:, 0]]  # (patches, c)
+    count = min(number, gallery.k - 1)
+    reach = np.full(len(rows), np.inf, np.float32)
+    if matches.shape[1] > count:
+        wide = patches.astype(np.float64)
+        others = [
+            np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T[1:], places.T[1:], strict=True)
+        ]
+        reach[:] = np.sort(others, axis=0)[count - 1] * (1 + 1e-5)
+    sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
+    found = np.where(at // n == own[:, :1], np.nan, sq_distances)
+    found[~np.isnan(found).any(axis=1), -1] = np.nan  # as many equal patches come before its own
+    mean: NDArray[np.float32] = np.asarray(np.nanmean(found, axis=1, dtype=np.float64), np.float32)
+    return mean[which.reshape(-1)]
