@@ -55,6 +55,17 @@ def search_bounds(query: Array, gallery: Array, kappa: int, distinct: bool = Fal
     return search_prepared(prepared, [query], kappa, distinct)
 
 
+def search_levels_by_bounds(query: list[Array], gallery: list[Array], kappa: int) -> tuple[Floats, Ints]:
+    """Search all levels together on the CPU, with torch's number of threads; see search_patches.
+
+    Returns:
+        sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        prepared = in_one_thread(BoundsGallery, gallery, query)
+    return search_prepared(prepared, query, kappa)
+
+
 def search_prepared(
     gallery: BoundsGallery, query: Sequence[Array], kappa: int, distinct: bool = False, reach: Floats | None = None
 ) -> tuple[Floats, Ints]:

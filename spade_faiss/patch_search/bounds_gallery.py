@@ -77,7 +77,7 @@ class BoundsGallery:
     def patches(self, levels: Sequence[Array]) -> Floats:
         """Return the patches (q, c) of an image with levels [(c, h, w), ...], or of one level (c, q), shifted."""
         native = [
-            _shifted(as_tensor(level)[None], shift)[0].T.contiguous()
+            _shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T.contiguous()
             for level, shift in zip(levels, self.shifts, strict=True)
         ]
         if not self.is_mixed:

@@ -38,9 +38,10 @@ def search_patches(
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: number of nearest patches, at most K * h * w of the finest grid, or of a window in its corner.
-        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto", the one that is
-            expected to be faster on the CPU, and "flat" on a GPU, where nothing has been measured yet. A window has an
-            engine of its own, which "auto" takes.
+        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "bounds", products in a few
+            directions, which rule most patches out, on the CPU; "auto", the one that is expected to be the fastest on
+            the CPU, and "flat" on a GPU, where nothing has been measured yet. A window has an engine of its own, which
+            "auto" takes.
         device: auto or None (the CPU, until a GPU has been measured), cpu, cuda, cuda:N.
         block_bytes: memory limit of the flat engine's temporary gallery; one neighbour always fits.
         metric: "l2", squared L2; "cosine", 1 - cos from 0 to 2, for levels of one grid: a zero vector has no direction,
@@ -232,6 +233,8 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         engine = faster([level.shape for level in query], len(gallery[0]), kappa) if on_cpu else "flat"
         device = "cpu" if on_cpu else device
     where = faiss_device(device) if engine == "flat" else search_device(device)
+    if engine == "bounds" and where != "cpu":
+        raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if engine == "flat" or where == "cpu":
         gallery = as_arrays(gallery)
     if settings.metric == "cosine":
@@ -242,6 +245,10 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         from .flat import search_flat
 
         return search_flat(query, gallery, kappa, where, settings.block_bytes)
+    if engine == "bounds":
+        from .bounds import search_levels_by_bounds
+
+        return search_levels_by_bounds(query, gallery, kappa)
     if where == "cpu":
         from .pyramid import search_pyramid
 

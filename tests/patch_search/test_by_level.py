@@ -19,7 +19,7 @@ from spade_faiss.patch_search.search import search_checked, search_levels, searc
 from tests import reference
 from tests.helpers.patches import GRIDS, assert_equals_oracle, assert_same, assert_says, make, make_ties
 
-ENGINES = ["flat", "pyramid"]
+ENGINES = ["flat", "pyramid", "bounds"]
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 
@@ -35,7 +35,7 @@ GPU = [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]
         *ENGINES,
         "torch",
         "tensors",
-        *(pytest.param(f"{name}-{kind}", marks=GPU) for name in ENGINES for kind in ("cuda", "cuda-tensors")),
+        *(pytest.param(f"{name}-{kind}", marks=GPU) for name in ENGINES[:2] for kind in ("cuda", "cuda-tensors")),
     ],
 )
 def search(request: pytest.FixtureRequest) -> Search:
