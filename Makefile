@@ -30,7 +30,8 @@ test-gpu: .venv/.installed-dev
 
 # What runs in anomalib, and what is compared with it, in an environment of its own: it pins what others do not.
 test-anomalib: .venv-anomalib/.installed
-	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib*.py tests/peers
+	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib.py tests/peers \
+		"tests/test_docs.py::test_python_runs[docs/anomalib.md]"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
