@@ -32,6 +32,7 @@ with warnings.catch_warnings():
     from torchvision.tv_tensors import Mask
 
     from spade_faiss.adapters.anomalib import SpadeFaiss
+    from spade_faiss.adapters.anomalib_data import category_of
     from spade_faiss.adapters.anomalib_pixels import ViewResize, pixels_of
     from spade_faiss.adapters.anomalib_processing import RankingPostProcessor
 
@@ -144,6 +145,20 @@ def test_metrics_equal_those_of_evaluate(parts: Path, tmp_path: Path) -> None:
     own = evaluate(sf.Detector(gallery, extractor, sf.SearchOptions(k=3)), category, EvaluationOptions()).metrics
     assert found["image_AUROC"] == pytest.approx(own["image_AUROC"], abs=1e-6)
     assert found["pixel_AUROC"] == pytest.approx(own["pixel_AUROC"], abs=1e-5)
+
+
+def test_a_datamodule_is_a_labelled_set(parts: Path) -> None:
+    own = from_folders(parts / "good", parts / "bad", masks=parts / "masks", test_normal=parts / "test_good")
+    found = category_of(folder(parts))
+    assert sorted(image.path for image in found.normal) == sorted(image.path for image in own.normal)
+    assert {image.key for image in found.normal} == {f"good/{number}.png" for number in range(8)}
+    roles = [{(sample.path, sample.anomalous, sample.mask) for sample in each.test} for each in (found, own)]
+    assert roles[0] == roles[1]
+    assert found.masks
+    module = folder(parts)
+    module.setup()
+    module.test_data.samples["mask_path"] = None
+    assert not category_of(module).masks
 
 
 def test_images_of_several_sizes_are_resized_where_they_are_read(tmp_path: Path) -> None:
