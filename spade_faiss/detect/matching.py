@@ -86,9 +86,9 @@ def match_levels(
         return matches
     from ..patch_search.spacing import spacing  # here, as it takes torch and numba
 
-    levels = as_arrays(list(neighbours))
     return [
-        replace(one, spacing=spacing(level, one.matches[:, :, 0])) for one, level in zip(matches, levels, strict=True)
+        replace(one, spacing=spacing(level, one.matches[:, :, 0], device=options.device))
+        for one, level in zip(matches, neighbours, strict=True)
     ]
 
 
