@@ -22,6 +22,7 @@ from ..gallery.gallery import Gallery
 from ..report.colour_scale import Scale, colour_scale
 from ..store.manifest import FILE as MANIFEST
 from ..store.source_images import SourceImages
+from ..store.trusted import FILE as TRUSTED
 from .errors import ServiceError
 from .settings import ServiceSettings
 
@@ -299,7 +300,7 @@ class Registry:
 
 def _stamp(folder: Path) -> Stamp:
     found: list[tuple[int, int, int] | None] = []
-    for name in (MANIFEST, CALIBRATION):
+    for name in (MANIFEST, CALIBRATION, TRUSTED):
         try:
             status = (folder / name).stat()
             found.append((status.st_mtime_ns, status.st_ino, status.st_size))

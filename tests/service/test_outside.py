@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from scipy import ndimage
 
+from spade_faiss.detect.regions import find_regions
 from spade_faiss.service.app import create_app
-from spade_faiss.service.exports import run_lengths
+from spade_faiss.service.exports import _segmentation, run_lengths
 from spade_faiss.service.inspections import Line
 from spade_faiss.service.judging import drift
-from spade_faiss.service.pictures import pack, polygons, unpack
+from spade_faiss.service.outlines import polygons
+from spade_faiss.service.pictures import pack, unpack
 from tests.service.conftest import NAME, Served, png, settings_of, until
 
 INFER = f"/v2/models/{NAME}/infer"
@@ -103,7 +106,7 @@ def test_exports(serve: Callable[..., Any]) -> None:
         coco = served.get(export, kind="coco")
         areas = [one["area"] for one in coco["annotations"] if one["image_id"] == first["number"]]
         assert areas == [region["area"] for region in first["regions"]]
-        assert [sum(one["segmentation"]["counts"][1::2]) for one in coco["annotations"]] == [
+        assert [_pixels(one["segmentation"], (40, 48)) for one in coco["annotations"]] == [
             one["area"] for one in coco["annotations"]
         ]
         archive = zipfile.ZipFile(io.BytesIO(served.client.get(export, params={"kind": "masks"}).content))
@@ -123,13 +126,45 @@ def test_maps_are_packed_without_loss(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(unpack(pack(scores)), scores)
 
 
-def test_outlines_enclose_their_regions() -> None:
-    labels = np.zeros((10, 12), np.uint8)
-    labels[2:6, 3:9], labels[8, 11] = 1, 2
-    large, small = polygons(labels, 2)
-    xs, ys = np.array(large).T
-    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (3, 2, 9, 6)
-    assert np.mean(small[:-1], axis=0).tolist() == [11.5, 8.5]  # the centre of its pixel
+def _inside(corners: Any, size: tuple[int, int]) -> Any:
+    """Which pixels of (H, W) have their centres inside a closed polygon: rows cross it an odd number of times."""
+    (x, y), found = np.array(corners).T, np.zeros(size, bool)
+    for row in range(size[0]):
+        crossed = (y[:-1] > row + 0.5) != (y[1:] > row + 0.5)
+        share = (row + 0.5 - y[:-1][crossed]) / np.diff(y)[crossed]
+        at = np.sort(x[:-1][crossed] + share * np.diff(x)[crossed])
+        found[row] = np.searchsorted(at, np.arange(size[1]) + 0.5) % 2 == 1
+    return found
+
+
+def _pixels(segmentation: Any, size: tuple[int, int]) -> int:
+    """How many pixels a segmentation of COCO covers."""
+    if isinstance(segmentation, dict):
+        return sum(segmentation["counts"][1::2])
+    corners = np.reshape(segmentation[0], (-1, 2))
+    return int(_inside(np.concatenate([corners, corners[:1]]), size).sum())
+
+
+@pytest.mark.parametrize(("sigma", "fewer"), [(0, 1), (1, 1.5), (4, 3)])
+def test_outlines_enclose_the_pixels_of_their_regions(rng: np.random.Generator, sigma: float, fewer: float) -> None:
+    """Whatever their shape, with few corners; holes are filled."""
+    scores = ndimage.gaussian_filter(rng.standard_normal((60, 80)), sigma)
+    regions, labels = find_regions(scores.astype(np.float32), float(np.quantile(scores, 0.7)))
+    found, corners, edges = polygons(labels, len(regions)), 0, 0
+    for number, polygon in enumerate(found, start=1):
+        mask = ndimage.binary_fill_holes(labels == number)
+        np.testing.assert_array_equal(_inside(polygon, mask.shape), mask)
+        corners += len(polygon) - 1
+        edges += int(sum(np.diff(np.pad(mask, 1).astype(int), axis=axis).astype(bool).sum() for axis in (0, 1)))
+    assert corners < edges / fewer  # one for each pixel's edge, if none is left out
+
+
+def test_a_region_with_holes_is_a_run_length_mask() -> None:
+    ring = np.ones((5, 6), bool)
+    assert _segmentation(ring)["iscrowd"] == 0
+    ring[2, 2] = False
+    found = _segmentation(ring)
+    assert (found["iscrowd"], _pixels(found["segmentation"], (5, 6))) == (1, 29)
 
 
 def test_drift_is_seen(shared: Served, rng: np.random.Generator) -> None:
