@@ -69,6 +69,7 @@ class Generation:
             self.gallery.close()
             raise
         self.number = self.gallery.generation
+        self.trusted = self.gallery.trusted()
         self.calibration: Calibration | None = self.detector.calibration
         self._users = 0
         self._retired = False
@@ -201,8 +202,11 @@ class ServedGallery:
             old = self._current
             if old is not None and stamp == self._stamp:
                 return False
-            self._stamp = stamp
+            known, self._stamp = self._stamp, stamp
             try:
+                # Trust in an image that is not there yet: its commit follows.
+                if old is not None and stamp[:-1] == known[:-1] and old.gallery.trusted() == old.trusted:
+                    return False
                 new = Generation(self.path, self._settings, old)
             except SpadeError as error:
                 self.problem = str(error)
