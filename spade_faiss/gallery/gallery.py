@@ -22,6 +22,7 @@ from ..store.create import create_folder
 from ..store.locks import ReaderLock
 from ..store.manifest import FILE
 from ..store.secondary_indexes import IndexState
+from ..store.trusted import change_trusted
 from ..store.writer import Appended, GalleryWriter
 from .creation import new_manifest, require_agreement
 from .info import copies_from
@@ -281,6 +282,53 @@ class Gallery(GalleryReader):
         """
         with self.writer(timeout) as writer:
             writer.remove(keys)
+        change_trusted(self.path, drop=keys)
+
+    def trust(self, keys: Sequence[str]) -> None:
+        """Mark images as trusted: a person has looked at them and confirmed that they are normal.
+
+        A recipe whose scores average over several neighbours (kappa above 1) wants several normal images of a kind
+        before that kind is normal, because one of them may be an unseen defect. A trusted image is enough by itself: a
+        patch whose nearest match lies in it has the distance to that match. Every Detector that is made from now on
+        counts it so. `remove` ends it.
+
+        Args:
+            keys: of the images.
+
+        Raises:
+            OptionError: a key that is not in the gallery; then none is marked.
+            CorruptGalleryError: trusted.json was damaged or edited.
+            GalleryError: trusted.json cannot be written.
+
+        Example:
+            >>> gallery.trust(["003.png"])
+            >>> gallery.trusted()
+            ['003.png']
+        """
+        found = self._snapshot.find_all(keys)
+        if None in found:
+            key = keys[found.index(None)]
+            raise OptionError(f"{self.path}: expected keys of images in it, found {key!r}, which is not")
+        digests = self._snapshot.digests([row_id for row_id in found if row_id is not None])
+        change_trusted(self.path, dict(zip(keys, digests, strict=True)))
+
+    def distrust(self, keys: Sequence[str]) -> None:
+        """Take trusted images for ordinary ones again.
+
+        Args:
+            keys: of the images; those that are not trusted are passed over.
+
+        Raises:
+            CorruptGalleryError: as trust.
+            GalleryError: as trust.
+
+        Example:
+            >>> gallery.trust(["003.png", "004.png"])
+            >>> gallery.distrust(["003.png"])
+            >>> gallery.trusted()
+            ['004.png']
+        """
+        change_trusted(self.path, drop=keys)
 
     def compact(self, timeout: float = 0) -> int:
         """Rewrite shards that hold removed images or are small.
