@@ -19,7 +19,6 @@ import uvicorn
 from PIL import Image
 
 from spade_faiss.service.app import create_app
-from spade_faiss.service.exports import run_lengths
 from spade_faiss.service.inspections import Line
 from spade_faiss.service.judging import drift
 from spade_faiss.service.pictures import pack, polygons, unpack
@@ -109,13 +108,6 @@ def test_exports(serve: Callable[..., Any]) -> None:
         archive = zipfile.ZipFile(io.BytesIO(served.client.get(export, params={"kind": "masks"}).content))
         mask = np.asarray(Image.open(archive.open(f"{first['id']}.png")))
         assert (mask > 0).sum() == sum(areas)
-
-
-def test_run_lengths_give_the_mask_back(rng: np.random.Generator) -> None:
-    for mask in (rng.random((5, 7)) > 0.5, np.ones((2, 3), bool), np.zeros((2, 3), bool)):
-        runs = run_lengths(mask)
-        flat = np.repeat(np.arange(len(runs)) % 2, runs).astype(bool)
-        np.testing.assert_array_equal(flat.reshape(mask.shape, order="F"), mask)
 
 
 def test_maps_are_packed_without_loss(rng: np.random.Generator) -> None:
