@@ -21,6 +21,7 @@ from .evaluate_command import evaluate
 from .gallery_commands import add, build, compact, export_backbone, reindex, remove
 from .info_commands import info, verify
 from .messages import escape_what_cannot_be_printed, note, with_options
+from .object_commands import pull, push
 from .serve_command import serve
 
 
@@ -32,7 +33,7 @@ def cli() -> None:
 
 for command in (
     build, add, remove, compact, reindex, info, verify, calibrate, audit, query, evaluate, serve, demo, bench,
-    export_backbone,
+    export_backbone, push, pull,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -22,6 +22,7 @@ from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
 from ..system.forks import remember
 from .baseline import Baseline
+from .calibration import FILE as CALIBRATION
 from .calibration import Calibration
 from .detection import Detection
 from .measure_baseline import measure
@@ -72,7 +73,7 @@ class Detector:
         self._normal = tuple(normal)
         self._given = search, score
         self._calibrated = calibrated
-        found = Calibration.read(gallery.path) if calibrated else None
+        found = Calibration.read_file(gallery.file(CALIBRATION)) if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
         self._check_number_of_images()

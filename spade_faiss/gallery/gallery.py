@@ -16,6 +16,7 @@ from ..images.sources import ImageFile, Listing
 from ..index.factory import check_kind
 from ..ingest.pipeline import IngestOptions, IngestReport, ingest
 from ..ingest.workers import ingest_in_processes
+from ..object_store.address import refuse_address
 from ..options import IndexOptions, Patches, is_count
 from ..store.create import create_folder
 from ..store.locks import ReaderLock
@@ -78,6 +79,7 @@ class Gallery(GalleryReader):
             >>> sf.Gallery.create("new.gallery", toy.spec, recipe="paper")
             Gallery('new.gallery', 0 images, toy, generation 0)
         """
+        refuse_address(path)
         options = IndexOptions(kind=index) if isinstance(index, str) else index
         create_folder(Path(path), new_manifest(spec, options, shard_bytes, recipe, patches), timeout)
         gallery = cls(Path(path), options.device)
@@ -119,6 +121,7 @@ class Gallery(GalleryReader):
             True
             False
         """
+        refuse_address(path)
         path = Path(path)
         if not (path / FILE).exists():
             try:
@@ -307,6 +310,7 @@ class Gallery(GalleryReader):
             >>> len(gallery), "black" in gallery
             (12, True)
         """
+        refuse_address(self.path)
         try:
             with GalleryWriter(self.path, timeout) as writer:
                 yield writer

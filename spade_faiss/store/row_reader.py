@@ -199,9 +199,9 @@ class RowReader:
     def _find(self, number: int) -> _Place:
         entry = self._shards[number]
         path, n = self._folder / entry.file, entry.images
-        self._files.open(number, path, entry.bytes)  # checks that it exists and has that size
+        opened = self._files.open(number, path, entry.bytes)  # checks that it exists and has that size
         try:
-            with h5py.File(path, "r", libver="latest", locking=False) as file:
+            with h5py.File(opened.for_hdf5(), "r", libver="latest", locking=False) as file:
                 kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._columns, "S")}
                 columns = {name: _column(file, name, n, kind, entry.bytes) for name, kind in kinds.items()}
                 if (columns["image"].width, columns["image"].dtype) != (self._d, np.float32):
