@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,8 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found = s3(server)
     found.create_bucket(Bucket=BUCKET)
     yield found
-    for one in found.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        found.delete_object(Bucket=BUCKET, Key=one["Key"])
-    found.delete_bucket(Bucket=BUCKET)
     found.close()
+    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST")).close()
 
 
 @pytest.fixture

