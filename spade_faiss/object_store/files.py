@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from ..errors import CorruptGalleryError, GalleryNotFoundError, OptionError
+from ..options import MIB
 from ..store import level_reader
 from ..store.file_pool import PooledFile
 from ..store.files import GalleryFiles, Job
@@ -23,6 +24,7 @@ from .commit import FILE, Commit, StoredObject, rows_of
 from .local_cache import CACHE_BYTES, LocalCache, default_folder
 from .rows import RowsFile
 
+TOGETHER = 64 * MIB  # of rows that are fetched at once
 TRIES = 5  # to open a file of the cache that another process evicts at the same moment
 
 
@@ -110,6 +112,22 @@ class RemoteFiles(GalleryFiles):
         self.cache.drop(one.local_name)
         return False
 
+    def prefetch(self, paths: Iterable[Path]) -> None:
+        """See GalleryFiles. What a later step would refuse is left to that step."""
+        wanted = [self.commit.objects[rows_of(_name(path))] for path in paths]
+        with self._lock:
+            missing = [one for one in wanted if one.local_name not in self._good and not self._is_good(one)]
+            if (
+                len(missing) < 2 or 2 * sum(one.bytes for one in wanted) > self.cache.limit
+            ):  # they would evict each other
+                return
+            for some in _together(missing):
+                contents = self.bucket.ranges([(one.object, 0, one.bytes) for one in some])
+                for one, content in zip(some, contents, strict=True):
+                    if xxhash.xxh3_128_hexdigest(content) == one.checksum and self.cache.fits(one.bytes):
+                        self.cache.put(one.local_name, one.bytes, [content])
+                        self._is_good(one)
+
     def open_shard(self, path: Path, size: int) -> PooledFile:
         """See GalleryFiles."""
         for _ in range(TRIES):
@@ -179,6 +197,18 @@ class RemoteFiles(GalleryFiles):
                     pass
             except CorruptGalleryError as error:
                 yield file, str(error)
+
+
+def _together(objects: Sequence[StoredObject]) -> Iterator[list[StoredObject]]:
+    """Split objects into groups that fit into memory."""
+    some: list[StoredObject] = []
+    for one in objects:
+        if some and sum(other.bytes for other in some) + one.bytes > TOGETHER:
+            yield some
+            some = []
+        some.append(one)
+    if some:
+        yield some
 
 
 def checksum_of(path: Path) -> str:

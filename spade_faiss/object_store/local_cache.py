@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 
@@ -25,6 +26,7 @@ CACHE_BYTES = 10_240 * MIB  # of a cache, unless the caller says otherwise
 VARIABLE = "SPADE_FAISS_CACHE"  # names the folder of a cache, unless the caller does
 USED, LOCK = "used", "cache.lock"
 KEPT = 0.9  # share of the limit that is left when files are evicted, so that this is rare
+PATIENCE = 5  # seconds to wait for what others are writing where nothing else can go
 ABANDONED = 3600  # seconds after which a temporary file is that of a process that was killed
 SUFFIXES = (".h5", ".rows", ".faiss", ".npy", ".json", ".levels", TEMPORARY)  # of the cache's own files
 
@@ -109,16 +111,15 @@ class LocalCache:
         temporary = path.with_name(f"{name}.{number}{TEMPORARY}")
         try:
             with self._errors():
-                self._reserve(size)
                 path.parent.mkdir(exist_ok=True)
-                file = temporary.open("wb")
+                file = self._reserve(temporary, size)
             with file:
                 for block in content:
                     with self._errors():
                         file.write(block)
                 with self._errors():
                     file.flush()
-            with self._errors():
+            with self._errors(), self._lock():  # whoever counts sees it under one of the two names
                 temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -126,16 +127,31 @@ class LocalCache:
             raise
         return path
 
-    def _reserve(self, size: int) -> None:
-        """Count the bytes of a file before it is written; evicts others where they would be too many."""
-        with self._lock():
-            try:
-                used = int((self.folder / USED).read_text())
-            except (FileNotFoundError, ValueError):  # a new cache, or a process was killed while it wrote the number
-                used = self.limit
-            if used + size > self.limit:
-                used = self._evict(min(int(self.limit * KEPT), self.limit - size))
-            (self.folder / USED).write_text(str(used + size))
+    def _reserve(self, temporary: Path, size: int) -> BinaryIO:
+        """Open a file of `size` bytes to write, counted from now on.
+
+        It evicts others where they would be too many, and waits for what others are writing, though not for ever: the
+        process may have been killed.
+        """
+        patient_until = time.monotonic() + PATIENCE
+        while True:
+            with self._lock():
+                used = self._used()
+                if used + size > self.limit:
+                    used = self._evict(min(int(self.limit * KEPT), self.limit - size))
+                if used + size <= self.limit or time.monotonic() > patient_until:
+                    (self.folder / USED).write_text(str(used + size))
+                    file = temporary.open("wb")
+                    file.truncate(size)  # whoever counts before it is written counts all of it
+                    return file
+            time.sleep(0.01)
+
+    def _used(self) -> int:
+        """Return the bytes that are counted, or the limit, so that they are counted again."""
+        try:
+            return int((self.folder / USED).read_text())
+        except (FileNotFoundError, ValueError):  # a new cache, or a process was killed while it wrote the number
+            return self.limit
 
     def _evict(self, room: int) -> int:
         """Delete the least recent files until the others take at most `room` bytes; returns how many they take."""

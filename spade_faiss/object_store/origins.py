@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import filelock
+
 from ..system.atomic_files import storage_errors, write_whole
 
 FILE = "remote.json"
+LOCK = "remote.lock"
 KEPT = 2  # commits of each address: the one that is there, and the one that a push is about to make
 
 
@@ -42,10 +45,10 @@ def remember(folder: Path, key: str, checksum: str, alone: bool = False) -> None
     Raises:
         GalleryError: the folder cannot be written.
     """
-    before = [] if alone else [one for one in remembered(folder, key) if one != checksum]
-    wanted = [*before[1 - KEPT :], checksum]
-    if remembered(folder, key) != wanted:
-        with storage_errors(f"cannot write {folder / FILE}"):
+    with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
+        before = [] if alone else [one for one in remembered(folder, key) if one != checksum]
+        wanted = [*before[1 - KEPT :], checksum]
+        if remembered(folder, key) != wanted:
             write_whole(folder / FILE, json.dumps({**_read(folder), key: wanted}, indent=1).encode())
 
 

@@ -23,6 +23,7 @@ from .bucket import Bucket
 from .commit import CALIBRATION, ROWS, Commit, StoredObject
 from .files import checksum_of, compared, read_commit
 from .origins import FILE as ORIGINS
+from .origins import LOCK as ORIGINS_LOCK
 from .origins import manifest_at, remember, remembered
 
 
@@ -96,7 +97,7 @@ def _check_folder(folder: Path) -> None:
     """Refuse a folder with files of something else: a gallery, or the remains of a pull that was killed, are none."""
     if not folder.exists() or (folder / FILE).exists():
         return
-    known = {*PARTS, READERS, WRITER, HOLDER, *(file + TEMPORARY for file in (FILE, ORIGINS)), ORIGINS}
+    known = {*PARTS, READERS, WRITER, HOLDER, *(file + TEMPORARY for file in (FILE, ORIGINS)), ORIGINS, ORIGINS_LOCK}
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - known:
         raise GalleryError(f"{folder}: expected nothing, an empty folder or a gallery to pull into, found something")
 
@@ -124,7 +125,7 @@ def _fetch_all(folder: Path, bucket: Bucket, commit: Commit, there: bytes | None
     """Download the files that are not there; returns their objects. Shards never change, so those named are there."""
     named = {one.file for one in Manifest.parse(there, folder / FILE).shards} if there else set()
     fetched = []
-    for file, one in progress_bar(list(_files(commit).items()), "pull", progress):
+    for file, one in progress_bar(list(_files(commit).items()), "pull", progress, unit="file"):
         path = folder / file
         if path.is_file() and path.stat().st_size == one.bytes and (file in named or checksum_of(path) == one.checksum):
             continue

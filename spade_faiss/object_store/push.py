@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import xxhash
 
 from ..errors import CorruptGalleryError, GalleryError
+from ..options import MIB
 from ..store.locks import ReaderLock
-from ..store.manifest import FILE, Manifest
+from ..store.manifest import FILE, IndexEntry, KeysEntry, Manifest
 from ..system.failpoints import failpoint
 from ..system.progress import progress_bar
 from .address import Address
@@ -43,6 +45,21 @@ class Pushed:
     swept: int  # objects deleted
 
 
+@dataclass(frozen=True)
+class _There:
+    """What was at the address when the push began."""
+
+    commit: Commit | None = None
+    version: str | None = None  # for Bucket.replace
+    ours: bool = False  # whether this folder pushed or pulled it
+    damaged: bool = False  # nobody knows what it condemned: no object can be relied on
+
+    @cached_property
+    def named(self) -> set[str]:
+        """The objects that the commit names."""
+        return {one.object for one in self.commit.objects.values()} if self.commit else set()
+
+
 @dataclass
 class _Push:
     """A push under way."""
@@ -51,8 +68,7 @@ class _Push:
     bucket: Bucket
     manifest: Manifest
     listing: dict[str, Listed]
-    before: Commit | None  # what is there
-    ours: bool  # whether this folder pushed or pulled that
+    there: _There
     check: bool
     uploaded: int = 0
     uploaded_bytes: int = 0
@@ -73,15 +89,15 @@ class _Push:
 
     def _known(self, file: str, checksum: str, size: int, content: bytes | Path) -> str | None:
         """Return the name of an object that has a content; what no commit names is compared with it first."""
-        named = {one.object for one in self.before.objects.values()} if self.before else set()
         suffix = Path(file).suffix
-        for name, listed in self.listing.items():
+        condemned = self.there.commit.condemned if self.there.commit else ()
+        for name, listed in () if self.there.damaged else self.listing.items():
             found = OBJECT_NAME.fullmatch(name)
             if not found or found[1] != checksum or not name.endswith(suffix) or listed.bytes != size:
                 continue
-            if self.before and name in self.before.condemned:
+            if name in condemned:
                 continue
-            if (name in named and not self.check) or self._has(name, listed, size, content):
+            if (name in self.there.named and not self.check) or self._has(name, listed, size, content):
                 return name
         return None
 
@@ -101,8 +117,8 @@ class _Push:
         """Upload a shard and its rows, unless this folder has pushed or pulled them: their names are never reused."""
         entry = self.manifest.shards[number]
         files = entry.file, rows_of(entry.file)
-        if self.before and self.ours and not self.check:
-            known = [self.before.objects.get(file) for file in files]
+        if self.there.commit and self.there.ours and not self.check:
+            known = [self.there.commit.objects.get(file) for file in files]
             there = [one for one in known if one and one.object in self.listing]
             if len(there) == 2 and there[0].bytes == entry.bytes and self._sizes_agree(there):
                 self.objects |= dict(zip(files, there, strict=True))
@@ -110,6 +126,25 @@ class _Push:
         path = self.folder / entry.file
         self.upload(files[1], rows_content(path, entry, self.manifest.schema))
         self.upload(files[0], path)
+
+    def whole(self, entry: IndexEntry | KeysEntry) -> None:
+        """Upload an image index or a key table, which is compared with the manifest first.
+
+        Raises:
+            CorruptGalleryError: it is missing or damaged.
+        """
+        path, digest = self.folder / entry.file, xxhash.xxh3_64()
+        try:
+            with path.open("rb") as file:
+                while block := file.read(MIB):
+                    digest.update(block)
+        except OSError as error:
+            raise CorruptGalleryError(f"{path}: cannot be read: {error.strerror or error}; reindex first") from error
+        if digest.hexdigest() != entry.xxh3:
+            raise CorruptGalleryError(
+                f"{path}: expected checksum {entry.xxh3}, found {digest.hexdigest()}; reindex the gallery first"
+            )
+        self.upload(entry.file, path)
 
     def _sizes_agree(self, objects: list[StoredObject]) -> bool:
         return all(self.listing[one.object].bytes == one.bytes for one in objects)
@@ -160,32 +195,30 @@ def push(
         content = (folder / FILE).read_bytes()
         if Manifest.parse(content, folder / FILE) != manifest:
             raise GalleryError(f"{folder}: expected the same generation at two looks, found a commit; push again")
-        before, version, ours = _what_is_there(folder, bucket, content, replace)
-        job = _Push(folder, bucket, manifest, bucket.listing(OBJECTS), before, ours, check)
-        for step in progress_bar(list(_steps(job)), "push", progress):
+        there = _what_is_there(folder, bucket, content, replace)
+        job = _Push(folder, bucket, manifest, bucket.listing(OBJECTS), there, check)
+        for step in progress_bar(list(_steps(job)), "push", progress, unit="file"):
             step()
-    commit = _put(job, content, version, sweep)
+    commit = _put(job, content, sweep)
     swept = _sweep(job, commit) if sweep else 0
     kept = len(job.objects) - job.uploaded
     return Pushed(manifest.generation, job.uploaded, job.uploaded_bytes, kept, swept)
 
 
-def _what_is_there(
-    folder: Path, bucket: Bucket, manifest: bytes, replace: bool
-) -> tuple[Commit | None, str | None, bool]:
-    """Return the commit that is there, its version, and whether this folder has pushed or pulled it.
+def _what_is_there(folder: Path, bucket: Bucket, manifest: bytes, replace: bool) -> _There:
+    """Return what is at the address.
 
     Raises:
         GalleryError: it is not to be replaced.
     """
     content, version = bucket.read_version(FILE)
     if content is None:
-        return None, version, False
+        return _There()
     try:
         before = Commit.parse(content, bucket.address / FILE)
     except CorruptGalleryError:
         if replace:
-            return None, version, False
+            return _There(None, version, damaged=True)
         raise
     ours = before.checksum in remembered(folder, str(bucket.address))
     if not (ours or replace or before.manifest_bytes == manifest):
@@ -193,7 +226,7 @@ def _what_is_there(
             f"{bucket.address}: expected what {folder} has pushed or pulled last, found generation "
             f"{before.manifest.generation} from elsewhere; pull that, or replace it (replace=True)"
         )
-    return before, version, ours
+    return _There(before, version, ours)
 
 
 def _steps(job: _Push) -> Iterator[Callable[[], None]]:
@@ -203,21 +236,21 @@ def _steps(job: _Push) -> Iterator[Callable[[], None]]:
         yield lambda number=number: job.shard(number)  # type: ignore[misc]
     for entry in (manifest.index, manifest.keys):
         if entry is not None:
-            yield lambda file=entry.file: job.upload(file, job.folder / file)  # type: ignore[misc]
+            yield lambda entry=entry: job.whole(entry)  # type: ignore[misc]
     calibration = job.folder / CALIBRATION
     if calibration.is_file():
         yield lambda: job.upload(CALIBRATION, calibration.read_bytes())
 
 
-def _put(job: _Push, manifest: bytes, version: str | None, sweep: bool) -> Commit:
+def _put(job: _Push, manifest: bytes, sweep: bool) -> Commit:
     """Put gallery.json, unless the same is there."""
-    before, address = job.before, str(job.bucket.address)
+    before, address = job.there.commit, str(job.bucket.address)
     still = tuple(name for name in before.condemned if name in job.listing) if before else ()
     commit = Commit(manifest, job.manifest, job.objects, job.unnamed() if sweep else still)
     if before is None or before.content != commit.content:
         remember(job.folder, address, commit.checksum)
         failpoint("remembered", Path(FILE))
-        job.bucket.replace(FILE, commit.content, version)
+        job.bucket.replace(FILE, commit.content, job.there.version)
         failpoint("pushed", Path(FILE))
     remember(job.folder, address, commit.checksum, alone=True)
     remember(job.folder, manifest_at(job.bucket.address), xxhash.xxh3_128_hexdigest(manifest), alone=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,19 @@ class PooledFile:
 class FilePool:
     """Keeps open the files of the shards that were read most recently. Threads may share one."""
 
-    def __init__(self, opener: Callable[[Path, int], PooledFile] = PooledFile) -> None:
-        """Open files by `opener(path, size)`."""
+    def __init__(
+        self,
+        opener: Callable[[Path, int], PooledFile] = PooledFile,
+        prefetch: Callable[[Iterable[Path]], None] | None = None,
+    ) -> None:
+        """Open files.
+
+        Args:
+            opener: opens one, by path and size.
+            prefetch: gets several that will be opened; None: there is nothing to get.
+        """
         self._opener = opener
+        self.prefetch = prefetch
         self._files: OrderedDict[int, PooledFile] = OrderedDict()
         self._room = _files_to_hold()
         self._lock = threading.Lock()

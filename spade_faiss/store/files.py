@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ class GalleryFiles:
     def open_shard(self, path: Path, size: int) -> PooledFile:
         """Open a shard to read its rows, all but the levels; raises as FilePool.open."""
         return PooledFile(path, size)
+
+    def prefetch(self, paths: Iterable[Path]) -> None:
+        """Get the rows of several shards at once, where getting each takes a round trip."""
 
     def for_hdf5(self, path: Path, size: int) -> Any:
         """Return what HDF5 opens in the place of a shard's path; None: the path."""

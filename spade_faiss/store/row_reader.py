@@ -185,6 +185,8 @@ class RowReader:
         order = np.argsort(ids)
         ids = ids[order]
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
+        if self._files.prefetch is not None:
+            self._files.prefetch(self._folder / self._shards[number].file for number in np.unique(numbers))
         return order, numbers, ids - self._starts[numbers]
 
     def _open(self, number: int) -> tuple[_Place, PooledFile]:

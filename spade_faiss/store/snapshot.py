@@ -58,7 +58,7 @@ class Snapshot:
         self.manifest = manifest
         self._starts = [0, *accumulate(shard.images for shard in manifest.shards)]
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
-        self._files = FilePool(self.files.open_shard)
+        self._files = FilePool(self.files.open_shard, self.files.prefetch if files else None)
         self.rows = RowReader(folder, manifest.shards, manifest.schema, self._files)
         self.indexes = IndexReader(self.files, manifest, self.rows)
         self._readers: OrderedDict[int, LevelReader] = OrderedDict()

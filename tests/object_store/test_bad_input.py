@@ -16,6 +16,7 @@ import spade_faiss as sf
 from spade_faiss.object_store import bucket as buckets
 from spade_faiss.object_store.address import Address, is_address
 from spade_faiss.object_store.commit import Commit
+from spade_faiss.service.settings import named_galleries
 from spade_faiss.store.manifest import CHECKSUM, END
 from tests.helpers.command_line import Spade
 
@@ -228,3 +229,8 @@ def test_commands(gallery: sf.Gallery, memory: str, tmp_path: Path, spade: Spade
     run = spade("info", memory, "--cache", tmp_path / "small", "--cache-size", "1kB")
     assert "raise it (--cache-size SIZE)" in run.error
     assert "expected an address, as s3://" in spade("push", gallery.path, tmp_path / "there").error
+
+
+def test_what_does_not_serve_a_store_says_so() -> None:
+    with pytest.raises(sf.GalleryError, match=r"s3://bucket/tiles.gallery: expected a folder"):
+        named_galleries((f"tiles={URL}",))

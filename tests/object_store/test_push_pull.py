@@ -235,6 +235,27 @@ def test_a_damaged_shard_is_not_pushed(gallery: sf.Gallery, memory: str) -> None
     assert Bucket(Address(memory)).read("gallery.json") is None
 
 
+@pytest.mark.parametrize("what", ["damaged", "gone"])
+def test_a_damaged_index_is_not_pushed(gallery: sf.Gallery, memory: str, what: str) -> None:
+    [path] = gallery.path.glob("index/*.faiss")
+    content = path.read_bytes()
+    path.unlink()
+    if what == "damaged":
+        path.write_bytes(content[:-1] + b"?")
+    with pytest.raises(sf.CorruptGalleryError, match=r"image-\d+.faiss: .*; reindex"):
+        sf.push(gallery.path, memory)
+
+
+def test_nothing_is_relied_on_beside_a_damaged_commit(gallery: sf.Gallery, memory: str, tmp_path: Path) -> None:
+    """It may have condemned objects, which a sweep is about to delete."""
+    sf.push(gallery.path, memory)
+    old = objects(memory)
+    fsspec.filesystem("memory").pipe_file("/bucket/tiles.gallery/gallery.json", b"{}")
+    assert sf.push(gallery.path, memory, replace=True).uploaded == OBJECTS
+    Bucket(Address(memory)).delete(list(old))
+    assert sf.Gallery.open(memory, cache=tmp_path / "cache").verify() == []
+
+
 def test_readers_keep_their_files_while_a_push_reads_them(
     gallery: sf.Gallery, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
