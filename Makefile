@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test test-fast test-gpu lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu test-ray lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -27,6 +27,10 @@ test-fast: .venv/.installed-dev
 # Those that need a GPU, one at a time.
 test-gpu: .venv/.installed-dev
 	$(BIN)/python -m pytest --need-gpu -m "gpu_torch or gpu_faiss"
+
+# Those that need Ray, in an environment of their own: what Ray brings must not change what the others run with.
+test-ray: .venv-ray/.installed
+	PYTHONDONTWRITEBYTECODE= .venv-ray/bin/python -m pytest tests/cluster -k ray
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -59,8 +63,16 @@ coverage: .venv/.installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,lint]'
 	touch $@ .venv/.installed .venv/.installed-docs .venv/.installed-service
 
+# It shares the packages of .venv, and has Ray and what Ray needs beside them.
+.venv-ray/.installed: .venv/.installed-dev
+	$(BIN)/python -m venv .venv-ray
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	.venv-ray/bin/python -m pip install --disable-pip-version-check 'ray>=2.50'
+	touch $@
+
 .venv:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv spade-demo spade-serve-demo docs/_build htmlcov
+	rm -rf .venv .venv-ray spade-demo spade-serve-demo docs/_build htmlcov

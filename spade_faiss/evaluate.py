@@ -22,7 +22,7 @@ from .detect.detection import Detection
 from .detect.detector import Detector
 from .detect.query_files import query_files
 from .errors import ImageError, OptionError
-from .gallery.gallery import Gallery
+from .gallery.reader import GalleryReader
 from .images.sources import ImageFile
 from .ingest.pipeline import Skipped
 from .metrics.curves import Curve, all_curves, write_curves
@@ -239,7 +239,7 @@ def _at_size(scores: NDArray[np.float32], marks: Marks, size: int | None) -> tup
     return resized, Marks(masks[0], masks[1])
 
 
-def _in_gallery(gallery: Gallery, category: Category, checked: Checked) -> list[str]:
+def _in_gallery(gallery: GalleryReader, category: Category, checked: Checked) -> list[str]:
     """Return the keys of the test images that are in the gallery too, by their content; warns where there are any."""
     generation = gallery.snapshot()
     wanted, found = set(checked.digests.values()), set[str]()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import click
 
 from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..gallery.repair import Repair
 from ..gallery.verify import Problem
 from ..images.tiling import shared
@@ -74,7 +75,7 @@ def _tiling(spec: dict[str, Any]) -> str:
     )
 
 
-def held(gallery: Gallery) -> str:
+def held(gallery: GalleryReader) -> str:
     """Return how many images a gallery holds, or tiles of them, in words."""
     return f"{len(gallery)} {_rows(gallery.spec.to_json())}"
 
@@ -166,7 +167,7 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
                 click.echo(
                     "what is left needs the images' files (--normal DIR), or --drop-unreadable and then `add`", err=True
                 )
-        _print_problems(len(opened), problems, flags.as_json)
+        print_problems(len(opened), problems, flags.as_json)
     if problems:
         sys.exit(1)
 
@@ -182,7 +183,8 @@ def _print_repair(done: Repair) -> None:
         click.echo("image index and key table rebuilt", err=True)
 
 
-def _print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
+def print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
+    """Print what verify has found."""
     messages = [with_options(problem.message) for problem in problems]
     if as_json:
         found = [

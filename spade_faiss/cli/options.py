@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..detect.detector import Detector
-    from ..gallery.gallery import Gallery
+    from ..gallery.reader import GalleryReader
     from ..images.sources import ImageFile
 
 CACHE_MIB, DEVICE_CACHE_MIB = SearchOptions.cache_bytes // MIB, SearchOptions.device_cache_bytes // MIB
@@ -121,7 +121,7 @@ class NetworkFlags:
         ),
     ]
 
-    def extractor_of(self, opened: Gallery) -> Extractor:
+    def extractor_of(self, opened: GalleryReader) -> Extractor:
         """Load the extractor that made a gallery."""
         return opened.load_extractor(self.weights, self.batch_size, self.device, self.runtime)
 
@@ -332,18 +332,27 @@ def _bytes(mib: int | None) -> int | None:
 
 
 def detector_of(
-    opened: Gallery,
+    opened: GalleryReader,
     search: SearchFlags,
     network: NetworkFlags,
     normal: Sequence[Path | ImageFile] = (),
     calibrated: bool = True,
     quiet: bool = True,
 ) -> Detector:
-    """Make a detector over a gallery, whose image files may be in `normal`; says if it measures a scale first."""
+    """Make a detector over a gallery, whose image files may be in `normal`, or a federation over a cluster.
+
+    Says if it measures a scale first.
+    """
+    from ..cluster.cluster import Cluster
+    from ..cluster.federation import Federation
     from ..detect.detector import Detector
 
     options = search.search_options(network.device), search.score_options()
-    detector = Detector(opened, network.extractor_of(opened), *options, calibrated, normal)
+    extractor = network.extractor_of(opened)
+    if isinstance(opened, Cluster):
+        detector: Detector = Federation(opened, extractor, *options, calibrated)
+    else:
+        detector = Detector(opened, extractor, *options, calibrated, normal)
     if calibrated and detector.calibration is None and detector.needs_baseline and not quiet:
         n = min(SAMPLE, len(opened))
         click.echo(

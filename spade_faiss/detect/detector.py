@@ -11,13 +11,12 @@ from typing import Any
 from ..arrays import Ids
 from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from ..extractors.registry import Extractor
-from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..images.inputs import ImageLike
 from ..images.sources import ImageFile
 from ..options import ScoreOptions, SearchOptions
 from ..pyramids.cache import PyramidCache
 from ..pyramids.device_cache import device_cache
-from ..pyramids.reader import PyramidSource
 from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
 from ..system.forks import remember
@@ -40,7 +39,7 @@ class Detector:
 
     def __init__(
         self,
-        gallery: Gallery,
+        gallery: GalleryReader,
         extractor: Extractor,
         search: SearchOptions | None = None,
         score: ScoreOptions | None = None,
@@ -72,7 +71,7 @@ class Detector:
         self._normal = tuple(normal)
         self._given = search, score
         self._calibrated = calibrated
-        found = Calibration.read(gallery.path) if calibrated else None
+        found = self._stored_calibration() if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
         self._check_number_of_images()
@@ -100,6 +99,9 @@ class Detector:
     def after_fork(self) -> None:
         """Replace the inherited lock."""
         self._lock = threading.Lock()
+
+    def _stored_calibration(self) -> Calibration | None:
+        return Calibration.read(self.gallery.path)
 
     def _check_number_of_images(self) -> None:
         n = len(self.gallery)
@@ -160,7 +162,7 @@ class Detector:
         >>> detector.uncalibrated().settings() == detector.settings()
         True
         """
-        return Detector(self.gallery, self.extractor, self.search, self.score, calibrated=False, normal=self._normal)
+        return type(self)(self.gallery, self.extractor, self.search, self.score, calibrated=False, normal=self._normal)
 
     def share_caches(self, other: Detector) -> None:
         """Keep levels of normal images together with another detector, as one over an earlier commit.
@@ -219,11 +221,10 @@ class Detector:
                 self._baseline = measure(self._pipeline(snapshot))
             return self._baseline
 
-    def _pipeline(self, snapshot: Snapshot) -> Pipeline:
-        return Pipeline(snapshot, self.extractor, self._settings, self._pyramids(snapshot), self._caches)
-
-    def _pyramids(self, snapshot: Snapshot) -> PyramidSource:
-        return pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
+    def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
+        """Begin a run over a snapshot; settings: other than the detector's own."""
+        pyramids = pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
+        return Pipeline(snapshot, self.extractor, settings or self._settings, pyramids, self._caches)
 
     def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None) -> Pipeline:
         """Return a run over one snapshot of the gallery, for several calls that must agree; None: the open one.
@@ -241,9 +242,7 @@ class Detector:
         baseline = self._baseline_of(snapshot)
         if k is None or k == self._settings.k_of(len(snapshot)):
             return self._pipeline(snapshot).scored_by(baseline, self.calibration)
-        settings = self._settings.searching(k, len(snapshot))
-        run = Pipeline(snapshot, self.extractor, settings, self._pyramids(snapshot), self._caches)
-        return run.scored_by(baseline)
+        return self._pipeline(snapshot, self._settings.searching(k, len(snapshot))).scored_by(baseline)
 
     def query(self, image: ImageLike) -> Detection:
         """Look for anomalies in one image.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..options import SearchOptions
 from ..patch_search.search import search_checked, search_levels_checked
+from ..patch_search.spacing import spacing
 from ..system.devices import as_arrays, beside
 from .baseline import Baseline
 from .level_matches import LevelMatches, averaged, relative
@@ -84,8 +85,6 @@ def match_levels(
     matches = [LevelMatches(*as_arrays(one)) for one in found]
     if not with_spacing or len(neighbours[0]) == 1:
         return matches
-    from ..patch_search.spacing import spacing  # here, as it takes torch and numba
-
     levels = as_arrays(list(neighbours))
     return [
         replace(one, spacing=spacing(level, one.matches[:, :, 0])) for one, level in zip(matches, levels, strict=True)

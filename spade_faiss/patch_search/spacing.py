@@ -2,13 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array
-from .distinct import search_distinct
 
 NEAREST = 3  # neighbours whose nearest patches are averaged
+
+
+@dataclass(frozen=True)
+class MatchedPatches:
+    """The patches of one level that a query's were matched with, each once, in the order of positions.
+
+    Attributes:
+        neighbours: (n,) which neighbour each is of.
+        cells: (n,) its cell on the level's grid.
+        which: (h, w) which of them each patch of the query was matched with.
+        size: number of cells of the grid.
+    """
+
+    neighbours: NDArray[np.int64]
+    cells: NDArray[np.int64]
+    which: NDArray[np.int64]
+    size: int
+
+    @classmethod
+    def of(cls, matches: NDArray[np.int32], grid: tuple[int, ...]) -> MatchedPatches:
+        """Take (h, w, 3) matches: neighbour, row and column on a grid (height, width)."""
+        height, width = grid
+        neighbours, rows, columns = (part.astype(np.int64).ravel() for part in np.moveaxis(matches, -1, 0))
+        places, which = np.unique((neighbours * height + rows) * width + columns, return_inverse=True)
+        return cls(*np.divmod(places, height * width), which.reshape(matches.shape[:2]), height * width)
+
+    def spacing(self, sq_distances: NDArray[np.float32], at: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the spacing where each patch of the query was matched.
+
+        Args:
+            sq_distances: (n, count + 1) of the nearest patches of as many neighbours, ascending.
+            at: (n, count + 1) their positions, counted through neighbour, row, column.
+
+        Returns:
+            (h, w) float32: the mean over count neighbours other than the patch's own.
+        """
+        others = np.where(at // self.size == self.neighbours[:, None], np.nan, sq_distances)
+        others[~np.isnan(others).any(axis=1), -1] = np.nan  # as many equal patches come before its own
+        mean: NDArray[np.float32] = np.asarray(np.nanmean(others, axis=1, dtype=np.float64), np.float32)
+        return mean[self.which]
+
+
+def patches_at(level: Array, neighbours: NDArray[np.int64], cells: NDArray[np.int64]) -> Array:
+    """Return patches of a (K, c, h, w) level by neighbour and cell, each (n,): (n, c)."""
+    patches: Array = level.reshape(len(level), level.shape[1], -1)[neighbours, :, cells]
+    return patches
+
+
+def nearest_of_each(patches: Array, level: Array, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Find the nearest patches of count neighbours, each by its nearest.
+
+    Args:
+        patches: (n, c).
+        level: (K, c, h, w).
+        count: of neighbours, at most K.
+
+    Returns:
+        sq_distances (n, count), ascending, and positions (n, count) counted through neighbour, row, column.
+    """
+    from .distinct import search_distinct  # here, as it takes torch and numba
+
+    return search_distinct(np.ascontiguousarray(patches.T), level, count)
 
 
 def spacing(level: Array, matches: NDArray[np.int32], number: int = NEAREST) -> NDArray[np.float32]:
@@ -22,14 +85,6 @@ def spacing(level: Array, matches: NDArray[np.int32], number: int = NEAREST) -> 
     Returns:
         (h, w) float32.
     """
-    k, _, height, width = level.shape
-    neighbours, rows, columns = (part.astype(np.int64).ravel() for part in np.moveaxis(matches, -1, 0))
-    places, which = np.unique((neighbours * height + rows) * width + columns, return_inverse=True)
-    own, cells = np.divmod(places, height * width)
-    patches = np.ascontiguousarray(level.reshape(k, len(level[0]), -1)[own, :, cells].T)  # (c, patches)
-    count = min(number, k - 1)
-    sq_distances, at = search_distinct(patches, level, count + 1)
-    others = np.where(at // (height * width) == own[:, None], np.nan, sq_distances)
-    others[~np.isnan(others).any(axis=1), -1] = np.nan  # as many equal patches come before its own
-    mean: NDArray[np.float32] = np.asarray(np.nanmean(others, axis=1, dtype=np.float64), np.float32)
-    return mean[which.reshape(matches.shape[:2])]
+    found = MatchedPatches.of(matches, level.shape[2:])
+    patches = patches_at(level, found.neighbours, found.cells)
+    return found.spacing(*nearest_of_each(patches, level, min(number, len(level) - 1) + 1))
