@@ -86,7 +86,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=20)
+@settings(max_examples=16)
 @given(data=st.data())
 def test_any_split_of_any_gallery(data: st.DataObject) -> None:
     """Members empty, of one image, all neighbours on one; copies within a member and across; ties; any K and kappa."""
