@@ -163,7 +163,7 @@ def add(path: Path, sources: tuple[Path, ...], flags: ClusterAddFlags) -> None:
     with Cluster.update(path, timeout=ingest.wait) as opened:  # an interrupted run leaves members ahead
         extractor = flags.network.extractor_of(opened)
         report = opened.add_images(
-            sources, extractor, replace=ingest.replace, workers=ingest.workers, timeout=ingest.wait
+            sources, extractor, replace=ingest.replace, workers=ingest.machines(), timeout=ingest.wait
         )
         print_added(opened, report)
         skipped = [Skipped(item.path, with_options(item.reason)) for item in report.skipped]

@@ -227,7 +227,7 @@ def _build(path: Path, images: Sequence[ImageFile], extractor: Extractor, flags:
     try:
         with opened:
             if not flags.ingest.quiet:
-                need = estimate(images, extractor, path, opened.patches, flags.ingest.workers)
+                need = estimate(images, extractor, path, opened.patches, flags.ingest.workers or 1)
                 click.echo(f"this will need: {with_options(need)}", err=True)
                 if need.disk_bytes > need.free_bytes:
                     note("that is more than is free on that disk")
@@ -265,7 +265,7 @@ def _add(
         replace=flags.replace,
         strict=flags.strict,
         progress=not flags.quiet,
-        workers=flags.workers,
+        workers=flags.machines(),
         timeout=flags.wait,
     )
     print_added(gallery, report)

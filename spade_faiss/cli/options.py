@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..detect.detector import Detector
     from ..gallery.reader import GalleryReader
     from ..images.sources import ImageFile
+    from ..ingest.runs import Machines
 
 CACHE_MIB, DEVICE_CACHE_MIB = SearchOptions.cache_bytes // MIB, SearchOptions.device_cache_bytes // MIB
 
@@ -131,14 +132,21 @@ class IngestFlags:
     """How images are taken into a gallery."""
 
     workers: Annotated[
-        int,
+        int | None,
         flag(
             "--workers",
             type=int,
-            default=1,
-            show_default=True,
             metavar="N",
-            help="Processes that decode, extract and write. Each loads the network.",
+            help="Processes that decode, extract and write. Each loads the network.  [default: 1]",
+        ),
+    ]
+    ray: Annotated[
+        str | None,
+        flag(
+            "--ray",
+            metavar="ADDRESS|local",
+            help="Decode, extract and write on the machines of the Ray cluster at this address, which all see GALLERY "
+            "and the images; local: on the CPUs of this machine. --workers then bounds the tasks at a time.",
         ),
     ]
     wait: Wait
@@ -147,6 +155,14 @@ class IngestFlags:
     ]
     strict: Strict
     quiet: Quiet
+
+    def machines(self) -> int | Machines:
+        """Return what makes shards: so many processes, or the machines of a Ray cluster."""
+        if self.ray is None:
+            return self.workers or 1
+        from ..cluster.ray_build import RayMachines
+
+        return RayMachines(self.ray, self.workers)
 
 
 @dataclass(frozen=True)

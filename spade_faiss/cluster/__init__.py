@@ -3,5 +3,6 @@
 from .cluster import Cluster
 from .federation import Federation
 from .membership import MemberOptions
+from .ray_build import RayMachines
 
-__all__ = ["Cluster", "Federation", "MemberOptions"]
+__all__ = ["Cluster", "Federation", "MemberOptions", "RayMachines"]

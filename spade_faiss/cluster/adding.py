@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..extractors.registry import Extractor
 from ..images.sources import ImageFile, Listing
 from ..ingest.pipeline import IngestReport
+from ..ingest.runs import Machines
 from .manifest import ClusterManifest, MemberEntry
 from .member import known
 from .placing import placed
@@ -40,7 +41,7 @@ def take(report: IngestReport, own: IngestReport) -> None:
 
 
 def add_images(
-    entry: MemberEntry, files: Sequence[ImageFile], extractor: Extractor, replaced: bool, workers: int
+    entry: MemberEntry, files: Sequence[ImageFile], extractor: Extractor, replaced: bool, workers: int | Machines
 ) -> tuple[MemberEntry, IngestReport]:
     """Add images to a member's gallery as it is now; returns what the cluster has to know of it."""
     after, gallery = known(entry.name, entry.path, entry.node)

@@ -16,6 +16,7 @@ from ..gallery.verify import Problem
 from ..images.annotations import with_photos
 from ..images.sources import ImageFile, list_sources, without_twin_names
 from ..ingest.pipeline import IngestReport, Skipped
+from ..ingest.runs import Machines
 from ..pyramids.cache import PyramidCache
 from ..pyramids.reader import StoredPyramids
 from ..store.snapshot import Snapshot
@@ -331,7 +332,7 @@ class Cluster(GalleryReader):
         extractor: Extractor,
         *,
         replace: bool = False,
-        workers: int = 1,
+        workers: int | Machines = 1,
         timeout: float = 0,
     ) -> IngestReport:
         """Add the images of files and folders, each to the member that its key is placed on; see Gallery.add_images.
@@ -343,7 +344,7 @@ class Cluster(GalleryReader):
             sources: files and folders.
             extractor: of the members' spec.
             replace: take changed content under a key that is there.
-            workers: processes that decode, extract and write.
+            workers: processes that decode, extract and write, or machines; see Gallery.add_images.
             timeout: seconds to wait for another process that is changing the cluster.
 
         Raises:

@@ -77,7 +77,7 @@ class RayCluster:
     """A Ray cluster, connected to."""
 
     def __init__(self, ray: Any) -> None:
-        self._ray = ray
+        self.ray = ray
 
     @classmethod
     def at(cls, address: str) -> RayCluster:
@@ -112,22 +112,22 @@ class RayCluster:
 
         def opened(entry: MemberEntry) -> Member:
             options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES, "max_concurrency": TOGETHER}
-            actor = self._ray.remote(Keeper).options(**options, **self._on(entry.name, entry.node))
-            return RayMember(entry.name, self._ray, actor.remote(entry, arguments))
+            actor = self.ray.remote(Keeper).options(**options, **self._on(entry.name, entry.node))
+            return RayMember(entry.name, self.ray, actor.remote(entry, arguments))
 
         return opened
 
     def known(self, places: Sequence[tuple[str, str, str | None]]) -> list[MemberEntry]:
         """Return members as they are now, by name, path and node, each asked on its machine."""
-        task = self._ray.remote(_known)
+        task = self.ray.remote(_known)
         waiting = [
             (name, task.options(num_cpus=0, **self._on(name, node)).remote(name, path, node))
             for name, path, node in places
         ]
         found = []
         for name, one in waiting:
-            with _as_member_errors(self._ray, name):
-                found.append(self._ray.get(one, timeout=ANSWER_SECONDS))
+            with _as_member_errors(self.ray, name):
+                found.append(self.ray.get(one, timeout=ANSWER_SECONDS))
         return found
 
     def _on(self, name: str, node: str | None) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class RayCluster:
             return {}
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        alive = [one for one in self._ray.nodes() if one["Alive"]]
+        alive = [one for one in self.ray.nodes() if one["Alive"]]
         for one in alive:
             if node in (one["NodeManagerAddress"], one.get("NodeName"), one["NodeID"]):
                 return {"scheduling_strategy": NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)}

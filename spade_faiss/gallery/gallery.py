@@ -15,7 +15,8 @@ from ..extractors.spec import ExtractorSpec
 from ..images.sources import ImageFile, Listing
 from ..index.factory import check_kind
 from ..ingest.pipeline import IngestOptions, IngestReport, ingest
-from ..ingest.workers import ingest_in_processes
+from ..ingest.runs import Machines
+from ..ingest.workers import Processes, ingest_in_processes
 from ..options import IndexOptions, Patches, is_count
 from ..store.create import create_folder
 from ..store.locks import ReaderLock
@@ -167,7 +168,7 @@ class Gallery(GalleryReader):
         replace: bool = False,
         strict: bool = False,
         progress: bool = False,
-        workers: int = 1,
+        workers: int | Machines = 1,
         timeout: float = 0,
     ) -> IngestReport:
         """Extract and store the features of every image in files and folders.
@@ -186,7 +187,8 @@ class Gallery(GalleryReader):
                 its share of the cores. Shards are committed in the order of the sources: keys and ids are those of one
                 process. After an interruption there may be gaps, which the next run fills at the end. A network with
                 fewer threads may round differently. A killed run loses at most two shards for each worker. A script
-                must call this under `if __name__ == "__main__":`, as multiprocessing requires.
+                must call this under `if __name__ == "__main__":`, as multiprocessing requires. Or the machines of a Ray
+                cluster, see cluster.RayMachines.
             timeout: seconds to wait for another process that is writing.
 
         Raises:
@@ -202,7 +204,7 @@ class Gallery(GalleryReader):
             >>> report.added, report.replaced, len(gallery)
             (1, 1, 12)
         """
-        if not is_count(workers):
+        if not (is_count(workers) or hasattr(workers, "makers")):
             raise OptionError(f"workers: expected a number >= 1, found {workers!r}")
         self.spec.require(extractor.spec, str(self.path))
         paths = [sources] if isinstance(sources, (str, Path)) else sources
@@ -213,7 +215,8 @@ class Gallery(GalleryReader):
             if workers == 1:
                 report = ingest(writer, paths, extractor, options)
             else:
-                report = ingest_in_processes(writer, paths, extractor, workers, options)
+                machines = Processes(workers) if isinstance(workers, int) else workers
+                report = ingest_in_processes(writer, paths, extractor, machines, options)
         report.copies = copies_from(self._snapshot, first) if report.added else 0
         return report
 
