@@ -80,7 +80,7 @@ def match_across(
         return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
     levels = [LevelMatches(*one) for one in found]
     if settings.score.fusion == "relative" and len(ids) > 1:
-        levels = with_spacing(levels, shares, members, len(ids))
+        levels = with_spacing(levels, shares, members, (len(ids), search.device))
     return fused(levels, baseline)
 
 
@@ -138,9 +138,17 @@ def merged(found: Sequence[tuple[Array, Array]], shares: Sequence[Share], kappa:
 
 
 def with_spacing(
-    levels: Sequence[LevelMatches], shares: Sequence[Share], members: Members, k: int
+    levels: Sequence[LevelMatches], shares: Sequence[Share], members: Members, search: tuple[int, str | None]
 ) -> list[LevelMatches]:
-    """Measure how close normal patches lie to each other where a query's were matched; see patch_search.spacing."""
+    """Measure how close normal patches lie to each other where a query's were matched; see patch_search.spacing.
+
+    Args:
+        levels: what was matched.
+        shares: who holds the neighbours.
+        members: of the cluster.
+        search: number of neighbours, and the device that they are searched on.
+    """
+    k, device = search
     matched = [MatchedPatches.of(level.matches[:, :, 0], level.matches.shape[:2]) for level in levels]
     held = {share.member: [_held(one, share) for one in matched] for share in shares}
     patches = members.gather(
@@ -154,7 +162,7 @@ def with_spacing(
             every[held[share.member][number][0]] = patches[share.member][number]
         together.append(every)
     count, asked = min(NEAREST, k - 1) + 1, members.shared(together)
-    nearest = members.gather({share.member: ("nearest_patches", asked, share.rows, count) for share in shares})
+    nearest = members.gather({share.member: ("nearest_patches", asked, share.rows, count, device) for share in shares})
     result = []
     for number, (level, one) in enumerate(zip(levels, matched, strict=True)):
         sq_distances, at = [], []

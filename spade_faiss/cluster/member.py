@@ -228,10 +228,14 @@ class MemberGallery:
         """Return patches of some images, for each level those of (neighbours, cells), both (n,): [(n, c), ...]."""
         return [patches_at(level, *one) for level, one in zip(self.levels(rows), wanted, strict=True)]
 
-    def nearest_patches(self, patches: Sequence[Array], rows: Ids, count: int) -> list[tuple[Array, Array]]:
+    def nearest_patches(
+        self, patches: Sequence[Array], rows: Ids, count: int, device: str | None
+    ) -> list[tuple[Array, Array]]:
         """Find the nearest patch of each of some images, for patches of each level; see spacing.nearest_of_each."""
         count = min(count, len(rows))
-        return [nearest_of_each(one, level, count) for one, level in zip(patches, self.levels(rows), strict=True)]
+        return [
+            nearest_of_each(one, level, count, device) for one, level in zip(patches, self.levels(rows), strict=True)
+        ]
 
     def _pyramids(self, verify: bool) -> PyramidSource:
         if self.extractor is None and not self._snapshot.manifest.schema.has_levels:

@@ -85,9 +85,9 @@ def match_levels(
     matches = [LevelMatches(*as_arrays(one)) for one in found]
     if not with_spacing or len(neighbours[0]) == 1:
         return matches
-    levels = as_arrays(list(neighbours))
     return [
-        replace(one, spacing=spacing(level, one.matches[:, :, 0])) for one, level in zip(matches, levels, strict=True)
+        replace(one, spacing=spacing(level, one.matches[:, :, 0], device=options.device))
+        for one, level in zip(matches, neighbours, strict=True)
     ]
 
 

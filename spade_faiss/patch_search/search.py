@@ -15,7 +15,7 @@ from ..arrays import Array
 from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
-from .cost_model import faster
+from .cost_model import faster, gpu_pays
 from .levels import as_levels, check_levels
 from .settings import ENGINES, SearchSettings
 
@@ -38,9 +38,9 @@ def search_patches(
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: number of nearest patches, at most K * h * w of the finest grid, or of a window in its corner.
-        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto", the one that is
-            expected to be faster on the CPU, and "flat" on a GPU, where nothing has been measured yet. A window has an
-            engine of its own, which "auto" takes.
+        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution, or by tiles on a GPU;
+            "auto", the one that is expected to be faster on the CPU, and "pyramid" on a GPU. A window has an engine of
+            its own, which "auto" takes.
         device: auto or None (the CPU, until a GPU has been measured), cpu, cuda, cuda:N.
         block_bytes: memory limit of the flat engine's temporary gallery; one neighbour always fits.
         metric: "l2", squared L2; "cosine", 1 - cos from 0 to 2, for levels of one grid: a zero vector has no direction,
@@ -53,8 +53,7 @@ def search_patches(
         sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour, row, column).
         Ties are ordered by neighbour, row, column. NumPy for NumPy, torch (on the same device) for torch.
 
-    The engine "pyramid" and windows on a GPU search tensors on that device in place. Every other way copies them to
-    the host.
+    Every engine but "flat" searches tensors in place on a GPU. The CPU's engines copy them to the host.
 
     Raises:
         FeatureError: shapes that do not fit each other, NaN or infinity.
@@ -97,7 +96,7 @@ def search_levels(
         window: as for search_patches, in cells of each level, or a share of the sides of each level. Where a coarse
             level has no more cells, it is searched everywhere.
         distinct: whether a patch's kappa matches lie in as many neighbours, each the nearest of its neighbour: by L2,
-            everywhere, on the CPU, by an engine of its own.
+            everywhere, by an engine of its own.
 
     Returns:
         for each level sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour,
@@ -178,8 +177,7 @@ def _apart(
 def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings) -> tuple[Any, Any]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
-    by_torch = settings.engine == "pyramid" or settings.radius(grid) is not None
-    on = search_device(settings.device) if by_torch else "cpu"
+    on = "cpu" if settings.engine == "flat" else search_device(settings.device)
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
         sq_distances, places = _search(query, gallery, settings)
         if settings.metric == "cosine":
@@ -197,28 +195,25 @@ def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSe
 
 def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) -> tuple[Array, Array]:
     """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+    kappa, where = settings.kappa, "cpu" if settings.engine == "flat" else _place(query, gallery, settings)
     if settings.distinct:
-        search_device(settings.device)  # an unknown one is refused
         from .distinct import search_distinct
 
-        [own], [others] = query, as_arrays(gallery)
-        return search_distinct(own.reshape(len(own), -1), others, settings.kappa)
+        [own], [others] = query, gallery
+        return search_distinct(own.reshape(len(own), -1), others, kappa, where)
     radius = settings.radius(query[0].shape[1:])
     if radius is not None:
-        where, is_cosine = search_device(settings.device), settings.metric == "cosine"
+        is_cosine = settings.metric == "cosine"
         if where == "cpu":
             from .window import search_window
 
-            return search_window(query, as_arrays(gallery), settings.kappa, radius, is_cosine)
+            return search_window(query, as_arrays(gallery), kappa, radius, is_cosine)
         from .window_torch import search_window_torch
 
-        return search_window_torch(query, gallery, settings.kappa, radius, is_cosine, where)
-    engine, device, kappa = settings.engine, settings.device, settings.kappa
-    if engine == "auto":  # FAISS is known to be fast on a GPU
-        on_cpu = faiss_device(device) == "cpu"
-        engine = faster([level.shape for level in query], len(gallery[0]), kappa) if on_cpu else "flat"
-        device = "cpu" if on_cpu else device
-    where = faiss_device(device) if engine == "flat" else search_device(device)
+        return search_window_torch(query, gallery, kappa, radius, is_cosine, where)
+    engine = settings.engine
+    if engine == "auto":
+        engine = faster([level.shape for level in query], len(gallery[0]), kappa) if where == "cpu" else "pyramid"
     if engine == "flat" or where == "cpu":
         gallery = as_arrays(gallery)
     if settings.metric == "cosine":
@@ -228,7 +223,8 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) ->
     if engine == "flat":
         from .flat import search_flat
 
-        return search_flat(query, gallery, kappa, where, settings.block_bytes)
+        by = faiss_device(settings.device) if settings.engine == "flat" else "cpu"
+        return search_flat(query, gallery, kappa, by, settings.block_bytes)
     if where == "cpu":
         from .pyramid import search_pyramid
 
@@ -236,3 +232,16 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) ->
     from .pyramid_torch import search_pyramid_torch
 
     return search_pyramid_torch(query, gallery, kappa, where)
+
+
+def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> str:
+    """Return the torch device of a search: where it was asked for, and for "auto" where it is expected to be faster."""
+    where = search_device(settings.device)
+    if where == "cpu" or settings.device not in (None, "auto"):
+        return where
+    if not isinstance(gallery[0], np.ndarray) and gallery[0].device.type != "cpu":
+        return where  # what is there already stays
+    from ..system.threads import torch_threads
+
+    shapes = [level.shape for level in query]
+    return where if gpu_pays(shapes, len(gallery[0]), settings.kappa, torch_threads()) else "cpu"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array
+from ..system.devices import as_arrays, as_typed, search_device
 
 NEAREST = 3  # neighbours whose nearest patches are averaged
 
@@ -52,39 +54,47 @@ class MatchedPatches:
         return mean[self.which]
 
 
-def patches_at(level: Array, neighbours: NDArray[np.int64], cells: NDArray[np.int64]) -> Array:
-    """Return patches of a (K, c, h, w) level by neighbour and cell, each (n,): (n, c)."""
-    patches: Array = level.reshape(len(level), level.shape[1], -1)[neighbours, :, cells]
-    return patches
+def patches_at(level: Any, neighbours: NDArray[np.int64], cells: NDArray[np.int64]) -> Array:
+    """Return patches of a (K, c, h, w) level by neighbour and cell, each (n,), as an array (n, c)."""
+    found: list[Array] = as_arrays([level.reshape(len(level), level.shape[1], -1)[neighbours, :, cells]])
+    return found[0]
 
 
-def nearest_of_each(patches: Array, level: Array, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def nearest_of_each(
+    patches: Array, level: Any, count: int, device: str | None = "cpu"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the nearest patches of count neighbours, each by its nearest.
 
     Args:
         patches: (n, c).
-        level: (K, c, h, w).
+        level: (K, c, h, w), an array, or a tensor on the device.
         count: of neighbours, at most K.
+        device: as for search_patches.
 
     Returns:
         sq_distances (n, count), ascending, and positions (n, count) counted through neighbour, row, column.
     """
     from .distinct import search_distinct  # here, as it takes torch and numba
 
-    return search_distinct(np.ascontiguousarray(patches.T), level, count)
+    on = search_device(device)
+    with as_typed(on):
+        return search_distinct(np.ascontiguousarray(patches.T), level, count, on)
 
 
-def spacing(level: Array, matches: NDArray[np.int32], number: int = NEAREST) -> NDArray[np.float32]:
+def spacing(
+    level: Any, matches: NDArray[np.int32], number: int = NEAREST, device: str | None = "cpu"
+) -> NDArray[np.float32]:
     """Measure the mean squared distance of matched patches to their nearest patches in other neighbours.
 
     Args:
-        level: (K, c, h, w) of the neighbours, K >= 2.
+        level: (K, c, h, w) of the neighbours, K >= 2; an array, or a tensor on the device.
         matches: (h, w, 3) neighbour, row and column.
         number: of other neighbours that count, each by its nearest patch; fewer where there are fewer.
+        device: as for search_patches.
 
     Returns:
         (h, w) float32.
     """
     found = MatchedPatches.of(matches, level.shape[2:])
     patches = patches_at(level, found.neighbours, found.cells)
-    return found.spacing(*nearest_of_each(patches, level, min(number, len(level) - 1) + 1))
+    return found.spacing(*nearest_of_each(patches, level, min(number, len(level) - 1) + 1, device))
