@@ -19,6 +19,7 @@ import spade_faiss as sf
 from spade_faiss.extractors.toy import ToyExtractor
 from spade_faiss.images.sources import ImageFile
 from spade_faiss.ingest import workers
+from spade_faiss.ingest.runs import runs_of
 from spade_faiss.options import Patches
 from tests.helpers.images import write_images
 from tests.helpers.processes import Program, run
@@ -105,7 +106,7 @@ def test_two_make_what_one_makes(
 def test_runs_fill_shards_and_the_rest_is_shared_out(tmp_path: Path, toy: sf.Extractor, n: int, count: int) -> None:
     sources = [ImageFile(Path(f"{number}.png"), f"{number}.png") for number in range(n)]
     with create(tmp_path / "g", images_a_shard=10).writer() as writer:
-        runs = workers._runs(sources, writer, toy, count)
+        runs = runs_of(sources, writer, toy, count)
     assert [source for run in runs for source in run] == sources
     lengths = [len(run) for run in runs]
     assert all(length % toy.batch_size == 0 for length in lengths[:-1])  # the same batches as in one process
