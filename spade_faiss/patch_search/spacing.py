@@ -17,22 +17,27 @@ from .matched import NEAREST, MatchedPatches, mean_of_others, patches_at, positi
 
 
 def nearest_of_each(
-    patches: Array, level: Any, count: int, device: str | None = "cpu"
+    patches: Array, level: Any, like: Array, count: int, device: str | None = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the nearest patches of count neighbours, each by its nearest.
 
     Args:
         patches: (n, c).
         level: (K, c, h, w), an array, or a tensor on the device.
+        like: (c, ...) whose mean is subtracted from both sides on the CPU: the last digits of distances depend on it.
         count: of neighbours, at most K.
         device: as for search_patches.
 
     Returns:
         sq_distances (n, count), ascending, and positions (n, count) counted through neighbour, row, column.
     """
-    on = search_device(device)
+    on, turned = search_device(device), np.ascontiguousarray(patches.T)
     with as_typed(on):
-        return search_distinct(np.ascontiguousarray(patches.T), level, count, on)
+        if on != "cpu":
+            return search_distinct(turned, level, count, on)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gallery = in_one_thread(BoundsGallery, as_arrays([level]), [like])
+        return search_prepared(gallery, [turned], count, True)
 
 
 def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints, Floats]:
@@ -107,4 +112,4 @@ def _spacing_on(device: str, level: Any, places: NDArray[np.int64], number: int)
     """Measure the spacing at positions of a level, of any shape, on a GPU."""
     found = MatchedPatches.at(places, level.shape[2] * level.shape[3])
     patches = patches_at(level, found.neighbours, found.cells)
-    return found.spacing(*nearest_of_each(patches, level, min(number, len(level) - 1) + 1, device))
+    return found.spacing(*nearest_of_each(patches, level, patches.T, min(number, len(level) - 1) + 1, device))
