@@ -162,7 +162,11 @@ class _Worker:
         q, n = len(search.query), search.gallery.n
         self.search, self.reach, self.is_crowded = search, reach, False
         self.best, self.best_at = np.full((q, kappa), np.inf, np.float32), np.full((q, kappa), -1, np.int64)
-        small = np.empty(kappa, np.float32), np.empty(kappa, np.int64), np.empty((2, search.gallery.depth), np.float32)
+        made = n if search.gallery.is_mixed else 0
+        small = (
+            np.empty(kappa, np.float32), np.empty(kappa, np.int64),
+            np.empty((made, search.gallery.depth), np.float32), np.full(made, -1, np.int64),
+        )  # fmt: skip
         self.scratch = (
             np.full((ROWS, -(-n // LOOK) * LOOK), np.inf, np.float32), np.empty((ROWS, WIDTH), np.float32),
             np.empty(q, np.float64), np.empty(q, np.int64), small,

@@ -226,7 +226,7 @@ def test_checked_levels_are_searched_without_a_scan(metric: Any, window: Any, mo
         ({"kappa": 13}, ["^kappa: expected 1 to 12, the number of gallery patches", "found 13"]),  # of the coarsest
         ({"kappa": 0}, ["^kappa: expected 1 to ", "found 0"]),
         ({"kappa": 1.5}, ["^kappa: expected 1 to ", "found 1.5"]),
-        ({"engine": "fast"}, ["^engine: expected auto or flat or pyramid, found 'fast'"]),
+        ({"engine": "fast"}, ["^engine: expected auto or flat or pyramid or bounds, found 'fast'"]),
         ({"metric": "l1"}, ["^metric: expected l2 or cosine, found 'l1'"]),
         ({"metric": None}, ["^metric: expected l2 or cosine, found None"]),
     ],
