@@ -123,6 +123,10 @@ class BoundsGallery:
                 self._kept[some.start] = found
         return found
 
+    def forget(self) -> None:
+        """Prepare neighbours again when they are needed."""
+        self._kept.clear()
+
     def _prepare(self, some: range, projection: Projection) -> Prepared:
         cells = np.empty(
             (len(some), sum(c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True))), np.float32

@@ -7,6 +7,7 @@ Concatenated (`search_patches`), a patch is one position of the finest grid: eve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..arrays import Array
 from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
-from .cost_model import faster
+from .cost_model import bounds_budget, faster
 from .levels import as_levels, check_levels
 from .settings import ENGINES, SearchSettings
 
@@ -228,10 +229,12 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
 
         return search_window_torch(query, gallery, settings.kappa, radius, is_cosine, where)
     engine, device, kappa = settings.engine, settings.device, settings.kappa
+    budget = np.inf
     if engine == "auto":  # FAISS is known to be fast on a GPU
         on_cpu = faiss_device(device) == "cpu"
-        engine = faster([level.shape for level in query], len(gallery[0]), kappa) if on_cpu else "flat"
-        device = "cpu" if on_cpu else device
+        of = [level.shape for level in query], len(gallery[0]), kappa
+        engine = faster(*of) if on_cpu else "flat"
+        budget, device = bounds_budget(*of) if on_cpu else 0.0, "cpu" if on_cpu else device
     where = faiss_device(device) if engine == "flat" else search_device(device)
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
@@ -241,6 +244,11 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         from .cosine import directions
 
         query, gallery = directions(query, gallery)
+    if settings.engine == "auto" and budget:
+        from .bounds import TooMuchLeftError, search_levels_by_bounds
+
+        with suppress(TooMuchLeftError):
+            return search_levels_by_bounds(query, gallery, kappa, budget)
     if engine == "flat":
         from .flat import search_flat
 
