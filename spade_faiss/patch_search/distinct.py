@@ -14,6 +14,8 @@ from .bounds import search_bounds, search_prepared
 from .bounds_gallery import BoundsGallery, Floats, Ints
 from .spacing import spacing_of
 
+KEPT_BYTES = 2**27  # of prepared neighbours
+
 
 def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, Ints]:
     """Search one level of all neighbours on the CPU, with torch's number of threads.
@@ -40,6 +42,6 @@ def search_spaced(query: Array, gallery: Array, kappa: int) -> tuple[Floats, Int
         as search_distinct, and the spacing (m,): see spacing.spacing. Neighbours are prepared once for both.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, [gallery], [query])
+        prepared = in_one_thread(BoundsGallery, [gallery], [query], KEPT_BYTES)
     sq_distances, matches = search_prepared(prepared, [query], kappa, True)
     return sq_distances, matches, spacing_of(prepared, matches)

@@ -56,7 +56,8 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
         others = [
             np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T[1:], places.T[1:], strict=True)
         ]
-        reach[:] = np.sort(others, axis=0)[count - 1] * (1 + 1e-5)
+        rounding = 2.0**-20 * np.sqrt(np.square(wide).sum(axis=1))  # the search's patches are float32
+        reach[:] = (np.sqrt(np.sort(others, axis=0)[count - 1]) + rounding) ** 2 * (1 + 1e-5)
     sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
     found = np.where(at // n == own[:, :1], np.nan, sq_distances)
     found[~np.isnan(found).any(axis=1), -1] = np.nan  # as many equal patches come before its own
