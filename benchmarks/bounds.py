@@ -38,11 +38,11 @@ VIT = "timm:vit_small_patch14_dinov2"
 
 
 def low_rank(k: int) -> tuple[Levels, Levels]:
-    """Levels of few directions, smooth over the image as real ones are."""
+    """Levels of few directions, the same in all of them, smooth over the image as real ones are."""
     rng, query, others = np.random.default_rng(0), [], []
+    coarse = torch.from_numpy(rng.standard_normal((k + 1, RANK, *WIDE[-1][1:]), dtype=np.float32))
     for c, h, w in WIDE:
         basis = rng.standard_normal((RANK, c), dtype=np.float32) / np.sqrt(RANK)
-        coarse = torch.from_numpy(rng.standard_normal((k + 1, RANK, -(-h // 2), -(-w // 2)), dtype=np.float32))
         smooth = torch.nn.functional.interpolate(coarse, (h, w), mode="bilinear").numpy()
         level = np.einsum("krhw,rc->kchw", smooth, basis, optimize=True).astype(np.float16)
         for one in level:  # not all noise at once
@@ -131,7 +131,7 @@ def measure(name: str, k: int, query: Levels, others: Levels, args: argparse.Nam
             "largest_relative_difference": oracle_difference(query, others, found[engine], args.sample),
         }  # fmt: skip
         if engine == "bounds" and left:
-            row |= {"measured_share": sum(one for one, _ in left) / pairs, "coordinates": left[-1][1]}
+            row |= {"measured_share": float(sum(one for one, _ in left) / pairs), "coordinates": left[-1][1]}
         rows.append(row)
         print(row, flush=True)
     return rows

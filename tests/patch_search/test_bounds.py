@@ -11,6 +11,8 @@ import torch
 import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
+from spade_faiss.patch_search.bounds_gallery import packed, packed_query
+from spade_faiss.patch_search.bounds_panels import LARGEST
 from spade_faiss.patch_search.distinct import search_distinct, search_spaced
 from tests import reference
 
@@ -223,3 +225,28 @@ def test_bounds_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
     with pytest.raises(sf.OptionError, match="engine: expected pyramid or flat on cuda:0, found bounds"):
         sf.search_patches([np.ones((2, 3, 3))], [np.ones((3, 2, 3, 3))], 1, "bounds", "cuda:0")
+
+
+@pytest.mark.parametrize("width", [3, 6, 20])
+def test_products_of_16_bits_are_bounds(width: int) -> None:
+    """Half squared distances by them are never above the true ones by more than their doubt, and some are above."""
+    rng = np.random.default_rng(6)
+    patches = torch.from_numpy((rng.normal(size=(20, 90)) * np.geomspace(1, 1e-3, 20)[:, None]).astype(np.float32))
+    projection = bounds_plan.Projection(20, None if width == 20 else bounds_plan.principal(patches)[:width], True)
+    wide = patches.double().numpy()
+    sq_norms = np.square(wide).sum(axis=0)
+    longest = float(np.sqrt(sq_norms.max()))
+    along = projection.along(patches[None], slice(None))
+    coordinates = projection.joined([along], torch.from_numpy(sq_norms.astype(np.float32))[None, None])
+    largest = np.full(1, longest, np.float32)
+    panels = packed(projection, coordinates, sq_norms.astype(np.float32)[None], largest)[0]
+    words = panels.shape[1] - 1
+    theirs = np.moveaxis(panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2), 1, 2)
+    theirs = theirs.reshape(-1, 2 * words)[:90].astype(np.int64)
+    mine = packed_query(projection, coordinates[0], longest)
+    mine = mine.view(np.int16).reshape(len(mine), words, -1, 2).transpose(0, 2, 1, 3).reshape(-1, 2 * words)[:90]
+    halves = panels[:, words].reshape(-1)[:90] - (longest / LARGEST) ** 2 * (mine.astype(np.int64) @ theirs.T)
+    true = (np.square(wide[:, :, None] - wide[:, None]).sum(axis=0) - sq_norms[:, None]) / 2
+    doubt = projection.doubt * (np.sqrt(sq_norms)[:, None] + longest) ** 2 + projection.coarseness * longest**2
+    assert (halves - doubt <= true).all()
+    assert (halves > true).any()
