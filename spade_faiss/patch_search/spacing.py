@@ -15,6 +15,8 @@ from .bounds_gallery import BoundsGallery, Floats, Ints
 from .distinct import search_distinct
 from .matched import NEAREST, MatchedPatches, mean_of_others, patches_at, positions
 
+KEPT_BYTES = 2**27  # of prepared neighbours
+
 
 def nearest_of_each(
     patches: Array, level: Any, like: Array, count: int, device: str | None = "cpu"
@@ -51,7 +53,7 @@ def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -
         return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
     [level] = as_arrays([gallery])
     with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, [level], [query])
+        prepared = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES)
     sq_distances, matches = search_prepared(prepared, [query], kappa, True)
     return sq_distances, matches, spacing_of(prepared, matches)
 
@@ -103,7 +105,8 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
         others = [
             np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T[1:], places.T[1:], strict=True)
         ]
-        reach[:] = np.sort(others, axis=0)[count - 1] * (1 + 1e-5)
+        rounding = 2.0**-20 * np.sqrt(np.square(wide).sum(axis=1))  # the search's patches are float32
+        reach[:] = (np.sqrt(np.sort(others, axis=0)[count - 1]) + rounding) ** 2 * (1 + 1e-5)
     sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
     return mean_of_others(sq_distances, at // n == own[:, :1])[which.reshape(-1)]
 
