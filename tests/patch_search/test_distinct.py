@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spade_faiss as sf
-from spade_faiss.patch_search.distinct import search_distinct, search_spaced
-from spade_faiss.patch_search.spacing import spacing
+from spade_faiss.patch_search.distinct import search_distinct
+from spade_faiss.patch_search.spacing import search_spaced, spacing
 from spade_faiss.system.devices import search_device
 from tests import reference
 
