@@ -1,4 +1,4 @@
-"""Pictures and arrays of an inspection as files' bytes: maps, overlays, masks, polygons, thumbnails."""
+"""Pictures and arrays of an inspection as files' bytes: maps, overlays, outlines, thumbnails."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..arrays import Pixels
 from ..detect.regions import Labels
+from ..labels.outlines import outlines
 from ..report.colour_scale import Scale, colours
 from ..report.drawing import OPACITY, encode, fit
 
@@ -76,7 +77,9 @@ def thumbnail(pixels: Pixels) -> bytes:
 
 
 def polygons(labels: Labels | None, count: int) -> list[list[list[float]]]:
-    """Return the outline of each of the first regions: [x, y] corners in pixels; 0, 0 is the image's top left corner.
+    """Return the outline of each of the first regions: [x, y] corners in pixels, the last as the first.
+
+    Of a region with holes, this is the outer one; see labels.outlines.
 
     Args:
         labels: (H, W) number of the region that each pixel is in, from 1.
@@ -84,19 +87,15 @@ def polygons(labels: Labels | None, count: int) -> list[list[list[float]]]:
     """
     if labels is None or not count:
         return []
-    import contourpy  # here: only answers with regions need it
-    from scipy import ndimage
+    from scipy import ndimage  # here: only answers with regions need it
 
     found: list[list[list[float]]] = []
     for number, box in enumerate(ndimage.find_objects(labels, count), start=1):
         if box is None:
             found.append([])
             continue
-        inside = np.pad(labels[box] == number, 1).astype(np.float64)
-        lines: Any = contourpy.contour_generator(z=inside, name="serial").lines(0.5)
-        outer = max(lines, key=lambda line: np.ptp(line[:, 0]) * np.ptp(line[:, 1]))  # the others are holes
-        corners = outer - 0.5 + (box[1].start, box[0].start)  # padding moved it by 1, centres lie at half pixels
-        found.append(np.round(corners, 2).tolist())
+        [[outer, *_]] = outlines(labels[box] == number, box[1].start, box[0].start)  # a region is connected
+        found.append([*outer.tolist(), outer[0].tolist()])
     return found
 
 
