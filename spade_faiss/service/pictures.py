@@ -1,4 +1,4 @@
-"""Pictures and arrays of an inspection as files' bytes: maps, overlays, outlines, thumbnails."""
+"""Pictures and arrays of an inspection as files' bytes: maps, overlays, masks, thumbnails."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..arrays import Pixels
-from ..detect.regions import Labels
-from ..labels.outlines import outlines
 from ..report.colour_scale import Scale, colours
 from ..report.drawing import OPACITY, encode, fit
 
@@ -74,29 +72,6 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 def thumbnail(pixels: Pixels) -> bytes:
     """Return a small JPEG of an (H, W, 3) image."""
     return encode(fit(pixels, THUMBNAIL), "JPEG")
-
-
-def polygons(labels: Labels | None, count: int) -> list[list[list[float]]]:
-    """Return the outline of each of the first regions: [x, y] corners in pixels, the last as the first.
-
-    Of a region with holes, this is the outer one; see labels.outlines.
-
-    Args:
-        labels: (H, W) number of the region that each pixel is in, from 1.
-        count: how many regions.
-    """
-    if labels is None or not count:
-        return []
-    from scipy import ndimage  # here: only answers with regions need it
-
-    found: list[list[list[float]]] = []
-    for number, box in enumerate(ndimage.find_objects(labels, count), start=1):
-        if box is None:
-            found.append([])
-            continue
-        [[outer, *_]] = outlines(labels[box] == number, box[1].start, box[0].start)  # a region is connected
-        found.append([*outer.tolist(), outer[0].tolist()])
-    return found
 
 
 def pack(scores: Map) -> bytes:
