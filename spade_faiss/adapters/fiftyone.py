@@ -49,7 +49,7 @@ def to_fiftyone(
       calibrated score, with the image score, the p-value, the thresholds and the gallery's generation beside it;
     - `_map`: Heatmap, with the range of the run's fixed scale;
     - `_regions`: Segmentation, 255 in regions;
-    - `_neighbours`: ids of the samples that are the nearest normal images, nearest first; None where no image is one;
+    - `_neighbours`: ids of the samples that are the nearest normal images, nearest first; None if no image is one;
     - `_neighbour_keys`: keys of all of these images, as not all may be samples.
 
     Args:
@@ -76,11 +76,10 @@ def to_fiftyone(
         files = dict(zip(ids, paths, strict=True))
         keys = _keys_of_samples(files, opened, root)
         neighbours = _samples_of_normal(files, opened, normal)
+        _declare(fo, dataset._root_dataset, field)
         for sample in dataset.select(list(keys)).iter_samples(autosave=True, progress=False):
             for name, value in _fields(fo, by_key[keys[sample.id]], opened, neighbours, media).items():
-                if value is not None or sample.has_field(f"{field}_{name}"):
-                    sample[f"{field}_{name}"] = value
-        _name_masks(dataset, f"{field}_regions")
+                sample[f"{field}_{name}"] = value
     found = set(keys.values())
     return Added(len(keys), [one for one in ids if one not in keys], [key for key in by_key if key not in found])
 
@@ -187,7 +186,7 @@ def _fields(
     return {
         "verdict": verdict,
         **(_stored(fo, result, results, scores, mask) if media is None else _written(fo, result, results, Path(media))),
-        "neighbours": [neighbours[key] for key in nearest if key in neighbours] or None,
+        "neighbours": [neighbours[key] for key in nearest if key in neighbours],
         "neighbour_keys": nearest,
     }
 
@@ -223,8 +222,9 @@ def _written(fo: Any, result: Result, results: Results, folder: Path) -> dict[st
     }
 
 
-def _name_masks(dataset: Any, name: str) -> None:
-    """Say what the values of masks mean, where the app shows it."""
-    whole = dataset._root_dataset
-    whole.mask_targets = {**whole.mask_targets, name: {INSIDE: "anomaly"}}
-    whole.save()
+def _declare(fo: Any, dataset: Any, field: str) -> None:
+    """Declare what no value says: a list is of text also where it is empty, and what the values of masks mean."""
+    for name in ("neighbours", "neighbour_keys"):
+        dataset.add_sample_field(f"{field}_{name}", fo.ListField, subfield=fo.StringField)
+    dataset.mask_targets = {**dataset.mask_targets, f"{field}_regions": {INSIDE: "anomaly"}}
+    dataset.save()
