@@ -207,4 +207,4 @@ except sf.WorkerError as error:
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     [line] = run.stdout.splitlines()
-    assert re.match("fiftyone: expected its database to start, found ServerSelectionTimeoutError: ", line)
+    assert re.match("fiftyone: expected its database to start, found ConnectionError: Could not connect", line)
