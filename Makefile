@@ -38,7 +38,7 @@ test-labels: .venv-labels/.installed
 	.venv-labels/bin/python -m pytest tests/labels/test_readers.py
 
 test-fiftyone: .venv-fiftyone/.installed
-	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py
+	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py "tests/test_docs.py::test_python_runs[docs/fiftyone.md]"
 
 test-ray: .venv-ray/.installed
 	PYTHONDONTWRITEBYTECODE= .venv-ray/bin/python -m pytest tests/cluster -k ray

@@ -184,7 +184,10 @@ def quick_extractors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sf, "load_extractor", quick)
 
 
-NEEDS = {"docs/anomalib.md": "anomalib"}  # packages of environments of their own; `make test-anomalib` has this one
+NEEDS = {  # packages of environments of their own: `make test-anomalib`, `make test-fiftyone`
+    "docs/anomalib.md": "anomalib",
+    "docs/fiftyone.md": "fiftyone",
+}
 
 
 @pytest.mark.usefixtures("quick_extractors")

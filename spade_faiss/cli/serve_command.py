@@ -104,6 +104,15 @@ class SourceFlags:
         tuple[Path, ...],
         flag("--watch", type=PATH, multiple=True, metavar="DIR", help="Inspect the images that arrive in this folder."),
     ]
+    label_files: Annotated[
+        Path | None,
+        flag(
+            "--label-files",
+            type=PATH,
+            metavar="DIR",
+            help="Root of Label Studio's local files, which its tasks may name.",
+        ),
+    ]
     webhook: Annotated[str | None, flag("--webhook", metavar="URL", help="Post each result to this URL, as JSON.")]
     mqtt: Annotated[
         str | None, flag("--mqtt", metavar="mqtt://HOST[:PORT]/TOPIC", help="Publish each result to this topic.")
@@ -182,6 +191,7 @@ def serve(galleries: tuple[str, ...], flags: ServeFlags) -> None:
         weights=flags.weights,
         recalibrate=not flags.no_recalibrate,
         watch=sources.watch,
+        label_files=sources.label_files,
         webhook=sources.webhook,
         mqtt=sources.mqtt,
         extra={} if token is None else {TOKEN: token},

@@ -37,7 +37,7 @@ class RunRecord:
                 "false_alarms": found.false_alarms,
             }
         gallery = detector.gallery
-        return cls(str(gallery.path), gallery.generation, thresholds, detector.score.min_region)
+        return cls(str(gallery.path.resolve()), gallery.generation, thresholds, detector.score.min_region)
 
     def finished(self, images: int) -> RunRecord:
         """Return it with the number of images, which ends it."""

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from .._version import __version__
 from ..errors import SpadeError
-from . import routes_galleries, routes_health, routes_inspect, routes_page, routes_v2
+from . import routes_galleries, routes_health, routes_inspect, routes_label_studio, routes_page, routes_v2
 from .errors import CODES, ServiceError, as_service_error
 from .middleware import Around, error_answer, request_id_of
 from .service import Post, Service
@@ -59,7 +59,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for routes in (routes_inspect, routes_galleries, routes_v2, routes_page):
+    for routes in (routes_inspect, routes_galleries, routes_v2, routes_label_studio, routes_page):
         app.include_router(routes.router)
     for prefix in ("", "/v2"):
         app.include_router(routes_health.router, prefix=prefix)

@@ -53,7 +53,7 @@ def export(inspections: Inspections, gallery: str, kind: str, last: int) -> Expo
         text = "".join(json.dumps(as_result(line)) + "\n" for line in lines)
         return Exported(text.encode(), "application/x-ndjson", "inspections.jsonl")
     if kind == "coco":
-        found = coco(image for _, image in _labelled(inspections, lines))
+        found = coco((image for _, image in _labelled(inspections, lines)), "polygons")
         return Exported(json.dumps(found).encode(), "application/json", "coco.json")
     return Exported(_masks(inspections, lines), "application/zip", "masks.zip")
 

@@ -42,6 +42,7 @@ class ServiceSettings:
     poll_seconds: float = 0.25  # between looks for a new commit
     recalibrate: bool = True  # calibrate again in the background where the gallery has changed
     watch: tuple[Path, ...] = ()  # folders whose new images are inspected, for the first gallery
+    label_files: Path | None = None  # root of Label Studio's local files: the only ones that its tasks may name
     webhook: str | None = None  # URL that results are posted to
     mqtt: str | None = None  # mqtt://HOST[:PORT]/TOPIC that results are published to
     extra: Mapping[str, str] = field(default_factory=dict, repr=False)  # of the environment: the token

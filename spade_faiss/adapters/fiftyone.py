@@ -1,0 +1,230 @@
+"""FiftyOne: what a query found as fields of its samples; a gallery as a backend of its similarity search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import GalleryNotFoundError, OptionError, WorkerError, first_line
+from ..gallery.gallery import Gallery
+from ..labels.masks import mask_png
+from ..report.results import Result, Results
+from ..system.atomic_files import output_errors
+from .sample_files import by_content, by_place
+
+BACKEND = "spade-faiss"
+CONFIG = "spade_faiss.adapters.fiftyone_similarity.SpadeSimilarityConfig"
+INSIDE = 255  # value of a region's pixels in a mask
+DOCUMENT = 12_000_000  # bytes of maps in a sample: the database refuses documents of 16 MiB
+
+
+@dataclass(frozen=True)
+class Added:
+    """Which samples have results now, and what was left out."""
+
+    samples: int  # samples that have them
+    without_results: list[str]  # ids of samples that the results do not have
+    without_sample: list[str]  # keys of results that the data set does not have
+
+
+def to_fiftyone(
+    dataset: Any,
+    results: str | Path | Results,
+    field: str = "spade",
+    root: str | Path | None = None,
+    normal: str | Path | None = None,
+    media: str | Path | None = None,
+) -> Added:
+    """Add what a query found to the samples of a FiftyOne data set.
+
+    Each sample whose image was queried gets these fields, with `field` before their names:
+
+    - `_verdict`: Classification: "normal", "anomalous", or "unjudged" without a calibration; its confidence is the
+      calibrated score, with the image score, the p-value, the thresholds and the gallery's generation beside it;
+    - `_map`: Heatmap, with the range of the run's fixed scale;
+    - `_regions`: Segmentation, 255 in regions;
+    - `_neighbours`: ids of the samples that are the nearest normal images, nearest first; None if no image is one;
+    - `_neighbour_keys`: keys of all of these images, as not all may be samples.
+
+    Args:
+        dataset: a fiftyone.Dataset, or a view of one, of the images that were queried. It may have the normal ones too.
+        results: folder that `query --output` wrote.
+        field: what the fields' names begin with.
+        root: the folder that was queried, where its files are now; None: they have not moved.
+        normal: the folder that the gallery was built from; None: samples are its images by their names and contents,
+            as long as the gallery is where it was.
+        media: a folder to write maps (on the run's scale, 0 to 255) and masks to as PNG files; None: into the database,
+            which takes maps of up to three million pixels.
+
+    Raises:
+        OptionError: fiftyone is not installed; no sample is in the results; or a map that is too large for the
+            database.
+        ResultsError: as Results.open.
+        OutputError: the folder `media` cannot be written.
+        WorkerError: FiftyOne's database does not answer.
+    """
+    opened = results if isinstance(results, Results) else Results.open(results)
+    fo, by_key = load_fiftyone(), {result.key: result for result in opened}
+    with _database():
+        ids, paths = dataset.values(["id", "filepath"])
+        files = dict(zip(ids, paths, strict=True))
+        keys = _keys_of_samples(files, opened, root)
+        neighbours = _samples_of_normal(files, opened, normal)
+        _declare(fo, dataset._root_dataset, field)
+        for sample in dataset.select(list(keys)).iter_samples(autosave=True, progress=False):
+            for name, value in _fields(fo, by_key[keys[sample.id]], opened, neighbours, media).items():
+                sample[f"{field}_{name}"] = value
+    found = set(keys.values())
+    return Added(len(keys), [one for one in ids if one not in keys], [key for key in by_key if key not in found])
+
+
+def register() -> None:
+    """Let `compute_similarity(backend="spade-faiss")` use galleries, in this process; see fiftyone_similarity.
+
+    Raises:
+        OptionError: fiftyone is not installed.
+        WorkerError: FiftyOne's database does not start.
+    """
+    load_fiftyone()
+    import fiftyone.brain
+
+    fiftyone.brain.brain_config.similarity_backends[BACKEND] = {"config_cls": CONFIG}
+
+
+def load_fiftyone() -> Any:
+    """Import fiftyone and start its database, unless it runs.
+
+    Raises:
+        OptionError: it is not installed.
+        WorkerError: its database does not start.
+    """
+    try:
+        import fiftyone
+
+        fiftyone.list_datasets()  # the first question starts it
+    except ImportError as error:
+        raise OptionError(
+            f"fiftyone: expected the package, found none ({first_line(error)}); pip install 'spade-faiss[fiftyone]'"
+        ) from error
+    except Exception as error:  # it has no error of its own for this: a timeout, a permission, the database's own
+        raise WorkerError(
+            f"fiftyone: expected its database to start, found {type(error).__name__}: {first_line(error)}; look at "
+            "log/mongo.log in fiftyone.config.database_dir, or name a running one in FIFTYONE_DATABASE_URI"
+        ) from error
+    return fiftyone
+
+
+@contextmanager
+def _database() -> Iterator[None]:
+    """Raise errors of the database in one line.
+
+    Raises:
+        WorkerError: it does not answer.
+    """
+    from pymongo.errors import ConnectionFailure
+
+    try:
+        yield
+    except ConnectionFailure as error:
+        raise WorkerError(
+            f"fiftyone: expected its database to answer, found {type(error).__name__}: {str(error)[:120]}; "
+            "start it again"
+        ) from error
+
+
+def _keys_of_samples(files: dict[str, str], results: Results, root: str | Path | None) -> dict[str, str]:
+    """Return the key of each sample that the results have, by the sample's id."""
+    if root is None:
+        paths = {os.path.realpath(result.path): result.key for result in results}
+        keys = {sample: paths.get(os.path.realpath(file), "") for sample, file in files.items()}
+    else:
+        keys = by_place(files, root)
+    known = {result.key for result in results}
+    found = {sample: key for sample, key in keys.items() if key in known}
+    if not found:
+        raise OptionError(
+            f"dataset: expected samples of images in {results.folder}, found none among {len(files)}; add the images "
+            "that were queried, or, if their files have moved, give root, the folder that was queried"
+        )
+    return found
+
+
+def _samples_of_normal(files: dict[str, str], results: Results, normal: str | Path | None) -> dict[str, str]:
+    """Return the sample of each normal image that is one, by its key."""
+    if normal is not None:
+        return {key: sample for sample, key in by_place(files, normal).items()}
+    try:
+        gallery = Gallery.open(results.run.gallery)
+    except GalleryNotFoundError:
+        return {}  # moved: the keys say what the neighbours are
+    with gallery:
+        rows = by_content(files, gallery.snapshot())
+        return dict(zip(gallery.keys(list(rows.values())), rows, strict=True))
+
+
+def _fields(
+    fo: Any, result: Result, results: Results, neighbours: dict[str, str], media: str | Path | None
+) -> dict[str, Any]:
+    line, scores = result.line, result.anomaly_map()
+    thresholds, mask = results.run.thresholds or {}, result.labels(scores) > 0
+    nearest = [one["key"] for one in line.get("neighbours", [])]
+    verdict = fo.Classification(
+        label=line.get("verdict") or "unjudged",
+        confidence=line.get("score"),
+        image_score=line["image_score"],
+        p_value=line.get("p_value"),
+        image_threshold=thresholds.get("image"),
+        pixel_threshold=thresholds.get("pixel"),
+        generation=results.run.generation,
+    )
+    return {
+        "verdict": verdict,
+        **(_stored(fo, result, results, scores, mask) if media is None else _written(fo, result, results, Path(media))),
+        "neighbours": [neighbours[key] for key in nearest if key in neighbours],
+        "neighbour_keys": nearest,
+    }
+
+
+def _stored(fo: Any, result: Result, results: Results, scores: Any, mask: Any) -> dict[str, Any]:
+    if scores.nbytes > DOCUMENT:
+        height, width = scores.shape
+        raise OptionError(
+            f"media: expected a folder for maps, as that of {result.key}, {width} x {height} px, is more than the "
+            "database takes; give media"
+        )
+    low_to_high = [results.scale.low, results.scale.high]
+    return {
+        "map": fo.Heatmap(map=scores, range=low_to_high),
+        "regions": fo.Segmentation(mask=mask.astype(np.uint8) * INSIDE),
+    }
+
+
+def _written(fo: Any, result: Result, results: Results, folder: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    scores = result.anomaly_map()
+    name = Path(result.line["map"]).with_suffix(".png")
+    heatmap, regions = folder / name, folder / "regions" / name
+    with output_errors(f"cannot write maps to {folder}"):
+        for path in (heatmap, regions):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.rint(results.scale.apply(scores) * 255).astype(np.uint8)).save(heatmap)
+        regions.write_bytes(mask_png(result.labels(scores) > 0))
+    return {
+        "map": fo.Heatmap(map_path=str(heatmap.resolve()), range=[0, 255]),
+        "regions": fo.Segmentation(mask_path=str(regions.resolve())),
+    }
+
+
+def _declare(fo: Any, dataset: Any, field: str) -> None:
+    """Declare what no value says: a list is of text also where it is empty, and what the values of masks mean."""
+    for name in ("neighbours", "neighbour_keys"):
+        dataset.add_sample_field(f"{field}_{name}", fo.ListField, subfield=fo.StringField)
+    dataset.mask_targets = {**dataset.mask_targets, f"{field}_regions": {INSIDE: "anomaly"}}
+    dataset.save()
