@@ -94,6 +94,7 @@ class GalleryEditor(GalleryReader):
             >>> gallery.trusted()
             ['003.png']
         """
+        refuse_address(self.path)
         found = self._snapshot.find_all(keys)
         if None in found:
             key = keys[found.index(None)]

@@ -20,7 +20,7 @@ from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors, whol
 from ..system.progress import progress_bar
 from .address import Address
 from .bucket import Bucket
-from .commit import EXTRAS, ROWS, Commit, StoredObject
+from .commit import BESIDE, ROWS, Commit, StoredObject
 from .files import checksum_of, compared, read_commit
 from .origins import FILE as ORIGINS
 from .origins import LOCK as ORIGINS_LOCK
@@ -90,7 +90,7 @@ def pull(address: str, folder: str | Path, *, timeout: float = 0, progress: bool
 
 def _files(commit: Commit) -> dict[str, StoredObject]:
     """Return the files that a manifest names, with their objects."""
-    return {file: one for file, one in commit.objects.items() if not file.endswith(ROWS) and file not in EXTRAS}
+    return {file: one for file, one in commit.objects.items() if not file.endswith(ROWS) and file not in BESIDE}
 
 
 def _check_folder(folder: Path) -> None:
@@ -109,7 +109,7 @@ def _what_is_there(folder: Path, bucket: Bucket, commit: Commit) -> dict[str, by
         GalleryError: one of them has changed since it was pulled or pushed, and would be lost.
     """
     found, new = {}, commit.checksums()
-    for name in (FILE, *EXTRAS):
+    for name in (FILE, *BESIDE):
         try:
             found[name] = (folder / name).read_bytes()
         except FileNotFoundError:
@@ -144,7 +144,7 @@ def _fetch_all(
 
 def _commit(folder: Path, bucket: Bucket, commit: Commit, there: dict[str, bytes]) -> None:
     """Put gallery.json and the files beside it in place, and remember where they are from."""
-    new = {name: b"".join(compared(bucket, commit.objects[name])) for name in EXTRAS if name in commit.objects}
+    new = {name: b"".join(compared(bucket, commit.objects[name])) for name in BESIDE if name in commit.objects}
     checksums = commit.checksums()
     for name, content in {FILE: commit.manifest_bytes, **new}.items():
         key = file_at(name, bucket.address)

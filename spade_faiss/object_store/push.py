@@ -22,7 +22,7 @@ from ..system.failpoints import failpoint
 from ..system.progress import progress_bar
 from .address import Address
 from .bucket import Bucket, Listed, is_upload_of
-from .commit import EXTRAS, OBJECT_NAME, OBJECTS, Commit, StoredObject, new_object, rows_of
+from .commit import BESIDE, OBJECT_NAME, OBJECTS, Commit, StoredObject, new_object, rows_of
 from .files import checksum_of
 from .origins import file_at, remember, remembered
 from .rows import rows_content
@@ -67,7 +67,7 @@ class _Push:
     folder: Path
     bucket: Bucket
     manifest: Manifest
-    extras: dict[str, bytes]  # files beside the manifest
+    beside: dict[str, bytes]  # files beside the manifest
     listing: dict[str, Listed]
     there: _There
     check: bool
@@ -196,9 +196,9 @@ def push(
         content = (folder / FILE).read_bytes()
         if Manifest.parse(content, folder / FILE) != manifest:
             raise GalleryError(f"{folder}: expected the same generation at two looks, found a commit; push again")
-        extras = {name: path.read_bytes() for name in EXTRAS if (path := folder / name).is_file()}
-        there = _what_is_there(bucket, folder, {FILE: content, **extras}, replace)
-        job = _Push(folder, bucket, manifest, extras, bucket.listing(OBJECTS), there, check)
+        beside = {name: path.read_bytes() for name in BESIDE if (path := folder / name).is_file()}
+        there = _what_is_there(bucket, folder, {FILE: content, **beside}, replace)
+        job = _Push(folder, bucket, manifest, beside, bucket.listing(OBJECTS), there, check)
         for step in progress_bar(list(_steps(job)), "push", progress, unit="file"):
             step()
     commit = _put(job, content, sweep)
@@ -246,7 +246,7 @@ def _steps(job: _Push) -> Iterator[Callable[[], None]]:
     for entry in (manifest.index, manifest.keys):
         if entry is not None:
             yield lambda entry=entry: job.whole(entry)  # type: ignore[misc]
-    for name, content in job.extras.items():
+    for name, content in job.beside.items():
         yield lambda name=name, content=content: job.upload(name, content)  # type: ignore[misc]
 
 

@@ -39,7 +39,7 @@ def read_trusted(folder: Path) -> dict[str, str]:
 
 
 def read_trusted_file(path: Path) -> dict[str, str]:
-    """Read trusted images from a file of any name; see read_trusted."""
+    """Return what read_trusted does, of a file wherever it lies."""
     mend = "delete it, and trust the images again"
     try:
         values = json.loads(path.read_bytes())
