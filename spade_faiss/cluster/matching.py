@@ -28,7 +28,6 @@ from ..options import Engine, SearchOptions
 from ..patch_search.cost_model import faster
 from ..patch_search.matched import NEAREST, MatchedPatches
 from ..patch_search.settings import SearchSettings
-from ..system.devices import faiss_device
 from .members import Members, Share
 
 Shape = tuple[int, int, int]
@@ -89,7 +88,9 @@ def match_across(
         return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
     levels = [LevelMatches(*one) for one in found]
     if settings.score.fusion == "relative" and len(ids) > 1:
-        levels = with_spacing(levels, shares, members, (len(ids), search.device))
+        # One gallery is centred by the query where it is searched for both at once, else by its first image.
+        like = asked if search.distinct else [level[0] for level in _levels(ids[:1], members, search.verify_reads)]
+        levels = with_spacing(levels, shares, members, (like, len(ids), search.device))
     return fused(levels if trusted is None else trusted_levels(levels, trusted), baseline)
 
 
@@ -105,8 +106,8 @@ def plan(search: SearchOptions, shapes: Sequence[Shape], k: int) -> SearchOption
         return search
     engine: str = search.engine
     if engine == "auto":
-        on_cpu = faiss_device(search.device) == "cpu"
-        engine = faster(shapes, k, search.kappa or 1) if on_cpu else "flat"
+        on_cpu = search.device in (None, "auto", "cpu")
+        engine = faster(shapes, k, search.kappa or 1) if on_cpu else "pyramid"
     if sum(shape[0] for shape in shapes) >= EINSUM_BUFFER:
         engine = "pyramid"
     return replace(search, engine=cast(Engine, engine), window="all")
@@ -147,7 +148,7 @@ def merged(found: Sequence[tuple[Array, Array]], shares: Sequence[Share], kappa:
 
 
 def with_spacing(
-    levels: Sequence[LevelMatches], shares: Sequence[Share], members: Members, search: tuple[int, str | None]
+    levels: Sequence[LevelMatches], shares: Sequence[Share], members: Members, wanted: tuple[Any, int, str | None]
 ) -> list[LevelMatches]:
     """Measure how close normal patches lie to each other where a query's were matched; see patch_search.spacing.
 
@@ -155,9 +156,9 @@ def with_spacing(
         levels: what was matched.
         shares: who holds the neighbours.
         members: of the cluster.
-        search: number of neighbours, and the device that they are searched on.
+        wanted: levels whose means are subtracted, number of neighbours, and the device that they are searched on.
     """
-    k, device = search
+    like, k, device = wanted
     matched = [MatchedPatches.of(level.matches[:, :, 0], level.matches.shape[:2]) for level in levels]
     held = {share.member: [_held(one, share) for one in matched] for share in shares}
     patches = members.gather(
@@ -171,7 +172,8 @@ def with_spacing(
             every[held[share.member][number][0]] = patches[share.member][number]
         together.append(every)
     count, asked = min(NEAREST, k - 1) + 1, members.shared(together)
-    nearest = members.gather({share.member: ("nearest_patches", asked, share.rows, count, device) for share in shares})
+    search = count, device
+    nearest = members.gather({one.member: ("nearest_patches", asked, one.rows, like, search) for one in shares})
     result = []
     for number, (level, one) in enumerate(zip(levels, matched, strict=True)):
         sq_distances, at = [], []

@@ -235,15 +235,21 @@ class MemberGallery:
         return [patches_at(level, *one) for level, one in zip(self.levels(rows), wanted, strict=True)]
 
     def nearest_patches(
-        self, patches: Sequence[Array], rows: Ids, count: int, device: str | None
+        self, patches: Sequence[Array], rows: Ids, like: Sequence[Array], wanted: tuple[int, str | None]
     ) -> list[tuple[Array, Array]]:
-        """Find the nearest patch of each of some images, for patches of each level; see spacing.nearest_of_each."""
+        """Find the nearest patch of each of some images, for patches of each level; see spacing.nearest_of_each.
+
+        Args:
+            patches: of each level, (n, c).
+            rows: of the images.
+            like: levels [(c, h, w), ...] whose means are subtracted.
+            wanted: the number of images, and the device.
+        """
         from ..patch_search.spacing import nearest_of_each  # here, as it takes torch and numba
 
-        count = min(count, len(rows))
-        return [
-            nearest_of_each(one, level, count, device) for one, level in zip(patches, self.levels(rows), strict=True)
-        ]
+        count, device = min(wanted[0], len(rows)), wanted[1]
+        levels = zip(patches, self.levels(rows), like, strict=True)
+        return [nearest_of_each(one, level, mean, count, device) for one, level, mean in levels]
 
     def _pyramids(self, verify: bool) -> PyramidSource:
         if self.extractor is None and not self._snapshot.manifest.schema.has_levels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -20,6 +21,7 @@ from .manifest import ClusterManifest, MemberEntry
 from .member import Answer, LocalMember, LostMember, Member
 
 RETRY = 5.0  # seconds after which a lost member is asked again
+MOMENT = 0.5  # seconds that a query waits for its answer
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,19 @@ class Members:
         return [number for number in range(len(self)) if number not in self._lost]
 
     def look_again(self) -> None:
-        """Ask members that were lost a while ago whether they are back."""
+        """Ask members that were lost a while ago whether they are back. A query waits a moment for the answers only."""
         now = time.monotonic()
         with self._lock:
             due = [number for number, asked in self._lost.items() if now - asked >= RETRY]
             self._lost.update(dict.fromkeys(due, now))
         for number in due:
-            try:
-                self.members[number].call("process")()
-            except MemberError:
-                continue
+            asking = threading.Thread(target=self._ask_again, args=(number,), daemon=True)
+            asking.start()
+            asking.join(MOMENT)
+
+    def _ask_again(self, number: int) -> None:
+        with suppress(MemberError):
+            self.members[number].call("process")()
             with self._lock:
                 self._lost.pop(number, None)
 

@@ -15,24 +15,31 @@ from .bounds_gallery import BoundsGallery, Floats, Ints
 from .distinct import search_distinct
 from .matched import NEAREST, MatchedPatches, mean_of_others, patches_at, positions
 
+KEPT_BYTES = 2**27  # of prepared neighbours
+
 
 def nearest_of_each(
-    patches: Array, level: Any, count: int, device: str | None = "cpu"
+    patches: Array, level: Any, like: Array, count: int, device: str | None = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the nearest patches of count neighbours, each by its nearest.
 
     Args:
         patches: (n, c).
         level: (K, c, h, w), an array, or a tensor on the device.
+        like: (c, ...) whose mean is subtracted from both sides on the CPU: the last digits of distances depend on it.
         count: of neighbours, at most K.
         device: as for search_patches.
 
     Returns:
         sq_distances (n, count), ascending, and positions (n, count) counted through neighbour, row, column.
     """
-    on = search_device(device)
+    on, turned = search_device(device), np.ascontiguousarray(patches.T)
     with as_typed(on):
-        return search_distinct(np.ascontiguousarray(patches.T), level, count, on)
+        if on != "cpu":
+            return search_distinct(turned, level, count, on)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gallery = in_one_thread(BoundsGallery, as_arrays([level]), [like])
+        return search_prepared(gallery, [turned], count, True)
 
 
 def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints, Floats]:
@@ -46,7 +53,7 @@ def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -
         return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
     [level] = as_arrays([gallery])
     with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, [level], [query])
+        prepared = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES)
     sq_distances, matches = search_prepared(prepared, [query], kappa, True)
     return sq_distances, matches, spacing_of(prepared, matches)
 
@@ -98,7 +105,8 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
         others = [
             np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T[1:], places.T[1:], strict=True)
         ]
-        reach[:] = np.sort(others, axis=0)[count - 1] * (1 + 1e-5)
+        rounding = 2.0**-20 * np.sqrt(np.square(wide).sum(axis=1))  # the search's patches are float32
+        reach[:] = (np.sqrt(np.sort(others, axis=0)[count - 1]) + rounding) ** 2 * (1 + 1e-5)
     sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
     return mean_of_others(sq_distances, at // n == own[:, :1])[which.reshape(-1)]
 
@@ -107,4 +115,4 @@ def _spacing_on(device: str, level: Any, places: NDArray[np.int64], number: int)
     """Measure the spacing at positions of a level, of any shape, on a GPU."""
     found = MatchedPatches.at(places, level.shape[2] * level.shape[3])
     patches = patches_at(level, found.neighbours, found.cells)
-    return found.spacing(*nearest_of_each(patches, level, min(number, len(level) - 1) + 1, device))
+    return found.spacing(*nearest_of_each(patches, level, patches.T, min(number, len(level) - 1) + 1, device))
