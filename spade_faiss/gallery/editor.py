@@ -100,6 +100,7 @@ class GalleryEditor(GalleryReader):
             key = keys[found.index(None)]
             raise OptionError(f"{self.path}: expected keys of images in it, found {key!r}, which is not")
         digests = self._snapshot.digests([row_id for row_id in found if row_id is not None])
+        refuse_address(self.path)
         change_trusted(self.path, dict(zip(keys, digests, strict=True)))
 
     def distrust(self, keys: Sequence[str]) -> None:

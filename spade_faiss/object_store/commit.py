@@ -24,7 +24,7 @@ FILE = "gallery.json"
 FORMAT = "spade-faiss gallery in an object store"
 FORMAT_VERSION = 1
 OBJECTS = "objects"
-BESIDE = ("calibration.json", "trusted.json")  # files of a gallery that its manifest does not name
+BESIDE = ("calibration.json", "trusted.json")  # files beside the manifest, which change without a commit
 ROWS = ".rows"  # what a shard holds besides levels, as an object of its own
 OBJECT_NAME = re.compile(OBJECTS + r"/([0-9a-f]{32})-[0-9a-f]{8}\.(h5|rows|faiss|npy|json)")
 
@@ -85,6 +85,11 @@ class Commit:
     def checksum(self) -> str:
         """What tells this commit from others, 32 hexadecimal digits."""
         return xxhash.xxh3_128_hexdigest(self.content)
+
+    def checksums(self) -> dict[str, str]:
+        """Return xxh3-128 of the gallery's own gallery.json, and of the files beside it: all that is ever replaced."""
+        beside = {name: self.objects[name].checksum for name in BESIDE if name in self.objects}
+        return {FILE: xxhash.xxh3_128_hexdigest(self.manifest_bytes), **beside}
 
     @classmethod
     def parse(cls, content: bytes, path: Path) -> Commit:

@@ -17,9 +17,14 @@ LOCK = "remote.lock"
 KEPT = 2  # commits of each address: the one that is there, and the one that a push is about to make
 
 
-def manifest_at(address: Path) -> str:
-    """Return the key under which the gallery.json of a folder is remembered that was pushed or pulled at an address."""
-    return f"gallery.json at {address}"
+def file_at(name: str, address: Path) -> str:
+    """Return the key under which the content of a folder's file is remembered that was pushed or pulled at an address.
+
+    Args:
+        name: gallery.json, or a file beside it.
+        address: of the store.
+    """
+    return f"{name} at {address}"
 
 
 def remembered(folder: Path, key: str) -> list[str]:
@@ -27,7 +32,7 @@ def remembered(folder: Path, key: str) -> list[str]:
 
     Args:
         folder: of the gallery.
-        key: an address, for the commits that were pushed there or pulled from there; or manifest_at.
+        key: an address, for the commits that were pushed there or pulled from there; or file_at.
     """
     found = _read(folder).get(key, [])
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []

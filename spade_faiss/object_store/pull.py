@@ -24,7 +24,7 @@ from .commit import BESIDE, ROWS, Commit, StoredObject
 from .files import checksum_of, compared, read_commit
 from .origins import FILE as ORIGINS
 from .origins import LOCK as ORIGINS_LOCK
-from .origins import manifest_at, remember, remembered
+from .origins import file_at, remember, remembered
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def pull(address: str, folder: str | Path, *, timeout: float = 0, progress: bool
         (folder / READERS).touch()
         flush_to_disk(folder.parent)
     with WriterLock(folder, timeout):
-        there = _manifest_there(folder, bucket, commit)
+        there = _what_is_there(folder, bucket, commit)
         fetched = _fetch_all(folder, bucket, commit, there, progress)
         _commit(folder, bucket, commit, there)
         sweep(folder, commit.manifest)
@@ -102,32 +102,38 @@ def _check_folder(folder: Path) -> None:
         raise GalleryError(f"{folder}: expected nothing, an empty folder or a gallery to pull into, found something")
 
 
-def _manifest_there(folder: Path, bucket: Bucket, commit: Commit) -> bytes | None:
-    """Return the gallery.json of a folder; None: there is none.
+def _what_is_there(folder: Path, bucket: Bucket, commit: Commit) -> dict[str, bytes]:
+    """Return the contents of a folder's gallery.json, and of the files beside it, as far as they are there.
 
     Raises:
-        GalleryError: it has a commit that is not at the address.
+        GalleryError: one of them has changed since it was pulled or pushed, and would be lost.
     """
-    try:
-        content = (folder / FILE).read_bytes()
-    except FileNotFoundError:
-        return None
-    known = remembered(folder, manifest_at(bucket.address))
-    if content != commit.manifest_bytes and xxhash.xxh3_128_hexdigest(content) not in known:
-        raise GalleryError(
-            f"{folder}: expected the generation that was pulled from {bucket.address} or pushed there last, found "
-            "another; pull into another folder, or push this one with replace=True"
-        )
-    return content
+    found, new = {}, commit.checksums()
+    for name in (FILE, *BESIDE):
+        try:
+            found[name] = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        checksum = xxhash.xxh3_128_hexdigest(found[name])
+        if name in new and checksum not in (new[name], *remembered(folder, file_at(name, bucket.address))):
+            raise GalleryError(
+                f"{folder / name}: expected what was pulled from {bucket.address} or pushed there last, found a "
+                "change; pull into another folder, or push this one (replace=True)"
+            )
+    return found
 
 
-def _fetch_all(folder: Path, bucket: Bucket, commit: Commit, there: bytes | None, progress: bool) -> list[StoredObject]:
+def _fetch_all(
+    folder: Path, bucket: Bucket, commit: Commit, there: dict[str, bytes], progress: bool
+) -> list[StoredObject]:
     """Download the files that are not there; returns their objects. Shards never change, so those named are there."""
-    named = {one.file for one in Manifest.parse(there, folder / FILE).shards} if there else set()
+    known = Manifest.parse(there[FILE], folder / FILE).shards if FILE in there else ()
+    named = {one.file for one in known}
     fetched = []
     for file, one in progress_bar(list(_files(commit).items()), "pull", progress, unit="file"):
         path = folder / file
-        if path.is_file() and path.stat().st_size == one.bytes and (file in named or checksum_of(path) == one.checksum):
+        whole = path.is_file() and path.stat().st_size == one.bytes
+        if whole and (file in named or checksum_of(path) == one.checksum):
             continue
         with storage_errors(f"cannot write {path}"), whole_file(path) as target:
             for block in compared(bucket, one):
@@ -136,15 +142,15 @@ def _fetch_all(folder: Path, bucket: Bucket, commit: Commit, there: bytes | None
     return fetched
 
 
-def _commit(folder: Path, bucket: Bucket, commit: Commit, there: bytes | None) -> None:
+def _commit(folder: Path, bucket: Bucket, commit: Commit, there: dict[str, bytes]) -> None:
     """Put gallery.json and the files beside it in place, and remember where they are from."""
-    manifest = xxhash.xxh3_128_hexdigest(commit.manifest_bytes)
-    remember(folder, manifest_at(bucket.address), manifest)
-    beside = {name: b"".join(compared(bucket, commit.objects[name])) for name in BESIDE if name in commit.objects}
-    with storage_errors(f"cannot write {folder}"):
-        if there != commit.manifest_bytes:
-            write_whole(folder / FILE, commit.manifest_bytes)
-        for name, content in beside.items():
-            write_whole(folder / name, content)
-    remember(folder, manifest_at(bucket.address), manifest, alone=True)
+    new = {name: b"".join(compared(bucket, commit.objects[name])) for name in BESIDE if name in commit.objects}
+    checksums = commit.checksums()
+    for name, content in {FILE: commit.manifest_bytes, **new}.items():
+        key = file_at(name, bucket.address)
+        remember(folder, key, checksums[name])
+        if there.get(name) != content:
+            with storage_errors(f"cannot write {folder / name}"):
+                write_whole(folder / name, content)
+        remember(folder, key, checksums[name], alone=True)
     remember(folder, str(bucket.address), commit.checksum, alone=True)

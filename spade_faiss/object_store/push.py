@@ -24,7 +24,7 @@ from .address import Address
 from .bucket import Bucket, Listed, is_upload_of
 from .commit import BESIDE, OBJECT_NAME, OBJECTS, Commit, StoredObject, new_object, rows_of
 from .files import checksum_of
-from .origins import manifest_at, remember, remembered
+from .origins import file_at, remember, remembered
 from .rows import rows_content
 
 
@@ -67,6 +67,7 @@ class _Push:
     folder: Path
     bucket: Bucket
     manifest: Manifest
+    beside: dict[str, bytes]  # files beside the manifest
     listing: dict[str, Listed]
     there: _There
     check: bool
@@ -195,8 +196,9 @@ def push(
         content = (folder / FILE).read_bytes()
         if Manifest.parse(content, folder / FILE) != manifest:
             raise GalleryError(f"{folder}: expected the same generation at two looks, found a commit; push again")
-        there = _what_is_there(folder, bucket, content, replace)
-        job = _Push(folder, bucket, manifest, bucket.listing(OBJECTS), there, check)
+        beside = {name: path.read_bytes() for name in BESIDE if (path := folder / name).is_file()}
+        there = _what_is_there(bucket, folder, {FILE: content, **beside}, replace)
+        job = _Push(folder, bucket, manifest, beside, bucket.listing(OBJECTS), there, check)
         for step in progress_bar(list(_steps(job)), "push", progress, unit="file"):
             step()
     commit = _put(job, content, sweep)
@@ -205,8 +207,14 @@ def push(
     return Pushed(manifest.generation, job.uploaded, job.uploaded_bytes, kept, swept)
 
 
-def _what_is_there(folder: Path, bucket: Bucket, manifest: bytes, replace: bool) -> _There:
+def _what_is_there(bucket: Bucket, folder: Path, contents: dict[str, bytes], replace: bool) -> _There:
     """Return what is at the address.
+
+    Args:
+        bucket: the store.
+        folder: of the gallery that is pushed.
+        contents: of its gallery.json, and of the files beside it.
+        replace: whatever it is.
 
     Raises:
         GalleryError: it is not to be replaced.
@@ -221,7 +229,8 @@ def _what_is_there(folder: Path, bucket: Bucket, manifest: bytes, replace: bool)
             return _There(None, version, damaged=True)
         raise
     ours = before.checksum in remembered(folder, str(bucket.address))
-    if not (ours or replace or before.manifest_bytes == manifest):
+    same = before.checksums() == {name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()}
+    if not (ours or replace or same):
         raise GalleryError(
             f"{bucket.address}: expected what {folder} has pushed or pulled last, found generation "
             f"{before.manifest.generation} from elsewhere; pull that, or replace it (replace=True)"
@@ -237,9 +246,8 @@ def _steps(job: _Push) -> Iterator[Callable[[], None]]:
     for entry in (manifest.index, manifest.keys):
         if entry is not None:
             yield lambda entry=entry: job.whole(entry)  # type: ignore[misc]
-    for name in BESIDE:
-        if (job.folder / name).is_file():
-            yield lambda name=name: job.upload(name, (job.folder / name).read_bytes())  # type: ignore[misc]
+    for name, content in job.beside.items():
+        yield lambda name=name, content=content: job.upload(name, content)  # type: ignore[misc]
 
 
 def _put(job: _Push, manifest: bytes, sweep: bool) -> Commit:
@@ -253,7 +261,8 @@ def _put(job: _Push, manifest: bytes, sweep: bool) -> Commit:
         job.bucket.replace(FILE, commit.content, job.there.version)
         failpoint("pushed", Path(FILE))
     remember(job.folder, address, commit.checksum, alone=True)
-    remember(job.folder, manifest_at(job.bucket.address), xxhash.xxh3_128_hexdigest(manifest), alone=True)
+    for name, checksum in commit.checksums().items():
+        remember(job.folder, file_at(name, job.bucket.address), checksum, alone=True)
     return commit
 
 

@@ -234,3 +234,22 @@ def test_commands(gallery: sf.Gallery, memory: str, tmp_path: Path, spade: Spade
 def test_what_does_not_serve_a_store_says_so() -> None:
     with pytest.raises(sf.GalleryError, match=r"s3://bucket/tiles.gallery: expected a folder"):
         named_galleries((f"tiles={URL}",))
+
+
+def test_a_query_by_command(
+    toy_gallery: sf.Gallery, image_folder: Path, memory: str, tmp_path: Path, spade: Spade
+) -> None:
+    sf.push(toy_gallery.path, memory)
+    [image, *_] = sorted(image_folder.rglob("*.png"))
+    options = ("-k", 2, "--json", "--quiet", "--cache", tmp_path / "cache", "--output")
+    found = [
+        json.loads(spade("query", place, image, *options, tmp_path / name).out)
+        for name, place in (("disk", toy_gallery.path), ("store", memory))
+    ]
+    for one in found:
+        del one["seconds"]
+    assert found[0] == found[1]
+    assert json.loads((tmp_path / "store/run.json").read_text())["gallery"] == memory
+    assert "Query against tiles.gallery" in (tmp_path / "store/report.html").read_text()
+    audited = spade("audit", memory, "-k", 2, "--json", "--quiet", "--cache", tmp_path / "cache")
+    assert len(audited.out.splitlines()) == len(toy_gallery)

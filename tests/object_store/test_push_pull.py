@@ -115,7 +115,7 @@ def test_a_push_replaces_only_what_its_folder_knows(gallery: sf.Gallery, memory:
     append(gallery, N + 1, N + 2)
     with pytest.raises(sf.GalleryError, match=r"found generation \d+ from elsewhere; pull that, or replace it"):
         sf.push(gallery.path, url)
-    with pytest.raises(sf.GalleryError, match="generation that was pulled"):
+    with pytest.raises(sf.GalleryError, match="found a change; pull into another folder"):
         sf.pull(url, gallery.path)
     assert same(sf.Gallery.open(url, cache=tmp_path / "cache"), sf.Gallery.open(tmp_path / "other"))
     # Both have a shard of one number, with other images in it.
@@ -270,3 +270,26 @@ def test_readers_keep_their_files_while_a_push_reads_them(
     monkeypatch.setattr(failpoints, "action", compact)
     sf.push(gallery.path, memory)
     assert threading.active_count() < 50
+
+
+def test_files_beside_the_manifest_are_not_lost(gallery: sf.Gallery, memory: str, tmp_path: Path) -> None:
+    """Calibration and trusted images change without a commit, in more than one folder."""
+    sf.push(gallery.path, memory)
+    sf.pull(memory, tmp_path / "pulled")
+    gallery.trust(["003"])
+    assert sf.push(gallery.path, memory).uploaded == 1
+    with sf.Gallery.open(memory, cache=tmp_path / "cache") as opened:
+        assert opened.trusted() == ["003"]
+        with pytest.raises(sf.GalleryError, match=r"read only"):
+            opened.trust(["004"])
+        with pytest.raises(sf.GalleryError, match=r"read only"):
+            opened.distrust(["003"])
+    with sf.Gallery.open(tmp_path / "pulled") as pulled:
+        pulled.trust(["005"])
+        with pytest.raises(sf.GalleryError, match=r"trusted.json: expected what was pulled .* found a change"):
+            sf.pull(memory, pulled.path)
+        with pytest.raises(sf.GalleryError, match=r"from elsewhere"):
+            sf.push(pulled.path, memory)
+        (pulled.path / "trusted.json").unlink()
+        sf.pull(memory, pulled.path)
+        assert pulled.trusted() == ["003"]

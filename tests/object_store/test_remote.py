@@ -217,6 +217,21 @@ def test_what_fails_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
     assert cache.load("0.levels") is None
 
 
+def test_what_is_being_written_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, from the moment that it is begun: another process that evicts counts what is on the disk."""
+    cache = LocalCache(tmp_path, 100)
+    cache.put("0.levels", 40, [bytes(40)])
+    monkeypatch.setattr(local_cache, "PATIENCE", 0)
+
+    def slow() -> Any:
+        assert sum(path.stat().st_size for path in tmp_path.glob("??/*.tmp")) == 50
+        LocalCache(tmp_path, 100).put("2.levels", 20, [bytes(20)])
+        yield bytes(50)
+
+    cache.put("1.levels", 50, slow())
+    assert sorted(path.name for path in tmp_path.glob("??/*")) == ["1.levels", "2.levels"]
+
+
 def test_threads_share_one(gallery: sf.Gallery, pushed: str, tmp_path: Path) -> None:
     opened = sf.Gallery.open(pushed, cache=tmp_path / "cache")
     with ThreadPoolExecutor(4) as pool:
