@@ -93,7 +93,7 @@ def model_of(side: str, args: argparse.Namespace, folder: Path) -> Any:
 
 
 def datamodule_of(root: Path, args: argparse.Namespace, batch: int) -> Any:
-    """Return anomalib's datamodule over such a folder (its MVTecAD takes PNG alone), with --limit images of each role."""
+    """Return anomalib's datamodule over a folder, with --limit images of each role; its MVTecAD takes PNG alone."""
     from anomalib.data import Folder
 
     kinds = sorted(path.name for path in (root / "test").iterdir() if path.name != "good")
