@@ -67,7 +67,7 @@ coverage: .venv/.installed-dev
 # It shares the packages of .venv by a .pth file, so that pip adds only what is missing there.
 .venv-anomalib/.installed: pyproject.toml .venv/.installed-dev
 	$(BIN)/python -m venv .venv-anomalib
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
 		> "$$(.venv-anomalib/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
 	.venv-anomalib/bin/python -m pip install --disable-pip-version-check 'anomalib>=2.7,<2.8'
 	touch $@
