@@ -21,7 +21,10 @@ Needs the extra `anomalib`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import json
 import logging
 import shutil
@@ -141,6 +144,9 @@ def run(side: str, root: Path, args: argparse.Namespace, folder: Path) -> dict[s
         [found] = runner.test(model=model, datamodule=module)
         row |= {name: round(float(found[name]), 5) for name in METRICS if name in found}
     seconds = _timed(model)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # what the fit has freed is not predict's
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     with PeakMemory() as predict:
         engine(folder).predict(model=model, datamodule=module, return_predictions=False)
     return row | {
