@@ -2,12 +2,13 @@
 
     spade-faiss bench anomalib_engine DATASET... [--sides spade own patchcore] [--limit 50] [--images 3000]
 
-DATASET is a folder in the layout of MVTec AD, read by anomalib's MVTecAD. Each side runs in a process of its own:
+DATASET is a folder in the layout of MVTec AD, read by anomalib's Folder. Each side runs in a process of its own:
 `Engine.fit`, then `validate`, `test` and `predict`. `spade` resizes images as the extractor sees them; `own` keeps them
 at their own size, one a batch; `evaluate` is this package without anomalib, whose figures theirs are compared with.
 PatchCore gets the extractor's network, its two levels of stride 8 and 16, and 8-bit images at the same size. `rad` and
 `spade_rad` share a vision transformer with random weights, or with --weights: their metrics say nothing then.
 
+`fit_seconds` has all up to the first query, the baseline of normal images too, where a recipe needs one.
 `fit_mib` and `predict_mib` are the peak of the resident memory above what the process took after its imports and with
 its network loaded. A query is a call of the model with one image, network included: the median of `predict`.
 
@@ -20,9 +21,13 @@ Needs the extra `anomalib`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import json
 import logging
+import shutil
 import statistics
 import subprocess
 import sys
@@ -91,24 +96,26 @@ def model_of(side: str, args: argparse.Namespace, folder: Path) -> Any:
 
 
 def datamodule_of(root: Path, args: argparse.Namespace, batch: int) -> Any:
-    """Return anomalib's datamodule over a folder in MVTec AD's layout, with --limit images of each role."""
-    from anomalib.data import MVTecAD
+    """Return anomalib's datamodule over a folder, with --limit images of each role; its MVTecAD takes PNG alone."""
+    from anomalib.data import Folder
 
-    module = MVTecAD(
-        root=root.resolve().parent, category=root.resolve().name, train_batch_size=batch, eval_batch_size=1,
-        num_workers=0, val_split_mode="same_as_test",
+    kinds = sorted(path.name for path in (root / "test").iterdir() if path.name != "good")
+    module = Folder(
+        name=root.name, root=root, normal_dir="train/good", normal_test_dir="test/good",
+        abnormal_dir=[f"test/{kind}" for kind in kinds], mask_dir=[f"ground_truth/{kind}" for kind in kinds],
+        train_batch_size=batch, eval_batch_size=1, num_workers=0, val_split_mode="same_as_test",
     )  # fmt: skip
     own = module._setup
 
     def limited(stage: str | None = None) -> None:
         own(stage)
-        for data in (module.train_data, module.test_data):
+        for data, number in ((module.train_data, args.limit), (module.test_data, args.queries or args.limit)):
             samples = data.samples
-            data._samples = samples.iloc[np.unique(np.linspace(0, len(samples) - 1, args.limit).astype(int))]
-            data._samples = data._samples.reset_index(drop=True)
+            if number:
+                kept = np.unique(np.linspace(0, len(samples) - 1, number).astype(int))
+                data._samples = samples.iloc[kept].reset_index(drop=True)
 
-    if args.limit:
-        module._setup = limited
+    module._setup = limited
     return module
 
 
@@ -137,6 +144,9 @@ def run(side: str, root: Path, args: argparse.Namespace, folder: Path) -> dict[s
         [found] = runner.test(model=model, datamodule=module)
         row |= {name: round(float(found[name]), 5) for name in METRICS if name in found}
     seconds = _timed(model)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # what the fit has freed is not predict's
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     with PeakMemory() as predict:
         engine(folder).predict(model=model, datamodule=module, return_predictions=False)
     return row | {
@@ -182,7 +192,7 @@ def run_evaluate(root: Path, args: argparse.Namespace, folder: Path) -> dict[str
 
 
 def make_images(root: Path, made: Path, number: int) -> Path:
-    """Write crops and mirrored crops of a set's normal images, and link its test images, in the same layout."""
+    """Write crops and mirrored crops of a set's normal images, and copy its test images, in the same layout."""
     rng = np.random.default_rng(0)
     sources = find_images([root / "train" / "good"])
     (made / "train" / "good").mkdir(parents=True)
@@ -195,7 +205,7 @@ def make_images(root: Path, made: Path, number: int) -> Path:
         part = ImageOps.mirror(part) if rng.random() < 0.5 else part
         part.resize((SIDE, SIDE)).save(made / "train" / "good" / f"{one:05d}.jpg", quality=90)
     for name in ("test", "ground_truth"):
-        (made / name).symlink_to((root / name).resolve())
+        shutil.copytree(root / name, made / name)  # anomalib follows no links
     return made
 
 
@@ -203,8 +213,8 @@ def measure(side: str, root: Path, args: argparse.Namespace, *more: str) -> dict
     """Run one side in a process of its own."""
     command = [
         sys.executable, __file__, str(root), "--one", side, "--backbone", args.backbone, "--recipe", args.recipe,
-        "-k", str(args.k), "--limit", str(args.limit), "--network", args.network, "--ratio", str(args.ratio),
-        *(["--weights", str(args.weights)] if args.weights else []), *more,
+        "-k", str(args.k), "--limit", str(args.limit), "--queries", "0", "--network", args.network,
+        "--ratio", str(args.ratio), *(["--weights", str(args.weights)] if args.weights else []), *more,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     row = {"side": side, "dataset": root.name}
@@ -263,7 +273,7 @@ def main() -> None:
             for side in (side for side in args.sides if side != "own"):
                 patches = args.images * (sf.RECIPES[args.recipe].features.image_size[0] // 8) ** 2
                 own = argparse.Namespace(**{**vars(args), "limit": 0, "ratio": args.bank / patches})
-                large.append(measure(side, made, own, "--memory-only"))
+                large.append(measure(side, made, own, "--queries", str(args.queries), "--memory-only"))
                 print(large[-1], flush=True)
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         settings |= {"datasets": [root.name for root in args.datasets], "weights": "given" if args.weights else None}

@@ -323,6 +323,28 @@ def test_a_gallery_of_other_images_is_not_mixed_with_these(parts: Path, tmp_path
     gallery.remove(["0.png"])  # the lock is free again
 
 
+def test_without_a_datamodule_other_images_are_noticed_at_the_end(parts: Path, tmp_path: Path) -> None:
+    gallery, _ = own_gallery(parts, tmp_path / "g")
+    module = folder(parts)
+    module.setup("fit")
+    loader = torch.utils.data.DataLoader(module.train_data, batch_size=3, collate_fn=module.train_data.collate_fn)
+    model = SpadeFaiss(gallery=tmp_path / "g", visualizer=False, **TOY)
+    with pytest.raises(sf.GalleryError, match="found 8 others"):
+        engine(tmp_path).fit(model=model, train_dataloaders=loader)
+    gallery.refresh()
+    gallery.remove(["0.png"])  # the lock is free again
+
+
+def test_without_a_path_the_gallery_is_in_the_folder_of_the_run(parts: Path, tmp_path: Path) -> None:
+    runner = engine(tmp_path, barebones=False, enable_progress_bar=False)
+    model = SpadeFaiss(visualizer=False, **TOY)
+    runner.fit(model=model, datamodule=folder(parts))
+    assert model.gallery == Path(runner.trainer.default_root_dir) / "spade.gallery"
+    assert model.gallery.is_relative_to(tmp_path)
+    again = SpadeFaiss.load_from_checkpoint(runner.best_model_path, visualizer=False)
+    assert again.gallery == model.gallery.absolute()
+
+
 def test_images_that_have_changed_are_refused(parts: Path, tmp_path: Path) -> None:
     root = tmp_path / "parts"
     shutil.copytree(parts, root)

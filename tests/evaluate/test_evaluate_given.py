@@ -13,6 +13,7 @@ from PIL import Image
 import spade_faiss as sf
 from spade_faiss.datasets import open_dataset
 from spade_faiss.evaluate import EvaluationOptions, evaluate
+from tests.helpers.datasets import detector_over, make_set
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
@@ -22,6 +23,22 @@ IMAGES = {
     "array": lambda path: np.asarray(Image.open(path).convert("RGB")),
 }
 MASKS = {"path": str, "PIL": Image.open, "array": lambda path: np.asarray(Image.open(path)) > 0}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("given") / "tiles")
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> sf.Detector:
+    return detector_over(tmp_path_factory.mktemp("given") / "tiles.gallery", dataset)
+
+
+@pytest.fixture(scope="module")
+def whole(detector: sf.Detector, dataset: Path) -> dict[str, float | None]:
+    """The metrics of the set."""
+    return evaluate(detector, samples(dataset)).metrics
 
 
 def samples(dataset: Path, way: str = "array") -> Iterator[tuple[Any, bool, Any]]:
@@ -39,7 +56,9 @@ def test_figures_equal_those_of_the_folder(way: str, detector: sf.Detector, data
     assert found.reasons == {}
 
 
-def test_at_a_fixed_size_and_with_an_ignored_label(detector: sf.Detector, dataset: Path) -> None:
+def test_at_a_fixed_size_and_with_an_ignored_label(
+    detector: sf.Detector, dataset: Path, whole: dict[str, float | None]
+) -> None:
     [category] = open_dataset(dataset)
     options = EvaluationOptions(metrics_size=24, integration_limit=0.2)
     assert evaluate(detector, samples(dataset), options).metrics == evaluate(detector, category, options).metrics
@@ -53,13 +72,14 @@ def test_at_a_fixed_size_and_with_an_ignored_label(detector: sf.Detector, datase
 
     found = evaluate(detector, labelled(), EvaluationOptions(ignore_label=255))
     assert found.metrics["pixel_AUROC"] is not None
-    assert found.metrics["pixel_AUROC"] != evaluate(detector, samples(dataset)).metrics["pixel_AUROC"]
+    assert found.metrics["pixel_AUROC"] != whole["pixel_AUROC"]
 
 
-def test_without_masks_there_are_image_metrics(detector: sf.Detector, dataset: Path) -> None:
+def test_without_masks_there_are_image_metrics(
+    detector: sf.Detector, dataset: Path, whole: dict[str, float | None]
+) -> None:
     found = evaluate(detector, ((image, label, None) for image, label, _ in samples(dataset)))
-    whole = evaluate(detector, samples(dataset))
-    assert found.metrics["image_AUROC"] == whole.metrics["image_AUROC"]
+    assert found.metrics["image_AUROC"] == whole["image_AUROC"]
     assert found.metrics["pixel_AUROC"] is None
     assert found.reasons["pixel_AUROC"] == "the set has no masks"
 
@@ -79,49 +99,53 @@ GREY = np.full((40, 48, 3), 90, np.uint8)
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ((GREY, True), r"expected \(image, label, mask\).*found tuple of 2 as item 7"),
-        ({"image": 1, "label": 2, "mask": 3}, "found dict of 3 as item 7"),
-        (7, "found int as item 7"),
-        ((GREY, "defect", None), "found 'defect' in item 7"),
-        ((GREY, 2, None), "found 2 in item 7"),
+        ((GREY, True), r"expected \(image, label, mask\).*found tuple of 2 as item 0"),
+        ({"image": 1, "label": 2, "mask": 3}, "found dict of 3 as item 0"),
+        (7, "found int as item 0"),
+        ((GREY, "defect", None), "found 'defect' in item 0"),
+        ((GREY, 2, None), "found 2 in item 0"),
     ],
 )
-def test_items_that_are_no_samples_are_named(item: Any, message: str, detector: sf.Detector, dataset: Path) -> None:
+def test_items_that_are_no_samples_are_named(item: Any, message: str, detector: sf.Detector) -> None:
     with pytest.raises(sf.ImageError, match=message):
-        evaluate(detector, [*samples(dataset), item])
+        evaluate(detector, [item])
 
 
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        (
-            (GREY, True, np.ones((40, 40), bool)),
-            "image 7: its mask: expected 48 x 40 pixels, .* found 40 x 40",
-        ),
-        ((GREY, True, np.ones((40, 48, 3), bool)), r"image 7: its mask: expected a path, .* found \(40, 48, 3\) bool"),
-        ((GREY, True, "gone.png"), r"gone\.png: cannot be read"),
-        ((GREY, True, None), "image 7: expected a mask, as the image is anomalous"),
-        ((GREY, False, np.ones((40, 48), bool)), "image 7: expected an empty mask, as the image is labelled as normal"),
-    ],
-)
-def test_masks_that_do_not_fit_are_raised_or_left_out(
-    item: Any, message: str, detector: sf.Detector, dataset: Path
+MASK = np.eye(40, 48, dtype=bool)
+UNFIT = [
+    ((GREY, True, np.ones((40, 40), bool)), "image 1: its mask: expected 48 x 40 pixels, .* found 40 x 40"),
+    ((GREY, True, np.ones((40, 48, 3), bool)), r"image 1: its mask: expected a path, .* found \(40, 48, 3\) bool"),
+    ((GREY, True, "gone.png"), r"gone\.png: cannot be read"),
+    ((GREY, True, None), "image 1: expected a mask, as the image is anomalous"),
+    ((GREY, False, MASK), "image 1: expected an empty mask, as the image is labelled as normal"),
+]
+
+
+@pytest.mark.parametrize(("item", "message"), UNFIT)
+def test_masks_that_do_not_fit_are_raised(item: Any, message: str, detector: sf.Detector) -> None:
+    with pytest.raises(sf.ImageError, match=message):
+        evaluate(detector, [(GREY, True, MASK), item])
+
+
+def test_masks_that_do_not_fit_are_left_out(
+    detector: sf.Detector, dataset: Path, whole: dict[str, float | None]
 ) -> None:
-    with pytest.raises(sf.ImageError, match=message):
-        evaluate(detector, [*samples(dataset), item])
-    found = evaluate(detector, [*samples(dataset), item], EvaluationOptions(skip_bad_masks=True))
-    assert [one.path.name for one in found.skipped_masks] == ["image 7"]
-    assert found.normal + found.anomalous == 8  # still in the image metrics
-    assert found.metrics["pixel_AUROC"] == evaluate(detector, samples(dataset)).metrics["pixel_AUROC"]
+    items = [*samples(dataset), *(item for item, _ in UNFIT)]
+    found = evaluate(detector, items, EvaluationOptions(skip_bad_masks=True))
+    assert [one.path.name for one in found.skipped_masks] == [f"image {number}" for number in range(7, 12)]
+    assert found.normal + found.anomalous == 12  # still in the image metrics
+    assert found.metrics["pixel_AUROC"] == whole["pixel_AUROC"]
 
 
-def test_images_that_cannot_be_read_are_raised_or_left_out(detector: sf.Detector, dataset: Path) -> None:
+def test_images_that_cannot_be_read_are_raised_or_left_out(
+    detector: sf.Detector, dataset: Path, whole: dict[str, float | None]
+) -> None:
     bad = [(b"", False, None), ("gone.png", True, None)]
     with pytest.raises(sf.ImageError, match="image 0: "):
         evaluate(detector, [*bad, *samples(dataset)])
     found = evaluate(detector, [*bad, *samples(dataset)], EvaluationOptions(skip_bad_images=True))
     assert [str(one.path) for one in found.skipped_images] == ["image 0", "gone.png"]
-    assert found.metrics == evaluate(detector, samples(dataset)).metrics
+    assert found.metrics == whole
 
 
 def test_what_needs_names_is_refused(detector: sf.Detector, dataset: Path, tmp_path: Path) -> None:
