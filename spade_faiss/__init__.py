@@ -10,6 +10,9 @@ level, c channels, d dimensions of an image feature, (H, W) pixels of an image. 
 from .system import faiss_guard as faiss_guard  # isort: skip
 
 from ._version import __version__ as __version__
+from .cluster.cluster import Cluster
+from .cluster.federation import Federation
+from .cluster.membership import MemberOptions
 from .detect.audit import Suspect, find_suspects
 from .detect.calibrate import calibrate
 from .detect.calibration import Calibration, Judgement
@@ -25,9 +28,11 @@ from .errors import (
     GalleryNotFoundError,
     ImageError,
     KeyConflictError,
+    MemberError,
     NotEnoughImagesError,
     OptionError,
     OutputError,
+    ResultsError,
     SourceError,
     SpadeError,
     SpecMismatchError,
@@ -40,6 +45,8 @@ from .extractors.spec import ExtractorSpec
 from .gallery.gallery import Gallery
 from .gallery.verify import Problem
 from .ingest.pipeline import IngestReport, Skipped
+from .object_store.pull import Pulled, pull
+from .object_store.push import Pushed, push
 from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
 from .patch_search.search import search_levels, search_patches
 from .recipes import RECIPES, Recipe
@@ -47,6 +54,7 @@ from .recipes import RECIPES, Recipe
 __all__ = [
     "RECIPES",
     "Calibration",
+    "Cluster",
     "CorruptGalleryError",
     "Detection",
     "Detector",
@@ -56,6 +64,7 @@ __all__ = [
     "FeatureError",
     "FeatureOptions",
     "Features",
+    "Federation",
     "Gallery",
     "GalleryError",
     "GalleryLockedError",
@@ -65,13 +74,18 @@ __all__ = [
     "IngestReport",
     "Judgement",
     "KeyConflictError",
+    "MemberError",
+    "MemberOptions",
     "Neighbours",
     "NotEnoughImagesError",
     "OptionError",
     "OutputError",
     "Problem",
+    "Pulled",
+    "Pushed",
     "Recipe",
     "Region",
+    "ResultsError",
     "ScoreOptions",
     "SearchOptions",
     "Skipped",
@@ -84,6 +98,8 @@ __all__ = [
     "calibrate",
     "find_suspects",
     "load_extractor",
+    "pull",
+    "push",
     "search_levels",
     "search_patches",
 ]

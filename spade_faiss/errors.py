@@ -9,12 +9,14 @@ SpadeError
 ├── NotEnoughImagesError  (ValueError)         K is larger than the number of normal images
 ├── WorkerError           (RuntimeError)       a worker process could not start, was killed or failed
 ├── OutputError           (OSError)            a result, report, picture or curve that cannot be written
+├── ResultsError          (ValueError)         a result folder that is none, unfinished, damaged or of another release
 └── GalleryError          (OSError)            a gallery that cannot be opened, read or written
     ├── GalleryNotFoundError  (FileNotFoundError)
     ├── CorruptGalleryError                    a file that is missing, cut short or changed
     ├── SourceError                            an image file that patches are recomputed from is gone or has changed
     ├── SpecMismatchError     (ValueError)     features of another extractor or other settings
     ├── KeyConflictError      (ValueError)     a key that exists with other content
+    ├── MemberError           (RuntimeError)   a member of a cluster that is lost, or not as the cluster knows it
     └── GalleryLockedError    (BlockingIOError) another process is writing
 
 Each is also the builtin that a caller would catch. A message is one line: what was expected, what was found, where,
@@ -63,6 +65,10 @@ class OutputError(SpadeError, OSError):
     """A result, report, picture or curve that cannot be written."""
 
 
+class ResultsError(SpadeError, ValueError):
+    """A result folder that is not one, unfinished, damaged or of another release."""
+
+
 class GalleryError(SpadeError, OSError):
     """A gallery that cannot be opened, read or written."""
 
@@ -85,6 +91,10 @@ class SpecMismatchError(GalleryError, ValueError):
 
 class KeyConflictError(GalleryError, ValueError):
     """A key that exists with other content."""
+
+
+class MemberError(GalleryError, RuntimeError):
+    """A member of a cluster is lost, or is not as the cluster knows it."""
 
 
 class GalleryLockedError(GalleryError, BlockingIOError):

@@ -14,6 +14,7 @@ from ..extractors.registry import Extractor, load_extractor
 from ..extractors.spec import DEFAULT_EXTRACTOR
 from ..gallery.gallery import Gallery
 from ..gallery.info import info_of
+from ..gallery.reader import GalleryReader
 from ..images.sources import ImageFile
 from ..index.factory import NAMES
 from ..ingest.estimate import estimate
@@ -226,7 +227,7 @@ def _build(path: Path, images: Sequence[ImageFile], extractor: Extractor, flags:
     try:
         with opened:
             if not flags.ingest.quiet:
-                need = estimate(images, extractor, path, opened.patches, flags.ingest.workers)
+                need = estimate(images, extractor, path, opened.patches, flags.ingest.workers or 1)
                 click.echo(f"this will need: {with_options(need)}", err=True)
                 if need.disk_bytes > need.free_bytes:
                     note("that is more than is free on that disk")
@@ -264,14 +265,10 @@ def _add(
         replace=flags.replace,
         strict=flags.strict,
         progress=not flags.quiet,
-        workers=flags.workers,
+        workers=flags.machines(),
         timeout=flags.wait,
     )
-    known = {0: "", 1: ", 1 copy of another image", None: ", copies not counted"}
-    copies = known.get(report.copies, f", {report.copies} copies of other images")
-    taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
-    rate, where = report.added / max(report.seconds, 1e-9), one_line(gallery.path)
-    click.echo(f"{taken}, {len(report.skipped)} skipped; {held(gallery)} in {where}; {rate:.1f} images/s")
+    print_added(gallery, report)
     if report.added and not flags.quiet:
         click.echo(f"index: {_index_line(gallery)}", err=True)
     skipped = [Skipped(item.path, with_options(item.reason)) for item in report.skipped]
@@ -282,6 +279,15 @@ def _add(
     if not len(gallery):
         raise ImageError(f"{gallery.path}: expected at least one image that can be read, found none")
     return skipped
+
+
+def print_added(gallery: GalleryReader, report: IngestReport) -> None:
+    """Print what became of the images of a run."""
+    known = {0: "", 1: ", 1 copy of another image", None: ", copies not counted"}
+    copies = known.get(report.copies, f", {report.copies} copies of other images")
+    taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
+    rate, where = report.added / max(report.seconds, 1e-9), one_line(gallery.path)
+    click.echo(f"{taken}, {len(report.skipped)} skipped; {held(gallery)} in {where}; {rate:.1f} images/s")
 
 
 @click.command()
@@ -297,6 +303,20 @@ def remove(gallery: Path, keys: tuple[str, ...], flags: args.WriteFlags) -> None
 
 @click.command()
 @args.gallery
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.option("--no-longer", is_flag=True, help="Take these images for ordinary ones again.")
+def trust(gallery: Path, keys: tuple[str, ...], no_longer: bool) -> None:
+    """Mark images of GALLERY, by key, that a person has looked at and confirmed as normal.
+
+    A trusted image excuses its like by itself, where a recipe otherwise wants several normal images of a kind.
+    """
+    with Gallery.open(gallery) as opened:
+        opened.distrust(keys) if no_longer else opened.trust(keys)
+        click.echo(f"{len(opened.trusted())} of {held(opened)} trusted in {one_line(gallery)}")
+
+
+@click.command()
+@args.gallery
 @takes(args.WriteFlags)
 def compact(gallery: Path, flags: args.WriteFlags) -> None:
     """Rewrite the shards of GALLERY that hold removed images or are small."""
@@ -307,7 +327,7 @@ def compact(gallery: Path, flags: args.WriteFlags) -> None:
 
 
 @click.command("export-backbone")
-@args.gallery
+@args.gallery_to_read
 @click.argument("output", type=PATH, metavar="FILE")
 @click.option("--weights", type=PATH, help="Load the network's weights from this file.")
 def export_backbone(gallery: Path, output: Path, weights: Path | None) -> None:

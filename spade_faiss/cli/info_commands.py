@@ -11,13 +11,15 @@ from typing import Annotated, Any
 
 import click
 
-from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..gallery.repair import Repair
 from ..gallery.verify import Problem
 from ..images.tiling import shared
+from ..object_store.address import refuse_address
 from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
+from .cache_options import CacheFlags
 from .flags import flag, takes
 from .messages import one_line, with_options
 
@@ -26,15 +28,16 @@ from .messages import one_line, with_options
 class InfoFlags:
     """Options of `info`."""
 
+    cache: CacheFlags
     as_json: args.AsJson
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @takes(InfoFlags)
 def info(gallery: Path, flags: InfoFlags) -> None:
     """Print what GALLERY holds."""
-    with Gallery.open(gallery) as opened:
+    with flags.cache.open(gallery) as opened:
         facts, state = opened.info(), opened.index_state()
     if flags.as_json:
         click.echo(json.dumps(facts))
@@ -49,6 +52,7 @@ def info(gallery: Path, flags: InfoFlags) -> None:
             _rows(spec),
             f"{facts['images']} ({facts['removed']} removed and not yet compacted), {_copies(facts['copies'])}",
         ),
+        ("trusted", f"{facts['trusted']} of them, which a person has confirmed" if facts["trusted"] else ""),
         ("on disk", f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards"),
         ("patches", _patches(facts)),
         ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),
@@ -74,7 +78,7 @@ def _tiling(spec: dict[str, Any]) -> str:
     )
 
 
-def held(gallery: Gallery) -> str:
+def held(gallery: GalleryReader) -> str:
     """Return how many images a gallery holds, or tiles of them, in words."""
     return f"{len(gallery)} {_rows(gallery.spec.to_json())}"
 
@@ -142,11 +146,12 @@ class VerifyFlags:
     ]
     normal: args.Normal
     network: args.NetworkFlags
+    cache: CacheFlags
     as_json: args.AsJson
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @takes(VerifyFlags)
 def verify(gallery: Path, flags: VerifyFlags) -> None:
     """Read all of GALLERY and compare it with what was written.
@@ -155,7 +160,9 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
     """
     if flags.drop_unreadable and not flags.repair:
         raise click.UsageError("--drop-unreadable goes with --repair")
-    with Gallery.open(gallery) as opened:
+    if flags.repair:
+        refuse_address(gallery)
+    with flags.cache.open(gallery) as opened:
         problems = opened.verify(flags.files, flags.normal)
         if flags.repair and problems:
             needs = opened.needs_extractor(problems, flags.normal)
@@ -166,7 +173,7 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
                 click.echo(
                     "what is left needs the images' files (--normal DIR), or --drop-unreadable and then `add`", err=True
                 )
-        _print_problems(len(opened), problems, flags.as_json)
+        print_problems(len(opened), problems, flags.as_json)
     if problems:
         sys.exit(1)
 
@@ -182,7 +189,8 @@ def _print_repair(done: Repair) -> None:
         click.echo("image index and key table rebuilt", err=True)
 
 
-def _print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
+def print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
+    """Print what verify has found."""
     messages = [with_options(problem.message) for problem in problems]
     if as_json:
         found = [

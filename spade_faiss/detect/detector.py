@@ -11,17 +11,19 @@ from typing import Any
 from ..arrays import Ids
 from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from ..extractors.registry import Extractor
-from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..images.inputs import ImageLike
 from ..images.sources import ImageFile
 from ..options import ScoreOptions, SearchOptions
 from ..pyramids.cache import PyramidCache
 from ..pyramids.device_cache import device_cache
-from ..pyramids.reader import PyramidSource
 from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
+from ..store.trusted import FILE as TRUSTED
+from ..store.trusted import Trusted, read_trusted_file
 from ..system.forks import remember
 from .baseline import Baseline
+from .calibration import FILE as CALIBRATION
 from .calibration import Calibration
 from .detection import Detection
 from .measure_baseline import measure
@@ -40,12 +42,13 @@ class Detector:
 
     def __init__(
         self,
-        gallery: Gallery,
+        gallery: GalleryReader,
         extractor: Extractor,
         search: SearchOptions | None = None,
         score: ScoreOptions | None = None,
         calibrated: bool = True,
         normal: Sequence[str | Path | ImageFile] = (),
+        trusting: bool = True,
     ) -> None:
         """Check that everything fits together.
 
@@ -57,11 +60,13 @@ class Detector:
             calibrated: judge by the gallery's calibration, if it has one for the same settings.
             normal: more places where the image files may be, if the gallery recomputes patches: folders that it was
                 built from, or the files.
+            trusting: let the gallery's trusted images excuse their like by themselves, see Gallery.trust; False:
+                treat them as all others.
 
         Raises:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
             NotEnoughImagesError: the gallery is empty, or has fewer images than the k or k_score that was given.
-            CorruptGalleryError: calibration.json was damaged or edited.
+            CorruptGalleryError: calibration.json or trusted.json was damaged or edited.
             DeviceError: engine "pyramid" is to run on a GPU that torch does not see.
             OptionError: localise "suspicious" with an image score from the map, or without a calibration for these
                 settings; tile_places "same" in a gallery without tiles; options of matching that do not go together.
@@ -72,7 +77,9 @@ class Detector:
         self._normal = tuple(normal)
         self._given = search, score
         self._calibrated = calibrated
-        found = Calibration.read(gallery.path) if calibrated else None
+        self._trusting = trusting
+        self._trusted = self._stored_trust() if trusting else {}
+        found = self._stored_calibration() if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
         self._check_number_of_images()
@@ -95,11 +102,19 @@ class Detector:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of: unpickled, it looks at the last commit; the extractor has to be picklable."""
         search, score = self._given
-        return type(self), (self.gallery, self.extractor, search, score, self._calibrated, self._normal)
+        return type(self), (
+            self.gallery, self.extractor, search, score, self._calibrated, self._normal, self._trusting,
+        )  # fmt: skip
 
     def after_fork(self) -> None:
         """Replace the inherited lock."""
         self._lock = threading.Lock()
+
+    def _stored_calibration(self) -> Calibration | None:
+        return Calibration.read_file(self.gallery.file(CALIBRATION))
+
+    def _stored_trust(self) -> Trusted:
+        return read_trusted_file(self.gallery.file(TRUSTED))
 
     def _check_number_of_images(self) -> None:
         n = len(self.gallery)
@@ -160,7 +175,8 @@ class Detector:
         >>> detector.uncalibrated().settings() == detector.settings()
         True
         """
-        return Detector(self.gallery, self.extractor, self.search, self.score, calibrated=False, normal=self._normal)
+        given = self.gallery, self.extractor, self.search, self.score
+        return type(self)(*given, calibrated=False, normal=self._normal, trusting=self._trusting)
 
     def share_caches(self, other: Detector) -> None:
         """Keep levels of normal images together with another detector, as one over an earlier commit.
@@ -219,11 +235,11 @@ class Detector:
                 self._baseline = measure(self._pipeline(snapshot))
             return self._baseline
 
-    def _pipeline(self, snapshot: Snapshot) -> Pipeline:
-        return Pipeline(snapshot, self.extractor, self._settings, self._pyramids(snapshot), self._caches)
-
-    def _pyramids(self, snapshot: Snapshot) -> PyramidSource:
-        return pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
+    def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
+        """Begin a run over a snapshot; settings: other than the detector's own."""
+        pyramids = pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
+        settings = settings or self._settings
+        return Pipeline(snapshot, self.extractor, settings, pyramids, self._caches, self._trusted)
 
     def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None) -> Pipeline:
         """Return a run over one snapshot of the gallery, for several calls that must agree; None: the open one.
@@ -241,9 +257,7 @@ class Detector:
         baseline = self._baseline_of(snapshot)
         if k is None or k == self._settings.k_of(len(snapshot)):
             return self._pipeline(snapshot).scored_by(baseline, self.calibration)
-        settings = self._settings.searching(k, len(snapshot))
-        run = Pipeline(snapshot, self.extractor, settings, self._pyramids(snapshot), self._caches)
-        return run.scored_by(baseline)
+        return self._pipeline(snapshot, self._settings.searching(k, len(snapshot))).scored_by(baseline)
 
     def query(self, image: ImageLike) -> Detection:
         """Look for anomalies in one image.

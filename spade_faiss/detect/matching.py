@@ -47,7 +47,13 @@ class Matched:
         return replace(self, levels=tuple(levels))
 
 
-def match(query: list[Array], neighbours: list[Any], settings: Settings, baseline: Baseline | None) -> Matched:
+def match(
+    query: list[Array],
+    neighbours: list[Any],
+    settings: Settings,
+    baseline: Baseline | None,
+    trusted: NDArray[np.bool_] | None = None,
+) -> Matched:
     """Match the patches of a query.
 
     Args:
@@ -55,15 +61,20 @@ def match(query: list[Array], neighbours: list[Any], settings: Settings, baselin
         neighbours: levels [(K, c, h, w), ...], arrays or tensors on the device that they are searched on.
         settings: of the query.
         baseline: the scale of normal images; None: distances as they are.
+        trusted: (K,) which neighbours a person has confirmed, see `trusting`; None: none of them.
     """
     scales, search = baseline.level_scales if baseline else (), settings.search
     if search.matching == "by_level":
         found = match_levels(beside(query, neighbours), neighbours, search, settings.score.fusion == "relative")
+        if trusted is not None:
+            found = trusted_levels(found, trusted)
         return fused(found, baseline)
     own, others = scaled(query, scales), scaled(neighbours, scales)
     own = beside(own, others)
     # What has the checksum it was stored with is finite, as it was then.
     sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
+    if trusted is not None:
+        sq_distances, matches = trusting(sq_distances, matches, trusted)
     return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
 
 
@@ -88,10 +99,37 @@ def match_levels(
         return matches
     from ..patch_search.spacing import spacing  # here, as it takes torch and numba
 
-    levels = as_arrays(list(neighbours))
     return [
-        replace(one, spacing=spacing(level, one.matches[:, :, 0])) for one, level in zip(matches, levels, strict=True)
+        replace(one, spacing=spacing(level, one.matches[:, :, 0], device=options.device))
+        for one, level in zip(matches, neighbours, strict=True)
     ]
+
+
+def trusted_levels(levels: Sequence[LevelMatches], trusted: NDArray[np.bool_]) -> list[LevelMatches]:
+    """Return what was matched on each level as `trusting` has it."""
+    pairs = (trusting(one.sq_distances, one.matches, trusted) for one in levels)
+    return [replace(one, sq_distances=d, matches=at) for one, (d, at) in zip(levels, pairs, strict=True)]
+
+
+def trusting(
+    sq_distances: NDArray[np.float32], matches: NDArray[np.int32], trusted: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Take a patch's nearest match for all of its kappa, where it lies in an image that a person has confirmed.
+
+    Averaging over kappa guards against defects among the normal images, which nobody has looked at. It also needs
+    kappa images of a kind before that kind is normal, where one confirmed image is to be enough. A mean never grows by
+    this, and with kappa 1 nothing changes.
+
+    Args:
+        sq_distances: (h, w, kappa), ascending.
+        matches: (h, w, kappa, 3).
+        trusted: (K,) which neighbours are confirmed.
+
+    Returns:
+        both in new arrays.
+    """
+    alone = trusted[matches[:, :, 0, 0]][..., None]
+    return np.where(alone, sq_distances[:, :, :1], sq_distances), np.where(alone[..., None], matches[:, :, :1], matches)
 
 
 def fused(found: Sequence[LevelMatches], baseline: Baseline | None) -> Matched:

@@ -6,24 +6,22 @@ images, a distance is small only where several images have something alike.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from ..arrays import Array
-from ..system.threads import in_one_thread
-from .bounds import search_bounds, search_prepared
-from .bounds_gallery import BoundsGallery, Floats, Ints
-from .spacing import spacing_of
-
-KEPT_BYTES = 2**27  # of prepared neighbours
+from ..system.devices import as_arrays
+from .bounds import search_bounds
+from .bounds_gallery import Floats, Ints
 
 
-def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, Ints]:
-    """Search one level of all neighbours on the CPU, with torch's number of threads.
+def search_distinct(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints]:
+    """Search one level of all neighbours: on the CPU with torch's number of threads, or on a GPU.
 
     Args:
         query: (c, m) patches.
-        gallery: (K, c, h, w) level of the neighbours.
+        gallery: (K, c, h, w) level of the neighbours, an array or a tensor.
         kappa: number of neighbours, at most K.
+        device: "cpu" or "cuda:N", where is searched.
 
     Returns:
         sq_distances (m, kappa), ascending, and matches (m, kappa): positions counted through neighbour, row, column.
@@ -32,16 +30,10 @@ def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, I
     Raises:
         FeatureError: a squared distance does not fit float32.
     """
-    return search_bounds(query, gallery, kappa, distinct=True)
+    if device == "cpu":
+        [level] = as_arrays([gallery])
+        return search_bounds(query, level, kappa, distinct=True)
+    from .pyramid_torch import search_together
 
-
-def search_spaced(query: Array, gallery: Array, kappa: int) -> tuple[Floats, Ints, Floats]:
-    """Search likewise, among K >= 2 neighbours, and measure the spacing where the nearest patches were matched.
-
-    Returns:
-        as search_distinct, and the spacing (m,): see spacing.spacing. Neighbours are prepared once for both.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, [gallery], [query], KEPT_BYTES)
-    sq_distances, matches = search_prepared(prepared, [query], kappa, True)
-    return sq_distances, matches, spacing_of(prepared, matches)
+    [found] = search_together([[query[:, None]]], [gallery[None]], kappa, device, distinct=True)
+    return found

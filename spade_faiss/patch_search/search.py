@@ -16,7 +16,7 @@ from ..arrays import Array
 from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
-from .cost_model import bounds_budget, faster
+from .cost_model import bounds_budget, faster, gpu_pays
 from .levels import as_levels, check_levels
 from .settings import ENGINES, SearchSettings
 
@@ -39,9 +39,9 @@ def search_patches(
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: number of nearest patches, at most K * h * w of the finest grid, or of a window in its corner.
-        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "bounds", products in a few
-            directions, which rule most patches out, on the CPU; "auto", the one that is expected to be the fastest on
-            the CPU, and "flat" on a GPU, where nothing has been measured yet. A window has an engine of its own, which
+        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution, or by tiles on a GPU;
+            "bounds", products in a few directions, which rule most patches out, on the CPU; "auto", the one that is
+            expected to be the fastest on the CPU, and "pyramid" on a GPU. A window has an engine of its own, which
             "auto" takes.
         device: auto or None (the CPU, until a GPU has been measured), cpu, cuda, cuda:N.
         block_bytes: memory limit of the flat engine's temporary gallery; one neighbour always fits.
@@ -55,8 +55,7 @@ def search_patches(
         sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour, row, column).
         Ties are ordered by neighbour, row, column. NumPy for NumPy, torch (on the same device) for torch.
 
-    The engine "pyramid" and windows on a GPU search tensors on that device in place. Every other way copies them to
-    the host.
+    Every engine but "flat" searches tensors in place on a GPU. The CPU's engines copy them to the host.
 
     Raises:
         FeatureError: shapes that do not fit each other, NaN or infinity.
@@ -99,7 +98,7 @@ def search_levels(
         window: as for search_patches, in cells of each level, or a share of the sides of each level. Where a coarse
             level has no more cells, it is searched everywhere.
         distinct: whether a patch's kappa matches lie in as many neighbours, each the nearest of its neighbour: by L2,
-            everywhere, on the CPU, by an engine of its own.
+            everywhere, by an engine of its own.
 
     Returns:
         for each level sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour,
@@ -193,8 +192,7 @@ def _found(
 ) -> tuple[Any, ...]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
-    by_torch = settings.engine == "pyramid" or settings.radius(grid) is not None
-    on = search_device(settings.device) if by_torch else "cpu"
+    on = "cpu" if settings.engine == "flat" else search_device(settings.device)
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
         sq_distances, places, *rest = _search(query, gallery, settings, spaced)
         if settings.metric == "cosine":
@@ -212,30 +210,27 @@ def _found(
 
 def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool) -> tuple[Array, ...]:
     """Run an engine: squared distances and positions, (h * w, kappa), and if `spaced` the spacing (h * w,)."""
+    kappa, where = settings.kappa, "cpu" if settings.engine == "flat" else _place(query, gallery, settings)
     if settings.distinct:
-        search_device(settings.device)  # an unknown one is refused
-        from .distinct import search_distinct, search_spaced
+        from .distinct import search_distinct
+        from .spacing import search_spaced
 
-        [own], [others] = query, as_arrays(gallery)
-        return (search_spaced if spaced else search_distinct)(own.reshape(len(own), -1), others, settings.kappa)
+        [own], [others] = query, gallery
+        return (search_spaced if spaced else search_distinct)(own.reshape(len(own), -1), others, kappa, where)
     radius = settings.radius(query[0].shape[1:])
     if radius is not None:
-        where, is_cosine = search_device(settings.device), settings.metric == "cosine"
+        is_cosine = settings.metric == "cosine"
         if where == "cpu":
             from .window import search_window
 
-            return search_window(query, as_arrays(gallery), settings.kappa, radius, is_cosine)
+            return search_window(query, as_arrays(gallery), kappa, radius, is_cosine)
         from .window_torch import search_window_torch
 
-        return search_window_torch(query, gallery, settings.kappa, radius, is_cosine, where)
-    engine, device, kappa = settings.engine, settings.device, settings.kappa
-    budget = np.inf
-    if engine == "auto":  # FAISS is known to be fast on a GPU
-        on_cpu = faiss_device(device) == "cpu"
+        return search_window_torch(query, gallery, kappa, radius, is_cosine, where)
+    engine, budget = settings.engine, 0.0
+    if engine == "auto":
         of = [level.shape for level in query], len(gallery[0]), kappa
-        engine = faster(*of) if on_cpu else "flat"
-        budget, device = bounds_budget(*of) if on_cpu else 0.0, "cpu" if on_cpu else device
-    where = faiss_device(device) if engine == "flat" else search_device(device)
+        engine, budget = (faster(*of), bounds_budget(*of)) if where == "cpu" else ("pyramid", 0.0)
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if engine == "flat" or where == "cpu":
@@ -244,7 +239,7 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         from .cosine import directions
 
         query, gallery = directions(query, gallery)
-    if settings.engine == "auto" and budget:
+    if budget:
         from .bounds import TooMuchLeftError, search_levels_by_bounds
 
         with suppress(TooMuchLeftError):
@@ -252,7 +247,8 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
     if engine == "flat":
         from .flat import search_flat
 
-        return search_flat(query, gallery, kappa, where, settings.block_bytes)
+        by = faiss_device(settings.device) if settings.engine == "flat" else "cpu"
+        return search_flat(query, gallery, kappa, by, settings.block_bytes)
     if engine == "bounds":
         from .bounds import search_levels_by_bounds
 
@@ -264,3 +260,16 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
     from .pyramid_torch import search_pyramid_torch
 
     return search_pyramid_torch(query, gallery, kappa, where)
+
+
+def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> str:
+    """Return the torch device of a search: where it was asked for, and for "auto" where it is expected to be faster."""
+    where = search_device(settings.device)
+    if where == "cpu" or settings.device not in (None, "auto"):
+        return where
+    if not isinstance(gallery[0], np.ndarray) and gallery[0].device.type != "cpu":
+        return where  # what is there already stays
+    from ..system.threads import torch_threads
+
+    shapes = [level.shape for level in query]
+    return where if gpu_pays(shapes, len(gallery[0]), settings.kappa, torch_threads()) else "cpu"

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array
+from ..system.devices import as_arrays, as_typed, search_device
 from ..system.threads import in_one_thread
 from .bounds import search_prepared
-from .bounds_gallery import BoundsGallery
+from .bounds_gallery import BoundsGallery, Floats, Ints
+from .distinct import search_distinct
+from .matched import NEAREST, MatchedPatches, mean_of_others, patches_at, positions
 
-NEAREST = 3  # neighbours whose nearest patches are averaged
+KEPT_BYTES = 2**27  # of neighbours that are prepared for matches and spacing
 
 
-def spacing(level: Array, matches: NDArray[np.int32], number: int = NEAREST) -> NDArray[np.float32]:
+def nearest_of_each(
+    patches: Array, level: Any, count: int, device: str | None = "cpu"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Find the nearest patches of count neighbours, each by its nearest.
+
+    Args:
+        patches: (n, c).
+        level: (K, c, h, w), an array, or a tensor on the device.
+        count: of neighbours, at most K.
+        device: as for search_patches.
+
+    Returns:
+        sq_distances (n, count), ascending, and positions (n, count) counted through neighbour, row, column.
+    """
+    on = search_device(device)
+    with as_typed(on):
+        return search_distinct(np.ascontiguousarray(patches.T), level, count, on)
+
+
+def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints, Floats]:
+    """Search as search_distinct, among K >= 2 neighbours, and measure the spacing where the nearest was matched.
+
+    Returns:
+        as search_distinct, and the spacing (m,): see `spacing`. On the CPU, neighbours are prepared once for both.
+    """
+    if device != "cpu":
+        sq_distances, matches = search_distinct(query, gallery, kappa, device)
+        return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
+    [level] = as_arrays([gallery])
+    with np.errstate(over="ignore", invalid="ignore"):
+        prepared = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES)
+    sq_distances, matches = search_prepared(prepared, [query], kappa, True)
+    return sq_distances, matches, spacing_of(prepared, matches)
+
+
+def spacing(
+    level: Any, matches: NDArray[np.int32], number: int = NEAREST, device: str | None = "cpu"
+) -> NDArray[np.float32]:
     """Measure the mean squared distance of matched patches to their nearest patches in other neighbours.
 
     Args:
-        level: (K, c, h, w) of the neighbours, K >= 2.
+        level: (K, c, h, w) of the neighbours, K >= 2; an array, or a tensor on the device.
         matches: (h, w, 3) neighbour, row and column.
         number: of other neighbours that count, each by its nearest patch; fewer where there are fewer.
+        device: as for search_patches.
 
     Returns:
         (h, w) float32.
     """
-    height, width = level.shape[2:]
-    neighbours, rows, columns = (part.astype(np.int64).reshape(-1, 1) for part in np.moveaxis(matches, -1, 0))
+    places, on = positions(matches, level.shape[2:]), search_device(device)
+    if on != "cpu":
+        return _spacing_on(on, level, places, number)
+    [level] = as_arrays([level])
     with np.errstate(over="ignore", invalid="ignore"):
         gallery = in_one_thread(BoundsGallery, [level], [level[0]])
-    found = spacing_of(gallery, (neighbours * height + rows) * width + columns, number)
-    return found.reshape(matches.shape[:2])
+    return spacing_of(gallery, places.reshape(-1, 1), number).reshape(matches.shape[:2])
 
 
 def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int = NEAREST) -> NDArray[np.float32]:
@@ -59,7 +103,11 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
         rounding = 2.0**-20 * np.sqrt(np.square(wide).sum(axis=1))  # the search's patches are float32
         reach[:] = (np.sqrt(np.sort(others, axis=0)[count - 1]) + rounding) ** 2 * (1 + 1e-5)
     sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
-    found = np.where(at // n == own[:, :1], np.nan, sq_distances)
-    found[~np.isnan(found).any(axis=1), -1] = np.nan  # as many equal patches come before its own
-    mean: NDArray[np.float32] = np.asarray(np.nanmean(found, axis=1, dtype=np.float64), np.float32)
-    return mean[which.reshape(-1)]
+    return mean_of_others(sq_distances, at // n == own[:, :1])[which.reshape(-1)]
+
+
+def _spacing_on(device: str, level: Any, places: NDArray[np.int64], number: int) -> NDArray[np.float32]:
+    """Measure the spacing at positions of a level, of any shape, on a GPU."""
+    found = MatchedPatches.at(places, level.shape[2] * level.shape[3])
+    patches = patches_at(level, found.neighbours, found.cells)
+    return found.spacing(*nearest_of_each(patches, level, min(number, len(level) - 1) + 1, device))

@@ -13,7 +13,8 @@ from spade_faiss.patch_search import bounds, bounds_plan, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
 from spade_faiss.patch_search.bounds_gallery import packed, packed_query
 from spade_faiss.patch_search.bounds_panels import LARGEST
-from spade_faiss.patch_search.distinct import search_distinct, search_spaced
+from spade_faiss.patch_search.distinct import search_distinct
+from spade_faiss.patch_search.spacing import search_spaced
 from tests import reference
 
 

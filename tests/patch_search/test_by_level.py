@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("float32_products")
 Search = Callable[..., list[tuple[Any, Any]]]
 
 GRIDS = {**GRIDS, "coarsest-first": [(4, 2, 3), (3, 6, 5), (2, 3, 9)]}
-GPU = [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]
+GPU = {"pyramid": [pytest.mark.cuda], "flat": [pytest.mark.cuda, pytest.mark.faiss_gpu]}
 
 
 @pytest.fixture(
@@ -35,7 +35,7 @@ GPU = [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]
         *ENGINES,
         "torch",
         "tensors",
-        *(pytest.param(f"{name}-{kind}", marks=GPU) for name in ENGINES[:2] for kind in ("cuda", "cuda-tensors")),
+        *(pytest.param(f"{name}-{kind}", marks=GPU[name]) for name in GPU for kind in ("cuda", "cuda-tensors")),
     ],
 )
 def search(request: pytest.FixtureRequest) -> Search:

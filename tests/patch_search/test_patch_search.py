@@ -41,7 +41,7 @@ PYRAMIDS = {
 
 
 # The pyramid engine is torch's on a GPU; the flat one is FAISS's, and prepares its patches by torch.
-GPU = {"pyramid": [pytest.mark.gpu_torch], "flat": [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]}
+GPU = {"pyramid": [pytest.mark.cuda], "flat": [pytest.mark.cuda, pytest.mark.faiss_gpu]}
 
 
 def backends() -> Iterator[Any]:
