@@ -33,7 +33,7 @@ from spade_faiss.patch_search import bounds
 
 WIDE = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
 RANK, NOISE = 24, 0.1  # directions that nearly all of the variance lies in; standard deviation of the rest
-ENGINES = ["flat", "pyramid", "bounds", "auto"]
+ENGINES = ["flat", "pyramid", "bounds"]
 VIT = "timm:vit_small_patch14_dinov2"
 
 

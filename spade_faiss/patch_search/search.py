@@ -227,7 +227,7 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         from .window_torch import search_window_torch
 
         return search_window_torch(query, gallery, kappa, radius, is_cosine, where)
-    engine, budget = settings.engine, np.inf
+    engine, budget = settings.engine, 0.0
     if engine == "auto":
         of = [level.shape for level in query], len(gallery[0]), kappa
         engine, budget = (faster(*of), bounds_budget(*of)) if where == "cpu" else ("pyramid", 0.0)
@@ -239,7 +239,7 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         from .cosine import directions
 
         query, gallery = directions(query, gallery)
-    if settings.engine == "auto" and budget:
+    if budget:
         from .bounds import TooMuchLeftError, search_levels_by_bounds
 
         with suppress(TooMuchLeftError):

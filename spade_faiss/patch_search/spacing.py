@@ -15,7 +15,7 @@ from .bounds_gallery import BoundsGallery, Floats, Ints
 from .distinct import search_distinct
 from .matched import NEAREST, MatchedPatches, mean_of_others, patches_at, positions
 
-KEPT_BYTES = 2**27  # of prepared neighbours
+KEPT_BYTES = 2**27  # of neighbours that are prepared for matches and spacing
 
 
 def nearest_of_each(
