@@ -18,6 +18,7 @@ from ..images.tiling import shared
 from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
+from .device_info import print_devices
 from .flags import flag, takes
 from .messages import one_line, with_options
 
@@ -27,13 +28,22 @@ class InfoFlags:
     """Options of `info`."""
 
     as_json: args.AsJson
+    device: Annotated[
+        bool,
+        flag("--device", is_flag=True, help="Print which GPUs torch and FAISS see, and where `auto` puts each stage."),
+    ]
 
 
 @click.command()
-@args.gallery
+@args.gallery_if_any
 @takes(InfoFlags)
-def info(gallery: Path, flags: InfoFlags) -> None:
-    """Print what GALLERY holds."""
+def info(gallery: Path | None, flags: InfoFlags) -> None:
+    """Print what GALLERY holds or, with --device, which GPUs there are."""
+    if flags.device:
+        print_devices(gallery, flags.as_json)
+        return
+    if gallery is None:
+        raise click.UsageError("expected GALLERY or --device")
     with Gallery.open(gallery) as opened:
         facts, state = opened.info(), opened.index_state()
     if flags.as_json:
