@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test test-fast test-gpu lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu test-anomalib lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -28,10 +28,17 @@ test-fast: .venv/.installed-dev
 test-gpu: .venv/.installed-dev
 	$(BIN)/python -m pytest --gpu
 
+# What runs in anomalib, and what is compared with it, in an environment of its own: it pins what others do not.
+test-anomalib: .venv-anomalib/.installed
+	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib.py tests/peers \
+		"tests/test_docs.py::test_python_runs[docs/anomalib.md]"
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 # The page of the command line is written first, because it comes from the program.
 docs: .venv/.installed-docs
@@ -59,8 +66,16 @@ coverage: .venv/.installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,lint]'
 	touch $@ .venv/.installed .venv/.installed-docs .venv/.installed-service
 
+# It shares the packages of .venv by a .pth file, so that pip adds only what is missing there.
+.venv-anomalib/.installed: pyproject.toml .venv/.installed-dev
+	$(BIN)/python -m venv .venv-anomalib
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> "$$(.venv-anomalib/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	.venv-anomalib/bin/python -m pip install --disable-pip-version-check 'anomalib>=2.7,<2.8'
+	touch $@
+
 .venv:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv spade-demo spade-serve-demo docs/_build htmlcov
+	rm -rf .venv .venv-anomalib spade-demo spade-serve-demo docs/_build htmlcov

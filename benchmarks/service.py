@@ -1,218 +1,249 @@
-"""The service under load: throughput beside Detector.stream, latencies, refusals, commits by others, kills.
+"""The service under load, commits, kills and drawn requests; its page in a browser; what its slider promises.
 
-Clients post more than the service can take. What it answers must be what a query finds, every refusal a 429, and
-nothing lost or mixed up. Then another process commits while it runs, and it is killed at random times.
+Each show is a command of its own, and writes service_SHOW.json. Without --gallery it takes toy features of the sample
+set under the default recipe.
 
-    python benchmarks/service.py tiles.gallery tiles/test --seconds 60 --commits 5 --kills 3
+    python benchmarks/service.py load --gallery tiles.gallery --images tiles/test --seconds 600
+    python benchmarks/service.py commits --commits 20 --requests 2000
+    python benchmarks/service.py kills --kills 30
+    python benchmarks/service.py routes --seconds 600
+    python benchmarks/service.py promise --gallery tiles.gallery --images tiles/test/good
+    python benchmarks/service.py page --output shots
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
-import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from common import save
+from service_client import NAME, SAMPLES, Clients, Service, lost, toy_gallery
 
 import spade_faiss as sf
 from spade_faiss.images.sources import find_images
+from spade_faiss.system import failpoints
 
-TOLERANCE = 1e-6  # relative, of image scores
-STARTUP = 120.0  # seconds that the service may take until it is ready
-
-
-@dataclass
-class Tally:
-    """What clients have seen."""
-
-    statuses: Counter[int] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    generations: Counter[int] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+CLIENTS = 8
+WARM = 5.0  # seconds of posting before anything is measured
+RATES = 5  # of the slider
 
 
-class Service:
-    """The service as a process of its own."""
-
-    def __init__(self, gallery: Path, data: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        words = [sys.executable, "-m", "spade_faiss.cli", "serve", f"bench={gallery}", "--data", str(data)]
-        words += ["--port", str(self.port), "--no-recalibrate"]
-        self.process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + STARTUP
-        while self.get("/health/ready")[0] != 200:
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise SystemExit("the service did not become ready")
-            time.sleep(0.1)
-
-    def get(self, path: str) -> tuple[int, Any]:
-        """Ask for a path; status 0: nobody answers."""
-        return self.ask("GET", path, None, {})
-
-    def post(self, content: bytes, name: str) -> tuple[int, Any]:
-        """Inspect an image."""
-        headers = {"Content-Type": "image/png", "X-Name": name}
-        return self.ask("POST", "/v1/galleries/bench/inspect", content, headers)
-
-    def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        except (OSError, http.client.HTTPException, ValueError):
-            return 0, None
-        finally:
-            connection.close()
-
-    def resident_mib(self) -> float:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(how)
-        return self.process.wait()
-
-
-def load(service: Service, images: list[Path], expected: dict[str, float], clients: int, seconds: float) -> Tally:
-    """Post images from several clients for some seconds; each checks that the answer is its own image's."""
-    tally, end = Tally(), time.monotonic() + seconds
-    contents = {path.name: path.read_bytes() for path in images}
-
-    def client(seed: int) -> None:
-        draw = random.Random(seed)
-        while time.monotonic() < end:
-            path = draw.choice(images)
-            name, start = f"{seed}/{path.name}", time.monotonic()
-            status, answer = service.post(contents[path.name], name)
-            with tally.lock:
-                tally.statuses[status] += 1
-                if status == 200:
-                    tally.seconds.append(time.monotonic() - start)
-                    tally.ids.append(answer["id"])
-                    tally.generations[answer["generation"]] += 1
-                    wanted = expected.get(path.name)
-                    if answer["name"] != name or (wanted and abs(answer["image_score"] / wanted - 1) > TOLERANCE):
-                        tally.wrong.append(f"{name}: {answer['name']}, {answer['image_score']}, expected {wanted}")
-            if status == 429:
-                time.sleep(0.05)
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return tally
-
-
-def facts(tally: Tally, seconds: float) -> dict[str, Any]:
-    """Return what clients have seen as JSON values."""
-    times = np.array(tally.seconds or [float("nan")])
-    return {
-        "statuses": dict(tally.statuses),
-        "images_per_second": len(tally.seconds) / seconds,
-        "p50_ms": 1000 * float(np.median(times)),
-        "p99_ms": 1000 * float(np.quantile(times, 0.99)),
-        "wrong": tally.wrong[:5],
-        "wrong_answers": len(tally.wrong),
-        "generations": {str(number): count for number, count in sorted(tally.generations.items())},
-    }
-
-
-def lost(service: Service, ids: list[str]) -> int:
-    """Count acknowledged inspections that the log does not have."""
-    return sum(service.get(f"/v1/inspections/{uid}")[0] != 200 for uid in ids)
+def load(gallery: Path, images: list[Path], data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Post twice what Detector.stream can do from 8 clients, and compare throughput and answers with it."""
+    before, expected = streamed(gallery, images, options.seconds / 10)
+    service = Service(gallery, data)
+    Clients(service, images).in_turn(CLIENTS, WARM)
+    tally = Clients(service, images, expected).at_rate(CLIENTS, 2 * before, options.seconds)
+    found = tally.facts() | {"lost": lost(service, tally.answers), "offered_per_second": 2 * before}
+    service.stop()
+    after, _ = streamed(gallery, images, options.seconds / 10)
+    found["stream_images_per_second"] = [before, after]
+    found["throughput_of_stream"] = found["images_per_second"] / ((before + after) / 2)
+    return found
 
 
 def streamed(gallery: Path, images: list[Path], seconds: float) -> tuple[float, dict[str, float]]:
     """Return images a second of Detector.stream over these files, and their scores."""
-    opened = sf.Gallery.open(gallery)
-    detector = sf.Detector(opened, opened.load_extractor())
-    scores = {path.name: found.image_score for path, found in zip(images, detector.stream(images), strict=True)}
-    start, count = time.monotonic(), 0
-    while time.monotonic() - start < seconds:
-        count += sum(1 for _ in detector.stream(images))
-    return count / (time.monotonic() - start), scores
+    with sf.Gallery.open(gallery) as opened:
+        detector = sf.Detector(opened, opened.load_extractor())
+        scores = {path.name: found.image_score for path, found in zip(images, detector.stream(images), strict=True)}
+        start, count = time.monotonic(), 0
+        while time.monotonic() - start < seconds:
+            count += sum(1 for _ in detector.stream(images))
+        return count / (time.monotonic() - start), scores
 
 
-def commit(gallery: Path, key: str, count: int, pause: float) -> None:
-    """Take an image out of the gallery and back in, from another process, one commit each."""
-    code = (
-        "import sys, time, spade_faiss as sf\n"
-        "path, key, count, pause = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])\n"
-        "gallery = sf.Gallery.open(path)\n"
-        "for key in gallery.keys()[:count]:\n"
-        "    gallery.remove([key], timeout=10)\n"
-        "    time.sleep(pause)\n"
+COMMIT = """
+import sys, time, spade_faiss as sf
+path, count, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+gallery = sf.Gallery.open(path)
+for key in gallery.keys()[:count]:
+    gallery.remove([key], timeout=30)
+    print(gallery.generation, key, flush=True)
+    time.sleep(pause)
+"""  # images taken out one by one by another process; it says which generation lacks which
+
+
+def commits(gallery: Path, images: list[Path], data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Post while another process commits: nothing fails, and no answer has an image that its generation lacks."""
+    service = Service(gallery, data)
+    Clients(service, images).in_turn(CLIENTS, WARM)
+    words = [sys.executable, "-c", COMMIT, str(gallery), str(options.commits), str(options.pause)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+        tally = Clients(service, images).in_turn(CLIENTS, 1e9, options.requests)
+        said = [line.split(" ", 1) for line in writer.communicate()[0].splitlines()]
+    taken_out = {key: int(generation) for generation, key in said}
+    mixed = [
+        one
+        for one in tally.answers
+        if any(taken_out.get(key, one["generation"] + 1) <= one["generation"] for key in one["keys"])
+    ]
+    seen = sorted({one["generation"] for one in tally.answers})
+    found = tally.facts() | {
+        "commits": len(said),
+        "generations_seen": len(seen),
+        "answers_of_two_generations": len(mixed),
+    }
+    found["lost"] = lost(service, tally.answers)
+    found["stopped"] = service.stop()
+    return found
+
+
+def kills(gallery: Path, images: list[Path], data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Kill the service at random times under load, then at each step of a false alarm; see what is left."""
+    found, draw = [], random.Random(0)
+    for _ in range(options.kills):
+        service = Service(gallery, data)
+        timer = threading.Timer(draw.uniform(0.2, 3), service.process.kill)
+        timer.start()
+        tally = Clients(service, images).in_turn(4, 3.2)
+        service.process.wait()
+        again = Service(gallery, data)
+        found.append({"acknowledged": len(tally.answers), "lost": lost(again, tally.answers), "stopped": again.stop()})
+        print(found[-1], flush=True)
+    steps = [killed_at(step, gallery, images, data.parent) for step in steps_of_a_false_alarm(gallery, data.parent)]
+    acknowledged = sum(one["acknowledged"] for one in found)
+    return {
+        "kills": len(found), "acknowledged": acknowledged, "lost": sum(one["lost"] for one in found),
+        "stopped": sorted({one["stopped"] for one in found}), "steps": steps,
+        "wrong_steps": [one["step"] for one in steps if not one["whole"]],
+    }  # fmt: skip
+
+
+def steps_of_a_false_alarm(gallery: Path, folder: Path) -> list[str]:
+    """Return the steps that a false alarm passes, in their order, as failpoints name them."""
+    from spade_faiss.service.normal_set import Author
+    from spade_faiss.service.service import Service as Parts
+    from spade_faiss.service.settings import ServiceSettings
+
+    copied, passed = folder / "steps.gallery", list[str]()
+    shutil.copytree(gallery, copied)
+    parts = Parts(ServiceSettings({NAME: copied}, data=folder / "steps", recalibrate=False))
+    parts.start()
+    parts.registry.loaded(NAME)
+    failpoints.action = passed.append
+    try:
+        parts.normal_set.add(NAME, (SAMPLES / "test/smudge/000.jpg").read_bytes(), Author("a", "b"))
+    finally:
+        failpoints.action = None
+        parts.close()
+        shutil.rmtree(copied)
+    return list(dict.fromkeys(passed))
+
+
+def killed_at(step: str, gallery: Path, images: list[Path], folder: Path) -> dict[str, Any]:
+    """Press *false alarm* in a service that is killed at a step; start it again, and say what is there."""
+    copied, data = folder / "killed.gallery", folder / "killed"
+    shutil.copytree(gallery, copied)
+    service = Service(copied, data, environment={failpoints.VARIABLE: step})
+    alarm = next(
+        (one for one in images if service.post(one.read_bytes(), "part")[1]["verdict"] == "anomalous"), images[0]
     )
-    subprocess.run([sys.executable, "-c", code, str(gallery), key, str(count), str(pause)], check=True)
+    part = service.post(alarm.read_bytes(), "alarm")[1]
+    status, _ = service.send(f"/v1/galleries/{NAME}/normal", {"inspection": part["id"]})
+    died = service.process.wait() == -signal.SIGKILL
+    again = Service(copied, data)
+    [change] = again.get("/v1/changes")[1]["changes"]
+    with sf.Gallery.open(copied) as opened:
+        problems, there = opened.verify(), change["key"] in opened
+        trusted = change["key"] in opened.trusted()
+    label = again.get(f"/v1/inspections/{part['id']}")[1]["label"]
+    twin = again.post(alarm.read_bytes(), "twin")[1]["verdict"]
+    pressed = again.send(f"/v1/galleries/{NAME}/normal", {"inspection": part["id"]})[0]
+    then = again.post(alarm.read_bytes(), "twin")[1]["verdict"]
+    again.stop()
+    whole = died and status == 0 and not problems and change["state"] == ("done" if there else "failed")
+    whole = whole and trusted == there and label == ("false_alarm" if there else None)
+    whole = whole and twin == ("normal" if there else part["verdict"]) and (pressed, then) == (200, "normal")
+    for path in (copied, data):
+        shutil.rmtree(path)
+    found = {"step": step, "in_gallery": there, "change": change["state"], "twin": twin, "pressed_again": then}
+    print(found, whole, flush=True)
+    return found | {"whole": whole}
+
+
+def routes(gallery: Path, images: list[Path], data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Draw requests for all routes with schemathesis, for some time from a fixed seed."""
+    service = Service(gallery, data)
+    for image in images[:4]:
+        service.post(image.read_bytes(), image.name)
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    words = [Path(sys.executable).with_name("schemathesis"), "run", f"http://127.0.0.1:{service.port}/openapi.json"]
+    words += ["--seed", "1", "--max-time", str(int(options.seconds)), "--checks", checks, "--continue-on-failure"]
+    words += ["--exclude-path", "/v1/events", "--request-timeout", "60", "--suppress-health-check", "all"]
+    run = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, cwd=data.parent)
+    alive = service.process.poll() is None
+    print(run.stdout[-6000:], run.stderr[-2000:])
+    found = {
+        "status": run.returncode,
+        "seconds": options.seconds,
+        "alive": alive,
+        "summary": run.stdout.splitlines()[-25:],
+    }
+    return found | {"stopped": service.stop()}
+
+
+def promise(gallery: Path, images: list[Path], data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Post normal images, and ask what share would be called anomalous at several positions of the slider."""
+    service = Service(gallery, data, "--kept", "1")
+    tally = Clients(service, images).in_turn(2, 1e9, len(images))
+    settings = service.get(f"/v1/galleries/{NAME}/statistics")[1]["rates"]
+    chosen = [settings[round(at * (len(settings) - 1) / (RATES - 1))] for at in range(RATES)]
+    found = []
+    for rate in chosen:
+        answer = service.get(f"/v1/galleries/{NAME}/rejudge?false_alarms={rate}&last={len(images)}")[1]
+        alarms = answer["anomalous_after"]
+        found.append({"promised": rate, "seen": alarms / len(answer["parts"]), "alarms": alarms})
+    service.stop()
+    return {
+        "normal_images": answer["images"],
+        "parts": len(answer["parts"]),
+        "settings": found,
+        "statuses": tally.facts()["statuses"],
+    }
+
+
+def page(gallery: Path, images: list[Path], data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Go through the page of `make serve-demo` in a browser; see service_page."""
+    from service_page import walk
+
+    return walk(options.output)
+
+
+SHOWS = {show.__name__: show for show in (load, commits, kills, routes, promise, page)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gallery", type=Path)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--clients", type=int, default=40, help="more than the queue takes are refused")
-    parser.add_argument("--seconds", type=float, default=40)
-    parser.add_argument("--commits", type=int, default=5)
-    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("show", choices=SHOWS)
+    parser.add_argument("--gallery", type=Path, help="calibrated; it is copied  [default: of the sample set]")
+    parser.add_argument("--images", type=Path, default=SAMPLES / "test")
+    parser.add_argument("--seconds", type=float, default=60, help="of load and routes")
+    parser.add_argument("--commits", type=int, default=20)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between commits")
+    parser.add_argument("--requests", type=int, default=2000, help="during the commits")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--output", type=Path, default=Path("service-page"), help="folder of the page's screenshots")
     options = parser.parse_args()
     images = [file.path for file in find_images([options.images])]
     with tempfile.TemporaryDirectory() as folder:
-        gallery, data = Path(folder) / "bench.gallery", Path(folder) / "data"
-        shutil.copytree(options.gallery, gallery)
-        before, expected = streamed(gallery, images, options.seconds / 4)
-        service = Service(gallery, data)
-        load(service, images, expected, 4, 3)  # warm
-        start = service.resident_mib()
-        tally = load(service, images, expected, options.clients, options.seconds)
-        result: dict[str, Any] = {"load": facts(tally, options.seconds) | {"lost": lost(service, tally.ids)}}
-        result["load"]["memory_mib"] = [start, service.resident_mib()]
-        writer = threading.Thread(target=commit, args=(gallery, "", options.commits, 1.0))
-        writer.start()
-        during = load(service, images, {}, 4, options.commits * 1.5 + 4)
-        writer.join()
-        result["commits"] = facts(during, options.commits * 1.5 + 4)
-        service.stop()
-        after, _ = streamed(gallery, images, options.seconds / 4)
-        stream = (before + after) / 2
-        result["stream_images_per_second"] = [before, after]
-        result["throughput_of_stream"] = result["load"]["images_per_second"] / stream
-        result["kills"] = killed(gallery, data, images, options.kills)
-    save("service", result)
-
-
-def killed(gallery: Path, data: Path, images: list[Path], kills: int) -> list[dict[str, Any]]:
-    """Kill the service at random times under load; count what was acknowledged and is not there after a restart."""
-    found, draw = [], random.Random(0)
-    for _ in range(kills):
-        service = Service(gallery, data)
-        timer = threading.Timer(draw.uniform(0.5, 4), service.process.kill)
-        timer.start()
-        tally = load(service, images, {}, 4, 4.5)
-        service.process.wait()
-        again = Service(gallery, data)
-        found.append({"acknowledged": len(tally.ids), "lost": lost(again, tally.ids), "stopped": again.stop()})
-    return found
+        if options.gallery is None:
+            gallery = toy_gallery(Path(folder))
+        else:
+            gallery = Path(folder) / "bench.gallery"
+            shutil.copytree(options.gallery, gallery)
+        result = SHOWS[options.show](gallery, images, Path(folder) / "data", options)
+    given = "toy features of the sample set" if options.gallery is None else options.gallery.name
+    save(f"service_{options.show}", {"gallery": given, "images": len(images), **result})
 
 
 if __name__ == "__main__":

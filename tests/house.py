@@ -17,7 +17,7 @@ GROUND = ("_version", "errors", "options", "recipes", "arrays")  # modules besid
 ROOMS = (
     *GROUND, "system", "images", "extractors", "index", "store", "pyramids", "ingest", "gallery", "patch_search",
     "detect", "datasets", "metrics", "report", "evaluate", "repeats",
-    "service", "cli",
+    "service", "adapters", "cli",
 )  # fmt: skip
 ONLY = {  # rooms that stand on less than all of those before them
     "index": {*GROUND, "system"},

@@ -154,6 +154,21 @@ def search_distinct(query: Array, neighbours: Array, kappa: int) -> tuple[Floats
     return sq_distances, places
 
 
+def mean_or_trusted(sq_distances: Array, neighbours: Array, trusted: Sequence[int]) -> Floats:
+    """Average distances over the matches; where the nearest lies in a trusted neighbour, it is the distance.
+
+    Args:
+        sq_distances: (m, kappa), ascending.
+        neighbours: (m, kappa) in which neighbour each match lies.
+        trusted: the neighbours that a person has confirmed.
+
+    Returns:
+        (m,).
+    """
+    pairs = zip(np.asarray(sq_distances, np.float64), neighbours, strict=True)
+    return np.array([found[0] if where[0] in trusted else found.mean() for found, where in pairs])
+
+
 def spacing(neighbours: Array, matches: Array, number: int) -> Floats:
     """How far matched patches are from their nearest patches in other neighbours.
 

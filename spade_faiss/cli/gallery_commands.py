@@ -297,6 +297,20 @@ def remove(gallery: Path, keys: tuple[str, ...], flags: args.WriteFlags) -> None
 
 @click.command()
 @args.gallery
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.option("--no-longer", is_flag=True, help="Take these images for ordinary ones again.")
+def trust(gallery: Path, keys: tuple[str, ...], no_longer: bool) -> None:
+    """Mark images of GALLERY, by key, that a person has looked at and confirmed as normal.
+
+    A trusted image excuses its like by itself, where a recipe otherwise wants several normal images of a kind.
+    """
+    with Gallery.open(gallery) as opened:
+        opened.distrust(keys) if no_longer else opened.trust(keys)
+        click.echo(f"{len(opened.trusted())} of {held(opened)} trusted in {one_line(gallery)}")
+
+
+@click.command()
+@args.gallery
 @takes(args.WriteFlags)
 def compact(gallery: Path, flags: args.WriteFlags) -> None:
     """Rewrite the shards of GALLERY that hold removed images or are small."""

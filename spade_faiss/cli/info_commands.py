@@ -59,6 +59,7 @@ def info(gallery: Path | None, flags: InfoFlags) -> None:
             _rows(spec),
             f"{facts['images']} ({facts['removed']} removed and not yet compacted), {_copies(facts['copies'])}",
         ),
+        ("trusted", f"{facts['trusted']} of them, which a person has confirmed" if facts["trusted"] else ""),
         ("on disk", f"{facts['bytes'] / MIB:.1f} MiB in {facts['shards']} shards"),
         ("patches", _patches(facts)),
         ("extractor", f"{spec['name']}, {size}, neighbourhood {spec['neighbourhood']}"),

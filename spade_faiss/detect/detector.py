@@ -20,6 +20,7 @@ from ..pyramids.device_cache import device_cache
 from ..pyramids.reader import PyramidSource
 from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
+from ..store.trusted import read_trusted
 from ..system.forks import remember
 from .baseline import Baseline
 from .calibration import Calibration
@@ -46,6 +47,7 @@ class Detector:
         score: ScoreOptions | None = None,
         calibrated: bool = True,
         normal: Sequence[str | Path | ImageFile] = (),
+        trusting: bool = True,
     ) -> None:
         """Check that everything fits together.
 
@@ -57,11 +59,13 @@ class Detector:
             calibrated: judge by the gallery's calibration, if it has one for the same settings.
             normal: more places where the image files may be, if the gallery recomputes patches: folders that it was
                 built from, or the files.
+            trusting: let the gallery's trusted images excuse their like by themselves, see Gallery.trust; False:
+                treat them as all others.
 
         Raises:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
             NotEnoughImagesError: the gallery is empty, or has fewer images than the k or k_score that was given.
-            CorruptGalleryError: calibration.json was damaged or edited.
+            CorruptGalleryError: calibration.json or trusted.json was damaged or edited.
             DeviceError: engine "pyramid" is to run on a GPU that torch does not see.
             OptionError: localise "suspicious" with an image score from the map, or without a calibration for these
                 settings; tile_places "same" in a gallery without tiles; options of matching that do not go together.
@@ -72,6 +76,8 @@ class Detector:
         self._normal = tuple(normal)
         self._given = search, score
         self._calibrated = calibrated
+        self._trusting = trusting
+        self._trusted = read_trusted(gallery.path) if trusting else {}
         found = Calibration.read(gallery.path) if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
@@ -95,7 +101,9 @@ class Detector:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of: unpickled, it looks at the last commit; the extractor has to be picklable."""
         search, score = self._given
-        return type(self), (self.gallery, self.extractor, search, score, self._calibrated, self._normal)
+        return type(self), (
+            self.gallery, self.extractor, search, score, self._calibrated, self._normal, self._trusting,
+        )  # fmt: skip
 
     def after_fork(self) -> None:
         """Replace the inherited lock."""
@@ -160,7 +168,7 @@ class Detector:
         >>> detector.uncalibrated().settings() == detector.settings()
         True
         """
-        return Detector(self.gallery, self.extractor, self.search, self.score, calibrated=False, normal=self._normal)
+        return Detector(self.gallery, self.extractor, self.search, self.score, False, self._normal, self._trusting)
 
     def share_caches(self, other: Detector) -> None:
         """Keep levels of normal images together with another detector, as one over an earlier commit.
@@ -219,8 +227,9 @@ class Detector:
                 self._baseline = measure(self._pipeline(snapshot))
             return self._baseline
 
-    def _pipeline(self, snapshot: Snapshot) -> Pipeline:
-        return Pipeline(snapshot, self.extractor, self._settings, self._pyramids(snapshot), self._caches)
+    def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
+        settings, pyramids = settings or self._settings, self._pyramids(snapshot)
+        return Pipeline(snapshot, self.extractor, settings, pyramids, self._caches, self._trusted)
 
     def _pyramids(self, snapshot: Snapshot) -> PyramidSource:
         return pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
@@ -242,8 +251,7 @@ class Detector:
         if k is None or k == self._settings.k_of(len(snapshot)):
             return self._pipeline(snapshot).scored_by(baseline, self.calibration)
         settings = self._settings.searching(k, len(snapshot))
-        run = Pipeline(snapshot, self.extractor, settings, self._pyramids(snapshot), self._caches)
-        return run.scored_by(baseline)
+        return self._pipeline(snapshot, settings).scored_by(baseline)
 
     def query(self, image: ImageLike) -> Detection:
         """Look for anomalies in one image.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..options import SearchOptions
-from ..patch_search.search import search_checked, search_levels_checked
+from ..patch_search.search import search_checked, search_levels_checked, search_spaced_checked
 from ..system.devices import as_arrays, beside
 from .baseline import Baseline
 from .level_matches import LevelMatches, averaged, relative
@@ -47,7 +47,13 @@ class Matched:
         return replace(self, levels=tuple(levels))
 
 
-def match(query: list[Array], neighbours: list[Any], settings: Settings, baseline: Baseline | None) -> Matched:
+def match(
+    query: list[Array],
+    neighbours: list[Any],
+    settings: Settings,
+    baseline: Baseline | None,
+    trusted: NDArray[np.bool_] | None = None,
+) -> Matched:
     """Match the patches of a query.
 
     Args:
@@ -55,15 +61,21 @@ def match(query: list[Array], neighbours: list[Any], settings: Settings, baselin
         neighbours: levels [(K, c, h, w), ...], arrays or tensors on the device that they are searched on.
         settings: of the query.
         baseline: the scale of normal images; None: distances as they are.
+        trusted: (K,) which neighbours a person has confirmed, see `trusting`; None: none of them.
     """
     scales, search = baseline.level_scales if baseline else (), settings.search
     if search.matching == "by_level":
         found = match_levels(beside(query, neighbours), neighbours, search, settings.score.fusion == "relative")
+        if trusted is not None:
+            pairs = (trusting(one.sq_distances, one.matches, trusted) for one in found)
+            found = [replace(one, sq_distances=d, matches=at) for one, (d, at) in zip(found, pairs, strict=True)]
         return fused(found, baseline)
     own, others = scaled(query, scales), scaled(neighbours, scales)
     own = beside(own, others)
     # What has the checksum it was stored with is finite, as it was then.
     sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
+    if trusted is not None:
+        sq_distances, matches = trusting(sq_distances, matches, trusted)
     return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
 
 
@@ -80,9 +92,11 @@ def match_levels(
     """
     if options.distinct:  # a small gallery has fewer, and so has an image that is compared with the others
         options = replace(options, kappa=min(options.kappa or 1, len(neighbours[0])))
-    found = search_levels_checked(query, neighbours, options, scan=not options.verify_reads)
-    matches = [LevelMatches(*as_arrays(one)) for one in found]
-    if not with_spacing or len(neighbours[0]) == 1:
+    scan, with_spacing = not options.verify_reads, with_spacing and len(neighbours[0]) > 1
+    if options.distinct and with_spacing:
+        return [LevelMatches(*as_arrays(one)) for one in search_spaced_checked(query, neighbours, options, scan)]
+    matches = [LevelMatches(*as_arrays(one)) for one in search_levels_checked(query, neighbours, options, scan)]
+    if not with_spacing:
         return matches
     from ..patch_search.spacing import spacing  # here, as it takes torch and numba
 
@@ -90,6 +104,27 @@ def match_levels(
         replace(one, spacing=spacing(level, one.matches[:, :, 0], device=options.device))
         for one, level in zip(matches, neighbours, strict=True)
     ]
+
+
+def trusting(
+    sq_distances: NDArray[np.float32], matches: NDArray[np.int32], trusted: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Take a patch's nearest match for all of its kappa, where it lies in an image that a person has confirmed.
+
+    Averaging over kappa guards against defects among the normal images, which nobody has looked at. It also needs
+    kappa images of a kind before that kind is normal, where one confirmed image is to be enough. A mean never grows by
+    this, and with kappa 1 nothing changes.
+
+    Args:
+        sq_distances: (h, w, kappa), ascending.
+        matches: (h, w, kappa, 3).
+        trusted: (K,) which neighbours are confirmed.
+
+    Returns:
+        both in new arrays.
+    """
+    alone = trusted[matches[:, :, 0, 0]][..., None]
+    return np.where(alone, sq_distances[:, :, :1], sq_distances), np.where(alone[..., None], matches[:, :, :1], matches)
 
 
 def fused(found: Sequence[LevelMatches], baseline: Baseline | None) -> Matched:

@@ -26,6 +26,7 @@ from ..pyramids.device_cache import DeviceCache
 from ..pyramids.reader import PyramidSource
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
+from ..store.trusted import Trusted, trusted_ids
 from ..system.devices import search_device
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
@@ -57,7 +58,13 @@ class Pipeline:
     """The six stages of a query over one snapshot, and the ways to run them."""
 
     def __init__(
-        self, snapshot: Snapshot, extractor: Extractor, settings: Settings, pyramids: PyramidSource, caches: Caches
+        self,
+        snapshot: Snapshot,
+        extractor: Extractor,
+        settings: Settings,
+        pyramids: PyramidSource,
+        caches: Caches,
+        trusted: Trusted | None = None,
     ) -> None:
         """Begin a run; neither on the scale of normal images nor judged: see scored_by.
 
@@ -67,6 +74,7 @@ class Pipeline:
             settings: the options of a query, filled in.
             pyramids: where the snapshot's levels come from.
             caches: where levels stay between queries.
+            trusted: images that a person has confirmed, see matching.trusting; None: none.
         """
         self.snapshot = snapshot
         self.extractor = extractor
@@ -77,12 +85,13 @@ class Pipeline:
         self.calibration: Calibration | None = None
         self.copies = Copies(snapshot, lambda ids: caches.host.read(pyramids, ids))
         self._caches = caches
+        self._trusted = trusted or {}
         self._tiling = snapshot.manifest.spec.tiling
         self._view = self._tiling.view
 
     def scored_by(self, baseline: Baseline | None, calibration: Calibration | None = None) -> Pipeline:
         """Return it with distances on the scale of normal images, and judging by a calibration."""
-        other = Pipeline(self.snapshot, self.extractor, self.settings, self.pyramids, self._caches)
+        other = Pipeline(self.snapshot, self.extractor, self.settings, self.pyramids, self._caches, self._trusted)
         other.baseline, other.calibration, other.copies = baseline, calibration, self.copies
         return other
 
@@ -163,6 +172,18 @@ class Pipeline:
     def levels(self, ids: Sequence[int] | Ids) -> list[Array]:
         """Return the pyramid levels of images, [(len(ids), c, h, w), ...]: those needed lately are in memory."""
         return self._caches.host.read(self.pyramids, ids)
+
+    @cached_property
+    def _trusted_rows(self) -> Ids:
+        """The ids of trusted images and of their copies, as only one of a content is a neighbour, and of all tiles."""
+        return self.copies.with_copies(trusted_ids(self.snapshot, self._trusted))
+
+    def _are_trusted(self, ids: Ids) -> NDArray[np.bool_] | None:
+        """Return which of some neighbours are trusted; None: none of them."""
+        if not self._trusted:
+            return None
+        found = np.isin(ids, self._trusted_rows)
+        return found if found.any() else None
 
     @cached_property
     def overlaps(self) -> bool:
@@ -293,7 +314,8 @@ class Pipeline:
         if neighbour_levels is None:
             return Matched.none(query.levels[0].shape[1:])
         with query.watch("match"):
-            return match(query.levels, neighbour_levels, self.settings, self.baseline)
+            trusted = self._are_trusted(query.ids[: self.k])
+            return match(query.levels, neighbour_levels, self.settings, self.baseline, trusted)
 
     def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:
         """Make the map and the image score, and judge them; None for a tile, unless it is the last of its image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -12,15 +12,17 @@ from ..errors import GalleryError, OptionError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
+from ..images.inputs import ImageLike
 from ..images.sources import ImageFile, Listing
 from ..index.factory import check_kind
-from ..ingest.pipeline import IngestOptions, IngestReport, ingest
+from ..ingest.pipeline import IngestOptions, IngestReport, ingest, ingest_given
 from ..ingest.workers import ingest_in_processes
 from ..options import IndexOptions, Patches, is_count
 from ..store.create import create_folder
 from ..store.locks import ReaderLock
 from ..store.manifest import FILE
 from ..store.secondary_indexes import IndexState
+from ..store.trusted import change_trusted
 from ..store.writer import Appended, GalleryWriter
 from .creation import new_manifest, require_agreement
 from .info import copies_from
@@ -217,6 +219,51 @@ class Gallery(GalleryReader):
         report.copies = copies_from(self._snapshot, first) if report.added else 0
         return report
 
+    def add(
+        self,
+        images: Iterable[tuple[str, ImageLike]],
+        extractor: Extractor,
+        *,
+        replace: bool = False,
+        strict: bool = False,
+        progress: bool = False,
+        timeout: float = 0,
+    ) -> IngestReport:
+        """Extract and store the features of images that an iterable gives, each with its key.
+
+        It streams, resumes, and commits as add_images does; the iterable is read in the caller's thread, up to two
+        batches ahead. What an image without a file is known by is its pixels, so that the same pixels under the same
+        key are unchanged.
+
+        Args:
+            images: pairs (key, image), where an image is anything that Detector.query takes. A gallery that recomputes
+                patches takes paths alone.
+            extractor: of the gallery's spec.
+            replace: take changed content under a key that is there; False: skip and report such an image.
+            strict: stop at the first image that cannot be taken; those before it are kept.
+            progress: show a bar where standard error is a terminal.
+            timeout: seconds to wait for another process that is writing.
+
+        Raises:
+            GalleryLockedError: another process is writing.
+            SpecMismatchError: another extractor, or one with other settings.
+            ImageError: an item that is no pair; with strict, the first image that cannot be read.
+            FeatureError: a key that is no text, is empty, or is too long.
+            KeyConflictError: with strict, an image that has changed, or a key that two images have.
+
+        Example:
+            >>> noise = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+            >>> report = gallery.add(((f"noise/{n}", pixels) for n, pixels in enumerate(noise)), toy)
+            >>> report.added, len(gallery), "noise/2" in gallery
+            (3, 15, True)
+        """
+        self.spec.require(extractor.spec, str(self.path))
+        with self.writer(timeout) as writer:
+            first = writer.snapshot.manifest.rows
+            report = ingest_given(writer, images, extractor, IngestOptions(replace, strict, progress))
+        report.copies = copies_from(self._snapshot, first) if report.added else 0
+        return report
+
     def remove(self, keys: Sequence[str], timeout: float = 0) -> None:
         """Remove images by key, without rewriting shards; see compact.
 
@@ -235,6 +282,53 @@ class Gallery(GalleryReader):
         """
         with self.writer(timeout) as writer:
             writer.remove(keys)
+        change_trusted(self.path, drop=keys)
+
+    def trust(self, keys: Sequence[str]) -> None:
+        """Mark images as trusted: a person has looked at them and confirmed that they are normal.
+
+        A recipe whose scores average over several neighbours (kappa above 1) wants several normal images of a kind
+        before that kind is normal, because one of them may be an unseen defect. A trusted image is enough by itself: a
+        patch whose nearest match lies in it has the distance to that match. Every Detector that is made from now on
+        counts it so. `remove` ends it.
+
+        Args:
+            keys: of the images.
+
+        Raises:
+            OptionError: a key that is not in the gallery; then none is marked.
+            CorruptGalleryError: trusted.json was damaged or edited.
+            GalleryError: trusted.json cannot be written.
+
+        Example:
+            >>> gallery.trust(["003.png"])
+            >>> gallery.trusted()
+            ['003.png']
+        """
+        found = self._snapshot.find_all(keys)
+        if None in found:
+            key = keys[found.index(None)]
+            raise OptionError(f"{self.path}: expected keys of images in it, found {key!r}, which is not")
+        digests = self._snapshot.digests([row_id for row_id in found if row_id is not None])
+        change_trusted(self.path, dict(zip(keys, digests, strict=True)))
+
+    def distrust(self, keys: Sequence[str]) -> None:
+        """Take trusted images for ordinary ones again.
+
+        Args:
+            keys: of the images; those that are not trusted are passed over.
+
+        Raises:
+            CorruptGalleryError: as trust.
+            GalleryError: as trust.
+
+        Example:
+            >>> gallery.trust(["003.png", "004.png"])
+            >>> gallery.distrust(["003.png"])
+            >>> gallery.trusted()
+            ['004.png']
+        """
+        change_trusted(self.path, drop=keys)
 
     def compact(self, timeout: float = 0) -> int:
         """Rewrite shards that hold removed images or are small.

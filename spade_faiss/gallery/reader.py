@@ -18,6 +18,7 @@ from ..store.locks import ReaderLock
 from ..store.manifest import Manifest
 from ..store.secondary_indexes import IndexState
 from ..store.snapshot import Snapshot
+from ..store.trusted import read_trusted, trusted_ids
 from .info import copies_in, info_of, recipe_of
 from .own_extractor import own_extractor
 from .verify import Problem, problems_of
@@ -196,6 +197,19 @@ class GalleryReader:
             raise KeyError(keys[found.index(None)])
         return [row_id for row_id in found if row_id is not None]
 
+    def trusted(self) -> list[str]:
+        """Return the keys of the gallery's trusted images, in the order of their ids; see Gallery.trust.
+
+        Raises:
+            CorruptGalleryError: trusted.json was damaged or edited.
+
+        Example:
+            >>> gallery.trusted()
+            []
+        """
+        snapshot = self._snapshot
+        return snapshot.keys(trusted_ids(snapshot, read_trusted(self.path)))
+
     def search(
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
     ) -> tuple[Ids, Array]:
@@ -263,7 +277,7 @@ class GalleryReader:
         """Return what the gallery holds, as JSON values; sizes in bytes.
 
         `copies` is the number of images whose content another image of it has too; None where that is not counted, as
-        there are many images or some are damaged.
+        there are many images or some are damaged. `trusted` is the number of trusted images, see Gallery.trust.
 
         Example:
             >>> info = gallery.info()
@@ -271,7 +285,8 @@ class GalleryReader:
             (12, 0, 'stored', 'flat')
         """
         snapshot = self._snapshot
-        return {**info_of(self.path, snapshot.manifest), "copies": copies_in(snapshot)}
+        trusted = len(trusted_ids(snapshot, read_trusted(self.path)))
+        return {**info_of(self.path, snapshot.manifest), "copies": copies_in(snapshot), "trusted": trusted}
 
     def verify(self, files: bool = True, normal: Sequence[str | Path | ImageFile] = ()) -> list[Problem]:
         """Read everything and compare it with what was written; an empty list is a clean gallery.

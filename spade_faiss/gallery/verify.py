@@ -10,6 +10,8 @@ from ..errors import CorruptGalleryError
 from ..images.sources import ImageFile
 from ..pyramids.recomputed import missing_sources
 from ..store.snapshot import Snapshot
+from ..store.trusted import FILE as TRUSTED
+from ..store.trusted import read_trusted
 
 
 @dataclass(frozen=True)
@@ -55,4 +57,8 @@ def problems_of(snapshot: Snapshot, files: bool, normal: Sequence[str | Path | I
                 load()
             except CorruptGalleryError as error:
                 problems.append(Problem(derived.file, str(error)))
+    try:
+        read_trusted(snapshot.folder)
+    except CorruptGalleryError as error:
+        problems.append(Problem(TRUSTED, str(error)))
     return problems

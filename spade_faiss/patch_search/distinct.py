@@ -10,7 +10,8 @@ from typing import Any
 
 from ..arrays import Array
 from ..system.devices import as_arrays
-from .bounds import Floats, Ints, search_bounds
+from .bounds import search_bounds
+from .bounds_gallery import Floats, Ints
 
 
 def search_distinct(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints]:

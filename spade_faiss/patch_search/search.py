@@ -39,8 +39,9 @@ def search_patches(
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: number of nearest patches, at most K * h * w of the finest grid, or of a window in its corner.
         engine: "flat", a temporary FAISS index; "pyramid", products at native resolution, or by tiles on a GPU;
-            "auto", the one that is expected to be faster on the CPU, and "pyramid" on a GPU. A window has an engine of
-            its own, which "auto" takes.
+            "bounds", products in a few directions, which rule most patches out, on the CPU; "auto", the one that is
+            expected to be the fastest on the CPU, and "pyramid" on a GPU. A window has an engine of its own, which
+            "auto" takes.
         device: auto or None (the CPU, until a GPU has been measured), cpu, cuda, cuda:N.
         block_bytes: memory limit of the flat engine's temporary gallery; one neighbour always fits.
         metric: "l2", squared L2; "cosine", 1 - cos from 0 to 2, for levels of one grid: a zero vector has no direction,
@@ -145,9 +146,19 @@ def search_levels_checked(
     return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan)
 
 
+def search_spaced_checked(
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
+) -> list[tuple[Any, Any, Any]]:
+    """Search as search_levels_checked does with `distinct`, among K >= 2; add the spacing (h, w), see spacing.spacing.
+
+    The neighbours are prepared once for both.
+    """
+    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, spaced=True)
+
+
 def _together(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
-) -> tuple[Any, Any]:
+) -> tuple[Any, ...]:
     """Check the levels and search them concatenated."""
     query, gallery, like = as_levels(query_levels, neighbour_levels)
     check_levels(query, gallery, scan, finest_first=True)
@@ -165,42 +176,46 @@ def _together(
 
 
 def _apart(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
-) -> list[tuple[Any, Any]]:
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool,
+    spaced: bool = False,
+) -> list[Any]:  # fmt: skip
     """Check the levels and search each by itself."""
     query, gallery, like = as_levels(query_levels, neighbour_levels)
     check_levels(query, gallery, scan, finest_first=False)
     settings.check([level.shape[1:] for level in query], len(gallery[0]))
-    return [_found([own], [others], like, settings) for own, others in zip(query, gallery, strict=True)]
+    return [_found([own], [others], like, settings, spaced) for own, others in zip(query, gallery, strict=True)]
 
 
-def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings) -> tuple[Any, Any]:
+def _found(
+    query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings, spaced: bool = False
+) -> tuple[Any, ...]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
     on = "cpu" if settings.engine == "flat" else search_device(settings.device)
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
-        sq_distances, places = _search(query, gallery, settings)
+        sq_distances, places, *rest = _search(query, gallery, settings, spaced)
         if settings.metric == "cosine":
             from .cosine import settled
 
             sq_distances, places = settled(sq_distances, places, query, gallery, settings)
     matches = np.stack(np.unravel_index(places, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
-    found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3)
+    found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3), *(each.reshape(grid) for each in rest)
     if like is None:
         return found
     import torch
 
-    return tuple(torch.from_numpy(array).to(like) for array in found)  # type: ignore[return-value]
+    return tuple(torch.from_numpy(array).to(like) for array in found)
 
 
-def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) -> tuple[Array, Array]:
-    """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool) -> tuple[Array, ...]:
+    """Run an engine: squared distances and positions, (h * w, kappa), and if `spaced` the spacing (h * w,)."""
     kappa, where = settings.kappa, "cpu" if settings.engine == "flat" else _place(query, gallery, settings)
     if settings.distinct:
         from .distinct import search_distinct
+        from .spacing import search_spaced
 
         [own], [others] = query, gallery
-        return search_distinct(own.reshape(len(own), -1), others, kappa, where)
+        return (search_spaced if spaced else search_distinct)(own.reshape(len(own), -1), others, kappa, where)
     radius = settings.radius(query[0].shape[1:])
     if radius is not None:
         is_cosine = settings.metric == "cosine"
@@ -214,6 +229,8 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) ->
     engine = settings.engine
     if engine == "auto":
         engine = faster([level.shape for level in query], len(gallery[0]), kappa) if where == "cpu" else "pyramid"
+    if engine == "bounds" and where != "cpu":
+        raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if engine == "flat" or where == "cpu":
         gallery = as_arrays(gallery)
     if settings.metric == "cosine":
@@ -225,6 +242,10 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) ->
 
         by = faiss_device(settings.device) if settings.engine == "flat" else "cpu"
         return search_flat(query, gallery, kappa, by, settings.block_bytes)
+    if engine == "bounds":
+        from .bounds import search_levels_by_bounds
+
+        return search_levels_by_bounds(query, gallery, kappa)
     if where == "cpu":
         from .pyramid import search_pyramid
 

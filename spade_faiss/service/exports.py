@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..detect.regions import find_regions
 from .errors import ServiceError
 from .inspections import Inspections, Line, as_result
+from .outlines import outline
 from .pictures import mask_png, unpack
 
 FIELDS = (
@@ -84,7 +85,7 @@ def region_masks(inspections: Inspections, line: Line) -> list[NDArray[np.bool_]
 
 
 def _coco(inspections: Inspections, lines: Sequence[Line]) -> dict[str, Any]:
-    """Return COCO annotations; a region is an uncompressed run-length mask, which pycocotools reads."""
+    """Return COCO annotations: a region is a polygon, or with holes an uncompressed run-length mask."""
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for line in lines:
         result = as_result(line)
@@ -94,20 +95,18 @@ def _coco(inspections: Inspections, lines: Sequence[Line]) -> dict[str, Any]:
         images.append({"id": line.id, "file_name": result["name"], **image})
         for region, mask in zip(result["regions"], region_masks(inspections, line), strict=False):
             left, top, right, bottom = region["box"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": line.id,
-                    "category_id": 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": region["area"],
-                    "iscrowd": 1,  # as COCO calls what has a run-length mask
-                    "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
-                    "score": region["peak"],
-                }
-            )
+            known = {"id": len(annotations) + 1, "image_id": line.id, "category_id": 1}
+            box = {"bbox": [left, top, right - left, bottom - top], "area": region["area"]}
+            annotations.append(known | box | _segmentation(mask) | {"score": region["peak"]})
     categories = [{"id": 1, "name": "anomaly"}]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _segmentation(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    corners, has_holes = outline(mask)
+    if has_holes:  # COCO calls what has a run-length mask a crowd
+        return {"iscrowd": 1, "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)}}
+    return {"iscrowd": 0, "segmentation": [np.round(corners[:-1], 2).ravel().tolist()]}
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> list[int]:

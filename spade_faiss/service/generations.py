@@ -22,6 +22,7 @@ from ..gallery.gallery import Gallery
 from ..report.colour_scale import Scale, colour_scale
 from ..store.manifest import FILE as MANIFEST
 from ..store.source_images import SourceImages
+from ..store.trusted import FILE as TRUSTED
 from .errors import ServiceError
 from .settings import ServiceSettings
 
@@ -68,6 +69,7 @@ class Generation:
             self.gallery.close()
             raise
         self.number = self.gallery.generation
+        self.trusted = self.gallery.trusted()
         self.calibration: Calibration | None = self.detector.calibration
         self._users = 0
         self._retired = False
@@ -200,8 +202,11 @@ class ServedGallery:
             old = self._current
             if old is not None and stamp == self._stamp:
                 return False
-            self._stamp = stamp
+            known, self._stamp = self._stamp, stamp
             try:
+                # Trust in an image that is not there yet: its commit follows.
+                if old is not None and stamp[:-1] == known[:-1] and old.gallery.trusted() == old.trusted:
+                    return False
                 new = Generation(self.path, self._settings, old)
             except SpadeError as error:
                 self.problem = str(error)
@@ -299,7 +304,7 @@ class Registry:
 
 def _stamp(folder: Path) -> Stamp:
     found: list[tuple[int, int, int] | None] = []
-    for name in (MANIFEST, CALIBRATION):
+    for name in (MANIFEST, CALIBRATION, TRUSTED):
         try:
             status = (folder / name).stat()
             found.append((status.st_mtime_ns, status.st_ino, status.st_size))

@@ -25,7 +25,8 @@ from ..images.decode import decode
 from ..images.view import View
 from .errors import ServiceError
 from .generations import Generation
-from .pictures import KINDS, pack, polygons, thumbnail
+from .outlines import polygons
+from .pictures import KINDS, pack, thumbnail
 from .pool import Found
 
 logger = logging.getLogger("spade_faiss.service")

@@ -13,6 +13,8 @@ from ..detect.calibration import Calibration
 from ..errors import ImageError, SpadeError
 from ..gallery.gallery import Gallery
 from ..images.sources import ImageFile
+from ..store.source_images import content_digest
+from ..store.trusted import change_trusted, read_trusted
 from ..system.atomic_files import storage_errors, write_whole
 from ..system.failpoints import failpoint
 from .changes import Changes
@@ -60,7 +62,9 @@ class NormalSet:
         return {f"{ADDED}/{file.name}": file for file in (self._folder(name) / ADDED).glob("*")}.get(key)
 
     def add(self, name: str, content: bytes, author: Author, inspection: str | None = None) -> dict[str, Any]:
-        """Add an image to a gallery, by a commit. Its key is made of its content, so that twice is once.
+        """Add an image to a gallery, by a commit, as one that a person has confirmed: see Gallery.trust.
+
+        Its key is made of its content, so that twice is once.
 
         Args:
             name: of the gallery.
@@ -86,14 +90,18 @@ class NormalSet:
         with storage_errors(f"cannot write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
+        # Before the commit: no generation has the image without the trust.
+        change_trusted(served.path, {key: content_digest(content)})
+        failpoint("trusted an image")
+        generation = self._commit(served, path, key)
+        failpoint("committed a change")
+        return generation
+
+    def _commit(self, served: ServedGallery, path: Path, key: str) -> int:
+        """Add an image file by a commit, with the network that is in memory; returns the generation."""
         with served.leased() as generation, Gallery.open(served.path, self._settings.device) as gallery:
-            report = gallery.add_images(
-                [ImageFile(path, key)],
-                generation.detector.extractor,
-                strict=True,
-                timeout=self._settings.lock_seconds,
-            )
-            failpoint("committed a change")
+            files, network = [ImageFile(path, key)], generation.detector.extractor
+            report = gallery.add_images(files, network, strict=True, timeout=self._settings.lock_seconds)
             if report.added == report.unchanged == 0:
                 raise ImageError(report.skipped[0].reason if report.skipped else f"{key}: was not taken")
             return gallery.generation
@@ -114,7 +122,7 @@ class NormalSet:
                 )
             if len(generation.gallery) == 1:
                 raise ServiceError(409, "last_image", "This is the gallery's only image; add another one first.")
-            facts = {"picture": self._kept(generation, name, key)}
+            facts = {"picture": self._kept(generation, name, key), "trusted": read_trusted(served.path).get(key)}
             number = self._begin(served, "remove", author, key=key, facts=facts)
             return self._made(number, served, lambda: self._remove(served, key))
 
@@ -175,11 +183,9 @@ class NormalSet:
                 "picture_missing",
                 f"The picture of {key!r} was not at hand: serve with its folder (normal=FOLDER).",
             )
-        path = self._removed(served.name, picture)
-        with served.leased() as generation, Gallery.open(served.path, self._settings.device) as gallery:
-            files = [ImageFile(path, key)]
-            gallery.add_images(files, generation.detector.extractor, strict=True, timeout=self._settings.lock_seconds)
-            return gallery.generation
+        if trusted := change["facts"].get("trusted"):
+            change_trusted(served.path, {key: trusted})
+        return self._commit(served, self._removed(served.name, picture), key)
 
     def set_false_alarms(self, name: str, false_alarms: float, author: Author) -> dict[str, Any]:
         """Judge by the thresholds of another false-alarm rate from now on, in every process.

@@ -1,4 +1,4 @@
-"""Pictures and arrays of an inspection as files' bytes: maps, overlays, masks, polygons, thumbnails."""
+"""Pictures and arrays of an inspection as files' bytes: maps, overlays, masks, thumbnails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..arrays import Pixels
-from ..detect.regions import Labels
 from ..report.colour_scale import Scale, colours
 from ..report.drawing import OPACITY, encode, fit
 
@@ -78,31 +77,6 @@ def mask_png(mask: NDArray[np.bool_]) -> bytes:
 def thumbnail(pixels: Pixels) -> bytes:
     """Return a small JPEG of an (H, W, 3) image."""
     return encode(fit(pixels, THUMBNAIL), "JPEG")
-
-
-def polygons(labels: Labels | None, count: int) -> list[list[list[float]]]:
-    """Return the outline of each of the first regions: [x, y] corners in pixels; 0, 0 is the image's top left corner.
-
-    Args:
-        labels: (H, W) number of the region that each pixel is in, from 1.
-        count: how many regions.
-    """
-    if labels is None or not count:
-        return []
-    import contourpy  # here: only answers with regions need it
-    from scipy import ndimage
-
-    found: list[list[list[float]]] = []
-    for number, box in enumerate(ndimage.find_objects(labels, count), start=1):
-        if box is None:
-            found.append([])
-            continue
-        inside = np.pad(labels[box] == number, 1).astype(np.float64)
-        lines: Any = contourpy.contour_generator(z=inside, name="serial").lines(0.5)
-        outer = max(lines, key=lambda line: np.ptp(line[:, 0]) * np.ptp(line[:, 1]))  # the others are holes
-        corners = outer - 0.5 + (box[1].start, box[0].start)  # padding moved it by 1, centres lie at half pixels
-        found.append(np.round(corners, 2).tolist())
-    return found
 
 
 def pack(scores: Map) -> bytes:

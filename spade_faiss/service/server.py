@@ -53,6 +53,7 @@ def run(settings: ServiceSettings) -> None:
         server_header=False,
         timeout_graceful_shutdown=DRAIN,
         lifespan="on",
+        ws="none",
     )
     config.loaded_app_service = app.state.service  # type: ignore[attr-defined]
     Server(config).run()

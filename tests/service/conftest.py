@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -81,8 +84,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workspace(prepared: Path, tmp_path: Path) -> Path:
     """A copy of it to change."""
-    import shutil
-
     shutil.copytree(prepared, tmp_path / "work")
     return tmp_path / "work"
 
@@ -109,6 +110,32 @@ def served_by(settings: ServiceSettings, **headers: str) -> Iterator[Served]:
         yield Served(client, service, settings.normal[0])
 
 
+@contextmanager
+def listening(settings: ServiceSettings) -> Iterator[tuple[str, int, Service]]:
+    """A service on a socket of its own: host, port and the service."""
+    app = create_app(settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1, ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started and app.state.service.is_ready)
+        host, port = server.servers[0].sockets[0].getsockname()
+        yield host, port, app.state.service
+    finally:
+        app.state.service.events.end()
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def socketed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int, Service]]:
+    """One for the tests of a module, over a gallery of their own."""
+    workspace = tmp_path_factory.mktemp("socketed") / "work"
+    shutil.copytree(prepared, workspace)
+    with listening(settings_of(workspace, body_seconds=0.3)) as found:
+        yield found
+
+
 @pytest.fixture
 def serve(workspace: Path) -> Callable[..., Any]:
     """Start a service over a workspace of its own, with other settings."""
@@ -122,8 +149,6 @@ def serve(workspace: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="module")
 def shared(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service for tests that leave the gallery as it is."""
-    import shutil
-
     workspace = tmp_path_factory.mktemp("shared") / "work"
     shutil.copytree(prepared, workspace)
     with served_by(settings_of(workspace)) as served:

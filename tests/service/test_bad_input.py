@@ -6,10 +6,12 @@ import errno
 import io
 import os
 import shutil
+import sqlite3
 import struct
 import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +109,19 @@ def test_keys_never_become_paths(shared: Served, key: str) -> None:
     assert (shared.normal.parent / "tiles.gallery" / "gallery.json").exists()
 
 
-def test_a_body_that_is_too_large(serve: Callable[..., Any]) -> None:
-    with serve(body_bytes=10_000) as served:
-        assert error(served.inspect(b"x" * 10_001), 413) == "body_too_large"
-        parts = (b"x" * 5000 for _ in range(3))  # without a length
-        answer = served.client.post(INSPECT, content=parts, headers={"Content-Type": "image/png"})
-        assert error(answer, 413) == "body_too_large"
-        assert served.inspect(png(size=(40, 40))).status_code == 200
+def with_settings(served: Served, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Give a running service other bounds."""
+    monkeypatch.setattr(served.service, "settings", replace(served.service.settings, **changes))
+
+
+def test_a_body_that_is_too_large(shared: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert error(shared.inspect(bytes(100_000_000)), 413) == "body_too_large"
+    with_settings(shared, monkeypatch, body_bytes=10_000)
+    assert error(shared.inspect(b"x" * 10_001), 413) == "body_too_large"
+    parts = (b"x" * 5000 for _ in range(3))  # without a length
+    answer = shared.client.post(INSPECT, content=parts, headers={"Content-Type": "image/png"})
+    assert error(answer, 413) == "body_too_large"
+    assert shared.inspect(png(size=(40, 40))).status_code == 200
 
 
 def test_a_full_queue_and_a_client_that_has_gone(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,26 +154,10 @@ def test_a_full_queue_and_a_client_that_has_gone(serve: Callable[..., Any], monk
         assert sorted(answer.status_code for answer in answers) == [200, 200, 503]
 
 
-def test_an_image_that_waited_too_long(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve(deadline=0.05) as served:
-        monkeypatch.setattr(served.service.pool, "submit", lambda jobs: served.service.pool.release(len(jobs)))
-        assert error(served.inspect(png()), 503) == "deadline"
-
-
-def test_a_client_that_hangs(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
-    from starlette.requests import Request
-
-    async def never(self: Request) -> bytes:
-        await asyncio.sleep(60)
-        return b""
-
-    with serve(body_seconds=0.05) as served:
-        with monkeypatch.context() as patch:
-            patch.setattr(Request, "body", never)
-            assert error(served.inspect(png()), 408) == "too_slow"
-        assert served.inspect(png()).status_code == 200
+def test_an_image_that_waited_too_long(shared: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_settings(shared, monkeypatch, deadline=0.05)
+    monkeypatch.setattr(shared.service.pool, "submit", lambda jobs: shared.service.pool.release(len(jobs)))
+    assert error(shared.inspect(png()), 503) == "deadline"
 
 
 def test_another_writer(serve: Callable[..., Any], workspace: Path) -> None:
@@ -182,20 +174,41 @@ def test_another_writer(serve: Callable[..., Any], workspace: Path) -> None:
         ).json()["state"] == "done"  # fmt: skip
 
 
-def test_a_full_disk(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+FULL_AT = {"picture": "service.normal_set.write_whole", "trust": "store.trusted.write_whole",
+           "commit": "store.manifest.write_whole"}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FULL_AT)
+def test_a_full_disk(shared: Served, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Whatever is written when the disk is full: nothing is added, and when there is room again it is."""
+
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with serve() as served:
-        before = served.generation
-        with monkeypatch.context() as patch:
-            patch.setattr("spade_faiss.service.normal_set.write_whole", full)
-            answer = served.client.post(
-                f"/v1/galleries/{NAME}/normal", content=png(), headers={"Content-Type": "image/png"}
-            )
-            assert error(answer, 507) == "disk_full"
-        assert served.generation == before
-        assert served.inspect(png()).status_code == 200
+    before, image = (
+        shared.generation,
+        {"content": png(50 + list(FULL_AT).index(what)), "headers": {"Content-Type": "image/png"}},
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(f"spade_faiss.{FULL_AT[what]}", full)
+        assert error(shared.client.post(f"/v1/galleries/{NAME}/normal", **image), 507) == "disk_full"
+    assert shared.generation == before
+    assert shared.inspect(png()).status_code == 200
+    added = shared.client.post(f"/v1/galleries/{NAME}/normal", **image).json()
+    assert added["state"] == "done"
+    shared.client.post(f"/v1/changes/{added['id']}/undo")
+
+
+def test_a_full_disk_of_the_log(shared: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inspection that cannot be kept is not answered as if it were."""
+
+    def full(*_: Any) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared.service.inspections, "add", full)
+        assert error(shared.inspect(png()), 507) == "disk_full"
+    assert shared.inspect(png()).status_code == 200
 
 
 def test_a_damaged_gallery(serve: Callable[..., Any], workspace: Path) -> None:
@@ -225,10 +238,9 @@ def test_a_gallery_that_is_removed(serve: Callable[..., Any], workspace: Path) -
         assert served.inspect(png()).status_code == 200
 
 
-def test_a_mistake_of_ours(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve() as served:
-        monkeypatch.setattr(served.service, "inspect", None)
-        assert error(served.inspect(png()), 500) == "internal"
+def test_a_mistake_of_ours(shared: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.service, "inspect", None)
+    assert error(shared.inspect(png()), 500) == "internal"
 
 
 def test_settings_that_are_none() -> None:

@@ -2,64 +2,120 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
+import http.client
 import io
 import json
+import socket
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
+from scipy import ndimage
 
-from spade_faiss.service.app import create_app
-from spade_faiss.service.exports import run_lengths
+from spade_faiss.detect.regions import find_regions
+from spade_faiss.service.exports import _segmentation, run_lengths
 from spade_faiss.service.inspections import Line
 from spade_faiss.service.judging import drift
-from spade_faiss.service.pictures import pack, polygons, unpack
-from tests.service.conftest import NAME, Served, png, settings_of, until
+from spade_faiss.service.outlines import polygons
+from spade_faiss.service.pictures import pack, unpack
+from spade_faiss.service.service import Service
+from tests.service.conftest import NAME, Served, png, until
 
 INFER = f"/v2/models/{NAME}/infer"
 
 
-def test_tritonclient(workspace: Path) -> None:
+def test_tritonclient(socketed: tuple[str, int, Service]) -> None:
     """The client that others use, over a socket."""
     triton = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
-    app = create_app(settings_of(workspace))
-    config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started and app.state.service.is_ready)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        client = triton.InferenceServerClient(f"127.0.0.1:{port}")
-        assert client.is_server_live()
-        assert client.is_server_ready()
-        assert client.is_model_ready(NAME, "2")
-        assert client.get_model_metadata(NAME)["versions"] == ["2"]
-        tensor = triton.InferInput("image", [2], "BYTES")
-        tensor.set_data_from_numpy(np.array([png(1), png(2)], np.object_))
-        outputs = [triton.InferRequestedOutput(name) for name in ("verdict", "image_score", "anomaly_map")]
-        found = client.infer(NAME, [tensor], outputs=outputs, model_version="2")
-        assert found.as_numpy("anomaly_map").shape == (2, 40, 48)
-        pixels = triton.InferInput("image", [40, 48, 3], "UINT8")
-        pixels.set_data_from_numpy(np.asarray(Image.open(io.BytesIO(png(2)))))
-        same = client.infer(NAME, [pixels])
-        np.testing.assert_allclose(same.as_numpy("image_score"), found.as_numpy("image_score")[1:], rtol=1e-6)
-        assert same.as_numpy("verdict")[0] == found.as_numpy("verdict")[1]
-        with pytest.raises(triton.InferenceServerException, match="version"):
-            client.infer(NAME, [tensor], model_version="9")
-        client.close()
-    finally:
-        server.should_exit = True
-        thread.join()
+    client = triton.InferenceServerClient(f"127.0.0.1:{socketed[1]}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(NAME, "2")
+    assert client.get_model_metadata(NAME)["versions"] == ["2"]
+    tensor = triton.InferInput("image", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([png(1), png(2)], np.object_))
+    outputs = [triton.InferRequestedOutput(name) for name in ("verdict", "image_score", "anomaly_map")]
+    found = client.infer(NAME, [tensor], outputs=outputs, model_version="2")
+    assert found.as_numpy("anomaly_map").shape == (2, 40, 48)
+    pixels = triton.InferInput("image", [40, 48, 3], "UINT8")
+    pixels.set_data_from_numpy(np.asarray(Image.open(io.BytesIO(png(2)))))
+    same = client.infer(NAME, [pixels])
+    np.testing.assert_allclose(same.as_numpy("image_score"), found.as_numpy("image_score")[1:], rtol=1e-6)
+    assert same.as_numpy("verdict")[0] == found.as_numpy("verdict")[1]
+    with pytest.raises(triton.InferenceServerException, match="version"):
+        client.infer(NAME, [tensor], model_version="9")
+    client.close()
+
+
+def _events(answer: http.client.HTTPResponse) -> Iterator[tuple[str, str, Any]]:
+    """Server-sent events but beats: number, kind and values."""
+    fields: dict[str, str] = {}
+    while line := answer.readline().decode():
+        name, _, value = line.rstrip("\n").partition(": ")
+        if name:
+            fields[name] = value
+        elif fields.get("event", "beat") != "beat":
+            yield fields.get("id", ""), fields["event"], json.loads(fields["data"])
+            fields = {}
+        else:
+            fields = {}
+
+
+def test_events(socketed: tuple[str, int, Service]) -> None:
+    """Each part is told as it is inspected; who comes back is first told what it has missed, in order."""
+    host, port, service = socketed
+    posting, listening = (http.client.HTTPConnection(host, port, timeout=20) for _ in range(2))
+
+    def post(seed: int) -> Any:
+        posting.request("POST", f"/v1/galleries/{NAME}/inspect", png(seed), {"Content-Type": "image/png"})
+        return json.loads(posting.getresponse().read())
+
+    listening.request("GET", "/v1/events")
+    events = _events(listening.getresponse())
+    assert next(events)[1] == "hello"
+    until(lambda: service.events.listeners == 1)
+    parts = [post(seed) for seed in (1, 2)]
+    told = [next(events) for _ in parts]
+    assert [(kind, values["id"]) for _, kind, values in told] == [("inspection", part["id"]) for part in parts]
+    posting.request("POST", f"/v1/galleries/{NAME}/normal", png(1), {"Content-Type": "image/png"})
+    change = json.loads(posting.getresponse().read())
+    following = [next(events)[1:] for _ in range(2)]
+    assert [kind for kind, _ in following] == ["generation", "change"]  # one for all that the change has written
+    assert following[-1][1] == change
+    listening.close()
+    missed = post(3)
+    listening.request("GET", "/v1/events", headers={"Last-Event-ID": told[0][0]})
+    events = _events(listening.getresponse())
+    seen = [next(events) for _ in range(3)]
+    assert [values["id"] for _, _, values in seen[1:]] == [parts[1]["id"], missed["id"]]
+    listening.close()
+    posting.close()
+
+
+def test_a_client_that_stops_half_way(socketed: tuple[str, int, Service]) -> None:
+    """It is told so and left; others are answered meanwhile."""
+    host, port, service = socketed
+    head = f"POST /v1/galleries/{NAME}/inspect HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\n"
+    with socket.create_connection((host, port), timeout=20) as slow, socket.create_connection((host, port)) as silent:
+        slow.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + png()[:100])
+        silent.sendall(head.encode()[:40])
+        connection = http.client.HTTPConnection(host, port, timeout=20)
+        connection.request("POST", f"/v1/galleries/{NAME}/inspect", png(), {"Content-Type": "image/png"})
+        assert connection.getresponse().status == 200
+        connection.close()
+        answer = http.client.HTTPResponse(slow)
+        answer.begin()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (408, "too_slow")
+    assert service.pool.depth == 0
 
 
 def test_inference_as_json(shared: Served) -> None:
@@ -103,7 +159,7 @@ def test_exports(serve: Callable[..., Any]) -> None:
         coco = served.get(export, kind="coco")
         areas = [one["area"] for one in coco["annotations"] if one["image_id"] == first["number"]]
         assert areas == [region["area"] for region in first["regions"]]
-        assert [sum(one["segmentation"]["counts"][1::2]) for one in coco["annotations"]] == [
+        assert [_pixels(one["segmentation"], (40, 48)) for one in coco["annotations"]] == [
             one["area"] for one in coco["annotations"]
         ]
         archive = zipfile.ZipFile(io.BytesIO(served.client.get(export, params={"kind": "masks"}).content))
@@ -123,13 +179,45 @@ def test_maps_are_packed_without_loss(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(unpack(pack(scores)), scores)
 
 
-def test_outlines_enclose_their_regions() -> None:
-    labels = np.zeros((10, 12), np.uint8)
-    labels[2:6, 3:9], labels[8, 11] = 1, 2
-    large, small = polygons(labels, 2)
-    xs, ys = np.array(large).T
-    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (3, 2, 9, 6)
-    assert np.mean(small[:-1], axis=0).tolist() == [11.5, 8.5]  # the centre of its pixel
+def _inside(corners: Any, size: tuple[int, int]) -> Any:
+    """Which pixels of (H, W) have their centres inside a closed polygon: rows cross it an odd number of times."""
+    (x, y), found = np.array(corners).T, np.zeros(size, bool)
+    for row in range(size[0]):
+        crossed = (y[:-1] > row + 0.5) != (y[1:] > row + 0.5)
+        share = (row + 0.5 - y[:-1][crossed]) / np.diff(y)[crossed]
+        at = np.sort(x[:-1][crossed] + share * np.diff(x)[crossed])
+        found[row] = np.searchsorted(at, np.arange(size[1]) + 0.5) % 2 == 1
+    return found
+
+
+def _pixels(segmentation: Any, size: tuple[int, int]) -> int:
+    """How many pixels a segmentation of COCO covers."""
+    if isinstance(segmentation, dict):
+        return sum(segmentation["counts"][1::2])
+    corners = np.reshape(segmentation[0], (-1, 2))
+    return int(_inside(np.concatenate([corners, corners[:1]]), size).sum())
+
+
+@pytest.mark.parametrize(("sigma", "fewer"), [(0, 1), (1, 1.5), (4, 3)])
+def test_outlines_enclose_the_pixels_of_their_regions(rng: np.random.Generator, sigma: float, fewer: float) -> None:
+    """Whatever their shape, with few corners; holes are filled."""
+    scores = ndimage.gaussian_filter(rng.standard_normal((30, 40)), sigma)
+    regions, labels = find_regions(scores.astype(np.float32), float(np.quantile(scores, 0.7)))
+    found, corners, edges = polygons(labels, len(regions)), 0, 0
+    for number, polygon in enumerate(found, start=1):
+        mask = ndimage.binary_fill_holes(labels == number)
+        np.testing.assert_array_equal(_inside(polygon, mask.shape), mask)
+        corners += len(polygon) - 1
+        edges += int(sum(np.diff(np.pad(mask, 1).astype(int), axis=axis).astype(bool).sum() for axis in (0, 1)))
+    assert corners < edges / fewer  # one for each pixel's edge, if none is left out
+
+
+def test_a_region_with_holes_is_a_run_length_mask() -> None:
+    ring = np.ones((5, 6), bool)
+    assert _segmentation(ring)["iscrowd"] == 0
+    ring[2, 2] = False
+    found = _segmentation(ring)
+    assert (found["iscrowd"], _pixels(found["segmentation"], (5, 6))) == (1, 29)
 
 
 def test_drift_is_seen(shared: Served, rng: np.random.Generator) -> None:
@@ -145,6 +233,65 @@ def test_drift_is_seen(shared: Served, rng: np.random.Generator) -> None:
     assert drift(parts(scores.max() * 1.1 + rng.random(60)), current.calibration)["toward"] == "higher scores"
     assert drift(parts(scores.max() * 1.1 + rng.random(60)), current.calibration)["alarm"] is True
     assert drift(parts(scores[:5]), current.calibration)["p_value"] is None
+
+
+class Broker:
+    """An MQTT broker in a thread, which can be stopped and started again at its port."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def start(self) -> None:
+        from amqtt.broker import Broker as Program
+
+        plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+        listeners = {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}}
+
+        async def start() -> Any:
+            program = Program({"listeners": listeners, "plugins": plugins})
+            await program.start()
+            return program
+
+        self._program = asyncio.run_coroutine_threadsafe(start(), self._loop).result(20)
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._program.shutdown(), self._loop).result(20)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def test_mqtt(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results arrive at a subscriber of a real broker, those too that were made before the broker was there."""
+    pytest.importorskip("amqtt", reason="amqtt is not installed")
+    from paho.mqtt import client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    for name in ("PAUSE", "FIRST"):
+        monkeypatch.setattr(f"spade_faiss.service.delivery.{name}", 0.02)
+    broker, bodies = Broker(), list[Any]()
+    subscriber = paho.Client(CallbackAPIVersion.VERSION2)
+    subscriber.on_message = lambda _, __, message: bodies.append(json.loads(message.payload))
+    with serve(mqtt=f"mqtt://127.0.0.1:{broker.port}/line/results") as served:
+        first = served.inspect(png(1)).json()
+        until(lambda: served.service.database.rows("SELECT attempts FROM outbox")[0][0])  # in vain
+        broker.start()
+        subscriber.connect("127.0.0.1", broker.port)
+        subscriber.subscribe("line/results", qos=1)
+        subscriber.loop_start()
+        until(lambda: len(bodies) == 1)
+        second = served.inspect(png(2)).json()
+        until(lambda: len(bodies) == 2)
+        until(lambda: not served.service.delivery.waiting)
+    assert [body["id"] for body in bodies] == [first["id"], second["id"]]
+    subscriber.disconnect()
+    subscriber.loop_stop()
+    broker.close()
 
 
 class Receiver(HTTPServer):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from spade_faiss.service.app import create_app
+from spade_faiss.service.service import Service
 from tests.service.conftest import NAME, png, settings_of, until
 
 pytestmark = pytest.mark.slow
@@ -27,34 +26,27 @@ FLAGS = (
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture
-def address(workspace: Path) -> Iterator[str]:
-    """A service on a socket of its own."""
-    app = create_app(settings_of(workspace))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until(lambda: server.started and app.state.service.is_ready)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    app.state.service.events.end()
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def page(address: str) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium, or name it in CHROMIUM")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 860}, base_url=address)
-        messages: list[str] = []
-        page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        yield page
-        browser.close()
-        assert messages == []
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any, socketed: tuple[str, int, Service]) -> Iterator[Any]:
+    host, port, _ = socketed
+    page = browser.new_page(viewport={"width": 1280, "height": 860}, base_url=f"http://{host}:{port}")
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    yield page
+    page.close()
+    assert messages == []
 
 
 def red() -> bytes:

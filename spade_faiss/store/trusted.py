@@ -1,0 +1,91 @@
+"""Trusted images of a gallery: those that a person looked at and confirmed as normal. They lie in trusted.json.
+
+An image is trusted by its key and the digest of its content. What later takes its key's place is another image, and an
+entry whose image is not in the gallery has no effect: it may be written before the image's commit, so that no
+generation has the image without the trust.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import xxhash
+
+from ..arrays import Ids
+from ..errors import CorruptGalleryError
+from ..system.atomic_files import storage_errors, write_whole
+from .snapshot import Snapshot
+
+FILE = "trusted.json"
+LOCK = "trusted.lock"
+FORMAT = "spade-faiss trusted images"
+FORMAT_VERSION = 1
+
+Trusted = Mapping[str, str]  # digests by key
+
+
+def read_trusted(folder: Path) -> dict[str, str]:
+    """Return the digests of a gallery's trusted images by key; empty: it has none.
+
+    Raises:
+        CorruptGalleryError: the file was damaged or edited, or is of another format version.
+    """
+    path, mend = folder / FILE, "delete it, and trust the images again"
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptGalleryError(f"{path}: cannot be read: {error}; {mend}") from error
+    if not isinstance(values, dict) or values.pop("xxh3", None) != _checksum(values):
+        raise CorruptGalleryError(f"{path}: damaged or edited (checksum); {mend}")
+    if (values.get("format"), version := values.get("format_version")) != (FORMAT, FORMAT_VERSION):
+        raise CorruptGalleryError(f"{path}: expected format version {FORMAT_VERSION}, found {version}; {mend}")
+    images = values.get("images")
+    if not isinstance(images, dict) or not all(isinstance(digest, str) for digest in images.values()):
+        raise CorruptGalleryError(f"{path}: expected digests by key, found something else; {mend}")
+    return images
+
+
+def change_trusted(folder: Path, add: Trusted | None = None, drop: Collection[str] = ()) -> None:
+    """Trust images, and trust others no longer.
+
+    Args:
+        folder: of the gallery.
+        add: digests by key.
+        drop: keys; those that are not trusted are passed over.
+
+    Raises:
+        CorruptGalleryError: as read_trusted.
+        GalleryError: the file cannot be written.
+    """
+    if not add and not drop:
+        return
+    # Not the writer's lock, which may be held for hours.
+    with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
+        old = read_trusted(folder)
+        new = {key: digest for key, digest in old.items() if key not in drop} | dict(add or {})
+        if new == old:
+            return
+        values: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": new}
+        write_whole(folder / FILE, json.dumps(values | {"xxh3": _checksum(values)}, indent=1).encode())
+
+
+def trusted_ids(snapshot: Snapshot, trusted: Trusted) -> Ids:
+    """Return the ids of the images of a snapshot that are trusted, ascending."""
+    if not trusted:
+        return np.empty(0, np.int64)
+    found = dict(zip(trusted, snapshot.find_all(list(trusted)), strict=True))
+    there = {key: row_id for key, row_id in found.items() if row_id is not None}
+    digests = snapshot.digests(list(there.values()))
+    same = [row_id for (key, row_id), digest in zip(there.items(), digests, strict=True) if digest == trusted[key]]
+    return np.array(sorted(same), np.int64)
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())
