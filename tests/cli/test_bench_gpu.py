@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import faiss
@@ -15,6 +15,7 @@ import torch
 import without_faiss
 
 import spade_faiss as sf
+from spade_faiss.patch_search import pyramid
 from spade_faiss.system.gpu_costs import GpuCosts
 from tests.helpers.benchmarks import BENCHMARKS
 
@@ -32,6 +33,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def toy(run: gpu_parts.Run, name: str) -> Iterator[sf.Extractor]:
         yield sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=3, image_size=64))
 
+    def small(*_: Any, **__: Any) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=small))  # 3 s to import
+    monkeypatch.setattr(pyramid, "bfloat16_pays", lambda: False)
     monkeypatch.setattr(gpu_whole, "loaded", toy)
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     monkeypatch.setattr(gpu_parts, "TINY_SHAPES", {"two levels": ((4, 6, 6), (5, 3, 3))})
