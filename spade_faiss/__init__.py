@@ -28,6 +28,7 @@ from .errors import (
     NotEnoughImagesError,
     OptionError,
     OutputError,
+    ResultsError,
     SourceError,
     SpadeError,
     SpecMismatchError,
@@ -40,6 +41,8 @@ from .extractors.spec import ExtractorSpec
 from .gallery.gallery import Gallery
 from .gallery.verify import Problem
 from .ingest.pipeline import IngestReport, Skipped
+from .object_store.pull import Pulled, pull
+from .object_store.push import Pushed, push
 from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
 from .patch_search.search import search_levels, search_patches
 from .recipes import RECIPES, Recipe
@@ -70,8 +73,11 @@ __all__ = [
     "OptionError",
     "OutputError",
     "Problem",
+    "Pulled",
+    "Pushed",
     "Recipe",
     "Region",
+    "ResultsError",
     "ScoreOptions",
     "SearchOptions",
     "Skipped",
@@ -84,6 +90,8 @@ __all__ = [
     "calibrate",
     "find_suspects",
     "load_extractor",
+    "pull",
+    "push",
     "search_levels",
     "search_patches",
 ]

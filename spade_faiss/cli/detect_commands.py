@@ -24,6 +24,7 @@ from ..report.output_files import refuse_among_images
 from ..report.report import Report
 from ..report.result_folder import ResultFolder, as_json
 from ..report.run_facts import RunFacts
+from ..report.run_record import RunRecord
 from ..store.source_images import SourceImages
 from . import options as args
 from .flags import PATH, changed, flag, takes
@@ -101,19 +102,20 @@ class AuditFlags:
     normal: args.Normal
     report: args.ReportFlags
     network: args.NetworkFlags
+    cache: args.CacheFlags
     as_json: args.AsJson
     quiet: args.Quiet
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @takes(AuditFlags)
 def audit(gallery: Path, flags: AuditFlags) -> None:
     """Show the images of GALLERY that are least like the others: defects among the normal images hide defects."""
     from ..detect.audit import find_suspects, suspect_images
 
     sample = flags.sample
-    with Gallery.open(gallery, flags.network.device) as opened:
+    with flags.cache.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
         suspects = find_suspects(
             detector, sample=sample.sample, group=sample.group, seed=sample.seed, progress=not flags.quiet
@@ -178,19 +180,20 @@ class QueryFlags:
     normal: args.Normal
     report: args.ReportFlags
     network: args.NetworkFlags
+    cache: args.CacheFlags
     strict: args.Strict
     as_json: args.AsJson
     quiet: args.Quiet
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @args.sources
 @takes(QueryFlags)
 def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
     files = _listed(sources, flags)  # a mistake in a path is reported before the network is loaded
-    with Gallery.open(gallery, flags.network.device) as opened:
+    with flags.cache.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, quiet=flags.quiet)
         if detector.search.k is None and detector.k < detector.default_k and not flags.quiet:
             note(f"K = {detector.k}, all images of the gallery")
@@ -254,4 +257,4 @@ def _results(
             originals = SourceImages(detector.gallery.snapshot(), normal)
             report = Report(output / "report.html", RunFacts.of(detector), scale, title, originals, flags.report_images)
             stack.enter_context(report)
-        yield stack.enter_context(ResultFolder(output, scale, report))
+        yield stack.enter_context(ResultFolder(output, scale, report, RunRecord.of(detector)))

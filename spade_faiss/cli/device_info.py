@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +15,7 @@ from .messages import one_line
 K = 50  # neighbours that memory is told for
 
 
-def print_devices(gallery: Path | None, as_json: bool) -> None:
+def print_devices(gallery: Gallery | None, as_json: bool) -> None:
     """Print what torch and FAISS see and, of a gallery, the memory that a search of it takes on a GPU."""
     seen = devices_seen()
     if gallery is not None:
@@ -57,14 +56,13 @@ def _gpus(number: int) -> str:
     return "no GPU" if number == 0 else "1 GPU" if number == 1 else f"{number} GPUs"
 
 
-def _memory(path: Path) -> dict[str, int]:
+def _memory(gallery: Gallery) -> dict[str, int]:
     """Return what a search of a gallery takes on a GPU, by its recipe."""
     import numpy as np
 
     from ..patch_search.device_memory import kept_bytes, search_bytes
 
-    with Gallery.open(path) as gallery:
-        spec, recipe, images = gallery.spec, gallery.recipe, len(gallery)
+    spec, recipe, images = gallery.spec, gallery.recipe, len(gallery)
     search = recipe.search if recipe else SearchOptions()
     k, itemsize = min(search.k or K, max(images, 1)), np.dtype(spec.dtype).itemsize
     together = [spec.level_shapes] if search.matching != "by_level" else [(shape,) for shape in spec.level_shapes]

@@ -15,6 +15,7 @@ from ..gallery.gallery import Gallery
 from ..gallery.repair import Repair
 from ..gallery.verify import Problem
 from ..images.tiling import shared
+from ..object_store.address import refuse_address
 from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
@@ -27,6 +28,7 @@ from .messages import one_line, with_options
 class InfoFlags:
     """Options of `info`."""
 
+    cache: args.CacheFlags
     as_json: args.AsJson
     device: Annotated[
         bool,
@@ -39,12 +41,15 @@ class InfoFlags:
 @takes(InfoFlags)
 def info(gallery: Path | None, flags: InfoFlags) -> None:
     """Print what GALLERY holds or, with --device, which GPUs there are."""
-    if flags.device:
-        print_devices(gallery, flags.as_json)
-        return
     if gallery is None:
-        raise click.UsageError("expected GALLERY or --device")
-    with Gallery.open(gallery) as opened:
+        if not flags.device:
+            raise click.UsageError("expected GALLERY or --device")
+        print_devices(None, flags.as_json)
+        return
+    with flags.cache.open(gallery) as opened:
+        if flags.device:
+            print_devices(opened, flags.as_json)
+            return
         facts, state = opened.info(), opened.index_state()
     if flags.as_json:
         click.echo(json.dumps(facts))
@@ -153,11 +158,12 @@ class VerifyFlags:
     ]
     normal: args.Normal
     network: args.NetworkFlags
+    cache: args.CacheFlags
     as_json: args.AsJson
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @takes(VerifyFlags)
 def verify(gallery: Path, flags: VerifyFlags) -> None:
     """Read all of GALLERY and compare it with what was written.
@@ -166,7 +172,9 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
     """
     if flags.drop_unreadable and not flags.repair:
         raise click.UsageError("--drop-unreadable goes with --repair")
-    with Gallery.open(gallery) as opened:
+    if flags.repair:
+        refuse_address(gallery)
+    with flags.cache.open(gallery) as opened:
         problems = opened.verify(flags.files, flags.normal)
         if flags.repair and problems:
             needs = opened.needs_extractor(problems, flags.normal)
