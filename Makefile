@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test test-fast test-gpu test-anomalib test-labels test-fiftyone test-ray lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu gpu test-anomalib test-labels test-fiftyone test-ray lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -27,6 +27,10 @@ test-fast: .venv/.installed-dev
 # Those that need a GPU, as far as this machine has what they need; what it cannot run is counted, with the reason.
 test-gpu: .venv/.installed-dev
 	$(BIN)/python -m pytest --gpu
+
+# All that a machine with a GPU is wanted for, in ten minutes: does it run, and what does it cost?
+gpu: test-gpu
+	$(BIN)/spade-faiss bench gpu
 
 # What runs in tools that users live in, and what is read back by their own libraries. These pin other versions than the
 # package's, so each has an environment of its own, which shares the packages of .venv.

@@ -261,14 +261,14 @@ class SearchOptions:
     # lie alike in all images; None: as the gallery was calibrated, else any
     tile_places: TilePlaces | None = None
     # Whether a patch's kappa matches lie in as many neighbours, so that one defect among the normal images does not
-    # excuse its like; searched on the CPU, whatever `device` says; None: as the gallery's recipe says, else False
+    # excuse its like; None: as the gallery's recipe says, else False
     distinct: bool | None = None
     block_bytes: int = 256 * MIB  # memory limit of the flat engine's temporary gallery
     device: str = "auto"  # where patches are searched: auto (the CPU, until a GPU has been measured), cpu, cuda, cuda:N
     # Memory limit of the cache of normal images' levels; queries share neighbours. The most recent are kept. K = 50
     # images take 134 MiB for wide_resnet50_2 and 13 MiB for efficientnet_lite0. 0: no cache
     cache_bytes: int = 512 * MIB
-    # The same for the cache on a GPU, which the engine pyramid uses there; it has not run on one yet. Copies of the
+    # The same for the cache on a GPU, which every engine but flat uses there; it has not run on one yet. Copies of the
     # current queries' neighbours come on top. 0: no cache
     device_cache_bytes: int = 512 * MIB
     verify_reads: bool = True  # whether to compare what is read from a gallery's files with its checksums

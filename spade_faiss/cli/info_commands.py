@@ -20,6 +20,7 @@ from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
 from .cache_options import CacheFlags
+from .device_info import print_devices
 from .flags import flag, takes
 from .messages import one_line, with_options
 
@@ -30,14 +31,26 @@ class InfoFlags:
 
     cache: CacheFlags
     as_json: args.AsJson
+    device: Annotated[
+        bool,
+        flag("--device", is_flag=True, help="Print which GPUs torch and FAISS see, and where `auto` puts each stage."),
+    ]
 
 
 @click.command()
-@args.gallery_to_read
+@args.gallery_if_any
 @takes(InfoFlags)
-def info(gallery: Path, flags: InfoFlags) -> None:
-    """Print what GALLERY holds."""
+def info(gallery: Path | None, flags: InfoFlags) -> None:
+    """Print what GALLERY holds or, with --device, which GPUs there are."""
+    if gallery is None:
+        if not flags.device:
+            raise click.UsageError("expected GALLERY or --device")
+        print_devices(None, flags.as_json)
+        return
     with flags.cache.open(gallery) as opened:
+        if flags.device:
+            print_devices(opened, flags.as_json)
+            return
         facts, state = opened.info(), opened.index_state()
     if flags.as_json:
         click.echo(json.dumps(facts))

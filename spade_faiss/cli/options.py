@@ -37,6 +37,7 @@ def set_max_pixels(context: click.Context, _: click.Parameter, value: int | None
 
 gallery = click.argument("gallery", type=GalleryPlace(read_only=False))
 gallery_to_read = click.argument("gallery", type=GalleryPlace(read_only=True))
+gallery_if_any = click.argument("gallery", type=GalleryPlace(read_only=True), required=False)
 sources = click.argument("sources", type=PATH, nargs=-1, required=True)
 
 Quiet = Annotated[bool, flag("--quiet", is_flag=True, help="Show no progress and no notes on stderr.")]

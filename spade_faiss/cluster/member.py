@@ -28,7 +28,7 @@ from ..pyramids.recomputed import pyramids_of
 from ..store.manifest import Manifest
 from ..store.trusted import FILE as TRUSTED
 from ..store.trusted import read_trusted_file
-from ..system.devices import as_arrays, beside
+from ..system.devices import as_arrays
 from .manifest import MemberEntry, gallery_digest
 
 Found = tuple[Array, Array]  # (h, w, kappa) squared distances and (h, w, kappa, 3) matches
@@ -222,11 +222,11 @@ class MemberGallery:
         scan = not first.verify_reads
         if first.matching != "by_level":
             own, others = scaled(query, scales), scaled(neighbours, scales)
-            return [tuple(as_arrays(search_checked(beside(own, others), others, first, scan)))]
+            return [tuple(as_arrays(search_checked(own, others, first, scan)))]
         found = []
         for own_level, level, option in zip(query, neighbours, options, strict=True):
             assert option is not None
-            [one] = search_levels_checked(beside([own_level], [level]), [level], option, scan)
+            [one] = search_levels_checked([own_level], [level], option, scan)
             found.append(tuple(as_arrays(one)))
         return found
 

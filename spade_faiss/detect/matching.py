@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..options import SearchOptions
 from ..patch_search.search import search_checked, search_levels_checked, search_spaced_checked
-from ..system.devices import as_arrays, beside
+from ..system.devices import as_arrays
 from .baseline import Baseline
 from .level_matches import LevelMatches, averaged, relative
 from .settings import Settings
@@ -65,12 +65,11 @@ def match(
     """
     scales, search = baseline.level_scales if baseline else (), settings.search
     if search.matching == "by_level":
-        found = match_levels(beside(query, neighbours), neighbours, search, settings.score.fusion == "relative")
+        found = match_levels(query, neighbours, search, settings.score.fusion == "relative")
         if trusted is not None:
             found = trusted_levels(found, trusted)
         return fused(found, baseline)
     own, others = scaled(query, scales), scaled(neighbours, scales)
-    own = beside(own, others)
     # What has the checksum it was stored with is finite, as it was then.
     sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
     if trusted is not None:

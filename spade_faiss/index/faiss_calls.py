@@ -11,6 +11,7 @@ import faiss
 
 from ..errors import OptionError
 from ..options import MIB
+from ..system import gpu_costs
 from ..system.devices import faiss_device, free_gpu_bytes, gpu_number, gpu_resources
 
 
@@ -42,7 +43,7 @@ def placed(index: Any, wanted: str) -> Any:
     if device == "cpu":
         return index
     needed = index.ntotal * index.d * 4 + 256 * MIB
-    if wanted == "auto" and needed > free_gpu_bytes(device):
+    if wanted == "auto" and (_is_small(index) or needed > free_gpu_bytes(device)):
         return index
     try:
         return faiss.index_cpu_to_gpu(gpu_resources(), gpu_number(device), index)
@@ -51,3 +52,8 @@ def placed(index: Any, wanted: str) -> Any:
             raise OptionError(f"index cannot be put on {device}: {str(error).splitlines()[0]}") from error
         warnings.warn(f"image index stays on the CPU: {str(error).splitlines()[0]}", stacklevel=2)
         return index
+
+
+def _is_small(index: Any) -> bool:
+    """Return whether an index was measured to be faster on the CPU, because it holds few images."""
+    return gpu_costs.MEASURED is not None and index.ntotal < gpu_costs.MEASURED.index_from

@@ -12,9 +12,17 @@ from ..errors import FeatureError
 from ..system.devices import as_arrays
 
 
-def as_levels(query: Sequence[Any], gallery: Sequence[Any]) -> tuple[list[Array], list[Any], Any]:
-    """Return the query as arrays, the gallery as arrays or tensors, and the torch device of tensors, else None."""
+def as_levels(query: Sequence[Any], gallery: Sequence[Any], mixed: bool = False) -> tuple[list[Array], list[Any], Any]:
+    """Return the query as arrays, the gallery as arrays or tensors, and the torch device of tensors, else None.
+
+    Args:
+        query: levels, arrays or tensors.
+        gallery: levels, likewise.
+        mixed: whether a query of arrays may have a gallery of tensors; what is found is then wanted as arrays.
+    """
     arrays = [*query, *gallery]
+    if mixed and all(isinstance(array, np.ndarray) for array in query) and not isinstance(gallery[0], np.ndarray):
+        return list(query), [tensor.detach() for tensor in gallery], None
     if all(isinstance(array, np.ndarray) for array in arrays):
         native = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
         # No engine computes in more than float64.

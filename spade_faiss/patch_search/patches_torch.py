@@ -45,10 +45,13 @@ class Upsampler:
         """Return levels [(b, k, c, h, w), ...] on the device, shifted, float32 and channels last: (b, k, h, w, c)."""
         loaded = []
         for level, shift in zip(levels, self._shifts, strict=True):
-            values = uploaded(level, self.device).movedim(2, -1)
-            if values.dtype != torch.float64:  # float32 holds the differences of what is narrower
-                values = values.to(torch.float32)
-            loaded.append((values - shift[:, None, None, None]).to(torch.float32).contiguous())
+            values, shift = uploaded(level, self.device).movedim(2, -1), shift[:, None, None, None]
+            out = torch.empty(values.shape, dtype=torch.float32, device=self.device)
+            if values.dtype == torch.float64:  # float32 may not hold the differences
+                out.copy_(values - shift)
+            else:
+                out.copy_(values).sub_(shift)
+            loaded.append(out)
         return loaded
 
     def patches(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -9,6 +9,7 @@ could have hidden a nearer patch, products in float32 find every patch that it c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -51,7 +52,15 @@ def search_together(
     Raises:
         FeatureError: a squared distance does not fit float32.
     """
-    k, upsampler = galleries[0].shape[1], Upsampler(queries, galleries, torch.device(device))
+    with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():  # kernels run on the current one
+        return _searched(queries, galleries, kappa, torch.device(device), distinct)
+
+
+def _searched(
+    queries: Sequence[list[Array]], galleries: Levels, kappa: int, device: torch.device, distinct: bool
+) -> list[Found]:
+    """Do as search_together, part by part of the neighbours."""
+    k, upsampler = galleries[0].shape[1], Upsampler(queries, galleries, device)
     own = [np.stack(level)[:, None] for level in zip(*queries, strict=True)]
     step = max(1, PART // (len(queries) * sum(int(np.prod(level.shape[2:])) for level in galleries)))
     parts = []

@@ -128,8 +128,9 @@ def search_checked(
 ) -> tuple[Any, Any]:
     """Search like search_patches, without scanning the neighbours' levels for NaN and infinity unless `scan`.
 
-    For levels that are known to be finite: cast by an ExtractorSpec, or read with their checksums compared. The scan
-    of 140 MB (wide_resnet50_2, K = 50) would take 0.17 s of a query. Everything else is checked.
+    For levels that are known to be finite: cast by an ExtractorSpec, or read with their checksums compared. The scan of
+    140 MB (wide_resnet50_2, K = 50) would take 0.17 s of a query. Everything else is checked. A query of arrays may
+    have neighbours that are tensors, and gets arrays.
 
     Args:
         query_levels: as for search_patches.
@@ -137,14 +138,14 @@ def search_checked(
         options: kappa, engine, device, block_bytes, metric and window count.
         scan: whether to scan them after all.
     """
-    return _together(query_levels, neighbour_levels, SearchSettings.of(options), scan)
+    return _together(query_levels, neighbour_levels, SearchSettings.of(options), scan, mixed=True)
 
 
 def search_levels_checked(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
 ) -> list[tuple[Any, Any]]:
     """Search like search_levels, as search_checked does like search_patches; `distinct` counts, too."""
-    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan)
+    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, mixed=True)
 
 
 def search_spaced_checked(
@@ -154,14 +155,18 @@ def search_spaced_checked(
 
     The neighbours are prepared once for both.
     """
-    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, spaced=True)
+    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, spaced=True, mixed=True)
 
 
 def _together(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
+    query_levels: Sequence[Any],
+    neighbour_levels: Sequence[Any],
+    settings: SearchSettings,
+    scan: bool,
+    mixed: bool = False,
 ) -> tuple[Any, ...]:
     """Check the levels and search them concatenated."""
-    query, gallery, like = as_levels(query_levels, neighbour_levels)
+    query, gallery, like = as_levels(query_levels, neighbour_levels, mixed)
     check_levels(query, gallery, scan, finest_first=True)
     if settings.distinct:
         raise OptionError("distinct: goes with matching 'by_level', found levels concatenated")
@@ -178,10 +183,10 @@ def _together(
 
 def _apart(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool,
-    spaced: bool = False,
+    spaced: bool = False, mixed: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Check the levels and search each by itself."""
-    query, gallery, like = as_levels(query_levels, neighbour_levels)
+    query, gallery, like = as_levels(query_levels, neighbour_levels, mixed)
     check_levels(query, gallery, scan, finest_first=False)
     settings.check([level.shape[1:] for level in query], len(gallery[0]))
     return [_found([own], [others], like, settings, spaced) for own, others in zip(query, gallery, strict=True)]

@@ -1,6 +1,6 @@
 """Query patches in doubt, on a torch device: every patch that rounding could have hidden is found and measured.
 
-Products in float32 bound distances, a neighbour at a time. What is within the bound of the nearest found so far is
+Products in float32 bound distances, some neighbours at a time. What is within the bound of the nearest found so far is
 measured as a sum of squares. The number of these depends on the data, so the host waits for the device here: only for
 patches that `pyramid_torch` could not decide.
 """
@@ -16,7 +16,8 @@ from ..system.transfers import downloaded, uploaded
 from .candidates_torch import Search
 from .pyramid_plan import BFLOAT16, Floats, Ints
 
-VALUES = 2**26  # of candidates measured at a time: 256 MiB
+VALUES = 2**26  # of patches upsampled, and of candidates measured at a time: 256 MiB
+PAIRS = 2**22  # bounded at a time; few where many patches are in doubt, as what is found first spares work later
 
 
 def settled(search: Search, query: int, lanes: Ints) -> tuple[Floats, Ints]:
@@ -31,8 +32,10 @@ def settled(search: Search, query: int, lanes: Ints) -> tuple[Floats, Ints]:
         (u, kappa) squared distances, ascending, and positions.
     """
     state = _Settling.of(search, query, uploaded(lanes, search.own.device))
-    for neighbour in range(search.k):
-        state.compare(neighbour)
+    cells = search.upsampler.cells
+    step = max(1, min(PAIRS // (len(lanes) * cells), VALUES // (cells * search.upsampler.channels)))
+    for first in range(0, search.k, step):
+        state.compare(first, min(first + step, search.k))
     best, at = downloaded(state.best, state.at)
     return best, at
 
@@ -58,36 +61,37 @@ class _Settling:
         doubts = _rounding(search) * search.squares[query, lanes]
         return cls(search, query, own, search.operand.halves[query, lanes], doubts, best, at)
 
-    def compare(self, neighbour: int) -> None:
-        """Compare with a neighbour, after those before it."""
+    def compare(self, first: int, end: int) -> None:
+        """Compare with neighbours first to end, after those before them."""
         search, upsampler = self.search, self.search.upsampler
-        levels = [level[self.query, neighbour][None, None] for level in search.levels]
-        patches, squares = upsampler.patches(levels)[0, 0], upsampler.squares(levels)[0, 0]
-        bounds = patches.square().sum(-1) / 2 - self.own @ patches.T  # (u, cells)
+        levels = [level[self.query, first:end][None] for level in search.levels]
+        patches, squares = upsampler.patches(levels)[0], upsampler.squares(levels)[0]  # (n, cells, c), (n, cells)
+        halves = patches.square().sum(-1) / 2
+        bounds = halves - (self.own @ patches.flatten(0, 1).T).view(-1, *halves.shape)  # (u, n, cells)
         lows, highs = bounds - _rounding(search) * squares, bounds + _rounding(search) * squares
-        near = ~(lows > self._reach(highs)[:, None])
+        near = ~(lows > self._reach(highs)).flatten(1)
         # What is as near as the last of the nearest, at 0, counts only before it.
-        first = neighbour * upsampler.cells
-        cells = torch.arange(first, first + upsampler.cells, device=near.device)
-        near &= ~(self.best[:, -1:] <= 0) | (cells < self.at[:, -1:])
+        start = first * upsampler.cells
+        at = torch.arange(start, start + near.shape[1], device=near.device)
+        near &= ~(self.best[:, -1:] <= 0) | (at < self.at[:, -1:])
         lanes, places = torch.nonzero(near, as_tuple=True)
         sums = torch.empty(len(lanes), dtype=torch.float32, device=lanes.device)
         step = max(1, VALUES // upsampler.channels)
-        for start in range(0, len(lanes), step):
-            some = slice(start, start + step)
-            sums[some] = search.measured(self.own[lanes[some]], places[some] + first, self.query * search.k)
+        for begin in range(0, len(lanes), step):
+            some = slice(begin, begin + step)
+            sums[some] = search.measured(self.own[lanes[some]], places[some] + start, self.query * search.k)
         if len(lanes):
-            self._keep(lanes, sums, places + first)
+            self._keep(lanes, sums, places + start)
 
     def _reach(self, highs: torch.Tensor) -> torch.Tensor:
-        """Return the lows beyond which nothing in a neighbour counts, (u,), by upper bounds (u, cells)."""
+        """Return the lows beyond which nothing in a neighbour counts, (u, n, 1), by upper bounds (u, n, cells)."""
         at_scale = self.best[:, -1].double() * (self.search.scale.double().square() * (1 + 1e-6))
-        reach = (at_scale / 2 - self.halves).float() + self.doubts
+        reach = ((at_scale / 2 - self.halves).float() + self.doubts)[:, None, None]
         count = 1 if self.search.distinct else self.search.kappa
-        if count > highs.shape[1]:
-            return reach
-        likely = highs.kthvalue(count, dim=1).values if count > 1 else highs.amin(1)
-        return torch.minimum(reach, likely + 2 * self.doubts)
+        if count > highs.shape[2]:
+            return reach.expand(*highs.shape[:2], 1)
+        likely = highs.amin(2) if count == 1 else highs.topk(count, largest=False).values[..., -1]
+        return torch.minimum(reach, (likely + 2 * self.doubts[:, None])[..., None])
 
     def _keep(self, lanes: torch.Tensor, sums: torch.Tensor, places: torch.Tensor) -> None:
         """Keep the nearest of what was found so far and of m more, of other patches of the gallery."""

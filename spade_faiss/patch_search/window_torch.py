@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from ..arrays import Array
 from ..errors import FeatureError
+from ..system.transfers import downloaded, uploaded
 from .cosine import torch_directions
 from .pyramid_plan import Floats, Ints
 from .settings import Radius
-from .upsampling import as_tensor, shifts_of
+from .upsampling import shifts_of
 
 Levels = Sequence[Array | torch.Tensor]
 
@@ -41,10 +42,10 @@ def search_window_torch(
         # A stable sort: what is equal stays in the order of positions.
         order = torch.sort(both, dim=1, stable=True).indices[:, :kappa]
         best, best_at = both.gather(1, order), both_at.gather(1, order)
-    found: Floats = best.cpu().numpy()
+    found, places_found = downloaded(best, best_at)
     if not np.isfinite(found).all():
         raise FeatureError("levels: expected values whose squared distances fit float32, found larger ones; scale them")
-    return found, best_at.cpu().numpy()
+    return found, places_found
 
 
 class _Search:
@@ -54,14 +55,14 @@ class _Search:
         self.gallery, self.device, self.is_cosine = gallery, torch.device(device), is_cosine
         self.grid: tuple[int, int] = query[0].shape[1:]
         shifts = [None] * len(query) if is_cosine else shifts_of(query, gallery)
-        self.shifts = [None if shift is None else shift.to(self.device) for shift in shifts]
+        self.shifts = [None if shift is None else uploaded(shift, self.device) for shift in shifts]
         self.own = self._patches([level[None] for level in query])
         rows, columns = (min(far, side - 1) for far, side in zip(radius, self.grid, strict=True))
         self.offsets = list(product(range(-rows, rows + 1), range(-columns, columns + 1)))
 
     def _patches(self, levels: Levels) -> torch.Tensor:
         """Load levels [(n, c, h, w), ...] onto the device as patches (n, C, h, w) float32."""
-        loaded = [as_tensor(level).to(self.device) for level in levels]
+        loaded = [uploaded(level, self.device) for level in levels]
         if self.is_cosine:
             return torch_directions(loaded)
         parts = []
@@ -82,7 +83,7 @@ class _Search:
             below, right = slice(rows.start + dy, rows.stop + dy), slice(columns.start + dx, columns.stop + dx)
             differences = (self.own[:, :, rows, columns] - theirs[:, :, below, right]).double()
             sq_distances[:, number, rows, columns] = differences.square().sum(1).float()
-        shifts = torch.tensor([dy * width + dx for dy, dx in self.offsets], device=self.device)
+        shifts = uploaded(np.array([dy * width + dx for dy, dx in self.offsets]), self.device)
         neighbours = torch.arange(first, end, device=self.device) * (height * width)
         cells = torch.arange(height * width, device=self.device)
         places = (neighbours[:, None] + shifts).flatten() + cells[:, None]

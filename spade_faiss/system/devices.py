@@ -144,12 +144,3 @@ def as_arrays(levels: Sequence[Any]) -> list[Any]:
 
     # NumPy has no bfloat16, which float32 holds exactly.
     return [(level.float() if level.dtype == torch.bfloat16 else level).detach().cpu().numpy() for level in levels]
-
-
-def beside(levels: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """Return arrays as tensors on the device of the others, or as they are if the others are arrays too."""
-    if isinstance(others[0], np.ndarray):
-        return list(levels)
-    import torch
-
-    return [torch.tensor(np.ascontiguousarray(level), device=others[0].device) for level in levels]

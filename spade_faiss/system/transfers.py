@@ -35,4 +35,4 @@ def downloaded(*tensors: torch.Tensor) -> list[Array]:
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensors[0].device).synchronize()
-    return [copy.numpy() for copy in copies]
+    return [copy.numpy().copy() for copy in copies]  # pinned memory is for the next, not for whoever keeps results

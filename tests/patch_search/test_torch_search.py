@@ -133,12 +133,15 @@ def test_several_queries_together_are_each_alone(distinct: bool, device: str) ->
 @pytest.mark.parametrize("distinct", [False, True])
 def test_any_cut_of_the_work_finds_the_same(distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = make(SHAPES[: 1 if distinct else 3], 6, np.float16)
+    for level in (*query, *neighbours):
+        level[..., :2, :] = 1  # some are in doubt
     galleries = [level[None] for level in neighbours]
     [expected] = search_together([query], galleries, 4, "cpu", distinct)
     for pairs, values, part in ((1, 2**26, 2**30), (2**27, 1, 2**30), (2**27, 2**26, 1), (40_000, 3000, 3000)):
         monkeypatch.setattr(candidates_torch, "PAIRS", pairs)
         monkeypatch.setattr(candidates_torch, "VALUES", values)
         monkeypatch.setattr(settled_torch, "VALUES", values)
+        monkeypatch.setattr(settled_torch, "PAIRS", pairs // 16)
         monkeypatch.setattr(pyramid_torch, "PART", part)
         [found] = search_together([query], galleries, 4, "cpu", distinct)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
@@ -147,7 +150,9 @@ def test_any_cut_of_the_work_finds_the_same(distinct: bool, monkeypatch: pytest.
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("distinct", [False, True])
-def test_patches_in_doubt_are_settled_in_the_order_of_positions(distinct: bool, device: str) -> None:
+def test_patches_in_doubt_are_settled_in_the_order_of_positions(
+    distinct: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Zeros and ones: hundreds of patches are equally far, and no product tells which comes first."""
     query, neighbours = make_ties([(3, 9, 11)], 6)
     own, level = query[0].reshape(3, -1), neighbours[0]
@@ -163,6 +168,11 @@ def test_patches_in_doubt_are_settled_in_the_order_of_positions(distinct: bool, 
         Upsampler([query], [level[None]], torch.device(device)), [query[0][None, None]], [level[None]], 4, distinct
     )
     assert search.choose()[2].any()
+    for pairs in (1, 2000, 2**30):
+        monkeypatch.setattr(settled_torch, "PAIRS", pairs)
+        best, at = settled_torch.settled(search, 0, np.arange(99))
+        np.testing.assert_array_equal(best, expected[0])
+        np.testing.assert_array_equal(at, expected[1])
 
 
 def test_what_is_plain_is_decided_by_the_products() -> None:

@@ -97,6 +97,24 @@ def test_what_is_on_the_device_is_not_read_again(tmp_path: Path, device: str) ->
     assert (level.device.type, level.dtype) == (device, torch.float16)
 
 
+def test_relative_maps_are_those_of_the_cpu(tmp_path: Path, device: str) -> None:
+    """Distinct matches and their spacing are searched on the device too."""
+    made = Made(tmp_path, device)
+    score = sf.ScoreOptions(fusion="relative", image_score="map_top", positions="equal")
+    options = sf.SearchOptions(k=5, kappa=3, matching="by_level", distinct=True, level_weights="equal", device=device)
+    detector = sf.Detector(made.gallery, made.extractor, options, score)
+    found = [[detector.query(path) for path in made.paths[:3]]]
+    assert kept(detector).misses > 0
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("pyramids.device_cache", "patch_search.search"):
+            patch.setattr(f"spade_faiss.{module}.search_device", lambda _: "cpu")
+        detector = sf.Detector(made.gallery, made.extractor, options, score)
+        found.append([detector.query(path) for path in made.paths[:3]])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-4)
+        assert one.image_score == pytest.approx(other.image_score, rel=1e-4)
+
+
 @pytest.mark.parametrize("images", [0, 3])
 def test_neighbours_beyond_the_bound_stay_off_the_device(tmp_path: Path, device: str, images: int) -> None:
     made = Made(tmp_path, device)
