@@ -17,6 +17,7 @@ from .._version import __version__
 from ..errors import SpadeError
 from . import routes_galleries, routes_health, routes_inspect, routes_page, routes_v2
 from .errors import CODES, ServiceError, as_service_error
+from .examples import add_examples
 from .middleware import Around, error_answer, request_id_of
 from .service import Post, Service
 from .settings import ServiceSettings
@@ -65,6 +66,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         app.include_router(routes_health.router, prefix=prefix)
     _add_handlers(app, service)
     app.add_middleware(Around, service=service)
+    add_examples(app.openapi())  # which FastAPI keeps
     return app
 
 

@@ -77,3 +77,24 @@ def test_another_k_has_no_verdict(shared: Served) -> None:
     gallery = sf.Gallery.open(shared.normal.parent / "tiles.gallery")
     found = sf.Detector(gallery, gallery.load_extractor(), sf.SearchOptions(k=3), calibrated=False).query(png(5))
     assert answer["image_score"] == found.image_score
+
+
+def test_each_answer_has_an_example_that_fits(shared: Served) -> None:
+    """In the description: of the answer's schema, and with the parts that a real answer has."""
+    schemas = pytest.importorskip("jsonschema_rs", reason="schemathesis is not installed")
+    description = shared.get("/openapi.json")
+    values = {"{name}": NAME, "{uid}": shared.inspect(png(3)).json()["id"], "{version}": "2"}
+    for path, operations in description["paths"].items():
+        address = path
+        for name, value in values.items():
+            address = address.replace(name, value)
+        for method, operation in operations.items():
+            content = operation["responses"]["200"].get("content", {}).get("application/json", {})
+            schema, example = content.get("schema"), content.get("example")
+            if schema is None or (example is None and "$ref" in schema):  # a file; or the model has an example
+                continue
+            assert example is not None, (method, path)
+            schemas.validate({**schema, "components": description["components"]}, example)
+            if method == "get":
+                more = {"x": 1, "y": 2} if "score-at" in path else {"false_alarms": 0.2} if "rejudge" in path else {}
+                assert set(shared.get(address, **more)) >= set(example), path
