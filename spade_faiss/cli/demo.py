@@ -30,6 +30,7 @@ from ..report.colour_scale import colour_scale
 from ..report.report import Report
 from ..report.result_folder import ResultFolder
 from ..report.run_facts import RunFacts
+from ..report.run_record import RunRecord
 from ..store.manifest import FILE
 from ..store.source_images import SourceImages
 from ..system.atomic_files import storage_errors
@@ -121,7 +122,7 @@ def _query(
     scale, originals = colour_scale(detector), SourceImages(detector.gallery.snapshot(), [normal])
     with (
         Report(output / "index.html", RunFacts.of(detector), scale, "spade-faiss demo", originals) as report,
-        ResultFolder(output, scale, report) as folder,
+        ResultFolder(output, scale, report, RunRecord.of(detector)) as folder,
     ):
         yield (
             f"{'test image':26} {'score':>6}  {'p-value':>7}  {'verdict':9}  {'peak on the defect':18}  "

@@ -24,6 +24,7 @@ from ..report.output_files import refuse_among_images
 from ..report.report import Report
 from ..report.result_folder import ResultFolder, as_json
 from ..report.run_facts import RunFacts
+from ..report.run_record import RunRecord
 from ..store.source_images import SourceImages
 from . import options as args
 from .flags import PATH, changed, flag, takes
@@ -254,4 +255,4 @@ def _results(
             originals = SourceImages(detector.gallery.snapshot(), normal)
             report = Report(output / "report.html", RunFacts.of(detector), scale, title, originals, flags.report_images)
             stack.enter_context(report)
-        yield stack.enter_context(ResultFolder(output, scale, report))
+        yield stack.enter_context(ResultFolder(output, scale, report, RunRecord.of(detector)))

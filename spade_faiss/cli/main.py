@@ -18,6 +18,7 @@ from .bench import bench
 from .demo import demo
 from .detect_commands import audit, calibrate, query
 from .evaluate_command import evaluate
+from .export_command import export
 from .gallery_commands import add, build, compact, export_backbone, reindex, remove, trust
 from .info_commands import info, verify
 from .messages import escape_what_cannot_be_printed, note, with_options
@@ -31,7 +32,8 @@ def cli() -> None:
 
 
 for command in (
-    build, add, remove, trust, compact, reindex, info, verify, calibrate, audit, query, evaluate, serve, demo, bench,
+    build, add, remove, trust, compact, reindex, info, verify, calibrate, audit, query, export, evaluate, serve, demo,
+    bench,
     export_backbone,
 ):  # fmt: skip
     cli.add_command(command)

@@ -205,7 +205,7 @@ class SearchFlags:
             help="Weigh levels equally, or divide each by its spread among normal images.",
         ),
     ]
-    engine: Annotated[str | None, flag("--engine", help="Engine of the patch search: auto, flat or pyramid.")]
+    engine: Annotated[str | None, flag("--engine", help="Engine of the patch search: auto, flat, pyramid or bounds.")]
     tile_places: Annotated[
         str | None,
         flag(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from ..errors import ImageError
 from ..images.decode import read_file
 
 Bools = NDArray[np.bool_]
+MaskLike = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
 
 BACKGROUND = 16  # a lossy format: smaller values may be the rounding of 0, or labels 1, 2, ...
 PEAK = 0.2  # a lossy format: a value is a level if it and its neighbours hold this share of the brighter pixels
@@ -88,6 +90,32 @@ def read_marks(
             f"found {image.format}"
         )
     return _without(marks, labels, ignore_label)
+
+
+def given_marks(mask: MaskLike, name: str, image_size: tuple[int, int], ignore_label: int | None = None) -> Marks:
+    """Return what a mask says that a caller gave: a path, see read_marks; a PIL image; an (H, W) array.
+
+    Args:
+        mask: an array marks what is above 0, or True.
+        name: what errors call it.
+        image_size: expected (height, width).
+        ignore_label: see read_marks.
+
+    Raises:
+        ImageError: it is something else, or has another size.
+    """
+    if isinstance(mask, (str, os.PathLike)):
+        return read_marks(Path(mask), None, image_size, ignore_label)
+    if isinstance(mask, Image.Image):
+        labels, marked = _labels(mask), _marked(mask, lossy=mask.format in ("JPEG", "MPO", "AVIF"))
+    else:
+        labels = mask
+        if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "biuf":
+            found = f"{mask.shape} {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise ImageError(f"{name}: its mask: expected a path, a PIL image or an (H, W) array, found {found}")
+        marked = np.asarray(mask > 0)
+    _check_size(Path(f"{name}: its mask"), marked.shape, image_size)
+    return _without(Marks(marked), labels, ignore_label)
 
 
 def _check_size(path: Path, size: tuple[int, ...], image_size: tuple[int, int] | None) -> None:

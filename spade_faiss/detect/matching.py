@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..options import SearchOptions
-from ..patch_search.search import search_checked, search_levels_checked
+from ..patch_search.search import search_checked, search_levels_checked, search_spaced_checked
 from ..system.devices import as_arrays, beside
 from .baseline import Baseline
 from .level_matches import LevelMatches, averaged, relative
@@ -92,15 +92,17 @@ def match_levels(
     """
     if options.distinct:  # a small gallery has fewer, and so has an image that is compared with the others
         options = replace(options, kappa=min(options.kappa or 1, len(neighbours[0])))
-    found = search_levels_checked(query, neighbours, options, scan=not options.verify_reads)
-    matches = [LevelMatches(*as_arrays(one)) for one in found]
-    if not with_spacing or len(neighbours[0]) == 1:
+    scan, with_spacing = not options.verify_reads, with_spacing and len(neighbours[0]) > 1
+    if options.distinct and with_spacing:
+        return [LevelMatches(*as_arrays(one)) for one in search_spaced_checked(query, neighbours, options, scan)]
+    matches = [LevelMatches(*as_arrays(one)) for one in search_levels_checked(query, neighbours, options, scan)]
+    if not with_spacing:
         return matches
     from ..patch_search.spacing import spacing  # here, as it takes torch and numba
 
-    levels = as_arrays(list(neighbours))
     return [
-        replace(one, spacing=spacing(level, one.matches[:, :, 0])) for one, level in zip(matches, levels, strict=True)
+        replace(one, spacing=spacing(level, one.matches[:, :, 0], device=options.device))
+        for one, level in zip(matches, neighbours, strict=True)
     ]
 
 

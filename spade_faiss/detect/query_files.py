@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,10 @@ from ..arrays import Pixels
 from ..errors import ImageError
 from ..images.decode import decode, read_file
 from ..images.facts import FactCounts
+from ..images.inputs import ImageLike
 from ..images.reading import Viewed, decoding_gate, view_of
 from ..images.sources import ImageFile
-from ..ingest.image_reader import reading_threads, reads_ahead
+from ..ingest.image_reader import ReadImage, read_given, reading_threads, reads_ahead
 from ..ingest.pipeline import Skipped
 from ..options import MIB
 from ..system.prefetch import ByteGate, read_ahead
@@ -36,6 +37,49 @@ class _Read:
     viewed: Viewed | None
     seconds: float = 0.0
     error: str = ""
+
+
+def query_given(
+    detector: Detector,
+    images: Iterable[tuple[str, ImageLike]],
+    skipped: list[Skipped] | None = None,
+    progress: bool = False,
+    notes: list[str] | None = None,
+) -> Iterator[tuple[ReadImage, Detection]]:
+    """Query images that an iterable gives, each with a key, as query_files does, in bounded memory.
+
+    Args:
+        detector: what to query.
+        images: pairs (key, image), taken in the caller's thread, up to two batches ahead.
+        skipped: receives the images that cannot be read. None: the first such image is raised.
+        progress: a bar on stderr, where that is a terminal.
+        notes: receives, at the end, lines on what images hold and the query did not use.
+
+    Raises:
+        ImageError: an image that cannot be read, where `skipped` is None.
+    """
+    spec, gate, facts = detector.gallery.spec, decoding_gate(), FactCounts()
+    reads = read_ahead(
+        images, lambda pair: read_given(*pair, spec, gate), reading_threads(), reads_ahead(detector.extractor)
+    )
+    taken: deque[ReadImage] = deque()
+
+    def decoded() -> Iterator[Decoded]:
+        for image in reads:
+            if image.views is not None:
+                facts.add(image.facts)
+                taken.append(image)
+                yield Decoded(image.views, image.size, 0.0)
+            elif skipped is None:
+                assert image.error is not None
+                raise image.error
+            else:
+                skipped.append(Skipped(image.file.path, str(image.error)))
+
+    for detection in progress_bar(detector.stream(decoded()), "query", progress):
+        yield taken.popleft(), detection
+    if notes is not None:
+        notes += facts.notes(spec.bits)
 
 
 def query_files(

@@ -15,13 +15,14 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..arrays import Pixels
+from ..arrays import Array, Pixels, all_finite
 from ..errors import OptionError, first_line
 from ..options import FeatureOptions
 from ..system.devices import as_typed, network_device
+from ..system.transfers import downloaded, uploaded
 from .features import Features
 from .openvino_network import Forward
-from .pooling import average_neighbourhoods
+from .pooling import average_tensors
 from .runtimes import TorchNetwork, choose, wanted_runtime
 from .spec import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, ExtractorSpec
 from .tokens import blocks_at, require_no_tokens, require_tokens
@@ -58,11 +59,21 @@ class NetworkExtractor:
             FeatureError: an activation does not fit the stored dtype; the message names the level.
         """
         with as_typed(self.device):
-            image, levels = self.forward(torch.from_numpy(np.stack(views)).to(self.device))
-            found = [level.float().cpu().numpy() for level in (image, *levels)]
-        pad = bool(self.spec.count_include_pad)
-        averaged = average_neighbourhoods(found[1:], self.spec.neighbourhood, pad)
-        return self.spec.cast(Features(found[0], averaged))
+            image, levels = self.forward(uploaded(np.stack(views), torch.device(self.device)))
+            levels = average_tensors(
+                [level.float() for level in levels], self.spec.neighbourhood, bool(self.spec.count_include_pad)
+            )
+            found = self._downloaded(image.float(), levels)
+        return self.spec.cast(Features(found[0], found[1:]))
+
+    def _downloaded(self, image: Tensor, levels: list[Tensor]) -> list[Array]:
+        """Return tensors as arrays; from a GPU levels come as they are stored, which are half as many bytes."""
+        if image.device.type == "cpu" or self.spec.dtype == "float32":
+            return downloaded(image, *levels)
+        found = downloaded(image, *(level.half() for level in levels))
+        if all(all_finite(level) for level in found[1:]):
+            return found
+        return downloaded(image, *levels)  # which says what does not fit
 
     def forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run the network on views (n, h, w, 3) uint8; returns image features (n, d) and levels [(n, c, h, w), ...]."""

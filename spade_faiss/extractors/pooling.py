@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..arrays import Array
+
+if TYPE_CHECKING:
+    import torch
 
 
 def average_neighbourhoods(levels: list[Array], p: int, count_include_pad: bool = False) -> list[Array]:
@@ -16,9 +21,15 @@ def average_neighbourhoods(levels: list[Array], p: int, count_include_pad: bool 
     if p == 1:
         return levels
     import torch
+
+    tensors = average_tensors([torch.from_numpy(level) for level in levels], p, count_include_pad)
+    return [level.numpy() for level in tensors]
+
+
+def average_tensors(levels: list[torch.Tensor], p: int, count_include_pad: bool = False) -> list[torch.Tensor]:
+    """Average tensors where they are; see average_neighbourhoods."""
     from torch.nn import functional as F
 
-    return [
-        F.avg_pool2d(torch.from_numpy(level), p, stride=1, padding=p // 2, count_include_pad=count_include_pad).numpy()
-        for level in levels
-    ]
+    if p == 1:
+        return levels
+    return [F.avg_pool2d(level, p, stride=1, padding=p // 2, count_include_pad=count_include_pad) for level in levels]

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace as with_changes
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import GalleryError, OptionError
-from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
+from ..images.inputs import ImageLike
 from ..images.sources import ImageFile, Listing
-from ..index.factory import check_kind
-from ..ingest.pipeline import IngestOptions, IngestReport, ingest
+from ..ingest.pipeline import IngestOptions, IngestReport, ingest, ingest_given
 from ..ingest.workers import ingest_in_processes
 from ..options import IndexOptions, Patches, is_count
 from ..store.create import create_folder
-from ..store.locks import ReaderLock
 from ..store.manifest import FILE
-from ..store.secondary_indexes import IndexState
-from ..store.trusted import change_trusted
-from ..store.writer import Appended, GalleryWriter
 from .creation import new_manifest, require_agreement
+from .editor import GalleryEditor
 from .info import copies_from
-from .reader import GalleryReader
-from .repair import Repair, repair
 
 
-class Gallery(GalleryReader):
+class Gallery(GalleryEditor):
     """One generation of a gallery, open for reading; writing makes the next generation and moves on to it.
 
     Shapes: (n, d) image features; [(n, c, h, w), ...] pyramid levels, finest first. Ids are int64, are valid for one
@@ -131,35 +122,6 @@ class Gallery(GalleryReader):
         require_agreement(path, gallery.snapshot().manifest, spec, recipe, patches)
         return gallery
 
-    def append(
-        self,
-        keys: Sequence[str],
-        features: Features,
-        digests: Sequence[str] | None = None,
-        replace: bool = False,
-        timeout: float = 0,
-    ) -> Appended:
-        """Append the features of n images as one commit: all or none.
-
-        Args:
-            keys: n names, each once.
-            features: of n images, of the gallery's spec.
-            digests: n digests of the content that the features are of; None: of the features themselves.
-            replace: put other content under an existing key in its place, rather than refuse it.
-            timeout: seconds to wait for another process that is writing.
-
-        Raises:
-            FeatureError: wrong shapes, NaN or infinity, keys that do not fit.
-            KeyConflictError: a key is there with other content.
-            GalleryError: another process is writing, or the disk is full or refuses.
-
-        Example:
-            >>> gallery.append(["black"], toy.extract([np.zeros((32, 32, 3), np.uint8)]))
-            Appended(added=1, replaced=0, unchanged=0)
-        """
-        with self.writer(timeout) as writer:
-            return writer.append(keys, features, digests, replace)
-
     def add_images(
         self,
         sources: str | Path | Sequence[str | Path | ImageFile],
@@ -218,181 +180,47 @@ class Gallery(GalleryReader):
         report.copies = copies_from(self._snapshot, first) if report.added else 0
         return report
 
-    def remove(self, keys: Sequence[str], timeout: float = 0) -> None:
-        """Remove images by key, without rewriting shards; see compact.
-
-        Args:
-            keys: of the images.
-            timeout: seconds to wait for another process that is writing.
-
-        Raises:
-            GalleryLockedError: another process is writing.
-            OptionError: a key that is not in the gallery; then none is removed.
-
-        Example:
-            >>> gallery.remove(["000.png", "001.png"])
-            >>> len(gallery)
-            10
-        """
-        with self.writer(timeout) as writer:
-            writer.remove(keys)
-        change_trusted(self.path, drop=keys)
-
-    def trust(self, keys: Sequence[str]) -> None:
-        """Mark images as trusted: a person has looked at them and confirmed that they are normal.
-
-        A recipe whose scores average over several neighbours (kappa above 1) wants several normal images of a kind
-        before that kind is normal, because one of them may be an unseen defect. A trusted image is enough by itself: a
-        patch whose nearest match lies in it has the distance to that match. Every Detector that is made from now on
-        counts it so. `remove` ends it.
-
-        Args:
-            keys: of the images.
-
-        Raises:
-            OptionError: a key that is not in the gallery; then none is marked.
-            CorruptGalleryError: trusted.json was damaged or edited.
-            GalleryError: trusted.json cannot be written.
-
-        Example:
-            >>> gallery.trust(["003.png"])
-            >>> gallery.trusted()
-            ['003.png']
-        """
-        found = self._snapshot.find_all(keys)
-        if None in found:
-            key = keys[found.index(None)]
-            raise OptionError(f"{self.path}: expected keys of images in it, found {key!r}, which is not")
-        digests = self._snapshot.digests([row_id for row_id in found if row_id is not None])
-        change_trusted(self.path, dict(zip(keys, digests, strict=True)))
-
-    def distrust(self, keys: Sequence[str]) -> None:
-        """Take trusted images for ordinary ones again.
-
-        Args:
-            keys: of the images; those that are not trusted are passed over.
-
-        Raises:
-            CorruptGalleryError: as trust.
-            GalleryError: as trust.
-
-        Example:
-            >>> gallery.trust(["003.png", "004.png"])
-            >>> gallery.distrust(["003.png"])
-            >>> gallery.trusted()
-            ['004.png']
-        """
-        change_trusted(self.path, drop=keys)
-
-    def compact(self, timeout: float = 0) -> int:
-        """Rewrite shards that hold removed images or are small.
-
-        Args:
-            timeout: seconds to wait for another process that is writing.
-
-        Returns:
-            the bytes saved.
-
-        Raises:
-            GalleryLockedError: another process is writing.
-
-        Example:
-            >>> gallery.remove(["000.png"])
-            >>> gallery.compact() > 0, gallery.info()["removed"]
-            (True, 0)
-        """
-        with self.writer(timeout) as writer:
-            return writer.compact()
-
-    def reindex(self, kind: str | None = None, timeout: float = 0, **options: Any) -> IndexState:
-        """Rebuild the image index from the shards, beside the old one, which readers go on using.
-
-        Args:
-            kind: see IndexOptions; None: the gallery's.
-            timeout: seconds to wait for another process that is writing.
-            options: memory, recall, nlist, nprobe, train_images of IndexOptions; None: the gallery's.
-
-        Raises:
-            GalleryLockedError: another process is writing.
-            OptionError: FAISS has no such index, or it does not reach the recall; the old one stays.
-
-        Example:
-            >>> print(gallery.reindex("flat"))
-            Flat, ...
-        """
-        old = self._snapshot.manifest.index_options
-        given = {"kind": kind, **options}
-        new = with_changes(old, **{name: value for name, value in given.items() if value is not None})
-        check_kind(new, self.spec.image_dim)
-        with self.writer(timeout) as writer:
-            writer.write_index(new)
-        return self.index_state()
-
-    def rebuild_index(self) -> None:
-        """Rebuild the image index with the gallery's own options.
-
-        Example:
-            >>> gallery.rebuild_index()
-            >>> gallery.index_state().entry.images
-            12
-        """
-        self.reindex()
-
-    @contextmanager
-    def writer(self, timeout: float = 0) -> Iterator[GalleryWriter]:
-        """Write in several steps, which leaving the `with` statement commits; see GalleryWriter.
-
-        Args:
-            timeout: seconds to wait for another process that is writing.
-
-        Raises:
-            GalleryLockedError: it did not finish in time; the message has its process id.
-
-        Example:
-            >>> with gallery.writer() as writer:
-            ...     writer.remove(["000.png"])
-            ...     _ = writer.append(["black"], toy.extract([np.zeros((32, 32, 3), np.uint8)]))
-            >>> len(gallery), "black" in gallery
-            (12, True)
-        """
-        try:
-            with GalleryWriter(self.path, timeout) as writer:
-                yield writer
-                writer.finish()
-                self.refresh()
-                # Files of older generations go, unless somebody still reads one. Nobody else can sweep meanwhile.
-                self._snapshot.release()
-                writer.sweep()
-                self._snapshot.hold(ReaderLock(self.path))
-        finally:
-            self.refresh()
-
-    def repair(
+    def add(
         self,
-        extractor: Extractor | None = None,
-        normal: Sequence[str | Path] = (),
-        drop_unreadable: bool = False,
-    ) -> Repair:
-        """Mend what verify finds: rebuild image index and key table, re-extract damaged images from their files.
+        images: Iterable[tuple[str, ImageLike]],
+        extractor: Extractor,
+        *,
+        replace: bool = False,
+        strict: bool = False,
+        progress: bool = False,
+        timeout: float = 0,
+    ) -> IngestReport:
+        """Extract and store the features of images that an iterable gives, each with its key.
 
-        What cannot be mended stays as it is, and verify goes on to report it; good images are not touched.
+        It streams, resumes, and commits as add_images does; the iterable is read in the caller's thread, up to two
+        batches ahead. What an image without a file is known by is its pixels, so that the same pixels under the same
+        key are unchanged.
 
         Args:
-            extractor: the one that made the gallery; None: damaged images are not re-extracted. See needs_extractor.
-            normal: folders that the gallery was built from. A file counts only if it has the digest that the gallery
-                keeps.
-            drop_unreadable: remove what is left: damaged images, and whole shards that cannot be opened. Their keys
-                may be lost with them: add the images again.
+            images: pairs (key, image), where an image is anything that Detector.query takes. A gallery that recomputes
+                patches takes paths alone.
+            extractor: of the gallery's spec.
+            replace: take changed content under a key that is there; False: skip and report such an image.
+            strict: stop at the first image that cannot be taken; those before it are kept.
+            progress: show a bar where standard error is a terminal.
+            timeout: seconds to wait for another process that is writing.
 
         Raises:
             GalleryLockedError: another process is writing.
             SpecMismatchError: another extractor, or one with other settings.
+            ImageError: an item that is no pair; with strict, the first image that cannot be read.
+            FeatureError: a key that is no text, is empty, or is too long.
+            KeyConflictError: with strict, an image that has changed, or a key that two images have.
 
         Example:
-            >>> gallery.repair(toy, ["normal"])
-            Repair(extracted=[], dropped=[], dropped_images=0, derived=False)
+            >>> noise = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+            >>> report = gallery.add(((f"noise/{n}", pixels) for n, pixels in enumerate(noise)), toy)
+            >>> report.added, len(gallery), "noise/2" in gallery
+            (3, 15, True)
         """
-        if extractor is not None:
-            self.spec.require(extractor.spec, str(self.path))
-        with self.writer() as writer:
-            return repair(writer, extractor, [Path(folder) for folder in normal], drop_unreadable)
+        self.spec.require(extractor.spec, str(self.path))
+        with self.writer(timeout) as writer:
+            first = writer.snapshot.manifest.rows
+            report = ingest_given(writer, images, extractor, IngestOptions(replace, strict, progress))
+        report.copies = copies_from(self._snapshot, first) if report.added else 0
+        return report

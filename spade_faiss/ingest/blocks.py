@@ -23,12 +23,18 @@ class Block:
     paths: list[str]
 
 
-def extracted(images: Iterable[ReadImage], extractor: Extractor) -> Iterator[Block]:
-    """Extract images; without tiles, a block is a batch, and else the tiles of enough images for one, at least."""
+def extracted(images: Iterable[ReadImage | None], extractor: Extractor) -> Iterator[Block]:
+    """Extract images; without tiles, a block is a batch, and else the tiles of enough images for one, at least.
+
+    Args:
+        images: None ends a block early, as an image must not be in one block with another of its key.
+        extractor: what extracts them.
+    """
     waiting: list[ReadImage] = []
     for image in images:
-        waiting.append(image)
-        if sum(len(one.views or ()) for one in waiting) >= extractor.batch_size:
+        if image is not None:
+            waiting.append(image)
+        if waiting and (image is None or sum(len(one.views or ()) for one in waiting) >= extractor.batch_size):
             yield _block(waiting, extractor)
             waiting = []
     if waiting:

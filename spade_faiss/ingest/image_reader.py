@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..arrays import Pixels
 from ..errors import ImageError, KeyConflictError, SpadeError
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
 from ..images.annotations import two_valued
-from ..images.decode import read_file
+from ..images.decode import decode, read_file
 from ..images.facts import NO_FACTS, Facts
+from ..images.inputs import ImageLike, opened
 from ..images.reading import DECODE_BYTES, view_of
 from ..images.sources import ImageFile
-from ..store.source_images import content_digest
+from ..store.source_images import content_digest, pixels_digest
 from ..store.writer import GalleryWriter
 from ..system.prefetch import ByteGate
 
@@ -58,6 +60,51 @@ def read_image(
                 "give it by itself if it is an image"
             )
         return ReadImage(file, digest, viewed.views, viewed.size, facts=viewed.facts)
+    except (ImageError, KeyConflictError) as error:
+        return ReadImage(file, error=error)
+
+
+def read_given(
+    key: str,
+    image: ImageLike,
+    spec: ExtractorSpec,
+    gate: ByteGate,
+    wanted: Callable[[ImageFile, str], bool] | None = None,
+    from_files: bool = False,
+) -> ReadImage:
+    """Do as read_image for an image that a caller gave under a key, whatever it is.
+
+    Args:
+        key: of the image.
+        image: a path, a file's bytes, an open file, a PIL image, an array or a tensor; see decode.
+        spec: as for read_image; so are `gate` and `wanted`.
+        gate: see spec.
+        wanted: see spec.
+        from_files: whether the gallery recomputes patches, for which it has to have the path of a file.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(ImageFile(Path(image), key), spec, gate, wanted)
+    file = ImageFile(Path(key), key)  # its path stands for the image in reports
+    try:
+        if from_files:
+            raise ImageError(
+                f"{key}: expected the path of an image file, from which the gallery recomputes patches, found "
+                f"{type(image).__name__}; save it as a file, or take patches='stored'"
+            )
+        given = opened(image, key)
+        if isinstance(given, bytes):
+            digest, pixels = content_digest(given), None
+        else:
+            pixels = decode(given, key, spec.bits)
+            digest = pixels_digest(pixels)
+        if wanted is not None and not wanted(file, digest):
+            return ReadImage(file, digest)
+        if pixels is None:
+            assert isinstance(given, bytes)
+            viewed = view_of(given, key, spec.tiling, spec.bits, gate)
+            return ReadImage(file, digest, viewed.views, viewed.size, facts=viewed.facts)
+        height, width = pixels.shape[:2]
+        return ReadImage(file, digest, spec.tiling.views(pixels), (height, width))
     except (ImageError, KeyConflictError) as error:
         return ReadImage(file, error=error)
 

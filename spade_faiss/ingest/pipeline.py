@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ImageError, SpadeError
+from ..errors import ImageError, KeyConflictError, SpadeError
 from ..extractors.registry import Extractor
 from ..images.annotations import notes as annotation_notes
 from ..images.annotations import with_photos
 from ..images.facts import FactCounts
+from ..images.inputs import ImageLike
 from ..images.reading import decoding_gate
 from ..images.sources import ImageFile, Listing, list_sources, without_twin_names
+from ..store.shard_format import check_keys
 from ..store.writer import Appended, GalleryWriter
 from ..system.prefetch import read_ahead
 from ..system.progress import progress_bar
-from .blocks import extracted
-from .image_reader import ReadImage, is_wanted, read_image, reading_threads, reads_ahead
+from .blocks import Block, extracted
+from .image_reader import ReadImage, is_wanted, read_given, read_image, reading_threads, reads_ahead
 from .kept_keys import renamed, require_kept_keys
 
 
@@ -100,57 +102,157 @@ def ingest(
     options: IngestOptions,
 ) -> IngestReport:
     """Extract and append the images of files and folders; see Gallery.add_images."""
-    start, facts, gate = time.perf_counter(), FactCounts(), decoding_gate()
+    start, gate = time.perf_counter(), decoding_gate()
     files, report = listed(writer, sources, options)
-
-    def wanted(file: ImageFile, digest: str) -> bool:
-        return is_wanted(writer, file, digest, options.replace)
+    wanted = _wanted(writer, options)
 
     def read(file: ImageFile) -> ReadImage:
         return read_image(file, extractor.spec, gate, wanted)
 
     images = read_ahead(files, read, reading_threads(), reads_ahead(extractor))
     with progress_bar(images, "images", options.progress, total=len(files)) as bar:
-        taken = _Taken(bar, report, facts, options.strict)
-        _append_all(writer, taken, extractor, options.replace, report)
+        _take_all(_Taken(bar, report, options), writer, extractor, options)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def ingest_given(
+    writer: GalleryWriter, images: Iterable[tuple[str, ImageLike]], extractor: Extractor, options: IngestOptions
+) -> IngestReport:
+    """Extract and append images that an iterable gives, each with its key; see Gallery.add."""
+    start, gate, wanted, report = time.perf_counter(), decoding_gate(), _wanted(writer, options), IngestReport()
+    from_files = writer.snapshot.manifest.patches == "recompute"
+
+    def read(pair: tuple[str, ImageLike]) -> ReadImage:
+        return read_given(*pair, extractor.spec, gate, wanted, from_files)
+
+    failed: list[Exception] = []  # that the iterable ended with
+
+    def pairs() -> Iterator[tuple[str, ImageLike]]:
+        try:
+            yield from _pairs(images)
+        except Exception as error:
+            failed.append(error)
+
+    read_images = read_ahead(pairs(), read, reading_threads(), reads_ahead(extractor))
+    with progress_bar(read_images, "images", options.progress) as bar:
+        _take_all(_Taken(bar, report, options, wanted), writer, extractor, options)
+    if failed:
+        writer.commit()  # what came before it
+        raise failed[0]
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _pairs(images: Iterable[tuple[str, ImageLike]]) -> Iterator[tuple[str, ImageLike]]:
+    """Check that each item is a key and an image, when it comes.
+
+    Raises:
+        ImageError: it is something else.
+        FeatureError: a key that does not fit.
+    """
+    if not hasattr(images, "__iter__") or isinstance(images, (str, bytes, Mapping)):
+        raise ImageError(f"images: expected an iterable of (key, image), found {type(images).__name__}")
+    for number, item in enumerate(images):
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            found = f"{type(item).__name__} of {len(item)}" if isinstance(item, Sized) else type(item).__name__
+            raise ImageError(
+                f"images: expected (key, image), found {found} as item {number}; a generator makes pairs of rows: "
+                "((row['id'], row['image']) for row in rows)"
+            )
+        key, image = item
+        check_keys([key], 1)
+        yield key, image
+
+
+def _wanted(writer: GalleryWriter, options: IngestOptions) -> Callable[[ImageFile, str], bool]:
+    return lambda file, digest: is_wanted(writer, file, digest, options.replace)
+
+
+def _take_all(taken: _Taken, writer: GalleryWriter, extractor: Extractor, options: IngestOptions) -> None:
+    """Extract and append what was read; a strict run keeps what came before the error that it raises."""
+    _append_all(writer, taken, extractor, options.replace)
     if taken.stopped_by is not None:
         writer.commit()
         raise taken.stopped_by
-    report.notes += facts.notes(extractor.spec.bits)
-    report.seconds = time.perf_counter() - start
-    return report
+    taken.report.notes += taken.facts.notes(extractor.spec.bits)
 
 
 class _Taken:
     """The images to extract; the others are counted or reported as they go by."""
 
-    def __init__(self, images: Iterable[ReadImage], report: IngestReport, facts: FactCounts, strict: bool) -> None:
-        self._images, self._report, self._facts, self._strict = images, report, facts, strict
+    def __init__(
+        self,
+        images: Iterable[ReadImage],
+        report: IngestReport,
+        options: IngestOptions,
+        wanted: Callable[[ImageFile, str], bool] | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            images: what was read, in order.
+            report: counts them.
+            options: whether to stop at the first error, and to take the last of several images of one key.
+            wanted: as for read_image, where keys may come twice; None: they are known to differ.
+        """
+        self._images, self.report, self._options, self._wanted = images, report, options, wanted
+        self._waiting: dict[str, str] = {}  # digests by key, of images on their way to the writer
+        self.facts = FactCounts()
         self.stopped_by: SpadeError | None = None  # the first error, if strict
 
-    def __iter__(self) -> Iterator[ReadImage]:
+    def __iter__(self) -> Iterator[ReadImage | None]:
         for image in self._images:
+            image = self._checked_again(image)
             if image.views is not None:
-                self._facts.add(image.facts)
+                self.facts.add(image.facts)
+                if image.file.key in self._waiting:
+                    yield None
+                self._waiting[image.file.key] = image.digest
                 yield image
             elif image.error is None:
-                self._report.unchanged += 1
-            elif self._strict:
+                self.report.unchanged += 1
+            elif self._options.strict:
                 self.stopped_by = image.error
                 return
             else:
-                self._report.skipped.append(Skipped(image.file.path, str(image.error)))
+                self.report.skipped.append(Skipped(image.file.path, str(image.error)))
+
+    def _checked_again(self, image: ReadImage) -> ReadImage:
+        """Return an image without its views if its key has come since it was read: an iterable may repeat keys."""
+        if image.views is None or self._wanted is None:
+            return image
+        waiting, file = self._waiting.get(image.file.key), image.file
+        try:
+            if waiting is None and not self._wanted(file, image.digest):
+                return ReadImage(file, image.digest)
+            if waiting not in (None, image.digest) and not self._options.replace:
+                raise KeyConflictError(
+                    f"{file.path}: key {file.key!r} came with other content before; replace=True takes the last"
+                )
+        except KeyConflictError as error:
+            return ReadImage(file, error=error)
+        return ReadImage(file, image.digest) if waiting == image.digest else image
+
+    def written(self, block: Block) -> None:
+        """Forget images that the writer has: it knows their keys."""
+        for key, digest in zip(block.keys, block.digests, strict=True):
+            if self._waiting.get(key) == digest:
+                del self._waiting[key]
 
 
-def _append_all(
-    writer: GalleryWriter, images: Iterable[ReadImage], extractor: Extractor, replace: bool, report: IngestReport
-) -> None:
+def _append_all(writer: GalleryWriter, images: _Taken, extractor: Extractor, replace: bool) -> None:
     """Extract images batch by batch; while one goes through the network, a thread writes the one before."""
-    writing: Future[Appended] | None = None
+    writing: tuple[Future[Appended], Block] | None = None
+
+    def wait() -> None:
+        if writing is not None:
+            count(images.report, writing[0].result())
+            images.written(writing[1])
+
     with ThreadPoolExecutor(1, thread_name_prefix="writing") as pool:
         for block in extracted(images, extractor):
-            if writing is not None:
-                count(report, writing.result())
-            writing = pool.submit(writer.append, block.keys, block.features, block.digests, replace, block.paths)
-        if writing is not None:
-            count(report, writing.result())
+            wait()
+            parts = block.keys, block.features, block.digests, replace, block.paths
+            writing = pool.submit(writer.append, *parts), block
+        wait()

@@ -7,103 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from .bounds_simd import LOOK, ROWS, multiply, some_at_most
+from .bounds_panels import LARGEST, patch_at
+from .bounds_simd import LOOK, ROWS, about, at_most, float_at, lowest, multiply, multiply_pairs, sq_distance
 from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
 
-BLOCK = 16  # cells that are turned into patches together: a line of a cache of each channel
 TILE_BYTES = 2**18  # cells multiplied at a time: they stay in a core's cache until all of the query has met them
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
-def about(mine: Any, theirs: Any) -> Any:
-    """Return the sum of squared differences of two (c,) float32 patches, in float32 and any order."""
-    total = np.float32(0)
-    for channel in range(len(mine)):
-        difference = mine[channel] - theirs[channel]
-        total += difference * difference
-    return total
-
-
 @jit
-def sq_distance(mine: Any, theirs: Any) -> float:
-    """Return the sum of squared differences of two (c,) float32 patches, in float64."""
-    total = 0.0
-    for channel in range(len(mine)):
-        difference = np.float64(mine[channel]) - np.float64(theirs[channel])
-        total += difference * difference
-    return total
-
-
-@jit
-def are_equal(mine: Any, theirs: Any) -> bool:
-    """Return whether two patches are."""
-    for channel in range(len(mine)):  # noqa: SIM110 - numba compiles no generators
-        if mine[channel] != theirs[channel]:
-            return False
-    return True
-
-
-@jit
-def prepare(values: Any, scale: Any, centre: Any, patches: Any, sq_norms: Any, largest: Any) -> None:
-    """Turn neighbours' levels into patches, and the levels into what is multiplied.
-
-    Args:
-        values: (s, c, n) float32 levels, scaled and moved to the centre in place.
-        scale: float32.
-        centre: (c,) float32, at scale.
-        patches: (s, n, c) float32, set to the levels as they were.
-        sq_norms: (s, 1, n) float32, set to squared norms about the centre, at scale.
-        largest: (s,) float32, set to the largest norm of each neighbour.
-    """
-    channels, n = values.shape[1:]
-    for number in range(len(values)):
-        norms = sq_norms[number, 0]
-        norms[:] = 0
-        for start in range(0, n, BLOCK):
-            for i in range(start, min(start + BLOCK, n)):
-                for channel in range(channels):
-                    patches[number, i, channel] = values[number, channel, i]
-        for channel in range(channels):
-            row, middle = values[number, channel], centre[channel]
-            for i in range(n):
-                moved = row[i] * scale - middle
-                row[i] = moved
-                norms[i] += moved * moved
-        largest[number] = np.sqrt(norms.max())
-
-
-@jit
-def pack(operand: Any, sq_norms: Any, largest: Any, panels: Any) -> None:
-    """Cut operands into panels, with half squared norms as the last of the channels.
-
-    Args:
-        operand: (s, channels, n) float32.
-        sq_norms: (s, 1, n) float32.
-        largest: (s,) float32 largest norms; where one is not finite it is set to 0, and all patches will be measured.
-        panels: (s, panels, channels + 1, WIDTH) float32, set; what is padded is infinitely far away.
-    """
-    channels, n = operand.shape[1:]
-    wide = panels.shape[3]
-    for number in range(len(operand)):
-        known = np.isfinite(largest[number])
-        largest[number] = largest[number] if known else np.float32(0)
-        for panel in range(panels.shape[1]):
-            target, start = panels[number, panel], panel * wide
-            end = min(wide, n - start)
-            for channel in range(channels):
-                source = operand[number, channel]
-                for i in range(end):
-                    target[channel, i] = source[start + i] if known else np.float32(0)
-                for i in range(end, wide):
-                    target[channel, i] = 0
-            for i in range(end):
-                target[channels, i] = sq_norms[number, 0, start + i] / 2 if known else -np.inf
-            for i in range(end, wide):
-                target[channels, i] = np.inf
+def are_equal(mine: int, theirs: int, channels: int) -> Any:
+    """Return whether two patches at addresses are."""
+    return sq_distance(mine, theirs, channels) == 0
 
 
 @jit
@@ -127,13 +44,20 @@ def offer(keys: Any, at: Any, value: Any, place: int, first: int) -> None:
 
 
 @jit
-def kth(values: Any, n: int, keys: Any, at: Any) -> Any:
-    """Return the least but kappa - 1 of n values, or infinity; keys and at (kappa,) are overwritten."""
+def kth(values: int, n: int, keys: Any, at: Any) -> Any:
+    """Return the least but kappa - 1 of n values at an address, or infinity; keys and at (kappa,) are overwritten."""
     keys[:] = np.inf
     for i in range(n):
-        if values[i] < keys[0]:
-            sink_pair(keys, at, 0, values[i], 0)
+        value = float_at(values + 4 * i)
+        if value < keys[0]:
+            sink_pair(keys, at, 0, value, 0)
     return keys[0]
+
+
+@jit
+def address_of(array: Any) -> Any:
+    """Return where an array begins."""
+    return np.int64(array.ctypes.data)
 
 
 @jit
@@ -145,26 +69,27 @@ def half_limit(reach: float, square: float, sq_norm: float, doubt: float) -> Any
 
 @jit
 def search_row(
-    mine: Any, theirs: Any, values: Any, span: Any, terms: Any, slack: Any,
-    best: Any, best_at: Any, reach: Any, near: Any, near_at: Any, keys: Any, keys_at: Any, low: float,
+    mine: int, theirs: Any, values: int, span: Any, terms: Any, slack: Any,
+    best: Any, best_at: Any, row: int, reach: Any, near: Any, near_at: Any, scratch: Any, low: float,
 ) -> int:  # fmt: skip
     """Measure the patches that can be among the nearest of one query patch, and keep those that are.
 
     Args:
-        mine: (c,) float32 patch.
-        theirs: (n, c) float32 patches of a neighbour.
-        values: float32 lower bounds of the halves of some of them, off by no more than the doubt.
+        mine: address of the (c,) float32 patch.
+        theirs: number of channels, address of the cells of a neighbour, the cells, and how patches are made of them:
+            see bounds_panels.patch_at.
+        values: address of float32 lower bounds of the halves of some of its patches, off by no more than the doubt.
         span: the first of these, their number, the position of the neighbour's first patch, and whether it has one
             match at most.
         terms: scale of the halves squared, the patch's squared norm, and the doubt.
         slack: what a float32 sum of squares can be off by, as a factor and on top.
-        best: (kappa,) float32 heap.
-        best_at: (kappa,) int64.
-        reach: (1,) float32 bound of the kappa-th nearest.
-        near: (1,) float64 the neighbour's nearest so far.
-        near_at: (1,) int64 its position.
-        keys: (kappa,) float32, overwritten.
-        keys_at: (kappa,) int64, overwritten.
+        best: (q, kappa) float32 heaps.
+        best_at: (q, kappa) int64.
+        row: number of the patch.
+        reach: (q,) float32 bounds of the kappa-th nearest.
+        near: (q,) float64 the neighbour's nearest so far.
+        near_at: (q,) int64 its position.
+        scratch: out of `compare`, and (kappa,) float32 and int64, and (2, c) float32, which are overwritten.
         low: the least of the values.
 
     Returns:
@@ -172,119 +97,137 @@ def search_row(
     """
     start, cells, first, distinct = span
     square, sq_norm, doubt = terms
-    measured, before = 0, near[0]
-    fills = near[0] == np.inf if distinct else best[0] == np.inf
+    channels, base, own_cells, mix = theirs
+    keys, keys_at, made = scratch
+    measured, before = 0, near[row]
+    nothing = np.float32(np.inf)
+    heap, heap_at, kappa = best[row], best_at[row], best.shape[1]
+    fills = near[row] == np.inf if distinct else heap[0] == nothing
     likely = np.float32(low)  # the likeliest come first: after them, few are left that can be nearer
-    if fills and not distinct and len(best) > 1:
+    if fills and not distinct and kappa > 1:
         likely = np.float32(kth(values, cells, keys, keys_at))
-    address = np.int64(values.ctypes.data)
-    last, last_rough, last_distance = -1, np.float32(-1), 0.0
+    is_mixed = len(mix[0]) > 0
+    last, last_rough, last_distance = mine, np.float32(-1), 0.0
     for turn in range(0 if fills else 1, 2):
-        bound = min(best[0], reach[0])
+        bound = min(heap[0], reach[row])
         if distinct:
-            bound = np.float32(min(np.float64(bound), near[0]))
+            bound = np.float32(min(np.float64(bound), near[row]))
         limit = likely if turn == 0 else half_limit(bound, square, sq_norm, doubt)
         above = likely if fills and turn == 1 else np.float32(np.nan)  # what has been measured
+        done = False
         for at in range(0, cells, LOOK):
-            if not some_at_most(address + 4 * at, limit):
-                continue
-            for i in range(at, min(at + LOOK, cells)):
-                if not values[i] <= limit or values[i] <= above:
+            bits = at_most(values + 4 * at, limit)
+            while bits != np.uint64(0) and not done:
+                i = at + lowest(bits)
+                bits &= bits - np.uint64(1)
+                value = float_at(values + 4 * i)
+                if i >= cells or not value <= limit or value <= above:
                     continue
-                cell = start + i
-                place = first + cell
-                if distinct and near[0] == 0 and place > near_at[0]:
-                    break
-                if not distinct and best[0] == 0 and place > best_at[0]:
-                    break
+                place = first + start + i
+                done = near[row] == 0 and place > near_at[row] if distinct else heap[0] == 0 and place > heap_at[0]
+                if done:
+                    continue
                 measured += 1
-                rough = about(mine, theirs[cell])
+                if is_mixed:
+                    patch = address_of(patch_at(own_cells, start + i, channels, mix, made[0]))
+                else:
+                    patch = base + 4 * channels * (start + i)
+                rough = about(mine, patch, channels)
                 if rough > bound * slack[0] + slack[1]:
                     continue
-                if not (rough == last_rough and are_equal(theirs[last], theirs[cell])):  # copies are common
-                    last, last_rough, last_distance = cell, rough, sq_distance(mine, theirs[cell])
+                if not (rough == last_rough and are_equal(last, patch, channels)):  # copies are common
+                    last, last_rough, last_distance = patch, rough, sq_distance(mine, patch, channels)
+                    if is_mixed:
+                        made[1] = made[0]
+                        last = address_of(made[1])
                 if distinct:
-                    if last_distance < near[0] or (last_distance == near[0] and place < near_at[0]):
-                        near[0], near_at[0] = last_distance, place
-                        bound = np.float32(min(np.float64(bound), near[0]))
+                    if last_distance < near[row] or (last_distance == near[row] and place < near_at[row]):
+                        near[row], near_at[row] = last_distance, place
+                        bound = np.float32(min(np.float64(bound), near[row]))
                 else:
-                    offer(best, best_at, np.float32(last_distance), place, np.iinfo(np.int64).max)
-                    bound = min(best[0], reach[0])
+                    offer(heap, heap_at, np.float32(last_distance), place, np.iinfo(np.int64).max)
+                    bound = min(heap[0], reach[row])
                 if turn == 1:
                     limit = half_limit(bound, square, sq_norm, doubt)
-    if distinct and near[0] < before:
-        offer(best, best_at, np.float32(near[0]), near_at[0], first)
-    reach[0] = min(reach[0], best[0])
+            if done:
+                break
+    if distinct and near[row] < before:
+        offer(heap, heap_at, np.float32(near[row]), near_at[row], first)
+    reach[row] = min(reach[row], heap[0])
     return measured
 
 
 @jit
+def least_of(values: Any) -> Any:
+    """Return the least of some values."""
+    low = values[0]
+    for i in range(1, len(values)):
+        low = min(low, values[i])
+    return low
+
+
+@jit
 def compare(
-    query: Any, operand: Any, sq_norms: Any, patches: Any, panels: Any, largest: Any,
-    place: int, figures: Any, distinct: bool, best: Any, best_at: Any, reach: Any, scratch: Any,
+    query: Any, operand: Any, sq_norms: Any, cells: Any, mix: Any, panels: Any, largest: Any,
+    place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any, scratch: Any,
 ) -> Any:  # fmt: skip
     """Compare all query patches with those of some neighbours, and keep the nearest.
 
     Args:
         query: (q, c) float32 patches.
-        operand: (blocks, channels, ROWS) float32 of theirs, the last block padded.
+        operand: (blocks, words, ROWS) float32 of theirs, or two int16 in each word, the last block padded.
         sq_norms: (q,) float64 squared norms, at scale.
-        patches: (s, n, c) float32 patches of s neighbours.
-        panels: (s, panels, channels + 1, WIDTH) float32 operands: the last of the channels are half squared norms,
-            infinite for what is padded.
+        cells: (s, m) float32 cells of s neighbours.
+        mix: how patches are made of them, see bounds_panels.patch_at.
+        panels: (s, panels, words + 1, WIDTH) float32 operands: the last of the words are half squared norms, infinite
+            for what is padded.
         largest: (s,) float32 largest norm of each, at scale.
         place: position of the first patch.
-        figures: scale of the products squared, and the doubt of half a squared distance, relative to the square of the
-            sum of both norms.
-        distinct: whether each neighbour has one match at most.
+        figures: scale of the products squared; the doubt of half a squared distance, relative to the square of the sum
+            of both norms, and relative to the product of the largest norms; the query's largest norm.
+        flags: number of patches of a neighbour, whether each neighbour has one match at most, and whether words are
+            pairs of int16.
         best: (q, kappa) float32 heaps of the nearest.
         best_at: (q, kappa) int64, their positions.
         reach: (q,) float32, a bound of the kappa-th nearest, shared by all threads.
-        scratch: (ROWS, >= n) and (ROWS, WIDTH) float32; (kappa,) float32 and int64; (q,) float64 and int64.
+        scratch: (ROWS, >= n) and (ROWS, WIDTH) float32; (q,) float64 and int64; scratch of search_row.
 
     Returns:
         number of patches that were measured.
     """
-    out, least, keys, keys_at, near, near_at = scratch
-    channels, (neighbours, n, depth) = operand.shape[1], patches.shape
-    wide, (square, relative) = panels.shape[3], figures
-    slack, tiny = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
-    step = max(1, TILE_BYTES // (4 * (channels + 1) * wide))
-    measured = 0
-    for number in range(neighbours):
+    out, least, near, near_at, small = scratch
+    n, distinct, paired = flags
+    words, depth, wide = operand.shape[1], query.shape[1], panels.shape[3]
+    square, relative, coarse, longest = figures
+    slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
+    step = max(1, TILE_BYTES // (4 * (words + 1) * wide))
+    measured, stride, mine, values = 0, np.int64(out.shape[1]), address_of(query), address_of(out)
+    for number in range(len(cells)):
         near[:] = np.inf
         first = place + number * n
-        theirs = patches[number]
+        theirs = depth, address_of(cells[number]), cells[number], mix
+        factor = np.float32(longest * largest[number] / (LARGEST * LARGEST))
         for panel in range(0, panels.shape[1], step):
             start = panel * wide
-            cells = min(n - start, step * wide)
+            count = min(n - start, step * wide)
             padded = np.int64((min(panel + step, panels.shape[1]) - panel) * wide)
             for block in range(len(operand)):
-                multiply(
-                    (
-                        np.int64(operand[block].ctypes.data),
-                        np.int64(panels[number, panel].ctypes.data),
-                        np.int64(out.ctypes.data),
-                        np.int64(least.ctypes.data),
-                    ),
-                    np.int64(channels),
-                    np.int64(out.shape[1]),
-                    padded,
-                )
+                addresses = address_of(operand[block]), address_of(panels[number, panel]), values, address_of(least)
+                if paired:
+                    multiply_pairs(addresses, factor, np.int64(words), stride, padded)
+                else:
+                    multiply(addresses, factor, np.int64(words), stride, padded)
                 for r in range(min(ROWS, len(query) - block * ROWS)):
                     row = block * ROWS + r
-                    low = least[r, 0]
-                    for i in range(1, wide):
-                        if least[r, i] < low:
-                            low = least[r, i]
+                    low = least_of(least[r])
                     top = min(best[row, 0], reach[row])
                     doubt = relative * (np.sqrt(sq_norms[row]) + largest[number]) ** 2
+                    doubt += coarse * longest * largest[number]
                     is_settled = best[row, 0] == 0 and best_at[row, 0] < first  # by exact matches
                     if is_settled or low > half_limit(top, square, sq_norms[row], doubt):
                         continue
                     measured += search_row(
-                        query[row], theirs, out[r], (start, cells, first, distinct), (square, sq_norms[row], doubt),
-                        (slack, tiny), best[row], best_at[row], reach[row : row + 1], near[row : row + 1],
-                        near_at[row : row + 1], keys, keys_at, low,
+                        mine + 4 * depth * row, theirs, values + 4 * stride * r, (start, count, first, distinct),
+                        (square, sq_norms[row], doubt), slack, best, best_at, row, reach, near, near_at, small, low,
                     )  # fmt: skip
     return measured

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import torch
 
 from ..arrays import ROUNDING
+from .bounds_panels import LARGEST
 
 COUNTS = 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128  # of directions that are tried
 ROUNDS = 3  # of subspace iteration: any orthonormal directions serve, so these need not be the best
+EXPLAINED = 0.9  # share of the variance that directions have to hold before it is known how far matches are
 
-# Nanoseconds on one core with AVX2 at 40 multiplications each. Only their ratios matter.
-MULTIPLY = 0.025  # per channel of a pair of patches
-MEASURE = 50.0  # per patch that is measured
-MEASURE_CHANNEL = 0.3  # and per channel of it
-GAIN = 0.8  # directions are taken if they cost less than this share of all channels
+# Nanoseconds on one core with AVX2. Only their ratios matter.
+MULTIPLY = 0.024  # per channel of a pair of patches, in float32
+MULTIPLY_PAIRS = 0.0145  # as int16
+PAIR = 0.08  # per pair, whatever it is
+MEASURE = 30.0  # per patch that is measured
+MEASURE_CHANNEL = 0.2  # and per channel of it
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class Projection:
 
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
+    is_paired: bool  # whether products are of int16
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether products are of all channels in float32: what rounding leaves open is least."""
+        return self.directions is None and not self.is_paired
 
     @property
     def width(self) -> int:
@@ -36,58 +45,103 @@ class Projection:
 
     @property
     def doubt(self) -> float:
-        """What half a squared distance can be off by, relative to the square of the sum of both norms.
+        """What half a squared distance can be off by in float32, relative to the square of the sum of both norms.
 
         ROUNDING times the root of c bounds the error of one sum of c products. With directions, each of m coordinates
-        has such an error; the lengths of the rests are raised by it in `of`, so that they are never too short.
+        has such an error; the lengths of the rests are raised by it in `joined`, so that they are never too short.
         """
         own: float = ROUNDING * self.channels**0.5 / 2
         return own if self.directions is None else 4 * own * float(len(self.directions) ** 0.5)
 
-    def of(self, patches: torch.Tensor, sq_norms: torch.Tensor) -> torch.Tensor:
-        """Project patches (s, c, n) with squared norms (s, 1, n); returns (s, m + 1, n), or the patches."""
+    @property
+    def coarseness(self) -> float:
+        """What it can be off by more, relative to the product of the largest norms.
+
+        A coordinate as int16 is off by half of a step at most, of which the largest norm has LARGEST.
+        """
+        return 1.05 * float(self.width**0.5) / LARGEST if self.is_paired else 0.0
+
+    def along(self, patches: torch.Tensor, part: slice) -> torch.Tensor:
+        """Project some channels of patches (s, c, n); returns (s, m, n), or the patches."""
+        return patches if self.directions is None else torch.matmul(self.directions[:, part], patches)
+
+    def joined(self, parts: list[torch.Tensor], sq_norms: torch.Tensor) -> torch.Tensor:
+        """Join the projections of all channels, of patches with squared norms (s, 1, n); returns (s, width, n)."""
         if self.directions is None:
-            return patches
-        along = torch.matmul(self.directions, patches)
+            return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        along = parts[0]
+        for part in parts[1:]:
+            along = along + part
         rest = (sq_norms - along.square().sum(dim=1, keepdim=True)).clamp_(min=0)
         return torch.cat([along, rest.add_(sq_norms, alpha=2 * self.doubt).sqrt_()], dim=1)
 
 
-def fitted(sample: torch.Tensor, query: torch.Tensor, reach: torch.Tensor, patches: int) -> Projection:
-    """Fit directions to a sample, and take as many as cost least by what they leave of it to be measured.
+def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
+    """Choose how many of some directions to take while nothing has been found.
 
     Args:
         sample: (c, s) patches of the gallery.
+        directions: (m, c), principal; none: nothing is known.
+    """
+    channels = len(sample)
+    shares = (directions @ sample).square().sum(dim=1).cumsum(0) / sample.square().sum().clamp(min=1e-30)
+    for number in COUNTS:
+        if number <= len(directions) and number + 1 < channels and shares[number - 1] >= EXPLAINED:
+            return Projection(channels, directions[:number].contiguous(), True)
+    return Projection(channels, None, len(directions) > 0)
+
+
+def fitted(
+    sample: torch.Tensor, directions: torch.Tensor, query: torch.Tensor, reach: torch.Tensor, patches: int
+) -> Projection:
+    """Take as many directions as cost least by what they leave of a sample to be measured.
+
+    Args:
+        sample: (c, s) patches of the gallery.
+        directions: (m, c), principal.
         query: (c, t) patches of the query.
         reach: (t,) squared distances within which patches count.
         patches: of the query, that each of the gallery's is compared with.
     """
     channels, count = sample.shape
-    everything = Projection(channels, None)
-    most = [number for number in COUNTS if number + 1 < GAIN * channels]
-    if not most or not all(bool(side.isfinite().all()) for side in (sample, query, reach)):
-        return everything
-    directions = _principal(sample, min(most[-1], count))
+    plain = Projection(channels, None, False)
+    if not len(directions) or not all(bool(side.isfinite().all()) for side in (sample, query, reach)):
+        return plain
     mine, theirs = directions @ query, directions @ sample
     own, others = query.square().sum(dim=0)[:, None], sample.square().sum(dim=0)
-    best, chosen, along, start = GAIN * channels * MULTIPLY, everything, torch.zeros(len(reach), count), 0
-    for number in most:
+    longest = float(own.amax().sqrt() * others.amax().sqrt())
+
+    def cost(bounds: torch.Tensor, tried: Projection, projecting: float) -> float:
+        left = float((bounds <= reach[:, None] + 2 * tried.coarseness * longest).float().mean())
+        multiply = MULTIPLY_PAIRS if tried.is_paired else MULTIPLY
+        return PAIR + tried.width * multiply + left * (MEASURE + MEASURE_CHANNEL * channels) + projecting
+
+    chosen, along, start = plain, torch.zeros(len(reach), count), 0
+    exact = torch.cdist(query.T, sample.T).square_()
+    best = cost(exact, plain, 0)
+    everything = Projection(channels, None, True)
+    if (paired := cost(exact, everything, 0)) < best:
+        best, chosen = paired, everything
+    for number in COUNTS:
+        if number > len(directions) or number + 1 >= channels:
+            break
         part = slice(start, number)
         own = (own - mine[part].square().sum(dim=0)[:, None]).clamp_(min=0)
         others = (others - theirs[part].square().sum(dim=0)).clamp_(min=0)
         along = along + torch.cdist(mine[part].T, theirs[part].T).square_()
-        left = float((along + (own.sqrt() - others.sqrt()).square_() <= reach[:, None]).float().mean())
-        cost = (number + 1) * MULTIPLY + left * (MEASURE + MEASURE_CHANNEL * channels)
-        cost += number * channels * MULTIPLY / patches  # to project
-        if cost < best:
-            best, chosen = cost, Projection(channels, directions[:number].contiguous())
+        tried = Projection(channels, directions[:number].contiguous(), True)
+        here = cost(along + (own.sqrt() - others.sqrt()).square_(), tried, number * channels * MULTIPLY / patches)
+        if here < best:
+            best, chosen = here, tried
         start = number
     return chosen
 
 
-def _principal(sample: torch.Tensor, count: int) -> torch.Tensor:
-    """Return about the first principal directions of patches (c, s), (count, c), the most telling first."""
-    channels = len(sample)
+def principal(sample: torch.Tensor) -> torch.Tensor:
+    """Return about the first principal directions of patches (c, s), (m, c), the most telling first; none of NaN."""
+    channels, count = len(sample), min(COUNTS[-1], *sample.shape)
+    if not bool(sample.square().sum().isfinite()):
+        return torch.empty(0, channels)
     if channels <= 2 * count:
         basis = torch.eye(channels, dtype=torch.float64)
         small = sample.double()
@@ -98,5 +152,5 @@ def _principal(sample: torch.Tensor, count: int) -> torch.Tensor:
         basis = torch.linalg.qr(draw.double()).Q
         small = basis.T @ sample.double()
     _, vectors = torch.linalg.eigh(small @ small.T)  # ascending
-    principal: torch.Tensor = (basis @ vectors.flip(1)[:, :count]).T.float().contiguous()
-    return principal
+    found: torch.Tensor = (basis @ vectors.flip(1)[:, :count]).T.float().contiguous()
+    return found

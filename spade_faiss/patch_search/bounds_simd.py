@@ -1,7 +1,8 @@
-"""The innermost loop of the search by bounds, in explicit vectors: products of a few query patches with many others.
+"""The innermost loops of the search by bounds, in explicit vectors: products of a few query patches with many others.
 
 A product of matrices would be written to memory and read again for its least value. Here both are done at once, with
-the accumulators in registers.
+the accumulators in registers. Pairs of 16-bit integers are multiplied and added in one instruction, so that these
+products take three fifths of the time of float32.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ ROWS = 6  # query patches multiplied at a time
 # Patches multiplied at a time: with ROWS accumulators of that length, 12 registers of AVX-512 or of AVX2.
 WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16
 LOOK = 64  # values that are compared with a limit at a time
+STEP = 8  # channels of which differences are summed at a time
 
-FLOAT, WORD = ir.FloatType(), ir.IntType(64)
-FLOATS = ir.VectorType(FLOAT, WIDTH)
+FLOAT, INT, WORD, SHORT = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(16)
+FLOATS, INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT, WIDTH)
+SHORTS, WIDE = ir.VectorType(SHORT, 2 * WIDTH), ir.VectorType(INT, 2 * WIDTH)
 
 
 def _load(builder: Any, base: Any, offset: Any) -> Any:
@@ -29,69 +32,179 @@ def _load(builder: Any, base: Any, offset: Any) -> Any:
 def _repeat(builder: Any, value: Any) -> Any:
     """Repeat one float."""
     undefined = ir.Constant(FLOATS, ir.Undefined)
-    one = builder.insert_element(undefined, value, ir.IntType(32)(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+    one = builder.insert_element(undefined, value, INT(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(INTS, [0] * WIDTH))
+
+
+def _subtract(builder: Any, total: Any, mine: Any, theirs: Any) -> Any:
+    """Return total - mine * theirs, floats."""
+    return builder.fsub(total, builder.fmul(mine, theirs, flags=("contract",)), flags=("contract",))
+
+
+def _add_pairs(builder: Any, total: Any, mine: Any, theirs: Any) -> Any:
+    """Return total + the sums of the products of neighbouring integers; LLVM finds the instruction that does it."""
+    wide = (builder.sext(builder.bitcast(side, SHORTS), WIDE) for side in (mine, theirs))
+    products = builder.mul(*wide, flags=("nsw",))
+    undefined = ir.Constant(WIDE, ir.Undefined)
+    even, odd = (
+        builder.shuffle_vector(products, undefined, ir.Constant(INTS, list(range(side, 2 * WIDTH, 2))))
+        for side in (0, 1)
+    )
+    return builder.add(total, builder.add(even, odd))
+
+
+def _multiply(builder: Any, args: Any, paired: bool) -> None:
+    """Generate `multiply`, or `multiply_pairs`."""
+    addresses, scale, words, stride, n = args
+    query, cells, out, least = (
+        builder.inttoptr(builder.extract_value(addresses, number), FLOAT.as_pointer()) for number in range(4)
+    )
+    scales = _repeat(builder, scale)
+    infinite = ir.Constant(FLOATS, [float("inf")] * WIDTH)
+    minima = [cgutils.alloca_once_value(builder, infinite) for _ in range(ROWS)]
+    sums = [cgutils.alloca_once(builder, INTS if paired else FLOATS) for _ in range(ROWS)]
+    panel = builder.mul(builder.add(words, WORD(1)), WORD(WIDTH))
+    with cgutils.for_range_slice(builder, WORD(0), n, WORD(WIDTH), inc=True) as (i, _):
+        here = builder.gep(cells, [builder.mul(builder.udiv(i, WORD(WIDTH)), panel)])
+        start = _load(builder, here, builder.mul(words, WORD(WIDTH)))
+        for each in sums:
+            builder.store(ir.Constant(INTS, [0] * WIDTH) if paired else start, each)
+        with cgutils.for_range(builder, words) as loop:
+            theirs = _load(builder, here, builder.mul(loop.index, WORD(WIDTH)))
+            first = builder.mul(loop.index, WORD(ROWS))
+            for row, each in enumerate(sums):
+                mine = _repeat(builder, builder.load(builder.gep(query, [builder.add(first, WORD(row))])))
+                add = _add_pairs if paired else _subtract
+                builder.store(add(builder, builder.load(each), mine, theirs), each)
+        for row, (each, low) in enumerate(zip(sums, minima, strict=True)):
+            total, before = builder.load(each), builder.load(low)
+            if paired:
+                total = _subtract(builder, start, scales, builder.sitofp(total, FLOATS))
+            at = builder.gep(out, [builder.add(builder.mul(WORD(row), stride), i)])
+            builder.store(total, builder.bitcast(at, FLOATS.as_pointer()), align=4)
+            builder.store(builder.select(builder.fcmp_ordered("<", total, before), total, before), low)
+    for row, low in enumerate(minima):
+        at = builder.gep(least, [WORD(row * WIDTH)])
+        builder.store(builder.load(low), builder.bitcast(at, FLOATS.as_pointer()), align=4)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def multiply(context: Any, addresses: Any, channels: Any, stride: Any, n: Any) -> Any:
-    """Set out[r, i] = cells[channels, i] - sum over channels of query[channel, r] * cells[channel, i]; take minima.
+def multiply(context: Any, addresses: Any, scale: Any, words: Any, stride: Any, n: Any) -> Any:
+    """Set out[r, i] = cells[words, i] - sum over words of query[word, r] * cells[word, i]; take minima.
 
     Args:
         context: the compiler's.
-        addresses: those of query (channels, ROWS) float32, cells (channels + 1, stride) float32, out (ROWS, stride)
+        addresses: those of query (words, ROWS) float32, cells (panels, words + 1, WIDTH) float32, out (ROWS, stride)
             float32, and least (ROWS, WIDTH) float32, set to the least of every WIDTH-th value of out.
-        channels: number of channels, at least 1.
-        stride: length of a row of cells and of out.
-        n: how many of them count, a multiple of WIDTH.
+        scale: not used.
+        words: number of channels, at least 1.
+        stride: length of a row of out.
+        n: how many cells count, a multiple of WIDTH.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        addresses, channels, stride, n = args
-        query, cells, out, least = (
-            builder.inttoptr(builder.extract_value(addresses, number), FLOAT.as_pointer()) for number in range(4)
-        )
-        infinite = ir.Constant(FLOATS, [float("inf")] * WIDTH)
-        minima = [cgutils.alloca_once_value(builder, infinite) for _ in range(ROWS)]
-        sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(ROWS)]
-        panel = builder.mul(builder.add(channels, WORD(1)), WORD(WIDTH))
-        with cgutils.for_range_slice(builder, WORD(0), n, WORD(WIDTH), inc=True) as (i, _):
-            here = builder.gep(cells, [builder.mul(builder.udiv(i, WORD(WIDTH)), panel)])
-            start = _load(builder, here, builder.mul(channels, WORD(WIDTH)))
-            for each in sums:
-                builder.store(start, each)
-            with cgutils.for_range(builder, channels) as loop:
-                theirs = _load(builder, here, builder.mul(loop.index, WORD(WIDTH)))
-                first = builder.mul(loop.index, WORD(ROWS))
-                for row, each in enumerate(sums):
-                    mine = _repeat(builder, builder.load(builder.gep(query, [builder.add(first, WORD(row))])))
-                    part = builder.fmul(mine, theirs, flags=("contract",))
-                    builder.store(builder.fsub(builder.load(each), part, flags=("contract",)), each)
-            for row, (each, low) in enumerate(zip(sums, minima, strict=True)):
-                total, before = builder.load(each), builder.load(low)
-                at = builder.gep(out, [builder.add(builder.mul(WORD(row), stride), i)])
-                builder.store(total, builder.bitcast(at, FLOATS.as_pointer()), align=4)
-                builder.store(builder.select(builder.fcmp_ordered("<", total, before), total, before), low)
-        for row, low in enumerate(minima):
-            at = builder.gep(least, [WORD(row * WIDTH)])
-            builder.store(builder.load(low), builder.bitcast(at, FLOATS.as_pointer()), align=4)
+        _multiply(builder, args, False)
         return context.get_dummy_value()
 
-    return types.void(addresses, channels, stride, n), generate
+    return types.void(addresses, scale, words, stride, n), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def some_at_most(context: Any, address: Any, limit: Any) -> Any:
-    """Return whether one of LOOK float32 values at an address is at most a float32 limit."""
+def multiply_pairs(context: Any, addresses: Any, scale: Any, words: Any, stride: Any, n: Any) -> Any:
+    """Do as `multiply`, with two int16 in each word of query and cells, but for the last of cells, and the sum scaled.
+
+    No sum may leave int32. The sums are exact before they are scaled.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = builder.inttoptr(args[0], FLOAT.as_pointer())
-        low = _load(builder, values, WORD(0))
-        for start in range(WIDTH, LOOK, WIDTH):
-            part = _load(builder, values, WORD(start))
-            low = builder.select(builder.fcmp_ordered("<", part, low), part, low)
-        limits = _repeat(builder, args[1])
-        bits = builder.bitcast(builder.fcmp_ordered("<=", low, limits), ir.IntType(WIDTH))
-        return builder.icmp_unsigned("!=", bits, ir.IntType(WIDTH)(0))
+        _multiply(builder, args, True)
+        return context.get_dummy_value()
 
-    return types.boolean(types.int64, types.float32), generate
+    return types.void(addresses, scale, words, stride, n), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def at_most(context: Any, address: Any, limit: Any) -> Any:
+    """Return which of LOOK float32 values at an address are at most a float32 limit, as the bits of a uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, limits = builder.inttoptr(args[0], FLOAT.as_pointer()), _repeat(builder, args[1])
+        result = WORD(0)
+        for start in range(0, LOOK, WIDTH):
+            passed = builder.fcmp_ordered("<=", _load(builder, values, WORD(start)), limits)
+            bits = builder.zext(builder.bitcast(passed, ir.IntType(WIDTH)), WORD)
+            result = builder.or_(result, builder.shl(bits, WORD(start)))
+        return result
+
+    return types.uint64(types.int64, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest(context: Any, bits: Any) -> Any:
+    """Return the number of the lowest bit of a uint64 that is set; one is."""
+    return types.int64(types.uint64), lambda context, builder, signature, args: builder.cttz(args[0], ir.IntType(1)(1))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float_at(context: Any, address: Any) -> Any:
+    """Return the float32 at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], FLOAT.as_pointer()), align=4)
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def about(context: Any, mine: Any, theirs: Any, channels: Any) -> Any:
+    """Return the sum of squared differences of two patches at addresses, in float32 and any order."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _differences(builder, args, ir.FloatType())
+
+    return types.float32(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def sq_distance(context: Any, mine: Any, theirs: Any, channels: Any) -> Any:
+    """Return the sum of squared differences of two float32 patches at addresses, in float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _differences(builder, args, ir.DoubleType())
+
+    return types.float64(types.int64, types.int64, types.int64), generate
+
+
+def _differences(builder: Any, args: Any, kind: Any) -> Any:
+    """Sum squared differences in vectors of STEP, and what is left one by one."""
+    mine, theirs = (builder.inttoptr(address, FLOAT.as_pointer()) for address in args[:2])
+    wide, vector = kind == ir.DoubleType(), ir.VectorType(kind, STEP)
+
+    def squared(at: Any, of: Any) -> Any:
+        sides = []
+        for base in (mine, theirs):
+            here = builder.gep(base, [at])
+            if isinstance(of, ir.VectorType):
+                here = builder.bitcast(here, ir.VectorType(FLOAT, STEP).as_pointer())
+            value = builder.load(here, align=4)
+            sides.append(builder.fpext(value, of) if wide else value)
+        difference = builder.fsub(*sides)
+        return builder.fmul(difference, difference, flags=("contract",))
+
+    whole = builder.and_(args[2], WORD(-STEP))
+    sums = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * STEP))
+    with cgutils.for_range_slice(builder, WORD(0), whole, WORD(STEP), inc=True) as (at, _):
+        builder.store(builder.fadd(builder.load(sums), squared(at, vector), flags=("contract",)), sums)
+    parts, half = builder.load(sums), STEP
+    while half > 1:
+        half //= 2
+        undefined = ir.Constant(parts.type, ir.Undefined)
+        low, high = (
+            builder.shuffle_vector(parts, undefined, ir.Constant(ir.VectorType(INT, half), list(range(at, at + half))))
+            for at in (0, half)
+        )
+        parts = builder.fadd(low, high)
+    total = cgutils.alloca_once_value(builder, builder.extract_element(parts, INT(0)))
+    with cgutils.for_range_slice(builder, whole, args[2], WORD(1), inc=True) as (at, _):
+        builder.store(builder.fadd(builder.load(total), squared(at, kind), flags=("contract",)), total)
+    return builder.load(total)

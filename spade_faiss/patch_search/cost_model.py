@@ -1,8 +1,13 @@
-"""Estimates which engine is faster, from its operations and rates fitted to benchmarks/patch_search.py."""
+"""Estimates which engine is faster, from its operations and rates fitted to benchmarks/patch_search.py.
+
+Those of a GPU are in system/gpu_costs.py, where benchmarks/gpu.py has measured one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from ..system import gpu_costs
 
 # Nanoseconds on one core with AVX-512 at about 200 GFLOP/s. Only their ratios matter: threads divide all of them.
 MULTIPLY = 0.01  # per channel of a pair of patches
@@ -41,3 +46,24 @@ def pyramid_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> 
 def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
     """Return the name of the engine that is expected to be faster on a CPU."""
     return "pyramid" if pyramid_cost(shapes, k, kappa) < flat_cost(shapes, k, kappa) else "flat"
+
+
+def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float | None:
+    """Estimate the nanoseconds of a search on the GPU that was measured, neighbours' upload included; None: none was.
+
+    Args:
+        shapes: levels (c, h, w), the finest first.
+        k: number of neighbours.
+    """
+    if gpu_costs.MEASURED is None:
+        return None
+    costs, patches, channels = gpu_costs.MEASURED, shapes[0][1] * shapes[0][2], sum(shape[0] for shape in shapes)
+    values = sum(c * h * w for c, h, w in shapes)
+    products = patches * patches * (costs.pair + channels * costs.multiply)
+    return costs.query + k * (products + patches * channels * costs.value + values * costs.upload)
+
+
+def gpu_pays(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, threads: int) -> bool:
+    """Return whether a search is expected to be faster on the GPU that was measured than with so many threads here."""
+    on_gpu = gpu_cost(shapes, k)
+    return on_gpu is not None and on_gpu < min(flat_cost(shapes, k, kappa), pyramid_cost(shapes, k, kappa)) / threads

@@ -6,17 +6,22 @@ images, a distance is small only where several images have something alike.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..arrays import Array
-from .bounds import Floats, Ints, search_bounds
+from ..system.devices import as_arrays
+from .bounds import search_bounds
+from .bounds_gallery import Floats, Ints
 
 
-def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, Ints]:
-    """Search one level of all neighbours on the CPU, with torch's number of threads.
+def search_distinct(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints]:
+    """Search one level of all neighbours: on the CPU with torch's number of threads, or on a GPU.
 
     Args:
         query: (c, m) patches.
-        gallery: (K, c, h, w) level of the neighbours.
+        gallery: (K, c, h, w) level of the neighbours, an array or a tensor.
         kappa: number of neighbours, at most K.
+        device: "cpu" or "cuda:N", where is searched.
 
     Returns:
         sq_distances (m, kappa), ascending, and matches (m, kappa): positions counted through neighbour, row, column.
@@ -25,4 +30,10 @@ def search_distinct(query: Array, gallery: Array, kappa: int) -> tuple[Floats, I
     Raises:
         FeatureError: a squared distance does not fit float32.
     """
-    return search_bounds(query, gallery, kappa, distinct=True)
+    if device == "cpu":
+        [level] = as_arrays([gallery])
+        return search_bounds(query, level, kappa, distinct=True)
+    from .pyramid_torch import search_together
+
+    [found] = search_together([[query[:, None]]], [gallery[None]], kappa, device, distinct=True)
+    return found

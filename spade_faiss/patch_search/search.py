@@ -15,7 +15,7 @@ from ..arrays import Array
 from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
-from .cost_model import faster
+from .cost_model import faster, gpu_pays
 from .levels import as_levels, check_levels
 from .settings import ENGINES, SearchSettings
 
@@ -38,9 +38,10 @@ def search_patches(
         query_levels: pyramid of the query, finest level first: [(c, h, w), ...], NumPy or torch, any float dtype.
         neighbour_levels: pyramids of the K neighbours: [(K, c, h, w), ...] of the same grids and channels.
         kappa: number of nearest patches, at most K * h * w of the finest grid, or of a window in its corner.
-        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution; "auto", the one that is
-            expected to be faster on the CPU, and "flat" on a GPU, where nothing has been measured yet. A window has an
-            engine of its own, which "auto" takes.
+        engine: "flat", a temporary FAISS index; "pyramid", products at native resolution, or by tiles on a GPU;
+            "bounds", products in a few directions, which rule most patches out, on the CPU; "auto", the one that is
+            expected to be the fastest on the CPU, and "pyramid" on a GPU. A window has an engine of its own, which
+            "auto" takes.
         device: auto or None (the CPU, until a GPU has been measured), cpu, cuda, cuda:N.
         block_bytes: memory limit of the flat engine's temporary gallery; one neighbour always fits.
         metric: "l2", squared L2; "cosine", 1 - cos from 0 to 2, for levels of one grid: a zero vector has no direction,
@@ -53,8 +54,7 @@ def search_patches(
         sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour, row, column).
         Ties are ordered by neighbour, row, column. NumPy for NumPy, torch (on the same device) for torch.
 
-    The engine "pyramid" and windows on a GPU search tensors on that device in place. Every other way copies them to
-    the host.
+    Every engine but "flat" searches tensors in place on a GPU. The CPU's engines copy them to the host.
 
     Raises:
         FeatureError: shapes that do not fit each other, NaN or infinity.
@@ -97,7 +97,7 @@ def search_levels(
         window: as for search_patches, in cells of each level, or a share of the sides of each level. Where a coarse
             level has no more cells, it is searched everywhere.
         distinct: whether a patch's kappa matches lie in as many neighbours, each the nearest of its neighbour: by L2,
-            everywhere, on the CPU, by an engine of its own.
+            everywhere, by an engine of its own.
 
     Returns:
         for each level sq_distances (h, w, kappa) float32, ascending, and matches (h, w, kappa, 3) int32: (neighbour,
@@ -146,9 +146,19 @@ def search_levels_checked(
     return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan)
 
 
+def search_spaced_checked(
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
+) -> list[tuple[Any, Any, Any]]:
+    """Search as search_levels_checked does with `distinct`, among K >= 2; add the spacing (h, w), see spacing.spacing.
+
+    The neighbours are prepared once for both.
+    """
+    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, spaced=True)
+
+
 def _together(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
-) -> tuple[Any, Any]:
+) -> tuple[Any, ...]:
     """Check the levels and search them concatenated."""
     query, gallery, like = as_levels(query_levels, neighbour_levels)
     check_levels(query, gallery, scan, finest_first=True)
@@ -166,59 +176,61 @@ def _together(
 
 
 def _apart(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool
-) -> list[tuple[Any, Any]]:
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool,
+    spaced: bool = False,
+) -> list[Any]:  # fmt: skip
     """Check the levels and search each by itself."""
     query, gallery, like = as_levels(query_levels, neighbour_levels)
     check_levels(query, gallery, scan, finest_first=False)
     settings.check([level.shape[1:] for level in query], len(gallery[0]))
-    return [_found([own], [others], like, settings) for own, others in zip(query, gallery, strict=True)]
+    return [_found([own], [others], like, settings, spaced) for own, others in zip(query, gallery, strict=True)]
 
 
-def _found(query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings) -> tuple[Any, Any]:
+def _found(
+    query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings, spaced: bool = False
+) -> tuple[Any, ...]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
-    by_torch = settings.engine == "pyramid" or settings.radius(grid) is not None
-    on = search_device(settings.device) if by_torch else "cpu"
+    on = "cpu" if settings.engine == "flat" else search_device(settings.device)
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
-        sq_distances, places = _search(query, gallery, settings)
+        sq_distances, places, *rest = _search(query, gallery, settings, spaced)
         if settings.metric == "cosine":
             from .cosine import settled
 
             sq_distances, places = settled(sq_distances, places, query, gallery, settings)
     matches = np.stack(np.unravel_index(places, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
-    found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3)
+    found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3), *(each.reshape(grid) for each in rest)
     if like is None:
         return found
     import torch
 
-    return tuple(torch.from_numpy(array).to(like) for array in found)  # type: ignore[return-value]
+    return tuple(torch.from_numpy(array).to(like) for array in found)
 
 
-def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) -> tuple[Array, Array]:
-    """Run an engine; each returns squared distances and positions, (h * w, kappa)."""
+def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool) -> tuple[Array, ...]:
+    """Run an engine: squared distances and positions, (h * w, kappa), and if `spaced` the spacing (h * w,)."""
+    kappa, where = settings.kappa, "cpu" if settings.engine == "flat" else _place(query, gallery, settings)
     if settings.distinct:
-        search_device(settings.device)  # an unknown one is refused
         from .distinct import search_distinct
+        from .spacing import search_spaced
 
-        [own], [others] = query, as_arrays(gallery)
-        return search_distinct(own.reshape(len(own), -1), others, settings.kappa)
+        [own], [others] = query, gallery
+        return (search_spaced if spaced else search_distinct)(own.reshape(len(own), -1), others, kappa, where)
     radius = settings.radius(query[0].shape[1:])
     if radius is not None:
-        where, is_cosine = search_device(settings.device), settings.metric == "cosine"
+        is_cosine = settings.metric == "cosine"
         if where == "cpu":
             from .window import search_window
 
-            return search_window(query, as_arrays(gallery), settings.kappa, radius, is_cosine)
+            return search_window(query, as_arrays(gallery), kappa, radius, is_cosine)
         from .window_torch import search_window_torch
 
-        return search_window_torch(query, gallery, settings.kappa, radius, is_cosine, where)
-    engine, device, kappa = settings.engine, settings.device, settings.kappa
-    if engine == "auto":  # FAISS is known to be fast on a GPU
-        on_cpu = faiss_device(device) == "cpu"
-        engine = faster([level.shape for level in query], len(gallery[0]), kappa) if on_cpu else "flat"
-        device = "cpu" if on_cpu else device
-    where = faiss_device(device) if engine == "flat" else search_device(device)
+        return search_window_torch(query, gallery, kappa, radius, is_cosine, where)
+    engine = settings.engine
+    if engine == "auto":
+        engine = faster([level.shape for level in query], len(gallery[0]), kappa) if where == "cpu" else "pyramid"
+    if engine == "bounds" and where != "cpu":
+        raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if engine == "flat" or where == "cpu":
         gallery = as_arrays(gallery)
     if settings.metric == "cosine":
@@ -228,7 +240,12 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) ->
     if engine == "flat":
         from .flat import search_flat
 
-        return search_flat(query, gallery, kappa, where, settings.block_bytes)
+        by = faiss_device(settings.device) if settings.engine == "flat" else "cpu"
+        return search_flat(query, gallery, kappa, by, settings.block_bytes)
+    if engine == "bounds":
+        from .bounds import search_levels_by_bounds
+
+        return search_levels_by_bounds(query, gallery, kappa)
     if where == "cpu":
         from .pyramid import search_pyramid
 
@@ -236,3 +253,16 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings) ->
     from .pyramid_torch import search_pyramid_torch
 
     return search_pyramid_torch(query, gallery, kappa, where)
+
+
+def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> str:
+    """Return the torch device of a search: where it was asked for, and for "auto" where it is expected to be faster."""
+    where = search_device(settings.device)
+    if where == "cpu" or settings.device not in (None, "auto"):
+        return where
+    if not isinstance(gallery[0], np.ndarray) and gallery[0].device.type != "cpu":
+        return where  # what is there already stays
+    from ..system.threads import torch_threads
+
+    shapes = [level.shape for level in query]
+    return where if gpu_pays(shapes, len(gallery[0]), settings.kappa, torch_threads()) else "cpu"

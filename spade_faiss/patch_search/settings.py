@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import OptionError
 from ..options import WINDOWS, Metric, SearchOptions, is_window
 
-ENGINES = ("flat", "pyramid")
+ENGINES = ("flat", "pyramid", "bounds")
 
 Grid = tuple[int, int]
 Radius = tuple[int, int]  # rows and columns on either side of a patch's own

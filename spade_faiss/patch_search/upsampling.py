@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from ..arrays import Array
+from ..system.transfers import as_tensor as as_tensor
 
 
 def shift_of(level: Array) -> torch.Tensor:
@@ -35,15 +36,6 @@ def shifts_of(query: list[Array], gallery: Sequence[Array | torch.Tensor]) -> li
     """
     is_wide = any(level.dtype in (np.float64, torch.float64) for level in (*query, *gallery))
     return [shift_of(level) if is_wide or level.shape != (len(level), *query[0].shape[1:]) else None for level in query]
-
-
-def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:
-    """Return a level as a contiguous tensor, sharing its memory if possible."""
-    if isinstance(level, torch.Tensor):
-        return level.contiguous()
-    level = np.ascontiguousarray(level)
-    # A read-only array is copied: torch would warn that the tensor is writable.
-    return torch.from_numpy(level if level.flags.writeable else level.copy())
 
 
 def fill_patches(out: NDArray[np.float32], levels: list[Array], shifts: list[torch.Tensor]) -> None:

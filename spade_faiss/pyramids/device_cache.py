@@ -1,4 +1,7 @@
-"""A cache of pyramid levels on a GPU, kept between queries. It has not run on a GPU yet."""
+"""A cache of pyramid levels on a GPU, kept between queries. It has not run on a GPU yet.
+
+Levels go there through pinned memory, image by image: while one is on its way, the next is copied into place.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,16 @@ class DeviceCache(LevelCache["torch.Tensor"]):
         import torch
 
         levels = [torch.from_numpy(level) for level in self._host.read(source, ids)]
+        pinned = torch.device(self._device).type == "cuda"
         for position, targets in enumerate(out):
             for target, level in zip(targets, levels, strict=True):
-                target.copy_(level[position])
+                one = level[position].pin_memory() if pinned else level[position]
+                target.copy_(one, non_blocking=pinned)
+        if pinned:  # another thread, with a stream of its own, may use them next
+            torch.cuda.current_stream(torch.device(self._device)).synchronize()
 
 
 def device_cache(options: SearchOptions, host: PyramidCache) -> DeviceCache | None:
-    """Return a cache on the GPU that engine "pyramid" runs on; None: another engine, or no GPU.
-
-    "auto" gets none: on a GPU it takes the flat engine, which searches arrays.
-    """
-    device = search_device(options.device) if options.engine == "pyramid" else "cpu"
+    """Return a cache on the GPU that the search runs on; None: no GPU, or the engine "flat", which searches arrays."""
+    device = search_device(options.device) if options.engine != "flat" else "cpu"
     return None if device == "cpu" else DeviceCache(options.device_cache_bytes, device, host)

@@ -3,5 +3,6 @@
 from .colour_scale import Scale
 from .report import Report
 from .result_folder import ResultFolder
+from .results import Results
 
-__all__ = ["Report", "ResultFolder", "Scale"]
+__all__ = ["Report", "ResultFolder", "Results", "Scale"]

@@ -18,7 +18,7 @@ from ..images.sources import ImageFile
 from ..system.atomic_files import output_errors
 
 PARTS = {"map": ("maps", ".npy"), "matches": ("matches", ".npz"), "overlay": ("overlays", ".png")}
-RESULTS, SCALE, SKIPPED = "results.jsonl", "scale.json", "skipped.jsonl"
+RESULTS, SCALE, SKIPPED, RUN = "results.jsonl", "scale.json", "skipped.jsonl", "run.json"
 NAME_BYTES = 255  # that a file system takes
 # Errors that come from one image's name, or from what lies in its place.
 ONE_IMAGE = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ})
@@ -115,6 +115,7 @@ def clear_earlier_run(folder: Path, report: bool) -> None:
             with contextlib.suppress(OSError):  # something else is in it
                 path.rmdir()
         _removed(folder / SKIPPED)
+        _removed(folder / RUN)
         if not report:
             _removed(folder / "report.html")
 

@@ -33,6 +33,7 @@ from .output_files import (
     write_files,
 )
 from .report import Report
+from .run_record import RunRecord
 
 
 def as_json(source: ImageFile, detection: Detection) -> dict[str, Any]:
@@ -65,20 +66,22 @@ def _judged(detection: Detection) -> dict[str, Any]:
 class ResultFolder:
     """The folder that a query writes; a context manager.
 
-    results.jsonl has a line an image, scale.json the range of the colours, skipped.jsonl what could not be read. For
-    each image there are maps/<key>.npy, matches/<key>.npz (see explanation.match_arrays) and overlays/<key>.png; a
-    name that the file system does not take is shortened, and each line says where its files are.
+    results.jsonl has a line an image, scale.json the range of the colours, run.json what the run went by and whether
+    it has ended, skipped.jsonl what could not be read. For each image there are maps/<key>.npy, matches/<key>.npz (see
+    explanation.match_arrays) and overlays/<key>.png; a name that the file system does not take is shortened, and each
+    line says where its files are.
 
     What the results.jsonl of an earlier run names is deleted first. Nothing else in the folder is.
     """
 
-    def __init__(self, folder: Path, scale: Scale, report: Report | None = None) -> None:
+    def __init__(self, folder: Path, scale: Scale, report: Report | None = None, run: RunRecord | None = None) -> None:
         """Make the folder.
 
         Args:
             folder: to write to.
             scale: colours of the overlays.
             report: takes every image as well, and is closed with the folder.
+            run: what the results are found by; None: the folder does not say it, and cannot be exported.
 
         Raises:
             OutputError: it cannot be written.
@@ -86,11 +89,15 @@ class ResultFolder:
         self.folder = folder
         self._scale = scale
         self._report = report
+        self._run = run
+        self._images = 0
         self._names = OutputNames(folder)
         clear_earlier_run(folder, report is not None)
         with output_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / SCALE).write_text(json.dumps(asdict(scale)) + "\n")
+            if run:
+                run.write(folder)
             self._results: TextIO = (folder / RESULTS).open("w", encoding="utf-8")
 
     def __enter__(self) -> ResultFolder:
@@ -128,6 +135,7 @@ class ResultFolder:
             paths = self._write_files(key, contents)
             self._results.write(json_line({**as_json(source, detection), **paths}))
             self._results.flush()
+        self._images += 1
         if self._report:
             self._report.add(key, pixels, detection, mask, label)
 
@@ -166,6 +174,8 @@ class ResultFolder:
         """Finish, and name the images that were skipped."""
         with output_errors(f"cannot write results to {self.folder}"):
             self._results.close()
+            if self._run:
+                self._run.finished(self._images).write(self.folder)
         write_skipped(self.folder / SKIPPED, skipped)
         if self._report:
             few = "1 image was" if len(skipped) == 1 else f"{len(skipped)} images were"

@@ -20,12 +20,11 @@ from ..detect.calibration import Judgement
 from ..detect.detection import Detection
 from ..detect.explanation import match_arrays
 from ..detect.query import Decoded
-from ..detect.regions import Region, find_regions
+from ..detect.regions import Labels, Region, find_regions
 from ..images.decode import decode
 from ..images.view import View
 from .errors import ServiceError
 from .generations import Generation
-from .outlines import polygons
 from .pictures import KINDS, pack, thumbnail
 from .pool import Found
 
@@ -129,12 +128,32 @@ def judged(found: Found, threshold: float | None) -> Judgement | None:
     return Judgement("anomalous" if suspicious else "normal", p_value, score, regions, labels, own.peak if own else 0.0)
 
 
+def outer_rings(labels: Labels | None, count: int) -> list[list[list[float]]]:
+    """Return the outline of each of the first regions, without its holes: [x, y] in pixels, the last as the first.
+
+    Args:
+        labels: (H, W); see detect.regions.Labels.
+        count: how many regions.
+    """
+    if labels is None or not count:
+        return []
+    from scipy import ndimage  # here: only answers with regions need it
+
+    from ..labels.outlines import outlines
+
+    found: list[list[list[float]]] = []
+    for number, box in enumerate(ndimage.find_objects(labels, count), start=1):
+        [[ring, *_]] = outlines(labels[box] == number, box[1].start, box[0].start)
+        found.append(np.round(np.concatenate([ring, ring[:1]]), 2).tolist())
+    return found
+
+
 def facts_of(found: Found, judgement: Judgement | None, wish: Wish) -> dict[str, Any]:
     """Return what the log keeps of a detection as JSON values."""
     detection, generation = found.detection, found.generation
     height, width = detection.anomaly_map.shape
     regions = judgement.regions if judgement else []
-    outlines = polygons(judgement.labels, len(regions)) if judgement else []
+    outlines = outer_rings(judgement.labels, len(regions)) if judgement else []
     neighbours = detection.neighbours
     return {
         "width": width,

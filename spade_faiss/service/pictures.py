@@ -69,11 +69,6 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def mask_png(mask: NDArray[np.bool_]) -> bytes:
-    """Return an (H, W) mask as a PNG, 255 where it is set."""
-    return _png(mask.astype(np.uint8) * 255)
-
-
 def thumbnail(pixels: Pixels) -> bytes:
     """Return a small JPEG of an (H, W, 3) image."""
     return encode(fit(pixels, THUMBNAIL), "JPEG")

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from ..arrays import Pixels
 from ..errors import ImageError
 from ..images.decode import decode, read_file
@@ -15,11 +17,24 @@ from ..images.tiling import cut, image_key
 from .snapshot import Snapshot
 
 FILE_DIGEST = "sha256:"  # begins the digest of an image file; that of appended features begins differently
+PIXELS_DIGEST = "pixels-sha256:"  # begins the digest of an image that came without a file
 
 
 def content_digest(content: bytes) -> str:
     """Return the digest that a gallery keeps of an image file."""
     return f"{FILE_DIGEST}{hashlib.sha256(content).hexdigest()}"
+
+
+def pixels_digest(*parts: Pixels) -> str:
+    """Return the digest that a gallery keeps of an image without a file: of its (H, W, 3) uint8 pixels.
+
+    It says nothing of a file: the same pixels may lie in files of several formats.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part.shape).encode())
+        digest.update(np.ascontiguousarray(part).data)
+    return f"{PIXELS_DIGEST}{digest.hexdigest()}"
 
 
 class SourceImages:

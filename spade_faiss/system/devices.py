@@ -1,7 +1,7 @@
 """Which device a stage runs on: the policy of `auto`, and the GPU's resources.
 
 `auto` differs by stage. A network runs on a GPU that torch sees. The image index and the patch search stay on the CPU
-until `benchmarks/results` holds a measurement on a GPU: their GPU code has not run on one yet.
+until `gpu_costs` holds what a GPU was measured to cost.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-
-SEARCH_MEASURED_ON_GPU = False  # True: `auto` also puts the image index and the patch search on a GPU
+from . import gpu_costs
 
 gpu_lock = threading.Lock()  # FAISS's GPU resources are not for two threads at a time
 
@@ -71,7 +70,7 @@ def _search_place(wanted: str | None, gpus: int, library: str) -> str:
     """Resolve a device of the index or the patch search."""
     if not _is_auto(wanted):
         return _named(wanted, gpus, library)
-    if SEARCH_MEASURED_ON_GPU:
+    if gpu_costs.MEASURED is not None:
         return _first(gpus)
     if gpus:
         _warn_of_cpu()

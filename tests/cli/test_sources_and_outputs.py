@@ -200,7 +200,7 @@ def test_output_used_twice_holds_one_run(tmp_path: Path, spade: Spade, gallery: 
     assert spade(*query, tmp_path / "source" / "c.png", "--no-report").status == 0
     assert names_in(out) == [
         "maps/c.png.npy", "maps/mine.npy", "maps/mine.txt", "matches/c.png.npz", "overlays/c.png.png",
-        "results.jsonl", "scale.json",
+        "results.jsonl", "run.json", "scale.json",
     ]  # fmt: skip
 
 
@@ -245,7 +245,7 @@ def test_names_too_long_for_the_outputs(tmp_path: Path, spade: Spade, gallery: P
     assert all((out / file).is_file() for file in files)
     assert lines[2]["map"] == "maps/z.png.npy"
     spade("query", gallery, tmp_path / "source" / "z.png", "-k", "2", "--output", out, "--quiet")
-    assert len(names_in(out)) == 6
+    assert len(names_in(out)) == 7
 
 
 def test_one_image_whose_output_has_no_place_costs_no_other(tmp_path: Path, spade: Spade, gallery: Path) -> None:

@@ -376,7 +376,7 @@ def test_a_gpu_asked_for_by_name_that_is_not_there(xb: np.ndarray, xq: np.ndarra
         build(xb, device="tpu").search(xq, 1)
 
 
-@pytest.mark.gpu_faiss
+@pytest.mark.faiss_gpu
 @pytest.mark.parametrize("kind", ["flat", "ivf", "IVF16,SQ8"])
 def test_the_gpu_finds_what_the_cpu_finds(rng: np.random.Generator, kind: str) -> None:
     xb, xq = rng.standard_normal((5000, 64), np.float32), rng.standard_normal((25, 64), np.float32)

@@ -49,7 +49,9 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(bounds, "WORTH", -1)
     monkeypatch.setattr(bounds, "FIRST", 1)
+    monkeypatch.setattr(bounds, "CHUNK_BYTES", 1)
     monkeypatch.setattr(bounds, "fitted", noted)
+    monkeypatch.setattr(bounds_plan, "EXPLAINED", 0)
     monkeypatch.setattr(bounds_plan, "COUNTS", (2, 3, 5))
     monkeypatch.setattr(bounds_plan, "MEASURE", 0)
     monkeypatch.setattr(bounds_plan, "MEASURE_CHANNEL", 0.1)
@@ -165,10 +167,11 @@ def test_projections_are_bounds() -> None:
     """Exactly, when what rounding can do is counted."""
     rng = np.random.default_rng(5)
     patches = torch.from_numpy((rng.normal(size=(20, 300)) * np.geomspace(1, 1e-3, 20)[:, None]).astype(np.float32))
-    projection = bounds_plan.Projection(20, bounds_plan._principal(patches, 6))
+    projection = bounds_plan.Projection(20, bounds_plan.principal(patches)[:6], False)
     wide = patches.double()
     sq_norms = wide.square().sum(dim=0)
-    coordinates = projection.of(patches[None], sq_norms.float()[None, None])[0].double()
+    along = projection.along(patches[None], slice(None))
+    coordinates = projection.joined([along], sq_norms.float()[None, None])[0].double()
     half = sq_norms / 2 - coordinates[:, :1].T @ coordinates  # of all patches, seen from the first
     doubt = projection.doubt * (sq_norms[0].sqrt() + sq_norms.sqrt()) ** 2
     true = ((wide - wide[:, :1]).square().sum(dim=0) - sq_norms[0]) / 2

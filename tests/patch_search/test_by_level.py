@@ -19,14 +19,14 @@ from spade_faiss.patch_search.search import search_checked, search_levels, searc
 from tests import reference
 from tests.helpers.patches import GRIDS, assert_equals_oracle, assert_same, assert_says, make, make_ties
 
-ENGINES = ["flat", "pyramid"]
+ENGINES = ["flat", "pyramid", "bounds"]
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 
 Search = Callable[..., list[tuple[Any, Any]]]
 
 GRIDS = {**GRIDS, "coarsest-first": [(4, 2, 3), (3, 6, 5), (2, 3, 9)]}
-GPU = [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]
+GPU = {"pyramid": [pytest.mark.cuda], "flat": [pytest.mark.cuda, pytest.mark.faiss_gpu]}
 
 
 @pytest.fixture(
@@ -35,7 +35,7 @@ GPU = [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]
         *ENGINES,
         "torch",
         "tensors",
-        *(pytest.param(f"{name}-{kind}", marks=GPU) for name in ENGINES for kind in ("cuda", "cuda-tensors")),
+        *(pytest.param(f"{name}-{kind}", marks=GPU[name]) for name in GPU for kind in ("cuda", "cuda-tensors")),
     ],
 )
 def search(request: pytest.FixtureRequest) -> Search:
@@ -226,7 +226,7 @@ def test_checked_levels_are_searched_without_a_scan(metric: Any, window: Any, mo
         ({"kappa": 13}, ["^kappa: expected 1 to 12, the number of gallery patches", "found 13"]),  # of the coarsest
         ({"kappa": 0}, ["^kappa: expected 1 to ", "found 0"]),
         ({"kappa": 1.5}, ["^kappa: expected 1 to ", "found 1.5"]),
-        ({"engine": "fast"}, ["^engine: expected auto or flat or pyramid, found 'fast'"]),
+        ({"engine": "fast"}, ["^engine: expected auto or flat or pyramid or bounds, found 'fast'"]),
         ({"metric": "l1"}, ["^metric: expected l2 or cosine, found 'l1'"]),
         ({"metric": None}, ["^metric: expected l2 or cosine, found None"]),
     ],

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spade_faiss as sf
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import spacing
+from spade_faiss.system.devices import search_device
 from tests import reference
 
+GPU = pytest.param("cuda:0", marks=pytest.mark.cuda)
 
-def equals_oracle(query: np.ndarray, neighbours: np.ndarray, kappa: int) -> None:
+
+@pytest.fixture(scope="module", params=["cpu", "cpu:0", GPU])  # cpu:0 is what runs on a GPU, on the CPU
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where is searched."""
+    known = {request.param: request.param}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("search", "spacing"):
+            patch.setattr(
+                f"spade_faiss.patch_search.{module}.search_device", lambda name: known.get(name) or search_device(name)
+            )
+        yield request.param
+
+
+def equals_oracle(query: np.ndarray, neighbours: np.ndarray, kappa: int, device: str) -> None:
     """Equal distances but for the rounding of values to float32, and patches that have these distances."""
-    sq_distances, places = search_distinct(query, neighbours, kappa)
+    sq_distances, places = search_distinct(query, neighbours, kappa, device)
     expected, _ = reference.search_distinct(query, neighbours, kappa)
     cells = neighbours.astype(np.float64).transpose(0, 2, 3, 1).reshape(-1, len(query))
     off = 2.0**-23 * (np.linalg.norm(query.astype(np.float64), axis=0).max() + np.linalg.norm(cells, axis=1).max())
@@ -38,23 +55,23 @@ def equals_oracle(query: np.ndarray, neighbours: np.ndarray, kappa: int) -> None
     data=st.data(),
 )
 def test_equals_the_oracle(
-    shape: tuple[int, int, int, int], patches: int, dtype: str, seed: int, data: st.DataObject
+    device: str, shape: tuple[int, int, int, int], patches: int, dtype: str, seed: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
     neighbours, query = rng.normal(size=shape).astype(dtype), rng.normal(size=(shape[1], patches)).astype(dtype)
     neighbours[-1] = neighbours[0]  # copies tie, and the earlier wins
     query[:, 0] = neighbours[0, :, 0, 0]
-    equals_oracle(query, neighbours, data.draw(st.integers(1, shape[0])))
+    equals_oracle(query, neighbours, data.draw(st.integers(1, shape[0])), device)
 
 
 @pytest.mark.parametrize("scale", [0, 1e-18, 1e4])
 @pytest.mark.parametrize("offset", [0, 1e3])
-def test_patches_that_products_cannot_tell_apart(scale: float, offset: float) -> None:
+def test_patches_that_products_cannot_tell_apart(device: str, scale: float, offset: float) -> None:
     """Hair's breadths on a large mean, and values of one kind: such neighbours are measured whole."""
     rng = np.random.default_rng(1)
     neighbours = (offset + scale * rng.normal(size=(5, 4, 6, 11))).astype(np.float32)
     query = (offset + scale * rng.normal(size=(4, 9))).astype(np.float32)
-    sq_distances, places = search_distinct(query, neighbours, 3)
+    sq_distances, places = search_distinct(query, neighbours, 3, device)
     expected, expected_places = reference.search_distinct(query, neighbours, 3)
     np.testing.assert_allclose(sq_distances, expected, rtol=1e-5, atol=1e-38)
     np.testing.assert_array_equal(places, expected_places)
@@ -62,24 +79,25 @@ def test_patches_that_products_cannot_tell_apart(scale: float, offset: float) ->
 
 def test_more_threads_find_the_same(two_threads: None) -> None:
     rng = np.random.default_rng(2)
-    equals_oracle(rng.normal(size=(3, 50)), rng.normal(size=(9, 3, 8, 8)), 4)
+    equals_oracle(rng.normal(size=(3, 50)), rng.normal(size=(9, 3, 8, 8)), 4, "cpu")
 
 
-def test_distances_that_no_float32_holds_are_refused() -> None:
+def test_distances_that_no_float32_holds_are_refused(device: str) -> None:
     with pytest.raises(sf.FeatureError, match="squared distances fit float32"):
-        search_distinct(np.full((2, 1), 3e30), np.full((2, 2, 1, 1), -3e30), 1)
+        search_distinct(np.full((2, 1), 3e30), np.full((2, 2, 1, 1), -3e30), 1, device)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 7])
-def test_spacing_equals_the_oracle(k: int) -> None:
+def test_spacing_equals_the_oracle(k: int, device: str) -> None:
     rng = np.random.default_rng(k)
     level = rng.normal(size=(k, 3, 4, 5)).astype(np.float16)
     level[:, :, 0, 0] = 1  # in all neighbours alike: at 0 from each other
     matches = np.stack([rng.integers(0, most, (6, 2)) for most in (k, 4, 5)], axis=-1).astype(np.int32)
     matches[0] = [[0, 0, 0], [k - 1, 0, 0]]
-    found = spacing(level, matches)
-    np.testing.assert_allclose(found, reference.spacing(level, matches, 3), rtol=1e-5)
-    assert (found[0] == 0).all()
+    for own in (level, torch.from_numpy(level).to(device)):
+        found = spacing(own, matches, device=device)
+        np.testing.assert_allclose(found, reference.spacing(level, matches, 3), rtol=1e-5)
+        assert (found[0] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -100,13 +118,13 @@ def test_what_does_not_go_with_it(options: dict[str, Any], expected: str) -> Non
         sf.search_levels(*levels, distinct=True, **options)
 
 
-def test_each_level_by_its_own_nearest_neighbours() -> None:
+def test_each_level_by_its_own_nearest_neighbours(device: str) -> None:
     rng = np.random.default_rng(3)
     shapes = [(4, 5, 6), (3, 2, 3)]
     query = [rng.normal(size=shape) for shape in shapes]
     neighbours = [rng.normal(size=(4, *shape)) for shape in shapes]
     for (sq_distances, matches), own, others in zip(
-        sf.search_levels(query, neighbours, kappa=2, distinct=True), query, neighbours, strict=True
+        sf.search_levels(query, neighbours, kappa=2, distinct=True, device=device), query, neighbours, strict=True
     ):
         expected, places = reference.search_distinct(own.reshape(len(own), -1), others, 2)
         grid = own.shape[1:]

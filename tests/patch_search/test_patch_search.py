@@ -18,14 +18,14 @@ from xxhash import xxh3_128_digest
 from spade_faiss.arrays import all_finite
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.options import SearchOptions
-from spade_faiss.patch_search import cost_model, pyramid
+from spade_faiss.patch_search import bounds, bounds_plan, cost_model, pyramid
 from spade_faiss.patch_search.search import search_checked, search_patches
 from spade_faiss.patch_search.upsampling import as_tensor
 from spade_faiss.system import devices
 from tests import reference
 from tests.helpers.patches import make, make_ties
 
-ENGINES = ["flat", "pyramid"]  # a new engine inherits the suite by its name here
+ENGINES = ["flat", "pyramid", "bounds"]  # a new engine inherits the suite by its name here
 
 Levels = list[np.ndarray]
 Search = Callable[..., tuple[Any, Any]]
@@ -41,16 +41,20 @@ PYRAMIDS = {
 
 
 # The pyramid engine is torch's on a GPU; the flat one is FAISS's, and prepares its patches by torch.
-GPU = {"pyramid": [pytest.mark.gpu_torch], "flat": [pytest.mark.gpu_torch, pytest.mark.gpu_faiss]}
+GPU = {"pyramid": [pytest.mark.cuda], "flat": [pytest.mark.cuda, pytest.mark.faiss_gpu]}
 
 
 def backends() -> Iterator[Any]:
     """Each engine on each device, as (engine, device, variant of its arithmetic)."""
-    variants = {"flat": ["", "blas"], "pyramid": ["float32", "bfloat16", "torch", "tensors"]}
+    variants = {
+        "flat": ["", "blas"],
+        "pyramid": ["float32", "bfloat16", "torch", "tensors"],
+        "bounds": ["", "directed"],
+    }
     for engine in ENGINES:
         for variant in variants[engine]:
             yield pytest.param((engine, "cpu", variant), id="-".join(filter(None, (engine, "cpu", variant))))
-        for variant in ("", "tensors"):
+        for variant in ("", "tensors") if engine in GPU else ():
             name = "-".join(filter(None, (engine, "cuda", variant)))
             yield pytest.param((engine, "cuda", variant), id=name, marks=GPU[engine])
 
@@ -81,6 +85,13 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
             patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
         elif device == "cpu" and variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
             patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
+        elif variant == "directed":  # what it does where directions pay
+            patch.setattr(bounds, "WORTH", -1)
+            patch.setattr(bounds, "FIRST", 1)
+            patch.setattr(bounds_plan, "COUNTS", (1, 2, 4))
+            patch.setattr(bounds_plan, "EXPLAINED", 0)
+            patch.setattr(bounds_plan, "MEASURE", 0)
+            patch.setattr(bounds_plan, "MEASURE_CHANNEL", 0)
         elif variant in ("float32", "bfloat16"):  # what a machine does that multiplies bfloat16 no faster, or faster
             patch.setattr(pyramid, "bfloat16_pays", lambda: variant == "bfloat16")
         yield bound

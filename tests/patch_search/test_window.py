@@ -30,7 +30,7 @@ Search = Callable[..., tuple[Any, Any]]
     scope="module",
     params=[
         *("cpu", "threads", "torch", "tensors"),
-        *(pytest.param(name, marks=pytest.mark.gpu_torch) for name in ("cuda", "cuda-tensors")),
+        *(pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "cuda-tensors")),
     ],
 )
 def search(request: pytest.FixtureRequest) -> Search:

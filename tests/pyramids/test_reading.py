@@ -50,7 +50,7 @@ class Counted:
 Make = Callable[[int], LevelCache[Any]]
 
 
-@pytest.fixture(params=["memory", "cpu", pytest.param("cuda", marks=pytest.mark.gpu_torch)])
+@pytest.fixture(params=["memory", "cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def make(request: pytest.FixtureRequest) -> Make:
     """A cache of a bound, in memory, or on a torch device over one in memory that keeps nothing."""
     if request.param == "memory":

@@ -22,10 +22,9 @@ from PIL import Image
 from scipy import ndimage
 
 from spade_faiss.detect.regions import find_regions
-from spade_faiss.service.exports import _segmentation, run_lengths
+from spade_faiss.service.inspecting import outer_rings
 from spade_faiss.service.inspections import Line
 from spade_faiss.service.judging import drift
-from spade_faiss.service.outlines import polygons
 from spade_faiss.service.pictures import pack, unpack
 from spade_faiss.service.service import Service
 from tests.service.conftest import NAME, Served, png, until
@@ -89,8 +88,8 @@ def test_events(socketed: tuple[str, int, Service]) -> None:
     posting.request("POST", f"/v1/galleries/{NAME}/normal", png(1), {"Content-Type": "image/png"})
     change = json.loads(posting.getresponse().read())
     following = [next(events)[1:] for _ in range(2)]
-    assert [kind for kind, _ in following] == ["generation", "change"]  # one for all that the change has written
-    assert following[-1][1] == change
+    assert {kind for kind, _ in following} == {"generation", "change"}  # one for all that the change has written
+    assert ("change", change) in following
     listening.close()
     missed = post(3)
     listening.request("GET", "/v1/events", headers={"Last-Event-ID": told[0][0]})
@@ -167,13 +166,6 @@ def test_exports(serve: Callable[..., Any]) -> None:
         assert (mask > 0).sum() == sum(areas)
 
 
-def test_run_lengths_give_the_mask_back(rng: np.random.Generator) -> None:
-    for mask in (rng.random((5, 7)) > 0.5, np.ones((2, 3), bool), np.zeros((2, 3), bool)):
-        runs = run_lengths(mask)
-        flat = np.repeat(np.arange(len(runs)) % 2, runs).astype(bool)
-        np.testing.assert_array_equal(flat.reshape(mask.shape, order="F"), mask)
-
-
 def test_maps_are_packed_without_loss(rng: np.random.Generator) -> None:
     scores = rng.standard_normal((13, 7)).astype(np.float32)
     np.testing.assert_array_equal(unpack(pack(scores)), scores)
@@ -203,21 +195,13 @@ def test_outlines_enclose_the_pixels_of_their_regions(rng: np.random.Generator, 
     """Whatever their shape, with few corners; holes are filled."""
     scores = ndimage.gaussian_filter(rng.standard_normal((30, 40)), sigma)
     regions, labels = find_regions(scores.astype(np.float32), float(np.quantile(scores, 0.7)))
-    found, corners, edges = polygons(labels, len(regions)), 0, 0
+    found, corners, edges = outer_rings(labels, len(regions)), 0, 0
     for number, polygon in enumerate(found, start=1):
         mask = ndimage.binary_fill_holes(labels == number)
         np.testing.assert_array_equal(_inside(polygon, mask.shape), mask)
         corners += len(polygon) - 1
         edges += int(sum(np.diff(np.pad(mask, 1).astype(int), axis=axis).astype(bool).sum() for axis in (0, 1)))
     assert corners < edges / fewer  # one for each pixel's edge, if none is left out
-
-
-def test_a_region_with_holes_is_a_run_length_mask() -> None:
-    ring = np.ones((5, 6), bool)
-    assert _segmentation(ring)["iscrowd"] == 0
-    ring[2, 2] = False
-    found = _segmentation(ring)
-    assert (found["iscrowd"], _pixels(found["segmentation"], (5, 6))) == (1, 29)
 
 
 def test_drift_is_seen(shared: Served, rng: np.random.Generator) -> None:

@@ -16,7 +16,7 @@ from spade_faiss.index import faiss_calls
 from spade_faiss.patch_search import flat, pyramid_torch
 from spade_faiss.pyramids.cache import PyramidCache
 from spade_faiss.pyramids.device_cache import device_cache
-from spade_faiss.system import devices
+from spade_faiss.system import devices, gpu_costs
 
 STAYS = r"a GPU is there, but the image index and the patch search stay on the CPU.*device='cuda'"
 SEARCH = [devices.search_device, devices.faiss_device]
@@ -67,7 +67,7 @@ def test_a_name_is_taken_at_its_word(gpus: int, resolve: Any) -> None:
 
 
 def test_once_measured_search_takes_the_first_gpu(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "SEARCH_MEASURED_ON_GPU", True)
+    monkeypatch.setattr(gpu_costs, "MEASURED", gpu_costs.GpuCosts("a card", 1, 1, 1, 1, 1, 1))
     assert [resolve("auto") for resolve in SEARCH] == ["cuda:0", "cuda:0"]
 
 

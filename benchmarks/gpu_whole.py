@@ -1,0 +1,145 @@
+"""The whole way in benchmarks/gpu.py: images to features to shards, and queries from pixels to distances."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import without_faiss
+from gpu_parts import DISTINCT, KAPPA, Run, made_images
+
+import spade_faiss as sf
+from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
+from spade_faiss.store.shard_format import ShardSchema
+from spade_faiss.store.shard_writer import ShardWriter
+from spade_faiss.system.prefetch import one_ahead
+
+BATCH = 64
+K = 50
+
+
+@contextmanager
+def loaded(run: Run, name: str) -> Iterator[sf.Extractor]:
+    """An extractor with random weights, which come from nowhere but here."""
+    import torchvision
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.pth"
+        torch.save(getattr(torchvision.models, name)(weights=None).state_dict(), path)
+        size = {"image_size": 64, "batch_size": 2} if run.dry else {"batch_size": BATCH}
+        # No layer adapts to the images: untrained, the values grow beyond float16.
+        yield sf.load_extractor(name, path, sf.FeatureOptions(device=run.device, dtype="float32", **size))
+
+
+def building(run: Run) -> dict[str, Any]:
+    """Images a second without decoding: extracted, and extracted and written to a shard at the same time."""
+    found: dict[str, Any] = {}
+    for name in ("resnet18",) if run.dry else ("resnet18", "wide_resnet50_2"):
+        if not (run.dry or run.has(15, f"build with {name}")):
+            break
+        with loaded(run, name) as extractor, tempfile.TemporaryDirectory() as folder:
+            size = extractor.spec.crop or (64, 64)
+            images = made_images(4 if run.dry else 8 * BATCH, size[0])
+            batches = [images[at : at + extractor.batch_size] for at in range(0, len(images), extractor.batch_size)]
+            extractor.extract(batches[0])
+            found[name] = cell = {"bytes_per_image": extractor.spec.bytes_per_image}
+            with run.memory(cell):
+                seconds, _ = run.once(lambda e=extractor, b=batches: [e.extract(batch) for batch in b])
+            cell["extract_images_per_s"] = round(len(images) / seconds, 1)
+            seconds, _ = run.once(lambda e=extractor, b=batches, f=folder: write(e, b, Path(f)))
+            cell["extract_and_write_images_per_s"] = round(len(images) / seconds, 1)
+    return found
+
+
+def write(extractor: sf.Extractor, batches: list[list[np.ndarray]], folder: Path) -> None:
+    """Extract one batch while the one before it is written, as a build does."""
+    writer, number = ShardWriter(folder / "1.h5", ShardSchema(extractor.spec)), count()
+    for features in one_ahead(batches, extractor.extract, True):
+        keys = [f"{next(number):06d}" for _ in features.image]
+        writer.append(keys, ["0" * 64] * len(keys), features)
+    writer.finish()
+
+
+def querying(run: Run) -> dict[str, Any]:
+    """Milliseconds a query from pixels to distances, one at a time and streamed, on this device and on the CPU."""
+    found: dict[str, Any] = {}
+    for name in ("resnet18",) if run.dry else ("resnet18", "wide_resnet50_2"):
+        if not (run.dry or run.has(25, f"whole queries with {name}")):
+            break
+        with loaded(run, name) as extractor:
+            found[name] = cell = {}
+            with run.memory(cell):
+                cell.update(staged(run, extractor, 4 if run.dry else K))
+            if without_faiss.is_missing():
+                run.left_out.append(f"whole queries of a gallery with {name}: {without_faiss.WHY}")
+            else:
+                cell.update(through_a_gallery(run, extractor, 6 if run.dry else 2 * K))
+    return found
+
+
+def staged(run: Run, extractor: sf.Extractor, k: int) -> dict[str, Any]:
+    """Put the stages together by hand: extract, retrieve, read from the device, search. Needs no FAISS."""
+    size = (extractor.spec.crop or (64, 64))[0]
+    images = made_images(2 * k + 8, size)
+    batches = [images[at : at + extractor.batch_size] for at in range(0, len(images), extractor.batch_size)]
+    parts = [extractor.extract(batch) for batch in batches]
+    features = torch.from_numpy(np.concatenate([part.image for part in parts])).to(run.device)
+    levels = [
+        torch.from_numpy(np.concatenate([part.levels[number] for part in parts])).half().to(run.device)
+        for number in range(len(parts[0].levels))
+    ]
+    found = {}
+    for name in ("spade", "relative"):
+        seconds = []
+        for number in range(2 if run.dry else 12):
+            start = time.perf_counter()
+            own = extractor.extract([images[number]])
+            asked = torch.from_numpy(own.image).to(run.device)
+            ids = (features.square().sum(1) - 2 * asked @ features.T)[0].topk(k, largest=False).indices
+            query, neighbours = [level[0] for level in own.levels], [level[ids] for level in levels]
+            if name == "spade":
+                search_pyramid_torch(query, neighbours, KAPPA, run.device)
+            else:
+                for mine, theirs in zip(query, neighbours, strict=True):
+                    search_together([[mine]], [theirs[None]], min(DISTINCT, k), run.device, distinct=True)
+            seconds.append(time.perf_counter() - start)
+        found[f"{name}_staged_ms"] = round(1000 * statistics.median(seconds[1:]), 3)
+    return found
+
+
+def through_a_gallery(run: Run, extractor: sf.Extractor, n: int) -> dict[str, Any]:
+    """Query a gallery of n images as a user does."""
+    size = (extractor.spec.crop or (64, 64))[0]
+    images, found = made_images(n + 8, size), {}
+    with tempfile.TemporaryDirectory() as folder, sf.Gallery.create(f"{folder}/g", extractor.spec) as gallery:
+        for start in range(0, n, extractor.batch_size):
+            some = images[start : start + extractor.batch_size][: n - start]
+            gallery.append([f"{start + number:06d}" for number in range(len(some))], extractor.extract(some))
+        right = None
+        for place in dict.fromkeys(["cpu", run.device]):
+            options = sf.SearchOptions(
+                k=min(K, n), device=place, device_cache_bytes=2 * n * extractor.spec.bytes_per_image
+            )
+            detector = sf.Detector(gallery, extractor, options)
+            detections = [detector.query(image) for image in images[n:]]
+            again = [detector.query(image) for image in images[n:]]
+            start_time = time.perf_counter()
+            streamed = sum(1 for _ in detector.stream(images[n:] * 2))
+            seconds = time.perf_counter() - start_time
+            name = place.partition(":")[0]
+            found[f"gallery_{name}_ms"] = round(1000 * statistics.median(sum(one.seconds.values()) for one in again), 3)
+            found[f"gallery_{name}_streamed_ms"] = round(1000 * seconds / streamed, 3)
+            maps = np.stack([one.anomaly_map for one in detections])
+            if right is not None:
+                found["gallery_largest_difference"] = float(np.abs(maps - right).max() / right.max())
+            right = maps if right is None else right
+    return found

@@ -1,0 +1,48 @@
+"""anomalib's datamodules as labelled sets of this package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+
+from ..datasets.category import GOOD, Category, Sample, checked_category
+from ..images.sources import ImageFile
+
+
+def category_of(datamodule: AnomalibDataModule) -> Category:
+    """Return the training and test images of a datamodule, for Gallery.add_images and evaluate.
+
+    Files are read as this package reads them. Keys are paths below the folder that holds all images.
+
+    Args:
+        datamodule: any of anomalib's with image files. Its validation images are left out, unless they are test images.
+
+    Raises:
+        ImageError: it has no images to train or to test with, or masks of only some anomalous images.
+    """
+    if not hasattr(datamodule, "train_data"):  # else it may draw its splits again
+        datamodule.setup()
+    parts = [_rows(getattr(datamodule, f"{name}_data")) for name in ("train", "test")]
+    paths = [row["image_path"] for rows in parts for row in rows]
+    root = Path(os.path.commonpath([str(Path(path).absolute().parent) for path in paths]) if paths else ".")
+
+    def key(row: dict[str, Any]) -> str:
+        return Path(row["image_path"]).absolute().relative_to(root).as_posix()
+
+    normal = [ImageFile(Path(row["image_path"]), key(row)) for row in parts[0] if not row["label_index"]]
+    test = []
+    for row in parts[1]:
+        bad, mask = bool(row["label_index"]), row.get("mask_path")
+        kind = str(row.get("label") or "anomaly") if bad else GOOD
+        own = Path(mask) if bad and isinstance(mask, (str, os.PathLike)) and os.fspath(mask) else None
+        test.append(Sample(Path(row["image_path"]), key(row), kind, bad, own))
+    masks = any(sample.mask is not None for sample in test)
+    return checked_category(root, Category(str(datamodule.name), normal, test, "anomalib", masks))
+
+
+def _rows(data: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = data.samples.to_dict("records")
+    return rows

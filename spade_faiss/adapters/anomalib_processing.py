@@ -1,0 +1,47 @@
+"""What anomalib does before and after the model: the view of an image, and scores that people read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+
+from .anomalib_pixels import ViewResize
+
+
+class ViewPreProcessor(PreProcessor):
+    """Resizes images as the gallery's extractor sees them; normalisation and crop are the extractor's own."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        """Take the (height, width) in pixels that images are resized to, whatever their proportions."""
+        super().__init__(transform=ViewResize(size))
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Return nothing: the size is that of the extractor, which the model's own parameters choose."""
+        return {}
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Keep the size of the extractor."""
+
+
+class RankingPostProcessor(PostProcessor):
+    """anomalib's normalisation of scores, without its clamp to [0, 1].
+
+    The clamp gives all scores beyond those of the validation set one value, and with it one rank, which moves AUROC.
+    Here thresholds lie at 0.5 too, and every larger score stays larger: y = 1/2 + z / (1 + 2 |z|), where z is the score
+    minus the threshold, divided by the range of the validation set's scores.
+    """
+
+    @staticmethod
+    def _normalize(
+        preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Return scores in (0, 1) in the order of `preds`; as they are, where there was no validation."""
+        if preds is None or bool(torch.isnan(norm_min)) or bool(torch.isnan(norm_max)):
+            return preds
+        middle = torch.where(torch.isnan(threshold), (norm_max + norm_min) / 2, threshold)
+        spread = norm_max - norm_min
+        z = (preds - middle) / torch.where(spread == 0, torch.ones_like(spread), spread)
+        return 0.5 + z / (1 + 2 * z.abs())

@@ -1,0 +1,215 @@
+"""The neighbours' side of the search by bounds: their patches, projected, and kept while there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..arrays import Array
+from . import bounds_panels as panels
+from . import pyramid_kernels
+from .bounds_plan import Projection, principal
+from .bounds_simd import ROWS, WIDTH
+from .pyramid_plan import Upsampling, lifted
+from .upsampling import as_tensor, shift_of
+
+SAMPLE = 512  # patches of the gallery that directions are fitted to
+KEPT_BYTES = 2**27  # prepared neighbours that are kept for the next search
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Mix = tuple[Ints, Ints, Floats]  # how patches are made of cells: see bounds_panels.patch_at
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Some neighbours, ready to be compared."""
+
+    projection: Projection
+    cells: Floats  # (s, m), see bounds_panels
+    panels: Floats  # (s, panels, words + 1, WIDTH)
+    largest: Floats  # (s,) largest norm of each, at scale; 0: not finite
+
+
+class BoundsGallery:
+    """The levels of all neighbours, and what makes patches of them."""
+
+    def __init__(self, levels: Sequence[Array], like: Sequence[Array]) -> None:
+        """Take levels [(K, c, h, w), ...], the finest first; the mean of `like` [(c, ...), ...] is subtracted."""
+        self.levels = list(levels)
+        self.grids: list[tuple[int, int]] = [level.shape[2:] for level in levels]
+        self.shifts = [shift_of(level.reshape(len(level), 1, -1)).reshape(-1, 1) for level in like]
+        self.k, self.n = len(levels[0]), self.grids[0][0] * self.grids[0][1]
+        self.channels = [level.shape[1] for level in levels]
+        self.depth = sum(self.channels)
+        self.plain = Projection(self.depth, None, False)
+        self.projection: Projection | None = None  # that neighbours are prepared by; None: to be chosen
+        self._kept: dict[int, Prepared] = {}
+        sample = self.sample
+        self.scale = _scale(*(as_tensor(level).float() for level in like), sample)
+        self.centre: Floats = (sample * self.scale).mean(dim=1).numpy()
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether patches are made of several cells."""
+        return len(self.levels) > 1
+
+    @cached_property
+    def upsampling(self) -> Upsampling:
+        """What patches are interpolated from."""
+        return Upsampling.of(self.grids)
+
+    @cached_property
+    def mix(self) -> Mix:
+        """How patches are made of cells."""
+        if not self.is_mixed:
+            return np.empty((0, 2), np.int64), np.empty((0, 4, 0), np.int64), np.empty((0, 4, 0), np.float32)
+        sizes = [c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True)]
+        table = np.array([np.cumsum([0, *sizes[:-1]]), self.channels], np.int64).T.copy()
+        taps, weights = zip(*(self.upsampling.under(at, np.arange(self.n)) for at in range(len(sizes))), strict=True)
+        return table, np.stack(taps), np.stack(weights)
+
+    def patches(self, levels: Sequence[Array]) -> Floats:
+        """Return the patches (q, c) of an image with levels [(c, h, w), ...], or of one level (c, q), shifted."""
+        native = [
+            _shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T.contiguous()
+            for level, shift in zip(levels, self.shifts, strict=True)
+        ]
+        if not self.is_mixed:
+            return native[0].numpy()
+        out = np.empty((self.n, self.depth), np.float32)
+        cells = torch.cat([level.reshape(-1) for level in native]).numpy()
+        panels.patches_of(cells, self.depth, self.mix, out)
+        return out
+
+    @cached_property
+    def sample(self) -> torch.Tensor:
+        """Some patches from everywhere in the gallery, (c, s) float32, shifted."""
+        number = min(self.n, -(-SAMPLE // self.k))
+        patches = (np.arange(number) * self.n + self.n // 2) // number  # one of each of so many parts
+        parts = []
+        for at, (level, shift) in enumerate(zip(self.levels, self.shifts, strict=True)):
+            some = level[:: -(-self.k // SAMPLE)]
+            some = some.reshape(len(some), len(shift), -1)
+            if self.grids[at] == self.grids[0]:
+                parts.append(_shifted(_columns(some, patches), shift))
+                continue
+            taps, weights = self.upsampling.under(at, patches)
+            corners = torch.stack([_shifted(_columns(some, cells), shift) for cells in taps], dim=2)
+            parts.append((corners * torch.from_numpy(weights)).sum(dim=2))
+        return torch.cat([part.transpose(0, 1).reshape(part.shape[1], -1) for part in parts])
+
+    @cached_property
+    def directions(self) -> torch.Tensor:
+        """The first principal directions, (m, c); none if the sample is not finite."""
+        return principal(self.centred_sample)
+
+    @property
+    def centred_sample(self) -> torch.Tensor:
+        """The sample at scale, about the centre."""
+        return self.sample * self.scale - torch.from_numpy(self.centre)[:, None]
+
+    def prepared(self, some: range, projection: Projection) -> Prepared:
+        """Return neighbours ready to be compared: as they were prepared before, or by a projection."""
+        found = self._kept.get(some.start)
+        if found is None or (found.projection.is_plain != projection.is_plain):
+            found = self._prepare(some, projection)
+            if found.panels.nbytes + found.cells.nbytes <= KEPT_BYTES * len(some) / self.k:
+                self._kept[some.start] = found
+        return found
+
+    def _prepare(self, some: range, projection: Projection) -> Prepared:
+        cells = np.empty(
+            (len(some), sum(c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True))), np.float32
+        )
+        sq_norms, squares = np.zeros((2, len(some), self.n), np.float32)
+        operands, start, first = [], 0, 0
+        for at, (level, shift) in enumerate(zip(self.levels, self.shifts, strict=True)):
+            values = _shifted(as_tensor(level[some.start : some.stop]).flatten(2), shift)
+            panels.turn(values.numpy(), start, cells)
+            centre = self.centre[first : first + len(shift)]
+            if self.grids[at] == self.grids[0]:
+                panels.move(values.numpy(), np.float32(self.scale), centre, sq_norms)
+            else:
+                self._move(at, values.numpy(), centre, sq_norms, squares)
+            along = projection.along(values, slice(first, first + len(shift)))
+            operands.append(self._raised(at, along))
+            start, first = start + values[0].numel(), first + len(shift)
+        bound = (sq_norms + squares).max(axis=1)
+        largest = np.where(np.isfinite(bound), np.sqrt(bound), 0).astype(np.float32)
+        operand = projection.joined(operands, torch.from_numpy(sq_norms)[:, None])
+        return Prepared(projection, cells, packed(projection, operand, sq_norms, largest), largest)
+
+    def _move(self, at: int, values: Floats, centre: Floats, sq_norms: Floats, squares: Floats) -> None:
+        """Move and scale a coarser level in place, and add the squared norms of what is interpolated from it.
+
+        `squares` gets what these are short of an upper bound.
+        """
+        up, (height, width) = self.upsampling, self.grids[0]
+        sums, norms = np.empty((6, values.shape[2]), np.float32), np.zeros((4, height, width), np.float32)
+        for number, level in enumerate(values):
+            panels.move(level[None], np.float32(self.scale), centre, np.zeros((1, level.shape[1]), np.float32))
+            nothing = np.zeros(len(level), np.float32)
+            pyramid_kernels.prepare(level, self.grids[at][1], nothing, np.float32(1), False, True, level, sums)
+            norms[:] = 0
+            pyramid_kernels.add_norms(
+                sums, self.grids[at][1], up.rows[at], up.row_weights[at], up.columns[at], up.column_weights[at], False,
+                norms,
+            )  # fmt: skip
+            sq_norms[number] += norms[0].reshape(-1)
+            squares[number] += np.maximum(norms[1] - norms[0], 0).reshape(-1)
+
+    def _raised(self, at: int, along: torch.Tensor) -> torch.Tensor:
+        """Interpolate (s, m, cells) of a level to the finest grid."""
+        if self.grids[at] == self.grids[0]:
+            return along
+        flat = np.ascontiguousarray(along.reshape(-1, along.shape[2]).numpy())
+        return torch.from_numpy(lifted(flat, self.grids[at], self.grids[0])).reshape(len(along), -1, self.n)
+
+
+def packed(projection: Projection, operand: torch.Tensor, sq_norms: Floats, largest: Floats) -> Floats:
+    """Cut (s, width, n) projected patches into panels of words."""
+    s, width, n = operand.shape
+    words = -(-width // 2) if projection.is_paired else width
+    out = np.empty((s, -(-n // WIDTH), words + 1, WIDTH), np.float32)
+    values = np.ascontiguousarray(operand.numpy())
+    if projection.is_paired:
+        panels.pack_pairs(values, sq_norms, largest, out, out.view(np.int16))
+    else:
+        panels.pack(values, sq_norms, largest, out)
+    return out
+
+
+def packed_query(projection: Projection, operand: torch.Tensor, longest: float) -> Floats:
+    """Return the query's side of the products, (width, q), as (blocks, words, ROWS), the last block padded."""
+    width, q = operand.shape
+    words, each = (-(-width // 2), 2) if projection.is_paired else (width, 1)
+    padded = np.zeros((words * each, -(-q // ROWS) * ROWS), np.float32)
+    padded[:width, :q] = operand.numpy()
+    blocks = padded.reshape(words, each, -1, ROWS).transpose(2, 0, 3, 1)  # (blocks, words, ROWS, each)
+    if projection.is_paired:
+        blocks = np.rint(blocks * (panels.LARGEST / longest if longest > 0 else 0)).astype(np.int16)
+    return np.ascontiguousarray(blocks).view(np.float32)[..., 0]
+
+
+def _shifted(level: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Return levels (s, c, n) as float32 of their own, less the shift (c, 1)."""
+    if level.dtype != torch.float64:  # in place, and in the type of the product's: half the time
+        return level.to(torch.float32, copy=True).sub_(shift)
+    return (level - shift).float()
+
+
+def _columns(levels: Array, cells: Ints) -> torch.Tensor:
+    """Return some cells of levels (s, c, n), (s, c, m)."""
+    return as_tensor(levels[:, :, cells])
+
+
+def _scale(*sides: torch.Tensor) -> float:
+    """Return a power of two that brings patches of any size near 1."""
+    size = max(float(side.abs().amax()) for side in sides)
+    return float(2.0 ** -np.clip(np.rint(np.log2(size)), -120, 120)) if 0 < size < np.inf else 1.0

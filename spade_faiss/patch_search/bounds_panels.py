@@ -1,0 +1,150 @@
+"""Compiled loops that prepare neighbours for the search by bounds. All arrays are C-contiguous.
+
+A neighbour's levels are kept with the channels of a cell side by side, one level after the other: its `cells`. A patch
+is a cell, or cells of each level interpolated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .pyramid_simd import jit
+
+BLOCK = 16  # cells that are turned together: a line of a cache of each channel
+LARGEST = 32_700  # that a coordinate becomes as int16, if it is as long as the largest patch
+
+
+@jit
+def turn(values: Any, start: int, cells: Any) -> None:
+    """Set a level's part of cells (s, m), from `start` on, to values (s, c, n) float32."""
+    channels, n = values.shape[1:]
+    for number in range(len(values)):
+        source, target = values[number], cells[number, start : start + channels * n].reshape(n, channels)
+        for first in range(0, n, BLOCK):
+            for i in range(first, min(first + BLOCK, n)):
+                for channel in range(channels):
+                    target[i, channel] = source[channel, i]
+
+
+@jit
+def move(values: Any, scale: Any, centre: Any, sq_norms: Any) -> None:
+    """Scale values (s, c, n) float32, move them from centre (c,) to 0, and add their squares to sq_norms (s, n)."""
+    channels, n = values.shape[1:]
+    for number in range(len(values)):
+        norms = sq_norms[number]
+        for channel in range(channels):
+            row, middle = values[number, channel], centre[channel]
+            for i in range(n):
+                moved = row[i] * scale - middle
+                row[i] = moved
+                norms[i] += moved * moved
+
+
+@jit
+def pack(operand: Any, sq_norms: Any, largest: Any, panels: Any) -> None:
+    """Cut operands into panels, with half squared norms as the last of the words.
+
+    Args:
+        operand: (s, channels, n) float32.
+        sq_norms: (s, n) float32.
+        largest: (s,) float32 largest norms; 0: not known, and all patches will be measured.
+        panels: (s, panels, channels + 1, WIDTH) float32, set; what is padded is infinitely far away.
+    """
+    channels, n = operand.shape[1:]
+    wide = panels.shape[3]
+    for number in range(len(operand)):
+        for panel in range(panels.shape[1]):
+            target, start = panels[number, panel], panel * wide
+            end = min(wide, n - start) if largest[number] > 0 else 0
+            for channel in range(channels):
+                source = operand[number, channel]
+                for i in range(end):
+                    target[channel, i] = source[start + i]
+                for i in range(end, wide):
+                    target[channel, i] = 0
+            halves(sq_norms[number], start, largest[number], target[channels])
+
+
+@jit
+def pack_pairs(operand: Any, sq_norms: Any, largest: Any, panels: Any, shorts: Any) -> None:
+    """Do as `pack`, with two channels as int16 in each word.
+
+    Args:
+        operand: (s, channels, n) float32, none longer than `largest`.
+        sq_norms: as for pack.
+        largest: as for pack; LARGEST stands for it.
+        panels: (s, panels, words + 1, WIDTH) float32, set; words are half the channels, rounded up.
+        shorts: the same memory, (s, panels, words + 1, 2 * WIDTH) int16.
+    """
+    channels, n = operand.shape[1:]
+    words, wide = panels.shape[2] - 1, panels.shape[3]
+    for number in range(len(operand)):
+        factor = np.float32(LARGEST / largest[number]) if largest[number] > 0 else np.float32(0)
+        for panel in range(panels.shape[1]):
+            target, start = shorts[number, panel], panel * wide
+            end = min(wide, n - start) if largest[number] > 0 else 0
+            for word in range(words):
+                even, odd = operand[number, 2 * word], operand[number, min(2 * word + 1, channels - 1)]
+                other = factor if 2 * word + 1 < channels else np.float32(0)
+                for i in range(end):
+                    target[word, 2 * i] = np.int16(np.rint(even[start + i] * factor))
+                    target[word, 2 * i + 1] = np.int16(np.rint(odd[start + i] * other))
+                for i in range(2 * end, 2 * wide):
+                    target[word, i] = 0
+            halves(sq_norms[number], start, largest[number], panels[number, panel, words])
+
+
+@jit
+def halves(sq_norms: Any, start: int, largest: Any, out: Any) -> None:
+    """Set out (WIDTH,) to half of squared norms (n,) from `start` on."""
+    for i in range(len(out)):
+        if start + i >= len(sq_norms):
+            out[i] = np.inf
+        else:
+            out[i] = sq_norms[start + i] / 2 if largest > 0 else -np.inf
+
+
+@jit
+def patch_at(cells: Any, patch: int, depth: int, mix: Any, out: Any) -> Any:
+    """Return a patch (depth,) of a neighbour, in place or written to out (depth,).
+
+    Args:
+        cells: (m,) float32 of the neighbour.
+        patch: its number.
+        depth: channels of all levels.
+        mix: starts and channels (L, 2) int64 of the levels in `cells`; numbers (L, 4, n) int64 of the cells that each
+            of the patches is interpolated from, and their weights float32. Without levels, a cell is a patch.
+        out: scratch.
+    """
+    levels, taps, weights = mix
+    if len(levels) == 0:
+        return cells[patch * depth : (patch + 1) * depth]
+    at = 0
+    for number in range(len(levels)):
+        start, channels = levels[number]
+        target = out[at : at + channels]
+        at += channels
+        first = start + taps[number, 0, patch] * channels
+        a, a_weight = cells[first : first + channels], weights[number, 0, patch]
+        if a_weight == 1:
+            target[:] = a
+            continue
+        first = start + taps[number, 1, patch] * channels
+        b, b_weight = cells[first : first + channels], weights[number, 1, patch]
+        first = start + taps[number, 2, patch] * channels
+        c, c_weight = cells[first : first + channels], weights[number, 2, patch]
+        first = start + taps[number, 3, patch] * channels
+        d, d_weight = cells[first : first + channels], weights[number, 3, patch]
+        for channel in range(channels):
+            upper = a[channel] * a_weight + b[channel] * b_weight
+            target[channel] = upper + (c[channel] * c_weight + d[channel] * d_weight)
+    return out
+
+
+@jit
+def patches_of(cells: Any, depth: int, mix: Any, out: Any) -> None:
+    """Set out (n, depth) to all patches of an image with these cells (m,); see patch_at."""
+    for patch in range(len(out)):
+        out[patch] = patch_at(cells, patch, depth, mix, out[patch])

@@ -1,0 +1,117 @@
+"""Products of patches by tiles on a torch device, and the least of each: what a GPU is fast at.
+
+Operands are float16, which the matrix units multiply as fast as bfloat16 and which rounds eight times less. Products
+are summed in float32. What rounding does is measured (`Operand.doubts`), so that a product bounds a distance, and the
+distances that decide are measured in float32.
+
+The patches of a neighbour are dealt out to GROUPS groups, one after the other, so that those that lie beside each other
+in the image, and are alike, come into different groups. Of each group the least bound, its patch and the second least
+bound are kept: no pair of patches is ever written to memory by the fused kernel (`tiles_triton`), and each once by
+plain torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from .pyramid_plan import BFLOAT16
+
+GROUPS = 64  # of the patches of a neighbour
+LARGEST = 65504.0  # the largest float16
+TYPICAL = 2.0**-12  # share of a patch's length lost to float16; bounds hold for any value here
+SLACK = 1.02  # for the rounding of the bounds themselves
+
+
+class Least(NamedTuple):
+    """Of each group of gallery patches the least bounds: (b, q, n, GROUPS) for b queries, q patches, n neighbours."""
+
+    first: torch.Tensor  # float32, the least
+    second: torch.Tensor  # float32, the second least
+    at: torch.Tensor  # int32, where in its group the least is: the patch of the neighbour is at * GROUPS + group
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Patches as one side of a product. A distance, squared and halved, is |a|^2 / 2 + |b|^2 / 2 - <a, b>.
+
+    The product of the operands is off by at most the sum of the doubts of both sides.
+    """
+
+    values: torch.Tensor  # (..., n, c) float16
+    halves: torch.Tensor  # (..., n) float32, half the squared norms
+    doubts: torch.Tensor  # (..., n) float32
+
+    @classmethod
+    def of(cls, patches: torch.Tensor, squares: torch.Tensor, margin: float) -> Operand:
+        """Round patches to float16.
+
+        Let a' be a after rounding. Then |<a, b> - <a', b'>| <= |a - a'| |b| + |a'| |b - b'|, and 2 x y <= x^2 / t +
+        t y^2 splits each product into a part of a and a part of b.
+
+        Args:
+            patches: (..., n, c) float32, near scale_of.
+            squares: (..., n) float32, at least their squared norms; see Upsampler.squares.
+            margin: what sums and interpolation may add to the error, as a share of the squares; see `margin`.
+        """
+        values = patches.clamp(-LARGEST, LARGEST).half()  # what is larger is all doubt
+        residuals = (patches - values).square().sum(-1)
+        doubts = SLACK / 2 * (residuals / TYPICAL + TYPICAL * squares) + margin * squares
+        return cls(values, patches.square().sum(-1) / 2, doubts)
+
+
+def margin(channels: int, side: int) -> float:
+    """Return what sums of so many channels may be off by, for each side, as a share of its squares.
+
+    A matrix unit cuts its sums off to 24 bits: at most 2^-22 of |a| |b| for each summand. Interpolation on a grid of
+    some side adds its own weights' rounding, and norms a few roundings more.
+    """
+    result = (channels + 4 * side + 64) * 2.0**-23
+    if torch.get_float32_matmul_precision() != "highest":  # torch may then multiply float32 as bfloat16
+        result += 1.02 * BFLOAT16
+    return result
+
+
+def scale_of(*sides: torch.Tensor) -> torch.Tensor:
+    """Return a power of two that brings the largest value near 64, as a () float32 tensor on the sides' device."""
+    size = torch.stack([side.abs().amax() for side in sides]).amax()
+    exponent = torch.frexp(size).exponent.clamp(-90, 90)
+    power = (127 + 6 - exponent.to(torch.int32)) << 23  # the bits of 2 ** (6 - exponent)
+    return torch.where(size > 0, power.view(torch.float32), 1.0)
+
+
+def padded_cells(cells: int) -> int:
+    """Return how many columns the cells of a neighbour take: whole groups."""
+    return -(-cells // GROUPS) * GROUPS
+
+
+def least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+    """Do as tiles.least with what torch has, for whole groups: every bound is written to memory once."""
+    (b, q, c), (_, n, cells, _) = own.shape, theirs.shape
+    bounds = _products(own, theirs.reshape(b, n * cells, c).mT).view(b, q, n, cells)
+    torch.sub(limits[:, None], bounds, out=bounds)
+    bounds = bounds.view(b, q, n, -1, GROUPS)
+    first, at = bounds.min(dim=3)
+    bounds.scatter_(3, at[:, :, :, None], torch.inf)
+    return Least(first, bounds.amin(dim=3), at.to(torch.int32))
+
+
+def _products(own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Multiply float16 (b, q, c) and (b, c, m), summed in float32 and kept so."""
+    if own.device.type == "cuda" and _sums_wide(own.device):
+        return torch.bmm(own, theirs, out_dtype=torch.float32)
+    return torch.bmm(own.float(), theirs.float())  # neither float32 nor TF32 rounds what is float16 already
+
+
+@lru_cache(maxsize=8)
+def _sums_wide(device: torch.device) -> bool:
+    """Return whether torch gives float32 products of float16: since 2.8, on most devices."""
+    one = torch.ones(1, 8, 8, dtype=torch.float16, device=device)
+    try:
+        torch.bmm(one, one, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""What a GPU was measured to cost: `auto` puts the image index and the patch search on one by these figures alone.
+
+`spade-faiss bench gpu` prints the value that MEASURED takes for the card that it ran on. With None, `auto` stays on the
+CPU: nothing has been measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GpuCosts:
+    """Nanoseconds on a card, but for the last.
+
+    Attributes:
+        card: its name.
+        query: of a search, however small.
+        multiply: per channel of a pair of patches.
+        pair: per pair of patches.
+        value: per value of the neighbours' levels: upsampling and rounding.
+        upload: per value of the neighbours' levels that is not there yet.
+        index_from: number of normal images from which an image index there is faster than on the CPU.
+    """
+
+    card: str
+    query: float
+    multiply: float
+    pair: float
+    value: float
+    upload: float
+    index_from: int
+
+
+MEASURED: GpuCosts | None = None  # the one line to change when a card was measured

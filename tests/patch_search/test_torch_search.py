@@ -1,0 +1,232 @@
+"""What a GPU runs, on CPU tensors: its bounds hold, nothing waits for the device, any cut of work finds the same."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import spade_faiss as sf
+from spade_faiss.patch_search import candidates_torch, pyramid_torch, settled_torch, tiles
+from spade_faiss.patch_search.candidates_torch import Search
+from spade_faiss.patch_search.patches_torch import Upsampler
+from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
+from spade_faiss.patch_search.tiles import fastest, least
+from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, least_plain, margin, scale_of
+from spade_faiss.system import gpu_costs
+from tests import reference
+from tests.helpers.patches import make, make_ties
+
+SHAPES = [(5, 9, 8), (7, 4, 5), (3, 2, 2)]
+WAITS = {
+    *("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "is_nonzero", "equal"),
+    *("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "repeat_interleave"),
+}
+DEVICES = ["cpu:0", pytest.param("cuda:0", marks=pytest.mark.cuda)]
+
+
+class NoWait(TorchFunctionMode):
+    """Refuses what needs a value, or a shape, that only the device knows."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        indices = args[1:2] if func.__name__ in ("__getitem__", "__setitem__") else ()
+        flat = [each for index in indices for each in (index if isinstance(index, tuple) else (index,))]
+        if func.__name__ in WAITS or any(isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in flat):
+            raise AssertionError(f"{func.__name__} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def made(shapes: Any, k: int, kappa: int, distinct: bool = False, device: str = "cpu") -> Search:
+    """One query's search, of random levels."""
+    own, others = sides_of(shapes, k, device)
+    upsampler = Upsampler([[level[0, 0] for level in own]], others, torch.device(device))
+    return Search.of(upsampler, own, others, kappa, distinct)
+
+
+def sides_of(shapes: Any, k: int, device: str = "cpu") -> tuple[list[Any], list[Any]]:
+    query, neighbours = make(shapes, k)
+    return [level[None, None] for level in query], [torch.from_numpy(level[None]).to(device) for level in neighbours]
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_nothing_waits_for_the_device(distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates_torch, "PAIRS", 2 * 72 * 128)
+    monkeypatch.setattr(candidates_torch, "VALUES", 9000)
+    search = made(SHAPES[: 1 if distinct else 3], 5, 2, distinct)
+    with NoWait():
+        Search.of(search.upsampler, *sides_of(SHAPES[: 1 if distinct else 3], 5), 2, distinct).choose()
+    for waiting in (lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: float(x.sum()), lambda x: x.cpu(), torch.any):
+        with NoWait(), pytest.raises(AssertionError, match="waits for the device"):
+            bool(waiting(torch.ones(3)))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("distinct", [False, True])
+def test_nothing_waits_on_a_gpu(distinct: bool) -> None:
+    search = made(SHAPES[: 1 if distinct else 3], 5, 2, distinct, device="cuda:0")
+    search.choose()  # what is compiled or measured at the first call may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        search.choose()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 3e9])
+@pytest.mark.parametrize("spread", [1, 1000])
+@pytest.mark.parametrize("channels", [3, 700])
+def test_a_bound_is_never_above_the_distance(channels: int, spread: float, scale: float, device: str) -> None:
+    """For every pair, however unlike the values are: float16 holds few of them, or none of the small ones."""
+    rng = np.random.default_rng(0)
+    a, b = (scale * rng.normal(size=(n, channels)) * spread ** rng.random((n, channels)) for n in (40, 150))
+    b[:20] = a[:20] * (1 + 1e-4 * rng.normal(size=(20, channels)))  # near copies
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    own, theirs = (torch.from_numpy(side).to(device)[None] for side in (a, b))
+    factor = scale_of(own, theirs)
+    operands = [
+        Operand.of(side * factor, (side * factor).square().sum(-1), margin(channels, 0)) for side in (own, theirs)
+    ]
+    limits = (operands[1].halves - operands[1].doubts)[:, None]
+    found = least(operands[0].values, operands[1].values[:, None], limits)
+    true = ((a[:, None].astype(np.float64) - b) ** 2).sum(axis=2) * float(factor) ** 2
+    norms = (a.astype(np.float64) ** 2).sum(axis=1) * float(factor) ** 2
+    slack = operands[0].doubts[0].cpu().numpy().astype(np.float64)
+    for group in range(GROUPS):
+        members = (true[:, group::GROUPS] - norms[:, None]) / 2  # of a group, less what all have in common
+        if members.shape[1] == 0:
+            continue
+        first, second = (part[0, :, 0, group].cpu().numpy() for part in (found.first, found.second))
+        assert (first - slack <= members.min(axis=1)).all()
+        others = (
+            np.delete(members, 0, axis=1)
+            if members.shape[1] == 1
+            else np.array(
+                [np.delete(row, at) for row, at in zip(members, found.at[0, :, 0, group].tolist(), strict=True)]
+            )
+        )
+        assert others.size == 0 or (second - slack <= others.min(axis=1)).all()
+    # and they are worth something: most distances of unlike patches are known to a hundredth
+    if spread == 1:
+        assert (operands[0].doubts / operands[0].halves).median() < 0.01
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distinct", [False, True])
+def test_several_queries_together_are_each_alone(distinct: bool, device: str) -> None:
+    shapes = SHAPES[: 1 if distinct else 3]
+    pairs = [make(shapes, 4, np.float16, seed=seed, scale=10.0**seed) for seed in range(3)]
+    queries = [query for query, _ in pairs]
+    galleries = [torch.from_numpy(np.stack(level)).to(device) for level in zip(*(own for _, own in pairs), strict=True)]
+    together = search_together(queries, galleries, 3, device, distinct)
+    for number, (found, (query, own)) in enumerate(zip(together, pairs, strict=True)):
+        [alone] = search_together([query], [level[None] for level in own], 3, device, distinct)
+        np.testing.assert_allclose(found[0], alone[0], rtol=1e-5)  # the scale is common, and rounds otherwise
+        assert (found[1] == alone[1]).mean() > 0.99, number
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_any_cut_of_the_work_finds_the_same(distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, neighbours = make(SHAPES[: 1 if distinct else 3], 6, np.float16)
+    galleries = [level[None] for level in neighbours]
+    [expected] = search_together([query], galleries, 4, "cpu", distinct)
+    for pairs, values, part in ((1, 2**26, 2**30), (2**27, 1, 2**30), (2**27, 2**26, 1), (40_000, 3000, 3000)):
+        monkeypatch.setattr(candidates_torch, "PAIRS", pairs)
+        monkeypatch.setattr(candidates_torch, "VALUES", values)
+        monkeypatch.setattr(settled_torch, "VALUES", values)
+        monkeypatch.setattr(pyramid_torch, "PART", part)
+        [found] = search_together([query], galleries, 4, "cpu", distinct)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distinct", [False, True])
+def test_patches_in_doubt_are_settled_in_the_order_of_positions(distinct: bool, device: str) -> None:
+    """Zeros and ones: hundreds of patches are equally far, and no product tells which comes first."""
+    query, neighbours = make_ties([(3, 9, 11)], 6)
+    own, level = query[0].reshape(3, -1), neighbours[0]
+    if distinct:
+        expected = reference.search_distinct(own, level, 4)
+    else:
+        sq_distances, matches = reference.search_patches(query, neighbours, 4)
+        expected = sq_distances.reshape(-1, 4), (matches @ [99, 11, 1]).reshape(-1, 4)
+    [found] = search_together([query], [level[None]], 4, device, distinct)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    search = Search.of(
+        Upsampler([query], [level[None]], torch.device(device)), [query[0][None, None]], [level[None]], 4, distinct
+    )
+    assert search.choose()[2].any()
+
+
+def test_what_is_plain_is_decided_by_the_products() -> None:
+    """Else the host waits, and every query takes the long way."""
+    undecided = made([(64, 16, 16)], 8, 3).choose()[2]
+    assert undecided.float().mean() < 0.02
+
+
+def test_one_huge_patch_hides_nothing() -> None:
+    """What no float16 holds is all doubt, on its own side; the others are found as without it."""
+    query, neighbours = make([(4, 6, 6)], 3)
+    expected = search_pyramid_torch(query, neighbours, 2, "cpu")
+    neighbours[0][1, :, 2, 2] = 3e18
+    found = search_pyramid_torch(query, neighbours, 2, "cpu")
+    kept = ~(expected[1] == 36 + 14).any(axis=1)
+    np.testing.assert_allclose(found[0][kept], expected[0][kept], rtol=1e-5)
+    np.testing.assert_array_equal(found[1][kept], expected[1][kept])
+
+
+def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, neighbours = make([(4, 6, 6)], 3)
+    placed: list[str] = []
+
+    def noted(own: Any, others: Any, kappa: int, device: str) -> Any:
+        placed.append(device)
+        return search_pyramid_torch(own, others, kappa, "cpu")
+
+    monkeypatch.setattr(pyramid_torch, "search_pyramid_torch", noted)
+    monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
+    for query_costs, expected in ((0.0, ["cuda:0"]), (1e12, [])):
+        monkeypatch.setattr(gpu_costs, "MEASURED", gpu_costs.GpuCosts("a card", query_costs, 0, 0, 0, 0, 1))
+        placed.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("spade_faiss.patch_search.search.as_typed", lambda *_: torch.inference_mode())
+            sf.search_patches(query, neighbours)
+        assert placed == expected
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 2, 64, 24), (1, 130, 1, 192, 100)])
+def test_the_fused_kernel_finds_what_plain_torch_finds(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Triton's interpreter, where there is no GPU; one that is there compiles it."""
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, "spade_faiss.patch_search.tiles_triton", raising=False)
+    kernel = importlib.import_module("spade_faiss.patch_search.tiles_triton")
+    monkeypatch.delitem(sys.modules, "spade_faiss.patch_search.tiles_triton")
+    (b, q, n, cells, channels), rng = shape, torch.Generator().manual_seed(0)
+    own, theirs = (
+        torch.randn(side, generator=rng).half().to(device) for side in ((b, q, channels), (b, n, cells, channels))
+    )
+    limits = torch.rand(b, n, cells, generator=rng).to(device)
+    limits[..., -3:] = torch.inf  # as of cells that are no patches
+    expected = least_plain(own, theirs, limits)
+    for way in kernel.SIZES[: 3 if device == "cuda" else 1]:
+        found = way(own, theirs, limits)
+        torch.testing.assert_close(found.first, expected.first, rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.second, expected.second, rtol=0, atol=1e-3)
+        assert (found.at == expected.at).float().mean() > 0.999
+
+
+def test_the_fastest_way_is_taken_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"slow": 2.0, "fast": 1.0}
+    monkeypatch.setattr(tiles, "_milliseconds", lambda way, *_: times[way])
+    assert fastest(["slow", "broken", "fast"], torch.ones(1)) == "fast"  # type: ignore[list-item]
+    assert fastest(["slow", "broken"], torch.ones(1)) == "slow"  # type: ignore[list-item]
