@@ -236,13 +236,16 @@ def main() -> None:
     options = parser.parse_args()
     images = [file.path for file in find_images([options.images])]
     with tempfile.TemporaryDirectory() as folder:
-        if options.gallery is None:
+        if options.show == "page":
+            gallery = Path(folder)  # it has its own
+        elif options.gallery is None:
             gallery = toy_gallery(Path(folder))
         else:
             gallery = Path(folder) / "bench.gallery"
             shutil.copytree(options.gallery, gallery)
         result = SHOWS[options.show](gallery, images, Path(folder) / "data", options)
     given = "toy features of the sample set" if options.gallery is None else options.gallery.name
+    given = "that of make serve-demo" if options.show == "page" else given
     save(f"service_{options.show}", {"gallery": given, "images": len(images), **result})
 
 
