@@ -41,6 +41,8 @@ from .extractors.spec import ExtractorSpec
 from .gallery.gallery import Gallery
 from .gallery.verify import Problem
 from .ingest.pipeline import IngestReport, Skipped
+from .object_store.pull import Pulled, pull
+from .object_store.push import Pushed, push
 from .options import FeatureOptions, IndexOptions, ScoreOptions, SearchOptions
 from .patch_search.search import search_levels, search_patches
 from .recipes import RECIPES, Recipe
@@ -71,6 +73,8 @@ __all__ = [
     "OptionError",
     "OutputError",
     "Problem",
+    "Pulled",
+    "Pushed",
     "Recipe",
     "Region",
     "ResultsError",
@@ -86,6 +90,8 @@ __all__ = [
     "calibrate",
     "find_suspects",
     "load_extractor",
+    "pull",
+    "push",
     "search_levels",
     "search_patches",
 ]

@@ -102,19 +102,20 @@ class AuditFlags:
     normal: args.Normal
     report: args.ReportFlags
     network: args.NetworkFlags
+    cache: args.CacheFlags
     as_json: args.AsJson
     quiet: args.Quiet
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @takes(AuditFlags)
 def audit(gallery: Path, flags: AuditFlags) -> None:
     """Show the images of GALLERY that are least like the others: defects among the normal images hide defects."""
     from ..detect.audit import find_suspects, suspect_images
 
     sample = flags.sample
-    with Gallery.open(gallery, flags.network.device) as opened:
+    with flags.cache.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
         suspects = find_suspects(
             detector, sample=sample.sample, group=sample.group, seed=sample.seed, progress=not flags.quiet
@@ -179,19 +180,20 @@ class QueryFlags:
     normal: args.Normal
     report: args.ReportFlags
     network: args.NetworkFlags
+    cache: args.CacheFlags
     strict: args.Strict
     as_json: args.AsJson
     quiet: args.Quiet
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @args.sources
 @takes(QueryFlags)
 def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
     files = _listed(sources, flags)  # a mistake in a path is reported before the network is loaded
-    with Gallery.open(gallery, flags.network.device) as opened:
+    with flags.cache.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, quiet=flags.quiet)
         if detector.search.k is None and detector.k < detector.default_k and not flags.quiet:
             note(f"K = {detector.k}, all images of the gallery")

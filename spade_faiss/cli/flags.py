@@ -25,6 +25,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from ..object_store.address import Address, is_address, refuse_address
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Kind = TypeVar("Kind")
 Options = TypeVar("Options")
@@ -90,6 +92,21 @@ def changed(options: Options, **given: Any) -> Options:
     """Return an options dataclass with the values given on the command line; None is a value not given."""
     values = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(options, **values)  # type: ignore[type-var]
+
+
+class GalleryPlace(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A gallery: a folder or, for a command that only reads, the address of one in an object store."""
+
+    name = "PATH"
+
+    def __init__(self, read_only: bool) -> None:
+        self._read_only = read_only
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Turn the text into a path, or an Address."""
+        if not self._read_only:
+            refuse_address(value)
+        return Address(value) if is_address(value) else Path(value)
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.4 on

@@ -321,7 +321,7 @@ def compact(gallery: Path, flags: args.WriteFlags) -> None:
 
 
 @click.command("export-backbone")
-@args.gallery
+@args.gallery_to_read
 @click.argument("output", type=PATH, metavar="FILE")
 @click.option("--weights", type=PATH, help="Load the network's weights from this file.")
 def export_backbone(gallery: Path, output: Path, weights: Path | None) -> None:

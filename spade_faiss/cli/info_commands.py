@@ -15,6 +15,7 @@ from ..gallery.gallery import Gallery
 from ..gallery.repair import Repair
 from ..gallery.verify import Problem
 from ..images.tiling import shared
+from ..object_store.address import refuse_address
 from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
@@ -26,15 +27,16 @@ from .messages import one_line, with_options
 class InfoFlags:
     """Options of `info`."""
 
+    cache: args.CacheFlags
     as_json: args.AsJson
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @takes(InfoFlags)
 def info(gallery: Path, flags: InfoFlags) -> None:
     """Print what GALLERY holds."""
-    with Gallery.open(gallery) as opened:
+    with flags.cache.open(gallery) as opened:
         facts, state = opened.info(), opened.index_state()
     if flags.as_json:
         click.echo(json.dumps(facts))
@@ -143,11 +145,12 @@ class VerifyFlags:
     ]
     normal: args.Normal
     network: args.NetworkFlags
+    cache: args.CacheFlags
     as_json: args.AsJson
 
 
 @click.command()
-@args.gallery
+@args.gallery_to_read
 @takes(VerifyFlags)
 def verify(gallery: Path, flags: VerifyFlags) -> None:
     """Read all of GALLERY and compare it with what was written.
@@ -156,7 +159,9 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
     """
     if flags.drop_unreadable and not flags.repair:
         raise click.UsageError("--drop-unreadable goes with --repair")
-    with Gallery.open(gallery) as opened:
+    if flags.repair:
+        refuse_address(gallery)
+    with flags.cache.open(gallery) as opened:
         problems = opened.verify(flags.files, flags.normal)
         if flags.repair and problems:
             needs = opened.needs_extractor(problems, flags.normal)

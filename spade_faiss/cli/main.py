@@ -22,6 +22,7 @@ from .export_command import export
 from .gallery_commands import add, build, compact, export_backbone, reindex, remove, trust
 from .info_commands import info, verify
 from .messages import escape_what_cannot_be_printed, note, with_options
+from .object_commands import pull, push
 from .serve_command import serve
 
 
@@ -33,8 +34,7 @@ def cli() -> None:
 
 for command in (
     build, add, remove, trust, compact, reindex, info, verify, calibrate, audit, query, export, evaluate, serve, demo,
-    bench,
-    export_backbone,
+    bench, export_backbone, push, pull,
 ):  # fmt: skip
     cli.add_command(command)
 

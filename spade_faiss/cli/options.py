@@ -14,7 +14,7 @@ from ..detect.measure_baseline import SAMPLE
 from ..extractors.registry import Extractor
 from ..options import MIB, FeatureOptions, Runtime, ScoreOptions, SearchOptions
 from ..report.report import CARDS
-from .flags import PATH, Window, changed, flag
+from .flags import PATH, Bytes, GalleryPlace, Window, changed, flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,8 @@ def set_max_pixels(context: click.Context, _: click.Parameter, value: int | None
     return value
 
 
-gallery = click.argument("gallery", type=PATH)
+gallery = click.argument("gallery", type=GalleryPlace(read_only=False))
+gallery_to_read = click.argument("gallery", type=GalleryPlace(read_only=True))
 sources = click.argument("sources", type=PATH, nargs=-1, required=True)
 
 Quiet = Annotated[bool, flag("--quiet", is_flag=True, help="Show no progress and no notes on stderr.")]
@@ -61,6 +62,32 @@ Normal = Annotated[
         "patches that are not stored are recomputed from them. May be given again.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class CacheFlags:
+    """Where a gallery in an object store is cached."""
+
+    cache: Annotated[
+        Path | None,
+        flag(
+            "--cache",
+            type=PATH,
+            metavar="DIR",
+            help="If GALLERY is in an object store, as s3://bucket/tiles.gallery: keep what is fetched in this folder."
+            "  [default: $SPADE_FAISS_CACHE, or spade-faiss among the user's caches]",
+        ),
+    ]
+    cache_size: Annotated[
+        int | None,
+        flag("--cache-size", type=Bytes(), help="Limit of that folder, as 20GB.  [default: 10GiB]"),
+    ]
+
+    def open(self, gallery: Path, device: str = "auto") -> Gallery:
+        """Open a gallery to read."""
+        from ..gallery.gallery import Gallery
+
+        return Gallery.open(gallery, device, self.cache, self.cache_size)
 
 
 @dataclass(frozen=True)

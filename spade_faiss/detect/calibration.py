@@ -22,6 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ..errors import CorruptGalleryError, OptionError
+from ..object_store.address import refuse_address
 from ..system.atomic_files import storage_errors, write_whole
 from .baseline import ALIKE, HUGE, TINY, Baseline
 from .regions import Labels, Region, find_regions
@@ -209,6 +210,7 @@ class Calibration:
         values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
         values["baseline"] = self.baseline.to_json() if self.baseline else None
         values["xxh3"] = _checksum(values)
+        refuse_address(folder)
         # Not the writer's lock, which may be held for hours; two at once would write the same temporary file.
         with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
             write_whole(folder / FILE, json.dumps(values, indent=1).encode())
@@ -223,7 +225,16 @@ class Calibration:
         >>> sf.Calibration.read(gallery.path) is None  # not calibrated yet
         True
         """
-        path = folder / FILE
+        return cls.read_file(folder / FILE)
+
+    @classmethod
+    def read_file(cls, path: Path) -> Calibration | None:
+        """Read a calibration from a file of any name; see read.
+
+        >>> sf.calibrate(detector, false_alarms=0.2).write(gallery.path)
+        >>> sf.Calibration.read_file(gallery.file("calibration.json")).false_alarms
+        0.2
+        """
         try:
             values = json.loads(path.read_bytes())
             checksum = values.pop("xxh3", None) if isinstance(values, dict) else None

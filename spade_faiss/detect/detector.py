@@ -20,9 +20,11 @@ from ..pyramids.device_cache import device_cache
 from ..pyramids.reader import PyramidSource
 from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
-from ..store.trusted import read_trusted
+from ..store.trusted import FILE as TRUSTED
+from ..store.trusted import read_trusted_file
 from ..system.forks import remember
 from .baseline import Baseline
+from .calibration import FILE as CALIBRATION
 from .calibration import Calibration
 from .detection import Detection
 from .measure_baseline import measure
@@ -77,8 +79,8 @@ class Detector:
         self._given = search, score
         self._calibrated = calibrated
         self._trusting = trusting
-        self._trusted = read_trusted(gallery.path) if trusting else {}
-        found = Calibration.read(gallery.path) if calibrated else None
+        self._trusted = read_trusted_file(gallery.file(TRUSTED)) if trusting else {}
+        found = Calibration.read_file(gallery.file(CALIBRATION)) if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
         self._check_number_of_images()

@@ -12,6 +12,7 @@ from ..errors import OptionError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..index.factory import check_kind
+from ..object_store.address import refuse_address
 from ..store.locks import ReaderLock
 from ..store.secondary_indexes import IndexState
 from ..store.trusted import change_trusted
@@ -93,6 +94,7 @@ class GalleryEditor(GalleryReader):
             >>> gallery.trusted()
             ['003.png']
         """
+        refuse_address(self.path)
         found = self._snapshot.find_all(keys)
         if None in found:
             key = keys[found.index(None)]
@@ -116,6 +118,7 @@ class GalleryEditor(GalleryReader):
             >>> gallery.trusted()
             ['004.png']
         """
+        refuse_address(self.path)
         change_trusted(self.path, drop=keys)
 
     def compact(self, timeout: float = 0) -> int:
@@ -189,6 +192,7 @@ class GalleryEditor(GalleryReader):
             >>> len(gallery), "black" in gallery
             (12, True)
         """
+        refuse_address(self.path)
         try:
             with GalleryWriter(self.path, timeout) as writer:
                 yield writer

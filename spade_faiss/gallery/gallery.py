@@ -12,6 +12,7 @@ from ..images.inputs import ImageLike
 from ..images.sources import ImageFile, Listing
 from ..ingest.pipeline import IngestOptions, IngestReport, ingest, ingest_given
 from ..ingest.workers import ingest_in_processes
+from ..object_store.address import refuse_address
 from ..options import IndexOptions, Patches, is_count
 from ..store.create import create_folder
 from ..store.manifest import FILE
@@ -70,6 +71,7 @@ class Gallery(GalleryEditor):
             >>> sf.Gallery.create("new.gallery", toy.spec, recipe="paper")
             Gallery('new.gallery', 0 images, toy, generation 0)
         """
+        refuse_address(path)
         options = IndexOptions(kind=index) if isinstance(index, str) else index
         create_folder(Path(path), new_manifest(spec, options, shard_bytes, recipe, patches), timeout)
         gallery = cls(Path(path), options.device)
@@ -111,6 +113,7 @@ class Gallery(GalleryEditor):
             True
             False
         """
+        refuse_address(path)
         path = Path(path)
         if not (path / FILE).exists():
             try:

@@ -10,6 +10,8 @@ from ..arrays import Array, Ids
 from ..extractors.registry import Extractor, load_extractor
 from ..extractors.spec import ExtractorSpec
 from ..images.sources import ImageFile
+from ..object_store.address import Address, is_address
+from ..object_store.files import RemoteFiles, open_snapshot
 from ..options import FeatureOptions, Patches, Runtime
 from ..pyramids.cache import PyramidCache
 from ..pyramids.recomputed import pyramids_of
@@ -18,7 +20,8 @@ from ..store.locks import ReaderLock
 from ..store.manifest import Manifest
 from ..store.secondary_indexes import IndexState
 from ..store.snapshot import Snapshot
-from ..store.trusted import read_trusted, trusted_ids
+from ..store.trusted import FILE as TRUSTED
+from ..store.trusted import read_trusted_file, trusted_ids
 from .info import copies_in, info_of, recipe_of
 from .own_extractor import own_extractor
 from .verify import Problem, problems_of
@@ -29,32 +32,48 @@ Self = TypeVar("Self", bound="GalleryReader")
 class GalleryReader:
     """What a Gallery does without writing; see Gallery."""
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
+    def __init__(
+        self, path: Path, device: str = "auto", cache: Path | None = None, cache_bytes: int | None = None
+    ) -> None:
         """Open a gallery; see open."""
         self.path = path
         self._device = device
+        self._cache = cache, cache_bytes
         self._snapshot = self._last_commit()
 
     @classmethod
-    def open(cls: type[Self], path: str | Path, device: str = "auto") -> Self:
+    def open(
+        cls: type[Self],
+        path: str | Path,
+        device: str = "auto",
+        cache: str | Path | None = None,
+        cache_bytes: int | None = None,
+    ) -> Self:
         """Open a gallery at its last commit.
 
         Args:
-            path: its folder.
+            path: its folder; or the address that it was pushed to, as s3://bucket/tiles.gallery, which is read only.
             device: of the image index: auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N.
+            cache: folder for what is fetched from an address, which processes and galleries may share; None:
+                $SPADE_FAISS_CACHE, or spade-faiss among the user's caches.
+            cache_bytes: limit of what is kept there, which evicts what was used least recently; None: 10 GiB.
 
         Raises:
             GalleryNotFoundError: there is no gallery at that path.
             CorruptGalleryError: gallery.json is damaged or of another format version.
+            GalleryError: the address cannot be read, there is no such bucket, there are no credentials, or the cache
+                cannot be written.
+            OptionError: the scheme of the address is unknown, or its package is not installed.
 
         Example:
             >>> sf.Gallery.open("toy.gallery")
             Gallery('toy.gallery', 12 images, toy, generation 2)
         """
-        return cls(Path(path), device)
+        place = Address(path) if is_address(path) else Path(path)
+        return cls(place, device, Path(cache) if cache is not None else None, cache_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._device)
+        return type(self), (self.path, self._device, *self._cache)
 
     def __repr__(self) -> str:
         manifest = self._snapshot.manifest  # once: another thread may refresh
@@ -63,6 +82,8 @@ class GalleryReader:
         return f"{name}({str(self.path)!r}, {images} images, {manifest.spec.name}, generation {manifest.generation})"
 
     def _last_commit(self) -> Snapshot:
+        if is_address(self.path):
+            return open_snapshot(Address(self.path), self._device, *self._cache)
         lock = ReaderLock(self.path)  # taken before the manifest names the files
         return Snapshot(self.path, Manifest.read(self.path).on(self._device), lock)
 
@@ -76,6 +97,18 @@ class GalleryReader:
             11
         """
         self._snapshot = self._last_commit()  # the old one closes when the last thread has done with it
+
+    def file(self, name: str) -> Path:
+        """Return where a file beside the manifest can be read, as calibration.json: in the folder, or in the cache.
+
+        Args:
+            name: of the file, which may not exist.
+
+        Example:
+            >>> gallery.file("calibration.json").exists()  # not calibrated yet
+            False
+        """
+        return self._snapshot.files.path(name)
 
     def snapshot(self) -> Snapshot:
         """Return the open generation, for several calls that must agree on ids while others write.
@@ -208,7 +241,7 @@ class GalleryReader:
             []
         """
         snapshot = self._snapshot
-        return snapshot.keys(trusted_ids(snapshot, read_trusted(self.path)))
+        return snapshot.keys(trusted_ids(snapshot, read_trusted_file(self.file(TRUSTED))))
 
     def search(
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
@@ -285,7 +318,7 @@ class GalleryReader:
             (12, 0, 'stored', 'flat')
         """
         snapshot = self._snapshot
-        trusted = len(trusted_ids(snapshot, read_trusted(self.path)))
+        trusted = len(trusted_ids(snapshot, read_trusted_file(self.file(TRUSTED))))
         return {**info_of(self.path, snapshot.manifest), "copies": copies_in(snapshot), "trusted": trusted}
 
     def verify(self, files: bool = True, normal: Sequence[str | Path | ImageFile] = ()) -> list[Problem]:
@@ -299,6 +332,8 @@ class GalleryReader:
             >>> gallery.verify()
             []
         """
+        if isinstance(remote := self._snapshot.files, RemoteFiles):
+            return [Problem(file, message) for file, message in remote.problems()]
         snapshot = self._last_commit()  # a file that is open already reads well even when it has been deleted
         try:
             return problems_of(snapshot, files, normal)

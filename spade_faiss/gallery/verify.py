@@ -11,7 +11,7 @@ from ..images.sources import ImageFile
 from ..pyramids.recomputed import missing_sources
 from ..store.snapshot import Snapshot
 from ..store.trusted import FILE as TRUSTED
-from ..store.trusted import read_trusted
+from ..store.trusted import read_trusted_file
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def problems_of(snapshot: Snapshot, files: bool, normal: Sequence[str | Path | I
             except CorruptGalleryError as error:
                 problems.append(Problem(derived.file, str(error)))
     try:
-        read_trusted(snapshot.folder)
+        read_trusted_file(snapshot.files.path(TRUSTED))
     except CorruptGalleryError as error:
         problems.append(Problem(TRUSTED, str(error)))
     return problems

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import OptionError
+from ..object_store.address import refuse_address
 from ..options import MIB, FeatureOptions
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")  # of a gallery in a URL
@@ -89,5 +90,6 @@ def named_galleries(arguments: tuple[str, ...]) -> dict[str, Path]:
             )
         if name in found:
             raise OptionError(f"galleries: expected a name each, found {name!r} twice; give NAME=GALLERY")
+        refuse_address(path)
         found[name] = Path(path)
     return found

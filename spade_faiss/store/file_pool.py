@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from ..errors import CorruptGalleryError
 from ..system.forks import free_at_forks, remember
@@ -18,6 +20,7 @@ class PooledFile:
 
     def __init__(self, path: Path, size: int) -> None:
         """Open a file of `size` bytes; raises as FilePool.open."""
+        self._path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             found = os.fstat(self.descriptor).st_size
@@ -25,6 +28,10 @@ class PooledFile:
             raise CorruptGalleryError(f"{path}: cannot be opened: {error.strerror or error}") from error
         if found != size:
             raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
+
+    def for_hdf5(self) -> Any:
+        """Return what HDF5 opens to read the file: its path, or a file of Python."""
+        return self._path
 
     def read_into(self, rest: memoryview, offset: int) -> None:
         """Fill a memoryview with the bytes from an offset on.
@@ -47,7 +54,19 @@ class PooledFile:
 class FilePool:
     """Keeps open the files of the shards that were read most recently. Threads may share one."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        opener: Callable[[Path, int], PooledFile] = PooledFile,
+        prefetch: Callable[[Iterable[Path]], None] | None = None,
+    ) -> None:
+        """Open files.
+
+        Args:
+            opener: opens one, by path and size.
+            prefetch: gets several that will be opened; None: there is nothing to get.
+        """
+        self._opener = opener
+        self.prefetch = prefetch
         self._files: OrderedDict[int, PooledFile] = OrderedDict()
         self._room = _files_to_hold()
         self._lock = threading.Lock()
@@ -71,7 +90,7 @@ class FilePool:
         with self._lock:
             file = self._files.get(number)
             if file is None:
-                file = self._files[number] = PooledFile(path, size)
+                file = self._files[number] = self._opener(path, size)
                 if len(self._files) > self._room:
                     self._files.popitem(last=False)
             self._files.move_to_end(number)

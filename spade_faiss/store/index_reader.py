@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Collection
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ..errors import CorruptGalleryError, OptionError
 from ..index.image_index import ImageIndex, IndexFile
 from ..options import IndexOptions
 from ..system.forks import remember
+from .files import GalleryFiles
 from .key_table import KeyTable
 from .manifest import Manifest
 from .row_reader import RowReader
@@ -23,8 +23,8 @@ from .row_reader import RowReader
 class IndexReader:
     """The image index and the key table over every row of one snapshot, loaded on first use. Threads may share one."""
 
-    def __init__(self, folder: Path, manifest: Manifest, rows: RowReader) -> None:
-        self._folder = folder
+    def __init__(self, files: GalleryFiles, manifest: Manifest, rows: RowReader) -> None:
+        self._files = files
         self._manifest = manifest
         self._rows = rows
         self._starts = [0, *accumulate(shard.images for shard in manifest.shards)]
@@ -80,7 +80,7 @@ class IndexReader:
         """
         entry, manifest = self._manifest.index, self._manifest
         assert entry is not None
-        path = self._folder / entry.file
+        path = self._files.path(entry.file)
         if path.is_file() and (found := path.stat().st_size) != entry.bytes:
             raise CorruptGalleryError(f"{path}: expected {entry.bytes} bytes, found {found}")
         file = IndexFile(path, entry.xxh3, manifest.spec.image_dim, entry.facts)
@@ -138,7 +138,7 @@ class IndexReader:
         """
         entry = self._manifest.keys
         assert entry is not None
-        return KeyTable.load(self._folder / entry.file, entry.images, entry.bytes, entry.xxh3)
+        return KeyTable.load(self._files.path(entry.file), entry.images, entry.bytes, entry.xxh3)
 
     def continue_key_table(self, before: IndexReader, added: Collection[str]) -> None:
         """Take over the key table of the snapshot before a commit, if that table was loaded and ids are still the same.

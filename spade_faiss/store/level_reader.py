@@ -66,6 +66,20 @@ class LevelReader:
         self._checksums = checksums
         self._open_file = open_file
         self._offsets = np.stack([self._find(number, dataset) for number, dataset in enumerate(datasets)])
+        self._sizes = [int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize for dataset in datasets]
+
+    @property
+    def path(self) -> Path:
+        """The shard's file."""
+        return self._path
+
+    def extents(self, row: int) -> list[tuple[int, int]]:
+        """Return where the levels of one image lie in the file: first byte and number of bytes of each."""
+        return [(int(offset), size) for offset, size in zip(self._offsets[:, row], self._sizes, strict=True)]
+
+    def all_extents(self) -> list[tuple[int, int]]:
+        """Return where the levels of all images lie, ascending: first byte and number of bytes of each."""
+        return sorted(extent for row in range(self._offsets.shape[1]) for extent in self.extents(row))
 
     def _find(self, number: int, dataset: Any) -> NDArray[np.int64]:
         """Return where each image's chunk of a level begins in the file, (n,)."""
@@ -100,8 +114,17 @@ class LevelReader:
             except OSError as error:
                 what = f"level {number} of image {self._key(row)!r}"
                 raise CorruptGalleryError(f"{self._path}: {what} cannot be read: {error.strerror or error}") from error
-            if verify and not is_whole(target, self._checksums[row, number]):
-                raise damaged_level(self._path, self._key(row), number)
+            if verify:
+                self.check(row, number, target)
+
+    def check(self, row: int, number: int, level: Array) -> None:
+        """Compare a level of an image with its checksum.
+
+        Raises:
+            CorruptGalleryError: it is not what was written.
+        """
+        if not is_whole(level, self._checksums[row, number]):
+            raise damaged_level(self._path, self._key(row), number)
 
 
 def share_out(work: Callable[[Sequence[T]], None], items: Sequence[T]) -> None:

@@ -173,6 +173,24 @@ class Manifest:
             ) from error
         except OSError as error:
             raise CorruptGalleryError(f"{path}: cannot be read: {error.strerror or error}") from error
+        manifest = cls.parse(content, path)
+        try:
+            manifest._require_on_disk(folder)
+        except ValueError as error:
+            raise CorruptGalleryError(f"{path}: damaged or edited: {type(error).__name__}: {error}") from error
+        return manifest
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Manifest:
+        """Return the generation that the bytes of a gallery.json describe.
+
+        Args:
+            content: all of the file.
+            path: where it came from, for errors.
+
+        Raises:
+            CorruptGalleryError: it is damaged, or has a format version that this release does not read.
+        """
         try:
             values = json.loads(content)
             if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -189,9 +207,7 @@ class Manifest:
                 if rest != xxhash.xxh3_64_hexdigest(body).encode() + END:
                     raise ValueError("its content is not what was written (checksum)")
                 del values["xxh3"]
-            manifest = cls._parse(values)
-            manifest._require_on_disk(folder)
-            return manifest
+            return cls._parse(values)
         except CorruptGalleryError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

@@ -185,6 +185,8 @@ class RowReader:
         order = np.argsort(ids)
         ids = ids[order]
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
+        if self._files.prefetch is not None:
+            self._files.prefetch(self._folder / self._shards[number].file for number in np.unique(numbers))
         return order, numbers, ids - self._starts[numbers]
 
     def _open(self, number: int) -> tuple[_Place, PooledFile]:
@@ -199,9 +201,9 @@ class RowReader:
     def _find(self, number: int) -> _Place:
         entry = self._shards[number]
         path, n = self._folder / entry.file, entry.images
-        self._files.open(number, path, entry.bytes)  # checks that it exists and has that size
+        opened = self._files.open(number, path, entry.bytes)  # checks that it exists and has that size
         try:
-            with h5py.File(path, "r", libver="latest", locking=False) as file:
+            with h5py.File(opened.for_hdf5(), "r", libver="latest", locking=False) as file:
                 kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._columns, "S")}
                 columns = {name: _column(file, name, n, kind, entry.bytes) for name, kind in kinds.items()}
                 if (columns["image"].width, columns["image"].dtype) != (self._d, np.float32):

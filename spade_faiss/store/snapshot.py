@@ -24,8 +24,9 @@ from ..system.forks import remember
 from ..system.prefetch import batched
 from . import level_reader
 from .file_pool import FilePool
+from .files import GalleryFiles
 from .index_reader import IndexReader
-from .level_reader import LevelReader, share_out
+from .level_reader import LevelReader
 from .locks import ReaderLock
 from .manifest import Manifest, ShardEntry
 from .row_reader import RowReader
@@ -41,14 +42,25 @@ READ_TOGETHER = 64  # images whose levels are read at a time
 class Snapshot:
     """A gallery's content at one commit. Its reader's lock keeps writers from deleting its files."""
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: ReaderLock | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, lock: ReaderLock | None = None, files: GalleryFiles | None = None
+    ) -> None:
+        """Look at one commit.
+
+        Args:
+            folder: of the gallery; or its address, if `files` are elsewhere.
+            manifest: of the commit.
+            lock: keeps the files.
+            files: where they are; None: in the folder.
+        """
         self.folder = folder
+        self.files = files or GalleryFiles(folder)
         self.manifest = manifest
         self._starts = [0, *accumulate(shard.images for shard in manifest.shards)]
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
-        self._files = FilePool()
+        self._files = FilePool(self.files.open_shard, self.files.prefetch if files else None)
         self.rows = RowReader(folder, manifest.shards, manifest.schema, self._files)
-        self.indexes = IndexReader(folder, manifest, self.rows)
+        self.indexes = IndexReader(self.files, manifest, self.rows)
         self._readers: OrderedDict[int, LevelReader] = OrderedDict()
         self._lock = threading.RLock()
         self._reader_lock = lock
@@ -151,7 +163,9 @@ class Snapshot:
             shard = self._open.get(number)
             if shard is None:
                 entry = self.manifest.shards[number]
-                shard = ShardReader(self.folder / entry.file, self.manifest.schema, entry.images, entry.bytes)
+                path, schema = self.folder / entry.file, self.manifest.schema
+                opened = self.files.for_hdf5(path, entry.bytes)
+                shard = ShardReader(path, schema, entry.images, entry.bytes, opened)
                 self._open[number] = shard
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)[1].close()
@@ -196,7 +210,7 @@ class Snapshot:
             if level_reader.SUPPORTED:
                 readers = {number: self._reader(number) for number in {places[at][0] for at in some}}
                 jobs = [(readers[places[at][0]], places[at][1], out[at]) for at in some]
-                share_out(lambda share: _read(share, verify), jobs)  # not under the lock
+                self.files.read_levels(jobs, verify)  # not under the lock
             else:
                 with self._lock:
                     for at in some:
@@ -283,8 +297,3 @@ class Snapshot:
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
-
-
-def _read(jobs: Sequence[tuple[LevelReader, int, list[Array]]], verify: bool) -> None:
-    for reader, row, out in jobs:
-        reader.read(row, out, verify)

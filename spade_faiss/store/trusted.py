@@ -35,7 +35,12 @@ def read_trusted(folder: Path) -> dict[str, str]:
     Raises:
         CorruptGalleryError: the file was damaged or edited, or is of another format version.
     """
-    path, mend = folder / FILE, "delete it, and trust the images again"
+    return read_trusted_file(folder / FILE)
+
+
+def read_trusted_file(path: Path) -> dict[str, str]:
+    """Return what read_trusted does, of a file wherever it lies."""
+    mend = "delete it, and trust the images again"
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,0 +1,150 @@
+"""Pull: the gallery at an address becomes a folder, or brings one up to date.
+
+Files come first, each compared with its checksum and published whole. Then gallery.json commits them, as a writer
+does. Killed before that, the folder is as it was, and the next pull keeps the files that are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from ..errors import GalleryError
+from ..store.cleanup import sweep
+from ..store.create import PARTS
+from ..store.locks import HOLDER, READERS, WRITER, WriterLock
+from ..store.manifest import FILE, Manifest
+from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors, whole_file, write_whole
+from ..system.progress import progress_bar
+from .address import Address
+from .bucket import Bucket
+from .commit import BESIDE, ROWS, Commit, StoredObject
+from .files import checksum_of, compared, read_commit
+from .origins import FILE as ORIGINS
+from .origins import LOCK as ORIGINS_LOCK
+from .origins import manifest_at, remember, remembered
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull did.
+
+    Example:
+        >>> _ = sf.push("toy.gallery", "memory://bucket/pulled.gallery", replace=True)
+        >>> pulled = sf.pull("memory://bucket/pulled.gallery", "pulled.gallery")
+        >>> pulled.generation, pulled.fetched, pulled.kept  # a shard, image index, key table
+        (2, 3, 0)
+    """
+
+    generation: int  # that the folder has now
+    fetched: int  # files
+    fetched_bytes: int
+    kept: int  # files that were there already
+
+
+def pull(address: str, folder: str | Path, *, timeout: float = 0, progress: bool = False) -> Pulled:
+    """Download a gallery from an object store. The same call goes on after an interruption.
+
+    Args:
+        address: of the gallery, as s3://bucket/tiles.gallery.
+        folder: one that does not exist, or is empty; or the gallery that was pulled from there or pushed there last,
+            without a commit since, which moves on to the last generation.
+        timeout: seconds to wait for another process that is writing to the folder.
+        progress: show a bar where standard error is a terminal.
+
+    Returns:
+        what was downloaded.
+
+    Raises:
+        GalleryNotFoundError: there is no gallery at that address.
+        CorruptGalleryError: an object is missing, cut short or changed.
+        GalleryLockedError: another process is writing to the folder.
+        GalleryError: the folder has something else, or a commit since; the store cannot be read, there is no such
+            bucket, or there are no credentials; or the disk is full or refuses.
+        OptionError: the scheme is unknown, or its package is not installed.
+
+    Example:
+        >>> _ = sf.push("toy.gallery", "memory://bucket/toy.gallery")
+        >>> pulled = sf.pull("memory://bucket/toy.gallery", "pulled.gallery")
+        >>> sf.Gallery.open("pulled.gallery").keys() == gallery.keys()
+        True
+    """
+    folder, bucket = Path(folder), Bucket(Address(address))
+    commit = read_commit(bucket)
+    _check_folder(folder)
+    with storage_errors(f"cannot write {folder}"):
+        for part in PARTS:
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / READERS).touch()
+        flush_to_disk(folder.parent)
+    with WriterLock(folder, timeout):
+        there = _manifest_there(folder, bucket, commit)
+        fetched = _fetch_all(folder, bucket, commit, there, progress)
+        _commit(folder, bucket, commit, there)
+        sweep(folder, commit.manifest)
+    size, files = sum(one.bytes for one in fetched), _files(commit)
+    return Pulled(commit.manifest.generation, len(fetched), size, len(files) - len(fetched))
+
+
+def _files(commit: Commit) -> dict[str, StoredObject]:
+    """Return the files that a manifest names, with their objects."""
+    return {file: one for file, one in commit.objects.items() if not file.endswith(ROWS) and file not in BESIDE}
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder with files of something else: a gallery, or the remains of a pull that was killed, are none."""
+    if not folder.exists() or (folder / FILE).exists():
+        return
+    known = {*PARTS, READERS, WRITER, HOLDER, *(file + TEMPORARY for file in (FILE, ORIGINS)), ORIGINS, ORIGINS_LOCK}
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - known:
+        raise GalleryError(f"{folder}: expected nothing, an empty folder or a gallery to pull into, found something")
+
+
+def _manifest_there(folder: Path, bucket: Bucket, commit: Commit) -> bytes | None:
+    """Return the gallery.json of a folder; None: there is none.
+
+    Raises:
+        GalleryError: it has a commit that is not at the address.
+    """
+    try:
+        content = (folder / FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    known = remembered(folder, manifest_at(bucket.address))
+    if content != commit.manifest_bytes and xxhash.xxh3_128_hexdigest(content) not in known:
+        raise GalleryError(
+            f"{folder}: expected the generation that was pulled from {bucket.address} or pushed there last, found "
+            "another; pull into another folder, or push this one with replace=True"
+        )
+    return content
+
+
+def _fetch_all(folder: Path, bucket: Bucket, commit: Commit, there: bytes | None, progress: bool) -> list[StoredObject]:
+    """Download the files that are not there; returns their objects. Shards never change, so those named are there."""
+    named = {one.file for one in Manifest.parse(there, folder / FILE).shards} if there else set()
+    fetched = []
+    for file, one in progress_bar(list(_files(commit).items()), "pull", progress, unit="file"):
+        path = folder / file
+        if path.is_file() and path.stat().st_size == one.bytes and (file in named or checksum_of(path) == one.checksum):
+            continue
+        with storage_errors(f"cannot write {path}"), whole_file(path) as target:
+            for block in compared(bucket, one):
+                target.write(block)
+        fetched.append(one)
+    return fetched
+
+
+def _commit(folder: Path, bucket: Bucket, commit: Commit, there: bytes | None) -> None:
+    """Put gallery.json and the files beside it in place, and remember where they are from."""
+    manifest = xxhash.xxh3_128_hexdigest(commit.manifest_bytes)
+    remember(folder, manifest_at(bucket.address), manifest)
+    beside = {name: b"".join(compared(bucket, commit.objects[name])) for name in BESIDE if name in commit.objects}
+    with storage_errors(f"cannot write {folder}"):
+        if there != commit.manifest_bytes:
+            write_whole(folder / FILE, commit.manifest_bytes)
+        for name, content in beside.items():
+            write_whole(folder / name, content)
+    remember(folder, manifest_at(bucket.address), manifest, alone=True)
+    remember(folder, str(bucket.address), commit.checksum, alone=True)
