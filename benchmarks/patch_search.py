@@ -23,7 +23,6 @@ from unittest import mock
 import numpy as np
 import torch
 from common import RESULTS, PeakMemory, machine
-from matplotlib.figure import Figure  # the extra `bench`
 
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
@@ -198,6 +197,8 @@ def measure(cell: dict[str, Any], query: Levels, neighbours: Levels, args: argpa
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     """Draw seconds of every engine for every cell."""
+    from matplotlib.figure import Figure  # the extra `bench`; bounds.py, which imports this module, does without
+
     names = list(dict.fromkeys((r["shapes"], r["features"], r["k"], r["kappa"]) for r in results))
     figure = Figure(figsize=(9, 1.5 + 0.35 * len(names)), layout="constrained")
     axes = figure.subplots()

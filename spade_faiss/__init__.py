@@ -10,6 +10,9 @@ level, c channels, d dimensions of an image feature, (H, W) pixels of an image. 
 from .system import faiss_guard as faiss_guard  # isort: skip
 
 from ._version import __version__ as __version__
+from .cluster.cluster import Cluster
+from .cluster.federation import Federation
+from .cluster.membership import MemberOptions
 from .detect.audit import Suspect, find_suspects
 from .detect.calibrate import calibrate
 from .detect.calibration import Calibration, Judgement
@@ -25,6 +28,7 @@ from .errors import (
     GalleryNotFoundError,
     ImageError,
     KeyConflictError,
+    MemberError,
     NotEnoughImagesError,
     OptionError,
     OutputError,
@@ -50,6 +54,7 @@ from .recipes import RECIPES, Recipe
 __all__ = [
     "RECIPES",
     "Calibration",
+    "Cluster",
     "CorruptGalleryError",
     "Detection",
     "Detector",
@@ -59,6 +64,7 @@ __all__ = [
     "FeatureError",
     "FeatureOptions",
     "Features",
+    "Federation",
     "Gallery",
     "GalleryError",
     "GalleryLockedError",
@@ -68,6 +74,8 @@ __all__ = [
     "IngestReport",
     "Judgement",
     "KeyConflictError",
+    "MemberError",
+    "MemberOptions",
     "Neighbours",
     "NotEnoughImagesError",
     "OptionError",

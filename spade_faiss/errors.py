@@ -16,6 +16,7 @@ SpadeError
     ├── SourceError                            an image file that patches are recomputed from is gone or has changed
     ├── SpecMismatchError     (ValueError)     features of another extractor or other settings
     ├── KeyConflictError      (ValueError)     a key that exists with other content
+    ├── MemberError           (RuntimeError)   a member of a cluster that is lost, or not as the cluster knows it
     └── GalleryLockedError    (BlockingIOError) another process is writing
 
 Each is also the builtin that a caller would catch. A message is one line: what was expected, what was found, where,
@@ -90,6 +91,10 @@ class SpecMismatchError(GalleryError, ValueError):
 
 class KeyConflictError(GalleryError, ValueError):
     """A key that exists with other content."""
+
+
+class MemberError(GalleryError, RuntimeError):
+    """A member of a cluster is lost, or is not as the cluster knows it."""
 
 
 class GalleryLockedError(GalleryError, BlockingIOError):

@@ -23,7 +23,7 @@ from .detect.detection import Detection
 from .detect.detector import Detector
 from .detect.query_files import query_files, query_given
 from .errors import ImageError, OptionError
-from .gallery.gallery import Gallery
+from .gallery.reader import GalleryReader
 from .images.sources import ImageFile
 from .ingest.pipeline import Skipped
 from .metrics.curves import Curve, all_curves, write_curves
@@ -292,7 +292,7 @@ def _at_size(scores: NDArray[np.float32], marks: Marks, size: int | None) -> tup
     return resized, Marks(masks[0], masks[1])
 
 
-def _in_gallery(gallery: Gallery, name: str, digests: dict[str, str], normal: str) -> list[str]:
+def _in_gallery(gallery: GalleryReader, name: str, digests: dict[str, str], normal: str) -> list[str]:
     """Return the keys of the test images that are in the gallery too, by their content; warns where there are any."""
     generation = gallery.snapshot()
     wanted, found = set(digests.values()), set[str]()

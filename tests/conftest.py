@@ -31,6 +31,7 @@ import spade_faiss as sf
 from tests.helpers.command_line import Run, Spade
 from tests.helpers.galleries import OWN, RandomFeatures, random_features_of
 from tests.helpers.images import write_images
+from tests.helpers.processes import FORKSERVER
 
 MEMORY = Path("/dev/shm")  # where there is much of it, temporary files wait for no disk: an eighth of the suite's time
 if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= 4 * 2**30:
@@ -183,6 +184,12 @@ def toy_gallery(tmp_path: Path, image_folder: Path, toy: sf.Extractor) -> sf.Gal
     gallery = sf.Gallery.create(tmp_path / "toy.gallery", toy.spec, index=sf.IndexOptions(device="cpu"))
     gallery.add_images(image_folder, toy)
     return gallery
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forked from a process that has imported everything; other tests start them as the package does."""
+    monkeypatch.setattr("spade_faiss.ingest.workers.SPAWN", FORKSERVER)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "spade_faiss"
 GROUND = ("_version", "errors", "options", "recipes", "arrays")  # modules beside the rooms
 ROOMS = (
     *GROUND, "system", "images", "extractors", "index", "store", "object_store", "pyramids", "ingest", "gallery",
-    "patch_search", "detect", "datasets", "metrics", "report", "labels", "evaluate", "repeats", "service", "adapters",
-    "cli",
+    "patch_search", "detect", "datasets", "metrics", "report", "labels", "evaluate", "repeats", "cluster", "service",
+    "adapters", "cli",
 )  # fmt: skip
 ONLY = {  # rooms that stand on less than all of those before them
     "index": {*GROUND, "system"},

@@ -7,8 +7,6 @@ import importlib.util
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from PIL import Image, ImageOps
 import spade_faiss as sf
 from spade_faiss import errors
 from spade_faiss.cli import cli
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
@@ -307,10 +306,10 @@ def test_forges_run_what_people_run() -> None:
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q", "-b", "html"]
-    folders = ["-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")]
-    run = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (0, "")
+    options = ["--fail-on-warning", "--keep-going", "-q", "-b", "html", "-d", tmp_path / "doctrees"]
+    code = "import sys; from sphinx.cmd.build import main; sys.exit(main(sys.argv[1:]))"
+    done = run(code, *options, DOCS, tmp_path / "html")
+    assert (done.returncode, done.stderr) == (0, "")
     built = {path.stem for path in (tmp_path / "html").glob("*.html")}
     assert {page.stem for page in DOCS.glob("*.md")} <= built
 

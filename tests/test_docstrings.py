@@ -20,7 +20,7 @@ import spade_faiss as sf
 from spade_faiss.datasets import draw
 from tests.helpers.images import write_images
 
-WITHOUT = {"Detector.after_fork"}  # the system calls it
+WITHOUT = {"Detector.after_fork", "Federation.after_fork"}  # the system calls it
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -14,6 +14,7 @@ from ..errors import GalleryError, GalleryNotFoundError, KeyConflictError, Optio
 from ..extractors.registry import Extractor, load_extractor
 from ..extractors.spec import DEFAULT_EXTRACTOR
 from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..images.sources import ImageFile
 from ..images.tiling import place_of
 from ..ingest.blocks import extracted
@@ -160,7 +161,7 @@ def _image_keys(snapshot: Snapshot) -> Iterator[str]:
         yield from (key for key in snapshot.keys(ids) if whole or place_of(key) is None)
 
 
-def record_of(gallery: Gallery) -> dict[str, Any]:
+def record_of(gallery: GalleryReader) -> dict[str, Any]:
     """Return what a checkpoint keeps of a gallery: path, generation, and the SHA-256 of its manifest."""
     return {
         "path": str(gallery.path.absolute()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from ..detect.calibration import DEFAULT_FALSE_ALARMS
+from ..detect.calibration import DEFAULT_FALSE_ALARMS, Calibration
 from ..detect.query_files import query_files
 from ..errors import ImageError
 from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..images.annotations import notes as annotation_notes
 from ..images.annotations import with_photos
 from ..images.sources import ImageFile, Listing, list_sources
@@ -27,6 +28,7 @@ from ..report.run_facts import RunFacts
 from ..report.run_record import RunRecord
 from ..store.source_images import SourceImages
 from . import options as args
+from .cache_options import CacheFlags
 from .flags import PATH, changed, flag, takes
 from .messages import as_line, exit_status, name_notes, name_skipped, note, one_line
 
@@ -60,25 +62,30 @@ class CalibrateFlags:
 @takes(CalibrateFlags)
 def calibrate(gallery: Path, flags: CalibrateFlags) -> None:
     """Find the thresholds of GALLERY from its own images: each is compared with the others."""
+    with Gallery.open(gallery, flags.network.device) as opened:
+        calibrate_opened(opened, flags, lambda found: found.write(gallery))
+
+
+def calibrate_opened(opened: GalleryReader, flags: CalibrateFlags, write: Callable[[Calibration], None]) -> None:
+    """Find the thresholds of a gallery or a cluster, write them and print them."""
     from ..detect.calibrate import calibrate as find_thresholds
     from ..store.copies import Copies
 
     sample = flags.sample
-    with Gallery.open(gallery, flags.network.device) as opened:
-        detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
-        found = find_thresholds(
-            detector, flags.false_alarms, sample=sample.sample, group=sample.group, seed=sample.seed,
-            progress=not flags.quiet,
-        )  # fmt: skip
-        found.write(gallery)
-        images = len(Copies(opened.snapshot()).images())  # fewer than tiles
-        if copies := min(sample.sample or images, images) - len(found.image_scores):
-            are = "image is a copy of another" if copies == 1 else "images are copies of others"
-            click.echo(f"spade-faiss: note: {copies} {are}; they are left out together, and count once", err=True)
-        click.echo(
-            f"{len(found.image_scores)} images: image score above {found.image_threshold:.6g} is suspicious, "
-            f"pixel score above {found.pixel_threshold:.6g} anomalous; false alarms at most {found.false_alarms:g}"
-        )
+    detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
+    found = find_thresholds(
+        detector, flags.false_alarms, sample=sample.sample, group=sample.group, seed=sample.seed,
+        progress=not flags.quiet,
+    )  # fmt: skip
+    write(found)
+    images = len(Copies(opened.snapshot()).images())  # fewer than tiles
+    if copies := min(sample.sample or images, images) - len(found.image_scores):
+        are = "image is a copy of another" if copies == 1 else "images are copies of others"
+        click.echo(f"spade-faiss: note: {copies} {are}; they are left out together, and count once", err=True)
+    click.echo(
+        f"{len(found.image_scores)} images: image score above {found.image_threshold:.6g} is suspicious, "
+        f"pixel score above {found.pixel_threshold:.6g} anomalous; false alarms at most {found.false_alarms:g}"
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class AuditFlags:
     normal: args.Normal
     report: args.ReportFlags
     network: args.NetworkFlags
-    cache: args.CacheFlags
+    cache: CacheFlags
     as_json: args.AsJson
     quiet: args.Quiet
 
@@ -180,7 +187,7 @@ class QueryFlags:
     normal: args.Normal
     report: args.ReportFlags
     network: args.NetworkFlags
-    cache: args.CacheFlags
+    cache: CacheFlags
     strict: args.Strict
     as_json: args.AsJson
     quiet: args.Quiet
@@ -192,40 +199,49 @@ class QueryFlags:
 @takes(QueryFlags)
 def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
     """Look for anomalies in the images in SOURCE..., files and folders."""
-    files = _listed(sources, flags)  # a mistake in a path is reported before the network is loaded
+    files = listed(sources, flags)  # a mistake in a path is reported before the network is loaded
     with flags.cache.open(gallery, flags.network.device) as opened:
-        detector = args.detector_of(opened, flags.search, flags.network, flags.normal, quiet=flags.quiet)
-        if detector.search.k is None and detector.k < detector.default_k and not flags.quiet:
-            note(f"K = {detector.k}, all images of the gallery")
-        skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
-        notes: list[str] = []
-        with ExitStack() as stack:
-            folder = None
-            if flags.output is not None:
-                title = f"Query against {gallery.name}"
-                results = _results(detector, flags.output, flags.normal, flags.report, title)
-                folder = stack.enter_context(results)
-            if not flags.as_json:
-                click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
-            taken = None if flags.strict else skipped
-            found = query_files(detector, files, taken, not flags.quiet, notes, with_pixels=folder is not None)
-            for file, pixels, detection in found:
-                if folder:
-                    skipped += folder.write_or_skip(file, pixels, detection, flags.strict)
-                if flags.as_json:
-                    click.echo(as_line(as_json(file, detection)))
-                else:
-                    scores = f"{detection.image_score:12.6g} {detection.map_max:12.6g}"
-                    click.echo(f"{scores}  {detection.verdict or '-':9}  {one_line(file.key)}")
+        exit_status(query_opened(opened, files, flags))
+
+
+def query_opened(opened: GalleryReader, files: Listing, flags: QueryFlags) -> list[Skipped]:
+    """Query a gallery or a cluster, and print and write what is found; returns the images that were skipped."""
+    detector = args.detector_of(opened, flags.search, flags.network, flags.normal, quiet=flags.quiet)
+    if detector.search.k is None and detector.k < detector.default_k and not flags.quiet:
+        note(f"K = {detector.k}, all images of the gallery")
+    skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
+    notes: list[str] = []
+    missing: set[str] = set()
+    with ExitStack() as stack:
+        folder = None
+        if flags.output is not None:
+            title = f"Query against {opened.path.name}"
+            results = _results(detector, flags.output, flags.normal, flags.report, title)
+            folder = stack.enter_context(results)
+        if not flags.as_json:
+            click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
+        taken = None if flags.strict else skipped
+        found = query_files(detector, files, taken, not flags.quiet, notes, with_pixels=folder is not None)
+        for file, pixels, detection in found:
+            missing |= set(detection.missing)
             if folder:
-                folder.close(skipped)
-        name_skipped(skipped)
-        if not flags.quiet:
-            name_notes(notes)
-        exit_status(skipped)
+                skipped += folder.write_or_skip(file, pixels, detection, flags.strict)
+            if flags.as_json:
+                click.echo(as_line(as_json(file, detection)))
+            else:
+                scores = f"{detection.image_score:12.6g} {detection.map_max:12.6g}"
+                click.echo(f"{scores}  {detection.verdict or '-':9}  {one_line(file.key)}")
+        if folder:
+            folder.close(skipped)
+    name_skipped(skipped)
+    if not flags.quiet:
+        name_notes(notes)
+    if missing:
+        note(f"members that were missing in some queries: {', '.join(sorted(missing))}")
+    return skipped
 
 
-def _listed(sources: Sequence[Path], flags: QueryFlags) -> Listing:
+def listed(sources: Sequence[Path], flags: QueryFlags) -> Listing:
     """List the images to query; says what is passed over and what looks like masks.
 
     Raises:

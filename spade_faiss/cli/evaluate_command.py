@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..metrics.pixel import INTEGRATION_LIMIT
 from ..report.colour_scale import colour_scale
 from ..report.report import Report
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from ..detect.detector import Detector
     from ..evaluate import Evaluation, EvaluationOptions
     from ..repeats import Repeats
+
+
+Opened = Callable[[Path], GalleryReader]  # opens a gallery, or a cluster
 
 
 @dataclass(frozen=True)
@@ -179,20 +183,25 @@ def evaluate(gallery: Path, dataset: Path | None, flags: EvaluateFlags) -> None:
 
     With --shots or --contaminate each draw is compared with a temporary gallery of its own, made as GALLERY is.
     """
+    evaluate_with(gallery, dataset, flags, lambda path: Gallery.open(path, flags.network.device))
+
+
+def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, opened: Opened) -> None:
+    """Do as `evaluate` says, with galleries or clusters."""
     from ..evaluate import check_categories
 
     options, draws = flags.metrics.options(flags.output), flags.draw.draws(flags.labelled.seed)
     categories = open_labelled(dataset, flags.labelled, drawing=bool(draws))
     paths = gallery_paths(gallery, categories)
     for path in paths:
-        Gallery.open(path).close()  # a missing one is reported before hours are spent on the others
+        opened(path).close()  # a missing one is reported before hours are spent on the others
     if draws:
         from ..datasets.draws import draw
 
         for category in categories:  # as is a draw that cannot be made
             draw(category, draws.shots, draws.contaminate, draws.seed)
     checks = check_categories(categories, options, progress=not flags.quiet)  # as are bad images
-    plans = [_Plan(*one, flags, options) for one in zip(paths, categories, checks, strict=True)]
+    plans = [_Plan(*one, flags, options, opened) for one in zip(paths, categories, checks, strict=True)]
     run = _evaluate_draws(plans, draws) if draws else _evaluate_galleries(plans)
     skipped = list({item.path: item for one in run for item in (*one.skipped_images, *one.skipped_masks)}.values())
     name_skipped(skipped)
@@ -208,6 +217,7 @@ class _Plan:
     checked: Checked
     flags: EvaluateFlags
     options: EvaluationOptions
+    opened: Opened
 
     @property
     def settings(self) -> dict[str, object]:
@@ -238,7 +248,7 @@ def _evaluate_galleries(plans: Sequence[_Plan]) -> list[Evaluation]:
     evaluations: list[Evaluation] = []
     for plan in plans:
         flags = plan.flags
-        with Gallery.open(plan.path, flags.network.device) as opened:
+        with plan.opened(plan.path) as opened:
             detector = args.detector_of(opened, flags.search, flags.network, plan.category.normal, quiet=flags.quiet)
             evaluations.append(plan.evaluate(detector, plan.folder(len(plans) > 1)))
         if flags.output:  # after each, so that a run that is stopped keeps what it has

@@ -14,6 +14,7 @@ from ..extractors.registry import Extractor, load_extractor
 from ..extractors.spec import DEFAULT_EXTRACTOR
 from ..gallery.gallery import Gallery
 from ..gallery.info import info_of
+from ..gallery.reader import GalleryReader
 from ..images.sources import ImageFile
 from ..index.factory import NAMES
 from ..ingest.estimate import estimate
@@ -226,7 +227,7 @@ def _build(path: Path, images: Sequence[ImageFile], extractor: Extractor, flags:
     try:
         with opened:
             if not flags.ingest.quiet:
-                need = estimate(images, extractor, path, opened.patches, flags.ingest.workers)
+                need = estimate(images, extractor, path, opened.patches, flags.ingest.workers or 1)
                 click.echo(f"this will need: {with_options(need)}", err=True)
                 if need.disk_bytes > need.free_bytes:
                     note("that is more than is free on that disk")
@@ -264,14 +265,10 @@ def _add(
         replace=flags.replace,
         strict=flags.strict,
         progress=not flags.quiet,
-        workers=flags.workers,
+        workers=flags.machines(),
         timeout=flags.wait,
     )
-    known = {0: "", 1: ", 1 copy of another image", None: ", copies not counted"}
-    copies = known.get(report.copies, f", {report.copies} copies of other images")
-    taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
-    rate, where = report.added / max(report.seconds, 1e-9), one_line(gallery.path)
-    click.echo(f"{taken}, {len(report.skipped)} skipped; {held(gallery)} in {where}; {rate:.1f} images/s")
+    print_added(gallery, report)
     if report.added and not flags.quiet:
         click.echo(f"index: {_index_line(gallery)}", err=True)
     skipped = [Skipped(item.path, with_options(item.reason)) for item in report.skipped]
@@ -282,6 +279,15 @@ def _add(
     if not len(gallery):
         raise ImageError(f"{gallery.path}: expected at least one image that can be read, found none")
     return skipped
+
+
+def print_added(gallery: GalleryReader, report: IngestReport) -> None:
+    """Print what became of the images of a run."""
+    known = {0: "", 1: ", 1 copy of another image", None: ", copies not counted"}
+    copies = known.get(report.copies, f", {report.copies} copies of other images")
+    taken = f"{report.added} added ({report.replaced} replaced{copies}), {report.unchanged} unchanged"
+    rate, where = report.added / max(report.seconds, 1e-9), one_line(gallery.path)
+    click.echo(f"{taken}, {len(report.skipped)} skipped; {held(gallery)} in {where}; {rate:.1f} images/s")
 
 
 @click.command()

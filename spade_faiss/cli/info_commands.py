@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import click
 
-from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..gallery.repair import Repair
 from ..gallery.verify import Problem
 from ..images.tiling import shared
@@ -19,6 +19,7 @@ from ..object_store.address import refuse_address
 from ..options import MIB
 from ..store.secondary_indexes import IndexState
 from . import options as args
+from .cache_options import CacheFlags
 from .flags import flag, takes
 from .messages import one_line, with_options
 
@@ -27,7 +28,7 @@ from .messages import one_line, with_options
 class InfoFlags:
     """Options of `info`."""
 
-    cache: args.CacheFlags
+    cache: CacheFlags
     as_json: args.AsJson
 
 
@@ -77,7 +78,7 @@ def _tiling(spec: dict[str, Any]) -> str:
     )
 
 
-def held(gallery: Gallery) -> str:
+def held(gallery: GalleryReader) -> str:
     """Return how many images a gallery holds, or tiles of them, in words."""
     return f"{len(gallery)} {_rows(gallery.spec.to_json())}"
 
@@ -145,7 +146,7 @@ class VerifyFlags:
     ]
     normal: args.Normal
     network: args.NetworkFlags
-    cache: args.CacheFlags
+    cache: CacheFlags
     as_json: args.AsJson
 
 
@@ -172,7 +173,7 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
                 click.echo(
                     "what is left needs the images' files (--normal DIR), or --drop-unreadable and then `add`", err=True
                 )
-        _print_problems(len(opened), problems, flags.as_json)
+        print_problems(len(opened), problems, flags.as_json)
     if problems:
         sys.exit(1)
 
@@ -188,7 +189,8 @@ def _print_repair(done: Repair) -> None:
         click.echo("image index and key table rebuilt", err=True)
 
 
-def _print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
+def print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
+    """Print what verify has found."""
     messages = [with_options(problem.message) for problem in problems]
     if as_json:
         found = [

@@ -15,6 +15,7 @@ import click
 from .._version import __version__
 from ..errors import SpadeError
 from .bench import bench
+from .cluster_commands import cluster
 from .demo import demo
 from .detect_commands import audit, calibrate, query
 from .evaluate_command import evaluate
@@ -33,8 +34,8 @@ def cli() -> None:
 
 
 for command in (
-    build, add, remove, trust, compact, reindex, info, verify, calibrate, audit, query, export, evaluate, serve, demo,
-    bench, export_backbone, push, pull,
+    build, add, remove, trust, compact, reindex, info, verify, calibrate, audit, query, export, evaluate, cluster,
+    serve, demo, bench, export_backbone, push, pull,
 ):  # fmt: skip
     cli.add_command(command)
 
@@ -47,7 +48,11 @@ def main() -> None:
     try:
         cli.main(prog_name="spade-faiss", standalone_mode=True)
     except SpadeError as error:
-        running = cli.commands.get(sys.argv[1])  # nothing goes before the command, as the group has no options
+        running: click.Command | None = cli
+        for name in sys.argv[1:]:  # nothing goes before a command, as groups have no options
+            if not isinstance(running, click.Group):
+                break
+            running = running.commands.get(name)
         click.echo(f"spade-faiss: error: {with_options(error, running)}", err=True)
         sys.exit(1)
     except BrokenPipeError:  # the reader of stdout has gone, as `| head` does

@@ -55,8 +55,14 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "metric='l2'": "--metric l2",
     "window='all'": "--window all",
     "engine='auto'": "--engine auto",
+    "place_by:": "--place-by:",
+    "partial='allow'": "--partial allow",
 }
-COMMANDS = {"build it from category.normal alone": "build it from the training images alone, with build --dataset"}
+COMMANDS = {
+    "let the cluster take it up (Cluster.update)": "let the cluster take it up: cluster update",
+    "make one with Cluster.create": "make one with cluster create",
+    "build it from category.normal alone": "build it from the training images alone, with build --dataset",
+}
 UNSAFE = ("Cc", "Zl", "Zp")  # Unicode categories that end a line or move the cursor
 BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # these reverse the text
 

@@ -14,14 +14,15 @@ from ..detect.measure_baseline import SAMPLE
 from ..extractors.registry import Extractor
 from ..options import MIB, FeatureOptions, Runtime, ScoreOptions, SearchOptions
 from ..report.report import CARDS
-from .flags import PATH, Bytes, GalleryPlace, Window, changed, flag
+from .flags import PATH, GalleryPlace, Window, changed, flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..detect.detector import Detector
-    from ..gallery.gallery import Gallery
+    from ..gallery.reader import GalleryReader
     from ..images.sources import ImageFile
+    from ..ingest.runs import Machines
 
 CACHE_MIB, DEVICE_CACHE_MIB = SearchOptions.cache_bytes // MIB, SearchOptions.device_cache_bytes // MIB
 
@@ -62,32 +63,6 @@ Normal = Annotated[
         "patches that are not stored are recomputed from them. May be given again.",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class CacheFlags:
-    """Where a gallery in an object store is cached."""
-
-    cache: Annotated[
-        Path | None,
-        flag(
-            "--cache",
-            type=PATH,
-            metavar="DIR",
-            help="If GALLERY is in an object store, as s3://bucket/tiles.gallery: keep what is fetched in this folder."
-            "  [default: $SPADE_FAISS_CACHE, or spade-faiss among the user's caches]",
-        ),
-    ]
-    cache_size: Annotated[
-        int | None,
-        flag("--cache-size", type=Bytes(), help="Limit of that folder, as 20GB.  [default: 10GiB]"),
-    ]
-
-    def open(self, gallery: Path, device: str = "auto") -> Gallery:
-        """Open a gallery to read."""
-        from ..gallery.gallery import Gallery
-
-        return Gallery.open(gallery, device, self.cache, self.cache_size)
 
 
 @dataclass(frozen=True)
@@ -148,7 +123,7 @@ class NetworkFlags:
         ),
     ]
 
-    def extractor_of(self, opened: Gallery) -> Extractor:
+    def extractor_of(self, opened: GalleryReader) -> Extractor:
         """Load the extractor that made a gallery."""
         return opened.load_extractor(self.weights, self.batch_size, self.device, self.runtime)
 
@@ -158,14 +133,21 @@ class IngestFlags:
     """How images are taken into a gallery."""
 
     workers: Annotated[
-        int,
+        int | None,
         flag(
             "--workers",
             type=int,
-            default=1,
-            show_default=True,
             metavar="N",
-            help="Processes that decode, extract and write. Each loads the network.",
+            help="Processes that decode, extract and write. Each loads the network.  [default: 1]",
+        ),
+    ]
+    ray: Annotated[
+        str | None,
+        flag(
+            "--ray",
+            metavar="ADDRESS|local",
+            help="Decode, extract and write on the machines of the Ray cluster at this address, which all see GALLERY "
+            "and the images; local: on the CPUs of this machine. --workers then bounds the tasks at a time.",
         ),
     ]
     wait: Wait
@@ -174,6 +156,14 @@ class IngestFlags:
     ]
     strict: Strict
     quiet: Quiet
+
+    def machines(self) -> int | Machines:
+        """Return what makes shards: so many processes, or the machines of a Ray cluster."""
+        if self.ray is None:
+            return self.workers or 1
+        from ..cluster.ray_build import RayMachines
+
+        return RayMachines(self.ray, self.workers)
 
 
 @dataclass(frozen=True)
@@ -359,18 +349,27 @@ def _bytes(mib: int | None) -> int | None:
 
 
 def detector_of(
-    opened: Gallery,
+    opened: GalleryReader,
     search: SearchFlags,
     network: NetworkFlags,
     normal: Sequence[Path | ImageFile] = (),
     calibrated: bool = True,
     quiet: bool = True,
 ) -> Detector:
-    """Make a detector over a gallery, whose image files may be in `normal`; says if it measures a scale first."""
+    """Make a detector over a gallery, whose image files may be in `normal`, or a federation over a cluster.
+
+    Says if it measures a scale first.
+    """
+    from ..cluster.cluster import Cluster
+    from ..cluster.federation import Federation
     from ..detect.detector import Detector
 
     options = search.search_options(network.device), search.score_options()
-    detector = Detector(opened, network.extractor_of(opened), *options, calibrated, normal)
+    extractor = network.extractor_of(opened)
+    if isinstance(opened, Cluster):
+        detector: Detector = Federation(opened, extractor, *options, calibrated)
+    else:
+        detector = Detector(opened, extractor, *options, calibrated, normal)
     if calibrated and detector.calibration is None and detector.needs_baseline and not quiet:
         n = min(SAMPLE, len(opened))
         click.echo(

@@ -205,15 +205,48 @@ class Calibration:
         >>> sf.Detector(gallery, toy).query("normal/000.png").verdict
         'normal'
         """
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        values |= {"format": FORMAT, "format_version": FORMAT_VERSION}
-        values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
-        values["baseline"] = self.baseline.to_json() if self.baseline else None
+        values = {**self.to_json(), "format": FORMAT, "format_version": FORMAT_VERSION}
         values["xxh3"] = _checksum(values)
         refuse_address(folder)
         # Not the writer's lock, which may be held for hours; two at once would write the same temporary file.
         with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
             write_whole(folder / FILE, json.dumps(values, indent=1).encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values.
+
+        >>> calibration = sf.calibrate(detector, false_alarms=0.2)
+        >>> sf.Calibration.from_json(calibration.to_json()).image_threshold == calibration.image_threshold
+        True
+        """
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
+        values["baseline"] = self.baseline.to_json() if self.baseline else None
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Calibration:
+        """Read what to_json wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: the values are not what was written.
+
+        >>> sf.Calibration.from_json({"generation": 1})
+        Traceback (most recent call last):
+        KeyError: 'image_scores'
+        """
+        values = dict(values)
+        for name in ("image_scores", "map_maxima"):
+            values[name] = np.array(values[name], np.float64)
+            if values[name].ndim != 1 or not np.isfinite(values[name]).all():
+                raise ValueError(f"{name}: expected a list of numbers")
+        rate, group = values["false_alarms"], values["group"]
+        if not (isinstance(values["settings"], dict) and isinstance(rate, float) and 0 < rate < 1):
+            raise ValueError("expected settings, and a rate of false alarms")
+        if not (isinstance(values["generation"], int) and (group is None or isinstance(group, str))):
+            raise ValueError("expected a generation, and a group that is text")
+        values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
+        return cls(**values)
 
     @classmethod
     def read(cls, folder: Path) -> Calibration | None:
@@ -250,17 +283,7 @@ class Calibration:
                 f"{path}: expected format version {FORMAT_VERSION}, found {version}; calibrate again"
             )
         try:
-            for name in ("image_scores", "map_maxima"):
-                values[name] = np.array(values[name], np.float64)
-                if values[name].ndim != 1 or not np.isfinite(values[name]).all():
-                    raise ValueError(f"{name}: expected a list of numbers")
-            rate, group = values["false_alarms"], values["group"]
-            if not (isinstance(values["settings"], dict) and isinstance(rate, float) and 0 < rate < 1):
-                raise ValueError("expected settings, and a rate of false alarms")
-            if not (isinstance(values["generation"], int) and (group is None or isinstance(group, str))):
-                raise ValueError("expected a generation, and a group that is text")
-            values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
-            return cls(**values)
+            return cls.from_json(values)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptGalleryError(f"{path}: not as it is written: {error!r}; calibrate again") from error
 

@@ -62,6 +62,8 @@ class Detection:
         levels: each level's own distances and matches, where levels are searched apart (matching "by_level") in an
             image that is seen whole. `sq_distances` is then what fusion made of them, (h, w, 1), and `matches` are the
             nearest of the level that scores highest at each cell.
+        missing: of a cluster, the members that took no part, where that was allowed (partial "allow"): their normal
+            images were not compared.
 
     >>> detection = detector.query("test/000.png")
     >>> detection.anomaly_map.shape, detection.matches.shape
@@ -81,6 +83,7 @@ class Detection:
     judgement: Judgement | None = None
     tiles: tuple[TileMatches, ...] = ()
     levels: tuple[LevelMatches, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         height, width = self.anomaly_map.shape

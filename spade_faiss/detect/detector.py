@@ -11,17 +11,16 @@ from typing import Any
 from ..arrays import Ids
 from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from ..extractors.registry import Extractor
-from ..gallery.gallery import Gallery
+from ..gallery.reader import GalleryReader
 from ..images.inputs import ImageLike
 from ..images.sources import ImageFile
 from ..options import ScoreOptions, SearchOptions
 from ..pyramids.cache import PyramidCache
 from ..pyramids.device_cache import device_cache
-from ..pyramids.reader import PyramidSource
 from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
 from ..store.trusted import FILE as TRUSTED
-from ..store.trusted import read_trusted_file
+from ..store.trusted import Trusted, read_trusted_file
 from ..system.forks import remember
 from .baseline import Baseline
 from .calibration import FILE as CALIBRATION
@@ -43,7 +42,7 @@ class Detector:
 
     def __init__(
         self,
-        gallery: Gallery,
+        gallery: GalleryReader,
         extractor: Extractor,
         search: SearchOptions | None = None,
         score: ScoreOptions | None = None,
@@ -79,8 +78,8 @@ class Detector:
         self._given = search, score
         self._calibrated = calibrated
         self._trusting = trusting
-        self._trusted = read_trusted_file(gallery.file(TRUSTED)) if trusting else {}
-        found = Calibration.read_file(gallery.file(CALIBRATION)) if calibrated else None
+        self._trusted = self._stored_trust() if trusting else {}
+        found = self._stored_calibration() if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
         self._check_number_of_images()
@@ -110,6 +109,12 @@ class Detector:
     def after_fork(self) -> None:
         """Replace the inherited lock."""
         self._lock = threading.Lock()
+
+    def _stored_calibration(self) -> Calibration | None:
+        return Calibration.read_file(self.gallery.file(CALIBRATION))
+
+    def _stored_trust(self) -> Trusted:
+        return read_trusted_file(self.gallery.file(TRUSTED))
 
     def _check_number_of_images(self) -> None:
         n = len(self.gallery)
@@ -170,7 +175,8 @@ class Detector:
         >>> detector.uncalibrated().settings() == detector.settings()
         True
         """
-        return Detector(self.gallery, self.extractor, self.search, self.score, False, self._normal, self._trusting)
+        given = self.gallery, self.extractor, self.search, self.score
+        return type(self)(*given, calibrated=False, normal=self._normal, trusting=self._trusting)
 
     def share_caches(self, other: Detector) -> None:
         """Keep levels of normal images together with another detector, as one over an earlier commit.
@@ -230,11 +236,10 @@ class Detector:
             return self._baseline
 
     def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
-        settings, pyramids = settings or self._settings, self._pyramids(snapshot)
+        """Begin a run over a snapshot; settings: other than the detector's own."""
+        pyramids = pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
+        settings = settings or self._settings
         return Pipeline(snapshot, self.extractor, settings, pyramids, self._caches, self._trusted)
-
-    def _pyramids(self, snapshot: Snapshot) -> PyramidSource:
-        return pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
 
     def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None) -> Pipeline:
         """Return a run over one snapshot of the gallery, for several calls that must agree; None: the open one.
@@ -252,8 +257,7 @@ class Detector:
         baseline = self._baseline_of(snapshot)
         if k is None or k == self._settings.k_of(len(snapshot)):
             return self._pipeline(snapshot).scored_by(baseline, self.calibration)
-        settings = self._settings.searching(k, len(snapshot))
-        return self._pipeline(snapshot, settings).scored_by(baseline)
+        return self._pipeline(snapshot, self._settings.searching(k, len(snapshot))).scored_by(baseline)
 
     def query(self, image: ImageLike) -> Detection:
         """Look for anomalies in one image.

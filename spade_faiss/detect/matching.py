@@ -67,8 +67,7 @@ def match(
     if search.matching == "by_level":
         found = match_levels(beside(query, neighbours), neighbours, search, settings.score.fusion == "relative")
         if trusted is not None:
-            pairs = (trusting(one.sq_distances, one.matches, trusted) for one in found)
-            found = [replace(one, sq_distances=d, matches=at) for one, (d, at) in zip(found, pairs, strict=True)]
+            found = trusted_levels(found, trusted)
         return fused(found, baseline)
     own, others = scaled(query, scales), scaled(neighbours, scales)
     own = beside(own, others)
@@ -104,6 +103,12 @@ def match_levels(
         replace(one, spacing=spacing(level, one.matches[:, :, 0], device=options.device))
         for one, level in zip(matches, neighbours, strict=True)
     ]
+
+
+def trusted_levels(levels: Sequence[LevelMatches], trusted: NDArray[np.bool_]) -> list[LevelMatches]:
+    """Return what was matched on each level as `trusting` has it."""
+    pairs = (trusting(one.sq_distances, one.matches, trusted) for one in levels)
+    return [replace(one, sq_distances=d, matches=at) for one, (d, at) in zip(levels, pairs, strict=True)]
 
 
 def trusting(

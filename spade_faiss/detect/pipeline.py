@@ -7,6 +7,7 @@ order below; stream() and leave_one_out() are what runs them. A Pipeline never c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,7 +27,7 @@ from ..pyramids.device_cache import DeviceCache
 from ..pyramids.reader import PyramidSource
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
-from ..store.trusted import Trusted, trusted_ids
+from ..store.trusted import Trusted
 from ..system.devices import search_device
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
@@ -37,6 +38,7 @@ from .mosaic import Mosaic, ScoredTile
 from .query import AnyImage, Decoded, Query, Stopwatch, Tile, path_of
 from .scoring import anomaly_map, knn_score, top_score
 from .settings import Settings
+from .trust import TrustedImages
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,14 @@ class Pipeline:
         self.calibration: Calibration | None = None
         self.copies = Copies(snapshot, lambda ids: caches.host.read(pyramids, ids))
         self._caches = caches
-        self._trusted = trusted or {}
+        self.trusted = TrustedImages(snapshot, self.copies, trusted or {})
         self._tiling = snapshot.manifest.spec.tiling
         self._view = self._tiling.view
 
     def scored_by(self, baseline: Baseline | None, calibration: Calibration | None = None) -> Pipeline:
         """Return it with distances on the scale of normal images, and judging by a calibration."""
-        other = Pipeline(self.snapshot, self.extractor, self.settings, self.pyramids, self._caches, self._trusted)
-        other.baseline, other.calibration, other.copies = baseline, calibration, self.copies
+        other = copy(self)
+        other.baseline, other.calibration = baseline, calibration
         return other
 
     # The ways to run.
@@ -174,18 +176,6 @@ class Pipeline:
         return self._caches.host.read(self.pyramids, ids)
 
     @cached_property
-    def _trusted_rows(self) -> Ids:
-        """The ids of trusted images and of their copies, as only one of a content is a neighbour, and of all tiles."""
-        return self.copies.with_copies(trusted_ids(self.snapshot, self._trusted))
-
-    def _are_trusted(self, ids: Ids) -> NDArray[np.bool_] | None:
-        """Return which of some neighbours are trusted; None: none of them."""
-        if not self._trusted:
-            return None
-        found = np.isin(ids, self._trusted_rows)
-        return found if found.any() else None
-
-    @cached_property
     def overlaps(self) -> bool:
         """Whether the network and the search do not compete for the same cores."""
         devices = getattr(self.extractor, "device", "cpu"), search_device(self.settings.search.device)
@@ -246,7 +236,16 @@ class Pipeline:
                 own.seconds["decode"] = image.seconds if tile.number == 0 else 0.0
             found.append(
                 Query(
-                    levels, ids[row], sq_distances[row], size, path_of(image), own, tile.position, tile.number, tile.box
+                    levels,
+                    ids[row],
+                    sq_distances[row],
+                    size,
+                    path_of(image),
+                    own,
+                    tile.position,
+                    tile.number,
+                    tile.box,
+                    image_feature=features.image[row],
                 )
             )
         return found, error
@@ -260,25 +259,28 @@ class Pipeline:
                 raise error
 
     def _searched(self, queries: Iterable[Query]) -> Iterator[tuple[int, Detection]]:
-        """Read, match and score queries; a thread reads the next one's neighbours while one is searched.
+        """Read, match and score queries.
 
         Yields:
             the position of each among the images of the run, and what was found.
         """
-        background = self.snapshot.manifest.schema.has_levels or self.overlaps  # recomputing takes the network
-
         mosaics: dict[int, Mosaic] = {}  # by position: images of which tiles are missing
 
-        def read(query: Query) -> tuple[Query, list[Any] | None]:
-            return query, self._read(query) if self._is_suspicious(query) else None
-
-        for query, levels in one_ahead(queries, read, background):
+        for query, levels in self._reads(queries):
             found = self._match(query, levels)
             del levels  # else those of the one after the next are read while these are here
             position, detection = query.position, self._score(query, found, mosaics)
             del query, found
             if detection is not None:
                 yield position, detection
+
+    def _reads(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Any]]:
+        """Yield each query with what was read for it; a thread reads for the next one while one is searched."""
+        background = self.snapshot.manifest.schema.has_levels or self.overlaps  # recomputing takes the network
+        return one_ahead(queries, self._with_read, background)
+
+    def _with_read(self, query: Query) -> tuple[Query, Any]:
+        return query, self._read(query) if self._is_suspicious(query) else None
 
     # The stages, in their order.
 
@@ -303,18 +305,18 @@ class Pipeline:
                 return self.copies.nearest_at_places(image_features, places, wanted, without)
             return self.copies.nearest(image_features, wanted, without, search.nprobe)
 
-    def _read(self, query: Query) -> list[Any]:
-        """Return the neighbours' levels: arrays, or tensors on the device that they are searched on."""
+    def _read(self, query: Query) -> Any:
+        """Return the neighbours' levels: a list of arrays, or of tensors on the device that they are searched on."""
         with query.watch("read"):
             ids = query.ids[: self.k]
             return self._caches.for_neighbours(self.pyramids, len(ids)).read(self.pyramids, ids)
 
-    def _match(self, query: Query, neighbour_levels: list[Any] | None) -> Matched:
-        """Match a query's patches; None: they are not searched."""
+    def _match(self, query: Query, neighbour_levels: Any) -> Matched:
+        """Match a query's patches with what was read; None: they are not searched."""
         if neighbour_levels is None:
             return Matched.none(query.levels[0].shape[1:])
         with query.watch("match"):
-            trusted = self._are_trusted(query.ids[: self.k])
+            trusted = self.trusted.among(query.ids[: self.k])
             return match(query.levels, neighbour_levels, self.settings, self.baseline, trusted)
 
     def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:

@@ -77,6 +77,12 @@ class Query:
     tile: int = 0  # among the tiles of the image
     box: Box | None = None  # of the tile; None: all of the image
     key: str | None = None  # of the normal image that is queried, or of its first copy, if it is one of the gallery's
+    image_feature: Array | None = None  # (d,); None: of a normal image that is queried
+
+    @property
+    def place(self) -> Box | None:
+        """The place of the tile, as keys have it: the first has none."""
+        return self.box if self.tile else None
 
 
 def path_of(image: AnyImage) -> str | None:

@@ -11,7 +11,8 @@ from ..extractors.spec import ExtractorSpec
 from ..images.inputs import ImageLike
 from ..images.sources import ImageFile, Listing
 from ..ingest.pipeline import IngestOptions, IngestReport, ingest, ingest_given
-from ..ingest.workers import ingest_in_processes
+from ..ingest.runs import Machines
+from ..ingest.workers import Processes, ingest_in_processes
 from ..object_store.address import refuse_address
 from ..options import IndexOptions, Patches, is_count
 from ..store.create import create_folder
@@ -133,7 +134,7 @@ class Gallery(GalleryEditor):
         replace: bool = False,
         strict: bool = False,
         progress: bool = False,
-        workers: int = 1,
+        workers: int | Machines = 1,
         timeout: float = 0,
     ) -> IngestReport:
         """Extract and store the features of every image in files and folders.
@@ -152,7 +153,8 @@ class Gallery(GalleryEditor):
                 its share of the cores. Shards are committed in the order of the sources: keys and ids are those of one
                 process. After an interruption there may be gaps, which the next run fills at the end. A network with
                 fewer threads may round differently. A killed run loses at most two shards for each worker. A script
-                must call this under `if __name__ == "__main__":`, as multiprocessing requires.
+                must call this under `if __name__ == "__main__":`, as multiprocessing requires. Or the machines of a Ray
+                cluster, see cluster.RayMachines.
             timeout: seconds to wait for another process that is writing.
 
         Raises:
@@ -168,7 +170,7 @@ class Gallery(GalleryEditor):
             >>> report.added, report.replaced, len(gallery)
             (1, 1, 12)
         """
-        if not is_count(workers):
+        if not (is_count(workers) or hasattr(workers, "makers")):
             raise OptionError(f"workers: expected a number >= 1, found {workers!r}")
         self.spec.require(extractor.spec, str(self.path))
         paths = [sources] if isinstance(sources, (str, Path)) else sources
@@ -179,7 +181,8 @@ class Gallery(GalleryEditor):
             if workers == 1:
                 report = ingest(writer, paths, extractor, options)
             else:
-                report = ingest_in_processes(writer, paths, extractor, workers, options)
+                machines = Processes(workers) if isinstance(workers, int) else workers
+                report = ingest_in_processes(writer, paths, extractor, machines, options)
         report.copies = copies_from(self._snapshot, first) if report.added else 0
         return report
 

@@ -253,17 +253,23 @@ class ImageIndex:
 
         For batches FAISS computes |q|^2 + |x|^2 - 2 q x, whose rounding swallows small distances. If rounding may also
         have kept an image out of those fetched (as with copies), the query is searched again alone, which FAISS does by
-        sums of squares.
+        sums of squares. What is returned is added up in one order in either case, so that the distance of a pair
+        does not depend on what else is searched: galleries that are searched apart are merged by it.
         """
+
+        def exactly(query: Array, found: Ids) -> Array:
+            difference = self._index.reconstruct_batch(found) - query
+            sums: Array = np.einsum("ij,ij->i", difference, difference)
+            return sums
+
         for row, query in enumerate(queries):
-            difference = self._index.reconstruct_batch(ids[row]) - query
-            exact = np.einsum("ij,ij->i", difference, difference)
+            exact = exactly(query, ids[row])
             farthest = np.partition(np.where(np.isfinite(usable[row]), exact, np.inf), k - 1)[k - 1]
             doubt = ROUNDING * np.sqrt(len(query)) * (2 * np.linalg.norm(query) + np.sqrt(farthest)) ** 2
             if ids.shape[1] < len(self) and distances[row, -1] - doubt <= farthest:
-                distances[row], ids[row] = (found[0] for found in self._index.search(query[None], ids.shape[1]))
-            else:
-                distances[row] = exact
+                ids[row] = self._index.search(query[None], ids.shape[1])[1][0]
+                exact = exactly(query, ids[row])
+            distances[row] = exact
 
     def _nprobe(self, nlist: int, wanted: int | None) -> int:
         return min(nlist, wanted or self._options.nprobe or self.facts.nprobe or max(8, nlist // 16))

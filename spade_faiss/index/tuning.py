@@ -72,7 +72,8 @@ def tune(
             found = search(queries, int(np.ceil(factor * k)) + 1, nprobe)
             others = [row[row != mine] for row, mine in zip(found, own, strict=True)]
             fewer = factors if nlist else [factor]
-            recalls |= {few: _recall(others, nearest, int(np.ceil(few * k)), is_between) for few in fewer}
+            places = _places(others, nearest)
+            recalls |= {few: _recall(places, int(np.ceil(few * k)), is_between) for few in fewer}
         wanted = min(target, max(recalls.values()))
         candidates = next(factor for factor, recall in recalls.items() if recall >= wanted)
         seconds = visiting + candidates * k * CANDIDATE_SECONDS if wanted == target else np.inf
@@ -117,12 +118,27 @@ def _rising(nlist: int | None) -> Iterator[int]:
     yield nlist or 0
 
 
-def _recall(found: list[Ids], nearest: Array, fetched: int, is_between: Array) -> float:
-    """Return the share of the nearest among the first `fetched` found, of normal images or points between (lesser)."""
-    first = [row[:fetched] for row in found]
-    ids, rows = np.concatenate(first), np.arange(len(first))
+def _places(found: list[Ids], nearest: Ids) -> Array:
+    """Return the place of each of the nearest (q, k) among those found by its query: (q, k); infinite: it is not there.
+
+    Args:
+        found: ids, for each of q queries; -1: none.
+        nearest: ids.
+    """
+    ids, rows = np.concatenate(found), np.arange(len(found))
+    if not len(ids):
+        return np.full(nearest.shape, np.inf)
+    lengths = [len(row) for row in found]
+    places = np.concatenate([np.arange(length, dtype=np.float64) for length in lengths])
     # All rows at once, each with ids of its own; -1, which is no image, stays none.
-    apart = int(max(ids.max(initial=0), nearest.max())) + 2
-    named = ids + apart * np.repeat(rows, [len(row) for row in first])
-    shares = np.isin(nearest + apart * rows[:, None], named, assume_unique=True).mean(axis=1)
+    apart = int(max(ids.max(), nearest.max())) + 2
+    named, wanted = ids + apart * np.repeat(rows, lengths), nearest + apart * rows[:, None]
+    order = np.argsort(named)
+    at = order[np.searchsorted(named, wanted, sorter=order).clip(max=len(ids) - 1)]
+    return np.where(named[at] == wanted, places[at], np.inf)
+
+
+def _recall(places: Array, fetched: int, is_between: Array) -> float:
+    """Return the share of the nearest among the first `fetched` found, of normal images or points between (lesser)."""
+    shares = (places < fetched).mean(axis=1)
     return float(min(shares[group].mean() for group in (is_between, ~is_between) if group.any()))

@@ -8,19 +8,16 @@ name. A worker that is killed leaves at most a temporary file, which the next wr
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Literal
@@ -29,58 +26,29 @@ from PIL import Image
 
 from ..errors import ImageError, KeyConflictError, OptionError, SpadeError, WorkerError, first_line
 from ..extractors.registry import Extractor
-from ..images.decode import read_file, size_in_header
+from ..images.decode import read_file
 from ..images.facts import FactCounts
-from ..images.reading import decoding_gate
 from ..images.sources import ImageFile
-from ..store.shard_format import ShardSchema
-from ..store.shard_writer import ShardWriter
 from ..store.source_images import content_digest
 from ..store.writer import GalleryWriter
-from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors
-from ..system.prefetch import batched, read_ahead
+from ..system.atomic_files import TEMPORARY
+from ..system.prefetch import read_ahead
 from ..system.progress import progress_bar
-from .blocks import extracted
-from .image_reader import ReadImage, is_wanted, read_image, reading_threads, reads_ahead
+from .image_reader import is_wanted, reading_threads
 from .pipeline import IngestOptions, IngestReport, Skipped, count, listed
+from .runs import AHEAD, Job, Machines, Outcome, ShardMakers, job_of, load, make_shard, runs_of
 
 SPAWN = multiprocessing.get_context("spawn")  # torch, FAISS and HDF5 do not survive a fork
-AHEAD = 2  # runs for each worker, from the first uncommitted one on: bounds what waits for a slow worker
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a worker is told when it starts."""
-
-    extractor: bytes  # pickled
-    folder: Path  # shards/
-    schema: ShardSchema
-    strict: bool
-    processes: int  # workers that share this machine's cores
-    max_pixels: int | None  # Pillow's limit for an image, which the caller may have raised
-
-
-@dataclass
-class _Outcome:
-    """What became of a run."""
-
-    number: int  # the run's
-    keys: list[str] = field(default_factory=list)  # of the shard's rows
-    digests: list[str] = field(default_factory=list)
-    shard: tuple[Path, int] | None = None  # its temporary file and that file's bytes; None: no image was taken
-    errors: dict[str, SpadeError] = field(default_factory=dict)  # by key: why an image was not taken
-    facts: FactCounts = field(default_factory=FactCounts)
 
 
 def ingest_in_processes(
     writer: GalleryWriter,
     sources: Sequence[str | Path | ImageFile],
     extractor: Extractor,
-    workers: int,
+    machines: Machines,
     options: IngestOptions,
 ) -> IngestReport:
     """Extract and append the images of files and folders by several processes; see Gallery.add_images."""
-    _require_importable_program()
     start, facts = time.perf_counter(), FactCounts()
     files, report = listed(writer, sources, options)
     errors: dict[str, SpadeError] = {}  # by key: why an image was not taken
@@ -97,9 +65,10 @@ def ingest_in_processes(
             errors[file.key] = state
             if options.strict:
                 break
-        runs = _runs(wanted, writer, extractor, workers)
-        with _Workers(writer, extractor, runs, workers, options.strict) as processes:
-            for outcome in processes.outcomes(bar.update):
+        runs = runs_of(wanted, writer, extractor, machines.workers)
+        job = job_of(writer, extractor, options.strict, min(machines.workers, len(runs)))
+        with machines.makers(job, runs) as makers:
+            for outcome in makers.outcomes(bar.update):
                 if outcome.shard is not None:
                     count(report, writer.adopt(*outcome.shard, outcome.keys, outcome.digests))
                 errors |= outcome.errors
@@ -144,30 +113,10 @@ def _states(writer: GalleryWriter, files: Sequence[ImageFile], replace: bool) ->
     return read_ahead(files, state, reading_threads())
 
 
-def _runs(
-    files: Sequence[ImageFile], writer: GalleryWriter, extractor: Extractor, workers: int
-) -> list[list[ImageFile]]:
-    """Cut images into runs that fill a shard, as one process does, and the rest into one run for each worker."""
-    manifest, tiles = writer.snapshot.manifest, _tiles_of_first(files, extractor)
-    batch = math.ceil(extractor.batch_size / tiles)
-    full = math.ceil(math.ceil(manifest.shard_bytes / manifest.schema.bytes_per_image / tiles) / batch) * batch
-    whole = len(files) // (full * workers) * (full * workers)
-    share = max(1, math.ceil((len(files) - whole) / workers / batch)) * batch
-    return [*batched(files[:whole], full), *batched(files[whole:], share)]
-
-
-def _tiles_of_first(files: Sequence[ImageFile], extractor: Extractor) -> int:
-    """Return how many tiles an image is cut into, as the first that can be read says."""
-    for file in files if extractor.spec.tile is not None else ():
-        with contextlib.suppress(ImageError):
-            return len(extractor.spec.tiling.boxes(size_in_header(read_file(file.path))))
-    return 1
-
-
 class _Worker:
     """The parent's end of one process."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: Job) -> None:
         self.connection, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_work, args=(job, theirs), daemon=True)
         self.state: Literal["loading", "idle", "busy"] = "loading"
@@ -193,25 +142,28 @@ class _Worker:
         )
 
 
+@dataclass(frozen=True)
+class Processes:
+    """Processes of this machine; see Machines."""
+
+    workers: int
+
+    def __post_init__(self) -> None:
+        _require_importable_program()
+
+    def makers(self, job: Job, runs: Sequence[list[ImageFile]]) -> ShardMakers:
+        """See Machines."""
+        return _Workers(job, runs)
+
+
 class _Workers:
     """Processes that turn runs of images into shards. A context manager; leaving it ends them."""
 
-    def __init__(
-        self, writer: GalleryWriter, extractor: Extractor, runs: list[list[ImageFile]], workers: int, strict: bool
-    ) -> None:
+    def __init__(self, job: Job, runs: Sequence[list[ImageFile]]) -> None:
         self._todo = deque(enumerate(runs))
         self._workers: list[_Worker] = []
         self._failure: BaseException | None = None
-        try:
-            pickled = pickle.dumps(extractor)
-        except Exception as error:  # pickling runs the extractor's own code
-            raise OptionError(
-                "workers: expected an extractor that another process can load, by pickle, "
-                f"found {type(extractor).__name__}: {first_line(error)}; use workers=1"
-            ) from error
-        manifest, folder, processes = writer.snapshot.manifest, writer.folder / "shards", min(workers, len(runs))
-        limit = Image.MAX_IMAGE_PIXELS
-        self._job = _Job(pickled, folder, manifest.schema, strict, processes, limit)
+        self._job = job
 
     def __enter__(self) -> _Workers:
         return self
@@ -225,7 +177,7 @@ class _Workers:
             for path in self._job.folder.glob(f"{worker.process.pid}-*{TEMPORARY}"):
                 path.unlink(missing_ok=True)
 
-    def outcomes(self, progress: Callable[[int], object]) -> Iterator[_Outcome]:
+    def outcomes(self, progress: Callable[[int], object]) -> Iterator[Outcome]:
         """Yield what became of each run, in order.
 
         When a worker fails, and at Ctrl-C, the others finish the batch they are at and close their shards. Those
@@ -241,7 +193,7 @@ class _Workers:
         with _children_ignore_interrupts():
             for _ in range(self._job.processes):
                 self._workers.append(_Worker(self._job))
-        done: dict[int, _Outcome] = {}
+        done: dict[int, Outcome] = {}
         head, end = 0, len(self._todo)  # the first run that is not yielded, and the one after the last
         working = list(self._workers)
         while working and head < end:
@@ -264,7 +216,7 @@ class _Workers:
                     progress(message)
                 elif isinstance(message, SpadeError):
                     self._fail(message)
-                elif isinstance(message, _Outcome):
+                elif isinstance(message, Outcome):
                     done[message.number], worker.state = message, "idle"
                 else:
                     worker.state = "idle"
@@ -309,17 +261,22 @@ def _children_ignore_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _work(job: _Job, parent: Connection) -> None:
+def _work(job: Job, parent: Connection) -> None:
     """Run a worker process: send None when ready, then turn runs into outcomes until None arrives."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent decides what to do
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     warnings.filterwarnings("ignore", module="PIL")  # an image that cannot be read is reported as an error
     Image.MAX_IMAGE_PIXELS = job.max_pixels
     try:
-        extractor = _load(job)
+        extractor = load(job)
         parent.send(None)
+
+        def goes_on(read: int) -> bool:
+            parent.send(read)
+            return not parent.poll()
+
         while (run := parent.recv()) is not None:
-            parent.send(_extract(job, extractor, parent, *run))
+            parent.send(make_shard(job, extractor, run, f"{os.getpid()}-{run[0]:06d}.h5", goes_on))
     except Exception as error:
         found = f"worker process {os.getpid()}: {type(error).__name__}: {first_line(error)}"
         with contextlib.suppress(OSError):  # the parent has gone
@@ -332,50 +289,3 @@ def _end_with_the_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-def _load(job: _Job) -> Extractor:
-    extractor: Extractor = pickle.loads(job.extractor)
-    job.schema.spec.require(extractor.spec, f"worker process {os.getpid()}")
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(max(1, torch.get_num_threads() // job.processes))
-    return extractor
-
-
-def _extract(job: _Job, extractor: Extractor, parent: Connection, number: int, files: list[ImageFile]) -> _Outcome:
-    """Extract a run of images into a shard; stop after a batch, with what is complete, when the parent says so."""
-    outcome, seen = _Outcome(number), 0
-    shard: ShardWriter | None = None
-
-    def taken(images: Iterable[ReadImage]) -> Iterator[ReadImage]:
-        nonlocal seen
-        for image in images:
-            seen += 1
-            if image.error is None:
-                outcome.facts.add(image.facts)
-                yield image
-                continue
-            outcome.errors[image.file.key] = image.error
-            if job.strict:
-                return
-
-    read = partial(read_image, spec=job.schema.spec, gate=decoding_gate(job.processes))
-    images = read_ahead(files, read, reading_threads(job.processes), reads_ahead(extractor))
-    for block in extracted(taken(images), extractor):
-        if shard is None:
-            shard = ShardWriter(job.folder / f"{os.getpid()}-{number:06d}.h5", job.schema)
-        shard.append(block.keys, block.digests, job.schema.stored(block.features), block.paths)
-        outcome.keys += block.keys
-        outcome.digests += block.digests
-        parent.send(seen)
-        seen = 0
-        if parent.poll():
-            break
-    parent.send(seen)
-    if shard is not None:
-        outcome.shard = shard.temporary, shard.complete()
-        with storage_errors(f"cannot write {shard.path}"):
-            flush_to_disk(shard.temporary)
-    return outcome

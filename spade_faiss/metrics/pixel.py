@@ -27,7 +27,6 @@ from .ranking import (
     Counts,
     Keys,
     Metrics,
-    Number,
     Reals,
     area_bound,
     area_under,
@@ -217,26 +216,19 @@ class PixelMetrics:
         """Double the width of every bin."""
         used = len(self._pages) << self._bits
         for array in self._sums:
-            array[: used // 2] = array[:used].reshape(-1, 2).sum(axis=1)
+            array[: used // 2] = array[:used:2] + array[1:used:2]  # a sum over an axis of two takes ten times as long
             array[used // 2 : used] = 0
         self._value[: used // 2] = _one_value(self._value[:used:2], self._value[1:used:2])
         self._value[used // 2 : used] = NONE
         self._bits -= 1
 
-    def _by_page(self, array: NDArray[Number]) -> NDArray[Number]:
-        """View the bins in use as (pages, bins per page), by slot."""
-        return array[: len(self._pages) << self._bits].reshape(len(self._pages), 2**self._bits)
-
     def _steps(self) -> tuple[Counts, Counts, Reals, NDArray[np.bool_]]:
         """Return what each threshold adds, highest first: normal, anomalous, 1 / area, whether several values."""
         order = np.argsort(-self._pages)
-        used = np.flatnonzero(self._by_page(self._value)[order, ::-1])
-
-        def descending(array: NDArray[Number]) -> NDArray[Number]:
-            return self._by_page(array)[order, ::-1].ravel()[used]
-
-        several = descending(self._value) == SEVERAL
-        return descending(self._normal), descending(self._anomalous), descending(self._share), several
+        by_page = self._value[: len(self._pages) << self._bits].reshape(len(self._pages), 2**self._bits)
+        place = np.flatnonzero(by_page[order, ::-1])
+        used = (order[place >> self._bits] << self._bits) + 2**self._bits - 1 - (place & (2**self._bits - 1))
+        return self._normal[used], self._anomalous[used], self._share[used], self._value[used] == SEVERAL
 
 
 def check_limit(integration_limit: float) -> None:

@@ -5,8 +5,8 @@
 `pyramid_kernels` and `pyramid_simd` are compiled loops, `pyramid_torch` is for GPUs). `window` compares patches near
 each other's position only (`window_kernels`, `window_torch`). `bounds` rules patches out by a few directions
 (`bounds_plan` chooses them, `bounds_gallery` prepares the neighbours, `bounds_panels`, `bounds_kernels` and
-`bounds_simd` are compiled loops); `distinct` finds by it the nearest
-patch of each of several neighbours. `cosine` turns levels into unit vectors. `upsampling` turns levels into patches,
+`bounds_simd` are compiled loops); `distinct` finds by it the nearest patch of each of several neighbours, and `spacing`
+how close normal patches lie there. `cosine` turns levels into unit vectors. `upsampling` turns levels into patches,
 `sharing` shares work out among threads.
 """
 

@@ -11,7 +11,7 @@ Upsampling is linear: of several levels, each is projected at its own resolution
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
 from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query
-from .bounds_plan import MULTIPLY, Projection, fitted, provisional
+from .bounds_plan import MULTIPLY, Projection, fitted, measure_cost, provisional
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .pyramid_kernels import keep_nearest
 from .sharing import share_out
@@ -30,7 +30,8 @@ from .sharing import share_out
 CHUNK_BYTES = 2**19  # neighbours' patches loaded at a time
 FIRST = 4  # neighbours searched before directions are chosen; if matches are distinct, kappa more
 WORTH = 5e7  # nanoseconds of products of all channels that are worth the choice of directions
-CROWD = 0.05  # share of pairs that are measured beyond which directions are given up
+LOAD = 12.0  # nanoseconds that a value of a neighbour takes to be prepared
+CROWD = 1.0  # times what products of all channels take: more time for what is left, and directions are given up
 ASKED = 64  # patches of the query that try directions
 
 
@@ -55,20 +56,27 @@ def search_bounds(query: Array, gallery: Array, kappa: int, distinct: bool = Fal
     return search_prepared(prepared, [query], kappa, distinct)
 
 
-def search_levels_by_bounds(query: list[Array], gallery: list[Array], kappa: int) -> tuple[Floats, Ints]:
-    """Search all levels together on the CPU, with torch's number of threads; see search_patches.
+class TooMuchLeftError(Exception):
+    """Bounds leave so much to be measured that another engine is faster."""
+
+
+def search_levels_by_bounds(
+    query: list[Array], gallery: list[Array], kappa: int, budget: float = np.inf
+) -> tuple[Floats, Ints]:
+    """Search all levels together on the CPU, with torch's number of threads; see search_patches and search_prepared.
 
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         prepared = in_one_thread(BoundsGallery, gallery, query)
-    return search_prepared(prepared, query, kappa)
+    return search_prepared(prepared, query, kappa, budget=budget)
 
 
 def search_prepared(
-    gallery: BoundsGallery, query: Sequence[Array], kappa: int, distinct: bool = False, reach: Floats | None = None
-) -> tuple[Floats, Ints]:
+    gallery: BoundsGallery, query: Sequence[Array], kappa: int, distinct: bool = False, reach: Floats | None = None,
+    budget: float = np.inf,
+) -> tuple[Floats, Ints]:  # fmt: skip
     """Search as search_bounds does; a second search of a gallery finds what the first has prepared.
 
     Args:
@@ -77,6 +85,11 @@ def search_prepared(
         kappa: as for search_bounds.
         distinct: as for search_bounds.
         reach: (q,) what no kappa-th nearest squared distance is above, if that is known.
+        budget: nanoseconds of one core, in the unit of bounds_plan, that the search may take.
+
+    Raises:
+        TooMuchLeftError: it will take more.
+        FeatureError: a squared distance does not fit float32.
     """
     k, threads = gallery.k, torch_threads()
     with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
@@ -85,16 +98,12 @@ def search_prepared(
         workers = [_Worker(search, kappa, reach) for _ in range(min(threads, k))]
         together = max(1, min(CHUNK_BYTES // (4 * gallery.n * gallery.depth), -(-k // threads)))
         chunks = [range(k)[start : start + together] for start in range(0, k, together)]
-        first = 0
         if gallery.projection is None:
-            first = -(-(FIRST + (kappa if distinct else 0)) // together)
-            gallery.projection = in_one_thread(search.guessed)
-            share_out(chunks[:first], workers)
-            if gallery.projection.directions is not None and first < len(chunks):
-                gallery.projection = in_one_thread(search.chosen, reach)
-                for worker in workers:
-                    worker.is_crowded = False  # by a guess
-        share_out(chunks[first:], workers)
+            first = chunks[: -(-(FIRST + (kappa if distinct else 0)) // together)]
+            expected = in_one_thread(search.choose, first, kappa)
+            if expected + LOAD * sum(level.size for level in gallery.levels) > budget:
+                raise TooMuchLeftError
+        share_out(chunks, workers)
     best, best_at = workers[0].best, workers[0].best_at
     for other in workers[1:]:
         lanes, entries = np.nonzero(other.best_at >= 0)
@@ -128,21 +137,33 @@ class _Search:
         """The largest norm."""
         return float(np.sqrt(self.sq_norms.max()))
 
-    def guessed(self) -> Projection:
-        """Choose a projection while nothing has been found."""
-        gallery = self.gallery
-        pairs = gallery.k * gallery.n * len(self.query)
-        if not np.isfinite(self.longest):
-            return gallery.plain
-        if pairs * gallery.depth * MULTIPLY <= WORTH:
-            return Projection(gallery.depth, None, True)
-        return provisional(gallery.centred_sample, gallery.directions)
+    def choose(self, first: list[range], kappa: int) -> float:
+        """Choose how the gallery is projected, by what some patches of the query find in the first neighbours.
 
-    def chosen(self, reach: Floats) -> Projection:
-        """Choose one when all that counts is within reach (q,)."""
-        gallery, some = self.gallery, slice(None, None, -(-len(self.query) // ASKED))
-        within = torch.from_numpy(reach[some]) * gallery.scale**2
-        return fitted(gallery.centred_sample, gallery.directions, self.own[:, some], within, len(self.query))
+        Returns:
+            expected nanoseconds of one core that comparing all patches will take; 0: not known.
+        """
+        gallery, pairs = self.gallery, self.gallery.k * self.gallery.n * len(self.query)
+        if not np.isfinite(self.longest):
+            gallery.projection = gallery.plain
+            return 0
+        if pairs * gallery.depth * MULTIPLY <= WORTH:
+            gallery.projection = Projection(gallery.depth, None, True)
+            return 0
+        gallery.projection = provisional(gallery.centred_sample, gallery.directions)
+        if gallery.projection.is_plain:
+            return 0
+        some = slice(None, None, -(-len(self.query) // ASKED))
+        asked = replace(self, query=np.ascontiguousarray(self.query[some]), own=self.own[:, some],
+                        sq_norms=self.sq_norms[some], operands={})  # fmt: skip
+        worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
+        worker.run(iter(first))
+        within = torch.from_numpy(worker.best[:, 0]) * gallery.scale**2
+        gallery.projection, a_pair = fitted(
+            gallery.centred_sample, gallery.directions, asked.own, within, len(self.query)
+        )
+        gallery.forget()
+        return a_pair * pairs
 
     def operand(self, projection: Projection) -> Floats:
         """Return what the neighbours' panels are multiplied by, (blocks, words, ROWS)."""
@@ -162,7 +183,11 @@ class _Worker:
         q, n = len(search.query), search.gallery.n
         self.search, self.reach, self.is_crowded = search, reach, False
         self.best, self.best_at = np.full((q, kappa), np.inf, np.float32), np.full((q, kappa), -1, np.int64)
-        small = np.empty(kappa, np.float32), np.empty(kappa, np.int64), np.empty((2, search.gallery.depth), np.float32)
+        made = n if search.gallery.is_mixed else 0
+        small = (
+            np.empty(kappa, np.float32), np.empty(kappa, np.int64),
+            np.empty((made, search.gallery.depth), np.float32), np.full(made, -1, np.int64),
+        )  # fmt: skip
         self.scratch = (
             np.full((ROWS, -(-n // LOOK) * LOOK), np.inf, np.float32), np.empty((ROWS, WIDTH), np.float32),
             np.empty(q, np.float64), np.empty(q, np.int64), small,
@@ -171,9 +196,10 @@ class _Worker:
     def run(self, work: Iterator[range]) -> None:
         """Compare neighbours, ascending, until there are no more."""
         with np.errstate(over="ignore", invalid="ignore"):
-            for some in work:
+            for number, some in enumerate(work):
+                pairs, depth = len(some) * len(self.search.query) * self.search.gallery.n, self.search.gallery.depth
                 measured = self.compare(some)
-                if measured > CROWD * len(some) * len(self.search.query) * self.search.gallery.n:
+                if number and measured * measure_cost(depth) > CROWD * pairs * depth * MULTIPLY:
                     self.is_crowded = True  # more is left than the sample has shown
 
     def compare(self, some: range) -> int:

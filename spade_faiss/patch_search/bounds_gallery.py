@@ -19,7 +19,6 @@ from .pyramid_plan import Upsampling, lifted
 from .upsampling import as_tensor, shift_of
 
 SAMPLE = 512  # patches of the gallery that directions are fitted to
-KEPT_BYTES = 2**27  # prepared neighbours that are kept for the next search
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -39,8 +38,11 @@ class Prepared:
 class BoundsGallery:
     """The levels of all neighbours, and what makes patches of them."""
 
-    def __init__(self, levels: Sequence[Array], like: Sequence[Array]) -> None:
-        """Take levels [(K, c, h, w), ...], the finest first; the mean of `like` [(c, ...), ...] is subtracted."""
+    def __init__(self, levels: Sequence[Array], like: Sequence[Array], kept_bytes: int = 0) -> None:
+        """Take levels [(K, c, h, w), ...], the finest first; the mean of `like` [(c, ...), ...] is subtracted.
+
+        Prepared neighbours are kept for another search if all of them take no more than `kept_bytes`.
+        """
         self.levels = list(levels)
         self.grids: list[tuple[int, int]] = [level.shape[2:] for level in levels]
         self.shifts = [shift_of(level.reshape(len(level), 1, -1)).reshape(-1, 1) for level in like]
@@ -49,6 +51,7 @@ class BoundsGallery:
         self.depth = sum(self.channels)
         self.plain = Projection(self.depth, None, False)
         self.projection: Projection | None = None  # that neighbours are prepared by; None: to be chosen
+        self._kept_bytes = kept_bytes
         self._kept: dict[int, Prepared] = {}
         sample = self.sample
         self.scale = _scale(*(as_tensor(level).float() for level in like), sample)
@@ -115,13 +118,17 @@ class BoundsGallery:
         return self.sample * self.scale - torch.from_numpy(self.centre)[:, None]
 
     def prepared(self, some: range, projection: Projection) -> Prepared:
-        """Return neighbours ready to be compared: as they were prepared before, or by a projection."""
+        """Return neighbours ready to be compared: by this projection, or as they were prepared before."""
         found = self._kept.get(some.start)
-        if found is None or (found.projection.is_plain != projection.is_plain):
+        if found is None or (projection.is_plain and not found.projection.is_plain):
             found = self._prepare(some, projection)
-            if found.panels.nbytes + found.cells.nbytes <= KEPT_BYTES * len(some) / self.k:
+            if found.panels.nbytes + found.cells.nbytes <= self._kept_bytes * len(some) / self.k:
                 self._kept[some.start] = found
         return found
+
+    def forget(self) -> None:
+        """Prepare neighbours again when they are needed."""
+        self._kept.clear()
 
     def _prepare(self, some: range, projection: Projection) -> Prepared:
         cells = np.empty(

@@ -76,8 +76,8 @@ def search_row(
 
     Args:
         mine: address of the (c,) float32 patch.
-        theirs: number of channels, address of the cells of a neighbour, the cells, and how patches are made of them:
-            see bounds_panels.patch_at.
+        theirs: number of channels, address of a neighbour's patches, its cells, and how patches are made of them: see
+            bounds_panels.patch_at.
         values: address of float32 lower bounds of the halves of some of its patches, off by no more than the doubt.
         span: the first of these, their number, the position of the neighbour's first patch, and whether it has one
             match at most.
@@ -89,7 +89,8 @@ def search_row(
         reach: (q,) float32 bounds of the kappa-th nearest.
         near: (q,) float64 the neighbour's nearest so far.
         near_at: (q,) int64 its position.
-        scratch: out of `compare`, and (kappa,) float32 and int64, and (2, c) float32, which are overwritten.
+        scratch: (kappa,) float32 and int64, overwritten; patches (n, c) float32 that were made of several cells, and
+            the positions (n,) of the first patch of the neighbour that they were made of, so that none is made twice.
         low: the least of the values.
 
     Returns:
@@ -98,7 +99,7 @@ def search_row(
     start, cells, first, distinct = span
     square, sq_norm, doubt = terms
     channels, base, own_cells, mix = theirs
-    keys, keys_at, made = scratch
+    keys, keys_at, made, made_of = scratch
     measured, before = 0, near[row]
     nothing = np.float32(np.inf)
     heap, heap_at, kappa = best[row], best_at[row], best.shape[1]
@@ -128,18 +129,15 @@ def search_row(
                 if done:
                     continue
                 measured += 1
-                if is_mixed:
-                    patch = address_of(patch_at(own_cells, start + i, channels, mix, made[0]))
-                else:
-                    patch = base + 4 * channels * (start + i)
+                patch = base + 4 * channels * (start + i)
+                if is_mixed and made_of[start + i] != first:
+                    patch_at(own_cells, start + i, channels, mix, made[start + i])
+                    made_of[start + i] = first
                 rough = about(mine, patch, channels)
                 if rough > bound * slack[0] + slack[1]:
                     continue
                 if not (rough == last_rough and are_equal(last, patch, channels)):  # copies are common
                     last, last_rough, last_distance = patch, rough, sq_distance(mine, patch, channels)
-                    if is_mixed:
-                        made[1] = made[0]
-                        last = address_of(made[1])
                 if distinct:
                     if last_distance < near[row] or (last_distance == near[row] and place < near_at[row]):
                         near[row], near_at[row] = last_distance, place
@@ -205,7 +203,7 @@ def compare(
     for number in range(len(cells)):
         near[:] = np.inf
         first = place + number * n
-        theirs = depth, address_of(cells[number]), cells[number], mix
+        theirs = depth, address_of(small[2]) if len(mix[0]) > 0 else address_of(cells[number]), cells[number], mix
         factor = np.float32(longest * largest[number] / (LARGEST * LARGEST))
         for panel in range(0, panels.shape[1], step):
             start = panel * wide

@@ -21,6 +21,11 @@ MEASURE = 30.0  # per patch that is measured
 MEASURE_CHANNEL = 0.2  # and per channel of it
 
 
+def measure_cost(channels: int) -> float:
+    """Estimate the nanoseconds that it takes to measure a patch."""
+    return MEASURE + MEASURE_CHANNEL * channels
+
+
 @dataclass(frozen=True)
 class Projection:
     """What patches are multiplied by: their coordinates in m directions and the length of the rest, or all channels.
@@ -93,7 +98,7 @@ def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
 
 def fitted(
     sample: torch.Tensor, directions: torch.Tensor, query: torch.Tensor, reach: torch.Tensor, patches: int
-) -> Projection:
+) -> tuple[Projection, float]:
     """Take as many directions as cost least by what they leave of a sample to be measured.
 
     Args:
@@ -102,11 +107,14 @@ def fitted(
         query: (c, t) patches of the query.
         reach: (t,) squared distances within which patches count.
         patches: of the query, that each of the gallery's is compared with.
+
+    Returns:
+        the projection, and nanoseconds a pair.
     """
     channels, count = sample.shape
     plain = Projection(channels, None, False)
     if not len(directions) or not all(bool(side.isfinite().all()) for side in (sample, query, reach)):
-        return plain
+        return plain, float("inf")
     mine, theirs = directions @ query, directions @ sample
     own, others = query.square().sum(dim=0)[:, None], sample.square().sum(dim=0)
     longest = float(own.amax().sqrt() * others.amax().sqrt())
@@ -114,7 +122,7 @@ def fitted(
     def cost(bounds: torch.Tensor, tried: Projection, projecting: float) -> float:
         left = float((bounds <= reach[:, None] + 2 * tried.coarseness * longest).float().mean())
         multiply = MULTIPLY_PAIRS if tried.is_paired else MULTIPLY
-        return PAIR + tried.width * multiply + left * (MEASURE + MEASURE_CHANNEL * channels) + projecting
+        return PAIR + tried.width * multiply + left * measure_cost(channels) + projecting
 
     chosen, along, start = plain, torch.zeros(len(reach), count), 0
     exact = torch.cdist(query.T, sample.T).square_()
@@ -134,7 +142,7 @@ def fitted(
         if here < best:
             best, chosen = here, tried
         start = number
-    return chosen
+    return chosen, best
 
 
 def principal(sample: torch.Tensor) -> torch.Tensor:

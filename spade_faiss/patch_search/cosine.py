@@ -63,8 +63,8 @@ def torch_directions(levels: Sequence[torch.Tensor]) -> torch.Tensor:
 def directions(query: list[Array], gallery: list[Any]) -> tuple[list[Array], list[Any]]:
     """Return levels [(c, h, w), ...] and [(K, c, h, w), ...] of one grid as one level of unit vectors, float32.
 
-    Arrays are returned for arrays, tensors on their device for tensors. There is one more channel if there are zero
-    vectors among the neighbours.
+    Arrays are returned for arrays, tensors on their device for tensors. There is one more channel, whether there are
+    zero vectors or not: the sum of a pair's differences must not depend on what else is compared.
     """
     (height, width), channels, k = query[0].shape[1:], sum(map(len, query)), len(gallery[0])
     own = np.empty((channels + 1, height * width), np.float32)
@@ -74,16 +74,14 @@ def directions(query: list[Array], gallery: list[Any]) -> tuple[list[Array], lis
         others = torch.empty(k, channels + 1, height, width, dtype=torch.float32, device=gallery[0].device)
         for number in range(k):
             others[number] = torch_directions([level[number : number + 1] for level in gallery])[0]
-        used = channels + bool(others[:, -1].any())
-        return [mine[:used]], [others[:, :used]]
+        return [mine], [others]
     theirs = np.empty((k, channels + 1, height * width), np.float32)
 
-    def fill(number: int) -> bool:
-        return fill_directions(theirs[number], [level[number] for level in gallery])
+    def fill(number: int) -> None:
+        fill_directions(theirs[number], [level[number] for level in gallery])
 
-    zeros = list(single_threads(torch_threads()).map(fill, range(k)))
-    used = channels + any(zeros)
-    return [mine[:used]], [theirs.reshape(k, -1, height, width)[:, :used]]
+    list(single_threads(torch_threads()).map(fill, range(k)))
+    return [mine], [theirs.reshape(k, -1, height, width)]
 
 
 def settled(

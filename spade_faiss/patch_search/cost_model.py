@@ -21,6 +21,8 @@ PYRAMID_MATCH = 1_400.0  # per match: keeping it as a candidate and finding it a
 PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
+BOUNDS_UNIT = 0.42  # of these nanoseconds in one of bounds_plan's
+BOUNDS_LEAST = 2e7  # below it, the search by bounds is not tried: to choose directions takes as long
 
 
 def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
@@ -44,7 +46,7 @@ def pyramid_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> 
 
 
 def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
-    """Return the name of the engine that is expected to be faster on a CPU."""
+    """Return which of flat and pyramid is expected to be faster on a CPU."""
     return "pyramid" if pyramid_cost(shapes, k, kappa) < flat_cost(shapes, k, kappa) else "flat"
 
 
@@ -67,3 +69,12 @@ def gpu_pays(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, threads
     """Return whether a search is expected to be faster on the GPU that was measured than with so many threads here."""
     on_gpu = gpu_cost(shapes, k)
     return on_gpu is not None and on_gpu < min(flat_cost(shapes, k, kappa), pyramid_cost(shapes, k, kappa)) / threads
+
+
+def bounds_budget(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
+    """Return how long the search by bounds may take to be the fastest, in bounds_plan's nanoseconds; 0: not tried.
+
+    How much bounds leave depends on the features: the engine finds that out, and gives up.
+    """
+    other = min(pyramid_cost(shapes, k, kappa), flat_cost(shapes, k, kappa))
+    return other / BOUNDS_UNIT if other > BOUNDS_LEAST else 0.0

@@ -7,6 +7,7 @@ Concatenated (`search_patches`), a patch is one position of the finest grid: eve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..arrays import Array
 from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
-from .cost_model import faster, gpu_pays
+from .cost_model import bounds_budget, faster, gpu_pays
 from .levels import as_levels, check_levels
 from .settings import ENGINES, SearchSettings
 
@@ -226,9 +227,10 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         from .window_torch import search_window_torch
 
         return search_window_torch(query, gallery, kappa, radius, is_cosine, where)
-    engine = settings.engine
+    engine, budget = settings.engine, np.inf
     if engine == "auto":
-        engine = faster([level.shape for level in query], len(gallery[0]), kappa) if where == "cpu" else "pyramid"
+        of = [level.shape for level in query], len(gallery[0]), kappa
+        engine, budget = (faster(*of), bounds_budget(*of)) if where == "cpu" else ("pyramid", 0.0)
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if engine == "flat" or where == "cpu":
@@ -237,6 +239,11 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         from .cosine import directions
 
         query, gallery = directions(query, gallery)
+    if settings.engine == "auto" and budget:
+        from .bounds import TooMuchLeftError, search_levels_by_bounds
+
+        with suppress(TooMuchLeftError):
+            return search_levels_by_bounds(query, gallery, kappa, budget)
     if engine == "flat":
         from .flat import search_flat
 

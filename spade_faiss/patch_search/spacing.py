@@ -13,8 +13,33 @@ from ..system.threads import in_one_thread
 from .bounds import search_prepared
 from .bounds_gallery import BoundsGallery, Floats, Ints
 from .distinct import search_distinct
+from .matched import NEAREST, MatchedPatches, mean_of_others, patches_at, positions
 
-NEAREST = 3  # neighbours whose nearest patches are averaged
+KEPT_BYTES = 2**27  # of prepared neighbours
+
+
+def nearest_of_each(
+    patches: Array, level: Any, like: Array, count: int, device: str | None = "cpu"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Find the nearest patches of count neighbours, each by its nearest.
+
+    Args:
+        patches: (n, c).
+        level: (K, c, h, w), an array, or a tensor on the device.
+        like: (c, ...) whose mean is subtracted from both sides on the CPU: the last digits of distances depend on it.
+        count: of neighbours, at most K.
+        device: as for search_patches.
+
+    Returns:
+        sq_distances (n, count), ascending, and positions (n, count) counted through neighbour, row, column.
+    """
+    on, turned = search_device(device), np.ascontiguousarray(patches.T)
+    with as_typed(on):
+        if on != "cpu":
+            return search_distinct(turned, level, count, on)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gallery = in_one_thread(BoundsGallery, as_arrays([level]), [like])
+        return search_prepared(gallery, [turned], count, True)
 
 
 def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints, Floats]:
@@ -25,10 +50,10 @@ def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -
     """
     if device != "cpu":
         sq_distances, matches = search_distinct(query, gallery, kappa, device)
-        return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0].astype(np.int64), NEAREST)
+        return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
     [level] = as_arrays([gallery])
     with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, [level], [query])
+        prepared = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES)
     sq_distances, matches = search_prepared(prepared, [query], kappa, True)
     return sq_distances, matches, spacing_of(prepared, matches)
 
@@ -47,16 +72,13 @@ def spacing(
     Returns:
         (h, w) float32.
     """
-    height, width = level.shape[2:]
-    neighbours, rows, columns = (part.astype(np.int64).ravel() for part in np.moveaxis(matches, -1, 0))
-    places, on = (neighbours * height + rows) * width + columns, search_device(device)
+    places, on = positions(matches, level.shape[2:]), search_device(device)
     if on != "cpu":
-        with as_typed(on):
-            return _spacing_on(on, level, places, number).reshape(matches.shape[:2])
+        return _spacing_on(on, level, places, number)
     [level] = as_arrays([level])
     with np.errstate(over="ignore", invalid="ignore"):
         gallery = in_one_thread(BoundsGallery, [level], [level[0]])
-    return spacing_of(gallery, places[:, None], number).reshape(matches.shape[:2])
+    return spacing_of(gallery, places.reshape(-1, 1), number).reshape(matches.shape[:2])
 
 
 def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int = NEAREST) -> NDArray[np.float32]:
@@ -83,29 +105,14 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
         others = [
             np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T[1:], places.T[1:], strict=True)
         ]
-        reach[:] = np.sort(others, axis=0)[count - 1] * (1 + 1e-5)
+        rounding = 2.0**-20 * np.sqrt(np.square(wide).sum(axis=1))  # the search's patches are float32
+        reach[:] = (np.sqrt(np.sort(others, axis=0)[count - 1]) + rounding) ** 2 * (1 + 1e-5)
     sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
-    return _mean_of_others(sq_distances, at // n == own[:, :1])[which.reshape(-1)]
+    return mean_of_others(sq_distances, at // n == own[:, :1])[which.reshape(-1)]
 
 
-def _spacing_on(device: str, level: Any, matches: NDArray[np.int64], number: int) -> NDArray[np.float32]:
-    """Measure the spacing (q,) at positions (q,) of a level, on a GPU."""
-    k, n = len(level), level.shape[2] * level.shape[3]
-    places, which = np.unique(matches, return_inverse=True)
-    own, cells = np.divmod(places, n)
-    sq_distances, at = search_distinct(_patches(level, own, cells), level, min(number, k - 1) + 1, device)
-    return _mean_of_others(sq_distances, at // n == own[:, None])[which]
-
-
-def _mean_of_others(sq_distances: Floats, is_own: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the mean of each row without the patch's own neighbour."""
-    others = np.where(is_own, np.nan, sq_distances)
-    others[~np.isnan(others).any(axis=1), -1] = np.nan  # as many equal patches come before its own
-    mean: NDArray[np.float32] = np.asarray(np.nanmean(others, axis=1, dtype=np.float64), np.float32)
-    return mean
-
-
-def _patches(level: Any, images: NDArray[np.int64], cells: NDArray[np.int64]) -> Array:
-    """Return some patches of a level (K, c, h, w) as an array, (c, m)."""
-    [patches] = as_arrays([level.reshape(len(level), level.shape[1], -1)[images, :, cells]])
-    return np.ascontiguousarray(patches.T)
+def _spacing_on(device: str, level: Any, places: NDArray[np.int64], number: int) -> NDArray[np.float32]:
+    """Measure the spacing at positions of a level, of any shape, on a GPU."""
+    found = MatchedPatches.at(places, level.shape[2] * level.shape[3])
+    patches = patches_at(level, found.neighbours, found.cells)
+    return found.spacing(*nearest_of_each(patches, level, patches.T, min(number, len(level) - 1) + 1, device))

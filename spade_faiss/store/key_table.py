@@ -39,6 +39,10 @@ class KeyTable:
     def __len__(self) -> int:
         return len(self._rows[0]) + len(self._recent[0])
 
+    def hashes(self) -> Rows:
+        """Return the hashes of all keys, ascending, and their ids, (2, n)."""
+        return _merged(self._rows, self._recent)
+
     def candidates(self, keys: Sequence[str]) -> list[list[int]]:
         """Return for each key the ids of rows whose key has the same hash."""
         # Callers may ask for keys that no gallery can hold: other types, or text with surrogates.

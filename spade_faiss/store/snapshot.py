@@ -113,7 +113,7 @@ class Snapshot:
 
         A key that is not there is looked for in other forms of Unicode normalisation: file systems change the form.
         """
-        found = self._find_exactly(keys)
+        found = self.find_exactly(keys)
         others = [
             (at, form)
             for at, key in enumerate(keys)
@@ -121,12 +121,13 @@ class Snapshot:
             for form in other_forms(key)
         ]
         if others:
-            for (at, _), row_id in zip(others, self._find_exactly([form for _, form in others]), strict=True):
+            for (at, _), row_id in zip(others, self.find_exactly([form for _, form in others]), strict=True):
                 if found[at] is None:
                     found[at] = row_id
         return found
 
-    def _find_exactly(self, keys: Sequence[str]) -> list[int | None]:
+    def find_exactly(self, keys: Sequence[str]) -> list[int | None]:
+        """Return the ids of n keys in just these forms; None: not in the gallery."""
         found: list[int | None] = [None] * len(keys)
         candidates = [
             (at, row_id)
@@ -259,15 +260,19 @@ class Snapshot:
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
     ) -> tuple[Ids, Array]:
         """Find the k nearest images; see Gallery.search."""
+        queries = self._as_queries(image_features)
+        return self.indexes.image_index().search(
+            queries, k, without, nprobe, self.removed_mask if self.manifest.removed else None
+        )
+
+    def _as_queries(self, image_features: Array) -> Array:
         d = self.manifest.spec.image_dim
         queries = np.asarray(image_features)
         if queries.ndim != 2 or queries.shape[1] != d or queries.dtype.kind != "f":
             raise FeatureError(f"image features: expected (m, {d}) floats, found {queries.shape} {queries.dtype}")
         if not np.isfinite(queries).all():
             raise FeatureError("image features: expected finite values, found NaN or infinity")
-        return self.indexes.image_index().search(
-            queries, k, without, nprobe, self.removed_mask if self.manifest.removed else None
-        )
+        return queries
 
     def _checked(self, ids: Sequence[int] | Ids) -> Ids:
         checked = np.asarray(ids, np.int64)

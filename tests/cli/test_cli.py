@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 import spade_faiss as sf
 from tests.helpers.command_line import TOY, Spade
 from tests.helpers.images import make_images
+from tests.helpers.processes import Program
 
 
 def test_build_says_what_it_needs_and_did(tmp_path: Path, normal: Path, spade: Spade) -> None:
@@ -32,6 +32,7 @@ def test_build_says_what_it_needs_and_did(tmp_path: Path, normal: Path, spade: S
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_build_and_add_by_two_processes(tmp_path: Path, normal: Path, spade: Spade) -> None:
     (normal / "empty.png").touch()
     options = ("--workers", 2, "--batch-size", 4)
@@ -318,18 +319,19 @@ def test_an_extreme_header_is_skipped_without_decoding(tmp_path: Path, normal: P
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="the size of a pipe cannot be set here")
 def test_a_process_of_its_own(gallery: Path, normal: Path) -> None:
     """What a shell sees: no progress bar where stderr is no terminal, and a reader of stdout that goes away."""
-    command = [sys.executable, "-m", "spade_faiss.cli", "query", gallery, normal, "--json"]
-    # The pipe holds less than the lines of 12 images: it is closed before all are written.
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "pipesize": 4096}
-    with subprocess.Popen(command, **pipes) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
+    code = "import sys; from spade_faiss.cli.main import main; sys.stdin.read(); main()"
+    with Program(code, "query", gallery, normal, "--json") as running:
+        # The pipe holds less than the lines of 12 images: it is closed before all are written.
+        fcntl.fcntl(running.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        running.stdin.close()
         assert json.loads(running.stdout.readline())["key"] == "000.png"
         running.stdout.close()
-        said = running.stderr.read().decode()
-    assert running.returncode == 1
+        said = running.stderr.read()
+        running.wait()
+        assert running.returncode == 1
     assert "\r" not in said
     assert "Traceback" not in said
     assert "Broken pipe" not in said

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import spade_faiss as sf
 from spade_faiss.cli.demo import run_demo, sample_folder
 from spade_faiss.recipes import DEFAULT_RECIPE, RECIPES
+from tests.helpers.galleries import OWN, random_features_of
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
@@ -21,8 +23,10 @@ def test_the_demo_writes_a_page_that_needs_nothing_else(tmp_path: Path, monkeypa
     recipe = RECIPES[DEFAULT_RECIPE]
     small = dataclasses.replace(recipe, features=dataclasses.replace(recipe.features, image_size=96))
     monkeypatch.setitem(RECIPES, DEFAULT_RECIPE, small)
-    for _ in range(2):  # again into the same folder: an older demo is replaced
-        lines = list(run_demo(tmp_path, "toy", progress=False))
+    older = sf.Gallery.create(tmp_path / "samples.gallery", OWN)  # is replaced, whatever it is of
+    older.append(["old"], random_features_of(1))
+    older.close()
+    lines = list(run_demo(tmp_path, "toy", progress=False))
     assert lines[0].startswith("40 normal images, toy")
     tests = sorted(path for path in (sample_folder() / "test").rglob("*") if path.is_file())
     keys = [path.relative_to(sample_folder() / "test").as_posix() for path in tests]

@@ -52,6 +52,7 @@ def test_bits(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_max_pixels(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # less than half: Pillow would refuse to open them
     for workers in (1, 2):
@@ -64,6 +65,7 @@ def test_max_pixels(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run("query", tmp_path / "g1", images, "--max-pixels", 600).exit_code == 0
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_more_frames_are_noted_once_for_a_run(tmp_path: Path, workers: int) -> None:
     (tmp_path / "in").mkdir()

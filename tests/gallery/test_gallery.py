@@ -989,7 +989,7 @@ def test_a_random_life_equals_a_dict(tmp_path: Path, seed: int) -> None:
             [np.concatenate(levels) for levels in zip(*(row.levels for row in rows), strict=True)],
         )
 
-    for _ in range(50):
+    for _ in range(32):
         step = rng.choice(
             ["append", "replace", "remove", "compact", "reopen", "rebuild"], p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.05]
         )

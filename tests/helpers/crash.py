@@ -83,15 +83,18 @@ STEPS: dict[str, Callable[[sf.Gallery], Any]] = {
 }
 
 
-def failing_flush(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Callable[[int], int]:
-    """Make the nth flush to disk from now on fail, 0: none; returns a function that says so and how many there were."""
+def failing_flush(monkeypatch: pytest.MonkeyPatch, *errors: BaseException) -> Callable[[int], int]:
+    """Make the nth flush to disk from now on fail, 0: none; returns a function that says so and how many there were.
+
+    The errors take turns from one n to the next.
+    """
     real, calls, failing = os.fsync, 0, 0
 
     def fsync(descriptor: int) -> None:
         nonlocal calls
         calls += 1
         if calls == failing:
-            raise error
+            raise errors[failing % len(errors)]
         real(descriptor)
 
     def fail_at(nth: int) -> int:

@@ -63,8 +63,8 @@ class Program:
         for connection in theirs:
             connection.close()
         self.stdin: IO[str] = os.fdopen(ends[0][1], "w")
-        self.stdout: IO[str] = os.fdopen(ends[1][0])
-        self.stderr: IO[str] = os.fdopen(ends[2][0])
+        self.stdout: IO[str] = os.fdopen(ends[1][0], newline="")  # with the \r of a progress bar
+        self.stderr: IO[str] = os.fdopen(ends[2][0], newline="")
 
     @property
     def pid(self) -> int:

@@ -32,6 +32,9 @@ class Moody(ToyExtractor):
             (self.folder / f"stuck {os.getpid()}").touch()
             time.sleep(600)
         elif any(view.min() == 255 for view in views):
+            if mood == "killed once" and not (self.folder / "was killed").exists():
+                (self.folder / "was killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
             if mood == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if mood == "late":

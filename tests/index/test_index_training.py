@@ -17,7 +17,7 @@ from spade_faiss.extractors.features import Features
 from spade_faiss.index import factory as index_factory
 from spade_faiss.index import tuning
 from spade_faiss.index.image_index import ImageIndex, IndexFile
-from spade_faiss.index.tuning import _recall, tune
+from spade_faiss.index.tuning import _places, _recall, tune
 from spade_faiss.store import secondary_indexes
 from tests.helpers.search import Held, brute_force
 
@@ -295,7 +295,10 @@ def test_recall_is_counted_row_by_row() -> None:
     """Rows are compared all at once: what one lacks, -1, must not be taken for what another has."""
     found = [np.array([4, 0, -1]), np.array([-1, -1]), np.array([1, 3, 4])]
     nearest, is_between = np.array([[0, 4], [1, 4], [4, 1]]), np.array([False, True, False])
-    assert _recall(found, nearest, 3, ~is_between) == 0
-    assert _recall(found, nearest, 3, np.zeros(3, bool)) == pytest.approx(2 / 3)
-    assert _recall(found, nearest, 1, np.zeros(3, bool)) == pytest.approx(1 / 3)
-    assert _recall(found[::-1], nearest, 3, np.zeros(3, bool)) == pytest.approx(1 / 3)
+    places = _places(found, nearest)
+    assert places.tolist() == [[1, 0], [np.inf, np.inf], [2, 0]]
+    assert _recall(places, 3, ~is_between) == 0
+    assert _recall(places, 3, np.zeros(3, bool)) == pytest.approx(2 / 3)
+    assert _recall(places, 1, np.zeros(3, bool)) == pytest.approx(1 / 3)
+    assert _recall(_places(found[::-1], nearest), 3, np.zeros(3, bool)) == pytest.approx(1 / 3)
+    assert np.isinf(_places([np.zeros(0, np.int64)] * 3, nearest)).all()

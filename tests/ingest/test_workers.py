@@ -19,9 +19,10 @@ import spade_faiss as sf
 from spade_faiss.extractors.toy import ToyExtractor
 from spade_faiss.images.sources import ImageFile
 from spade_faiss.ingest import workers
+from spade_faiss.ingest.runs import runs_of
 from spade_faiss.options import Patches
 from tests.helpers.images import write_images
-from tests.helpers.processes import FORKSERVER, Program, run
+from tests.helpers.processes import Program, run
 from tests.helpers.workers import BATCH, Moody, create, toy
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
@@ -49,12 +50,6 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_Worker", None)
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are forked from a process that has imported everything; other tests start them as the package does."""
-    monkeypatch.setattr(workers, "SPAWN", FORKSERVER)
-
-
 def content(gallery: sf.Gallery) -> list[tuple[object, ...]]:
     """All that it has of each image, in the order of the ids."""
     generation, extractor = gallery.snapshot(), toy() if gallery.patches == "recompute" else None
@@ -79,7 +74,7 @@ def summary(report: sf.IngestReport) -> tuple[object, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("patches", ["stored", "recompute"])
 def test_two_make_what_one_makes(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, patches: Patches
@@ -111,7 +106,7 @@ def test_two_make_what_one_makes(
 def test_runs_fill_shards_and_the_rest_is_shared_out(tmp_path: Path, toy: sf.Extractor, n: int, count: int) -> None:
     sources = [ImageFile(Path(f"{number}.png"), f"{number}.png") for number in range(n)]
     with create(tmp_path / "g", images_a_shard=10).writer() as writer:
-        runs = workers._runs(sources, writer, toy, count)
+        runs = runs_of(sources, writer, toy, count)
     assert [source for run in runs for source in run] == sources
     lengths = [len(run) for run in runs]
     assert all(length % toy.batch_size == 0 for length in lengths[:-1])  # the same batches as in one process
@@ -121,7 +116,7 @@ def test_runs_fill_shards_and_the_rest_is_shared_out(tmp_path: Path, toy: sf.Ext
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_workers")
 def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) -> None:
     """As by one process, also from a thread that is not the main one."""
     for count in (1, 2):
@@ -146,7 +141,7 @@ def test_changed_images_are_skipped_or_replaced(tmp_path: Path, images: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_workers")
 def test_strict_stops_at_the_first_in_the_order_of_the_sources(tmp_path: Path, images: Path) -> None:
     (images / "011a.png").write_text("no image")
     (images / "013a.png").write_text("no image")
@@ -184,7 +179,7 @@ def test_what_cannot_work_starts_no_process(tmp_path: Path, images: Path) -> Non
     assert_clean(gallery)
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_workers")
 def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     gallery = create(tmp_path / "g")
     with pytest.raises(sf.FeatureError, match="without NUL"):
@@ -193,7 +188,7 @@ def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize(
     ("mood", "error", "words"),
     [
@@ -236,7 +231,7 @@ def by_key(gallery: sf.Gallery) -> dict[object, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_workers")
 def test_what_is_ahead_of_a_slow_worker_waits_in_bounds_and_in_order(
     tmp_path: Path, images: Path, moody: Moody
 ) -> None:
@@ -378,7 +373,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path, images: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_workers")
 def test_features_of_another_network_are_not_written(tmp_path: Path, images: Path) -> None:
     """As when the file of the weights has been changed since the parent loaded it."""
     gallery = create(tmp_path / "g")

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search import bounds, bounds_plan
+from spade_faiss.patch_search import bounds, bounds_plan, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
+from spade_faiss.patch_search.bounds_gallery import packed, packed_query
+from spade_faiss.patch_search.bounds_panels import LARGEST
+from spade_faiss.patch_search.distinct import search_distinct, search_spaced
 from tests import reference
 
 
@@ -43,9 +46,9 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     fitted = bounds_plan.fitted
 
     def noted(*args: Any) -> Any:
-        projection = fitted(*args)
+        projection, a_pair = fitted(*args)
         chosen.append(0 if projection.directions is None else len(projection.directions))
-        return projection
+        return projection, a_pair
 
     monkeypatch.setattr(bounds, "WORTH", -1)
     monkeypatch.setattr(bounds, "FIRST", 1)
@@ -178,3 +181,72 @@ def test_projections_are_bounds() -> None:
     assert (half - doubt <= true).all()
     gap = (true - half).mean() / (true + sq_norms[0] / 2).mean()
     assert gap < 0.1  # and few are far below
+
+
+def test_matches_and_spacing_of_one_preparation_are_those_of_two() -> None:
+    query, neighbours = low_rank(16, 9, 7, 40, 0.1)
+    sq_distances, places, found = search_spaced(query, neighbours, 5)
+    expected, expected_places = search_distinct(query, neighbours, 5)
+    np.testing.assert_array_equal(sq_distances, expected)
+    np.testing.assert_array_equal(places, expected_places)
+    matches = np.stack(np.unravel_index(places[None, :, 0], (9, 7, 7)), axis=-1).astype(np.int32)
+    np.testing.assert_allclose(found, reference.spacing(neighbours, matches, 3)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", [[(16, 7, 6)], [(9, 7, 6), (7, 4, 3)]], ids=["one-level", "two-levels"])
+@pytest.mark.parametrize("noise", [0.01, 3])
+def test_auto_takes_bounds_where_they_pay_and_hands_over_where_they_do_not(
+    monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, int, int]], noise: float
+) -> None:
+    monkeypatch.setattr(cost_model, "BOUNDS_LEAST", 0)
+    monkeypatch.setattr(bounds, "WORTH", -1)
+    monkeypatch.setattr(bounds, "LOAD", 0)
+    monkeypatch.setattr(bounds_plan, "MEASURE", 1e9 if noise == 3 else 0)
+    rng = np.random.default_rng(7)
+    every = [low_rank(c, 9, 7, 0, noise, seed=c)[1][:, :, :h, :w] for c, h, w in shapes]
+    query = [(level[3] + 1e-4 * rng.normal(size=level[3].shape)).astype(np.float32) for level in every]
+    asked: list[bool] = []
+    by_bounds = bounds.search_levels_by_bounds
+
+    def noted(*args: Any) -> Any:
+        asked.append(False)
+        found = by_bounds(*args)
+        asked[-1] = True
+        return found
+
+    monkeypatch.setattr(bounds, "search_levels_by_bounds", noted)
+    kappa = 9 * 7 * 6 // 2 if noise == 3 else 1  # half of all patches count
+    found, expected = sf.search_patches(query, every, kappa), sf.search_patches(query, every, kappa, "flat", "cpu")
+    assert asked == [noise != 3]
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-6)
+
+
+def test_bounds_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
+    with pytest.raises(sf.OptionError, match="engine: expected pyramid or flat on cuda:0, found bounds"):
+        sf.search_patches([np.ones((2, 3, 3))], [np.ones((3, 2, 3, 3))], 1, "bounds", "cuda:0")
+
+
+@pytest.mark.parametrize("width", [3, 6, 20])
+def test_products_of_16_bits_are_bounds(width: int) -> None:
+    """Half squared distances by them are never above the true ones by more than their doubt, and some are above."""
+    rng = np.random.default_rng(6)
+    patches = torch.from_numpy((rng.normal(size=(20, 90)) * np.geomspace(1, 1e-3, 20)[:, None]).astype(np.float32))
+    projection = bounds_plan.Projection(20, None if width == 20 else bounds_plan.principal(patches)[:width], True)
+    wide = patches.double().numpy()
+    sq_norms = np.square(wide).sum(axis=0)
+    longest = float(np.sqrt(sq_norms.max()))
+    along = projection.along(patches[None], slice(None))
+    coordinates = projection.joined([along], torch.from_numpy(sq_norms.astype(np.float32))[None, None])
+    largest = np.full(1, longest, np.float32)
+    panels = packed(projection, coordinates, sq_norms.astype(np.float32)[None], largest)[0]
+    words = panels.shape[1] - 1
+    theirs = np.moveaxis(panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2), 1, 2)
+    theirs = theirs.reshape(-1, 2 * words)[:90].astype(np.int64)
+    mine = packed_query(projection, coordinates[0], longest)
+    mine = mine.view(np.int16).reshape(len(mine), words, -1, 2).transpose(0, 2, 1, 3).reshape(-1, 2 * words)[:90]
+    halves = panels[:, words].reshape(-1)[:90] - (longest / LARGEST) ** 2 * (mine.astype(np.int64) @ theirs.T)
+    true = (np.square(wide[:, :, None] - wide[:, None]).sum(axis=0) - sq_norms[:, None]) / 2
+    doubt = projection.doubt * (np.sqrt(sq_norms)[:, None] + longest) ** 2 + projection.coarseness * longest**2
+    assert (halves - doubt <= true).all()
+    assert (halves > true).any()

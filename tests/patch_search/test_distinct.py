@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spade_faiss as sf
-from spade_faiss.patch_search.distinct import search_distinct
+from spade_faiss.patch_search.distinct import search_distinct, search_spaced
 from spade_faiss.patch_search.spacing import spacing
 from spade_faiss.system.devices import search_device
 from tests import reference
@@ -132,3 +132,16 @@ def test_each_level_by_its_own_nearest_neighbours(device: str) -> None:
         np.testing.assert_array_equal(
             matches, np.stack(np.unravel_index(places, (4, *grid)), axis=-1).reshape(*grid, 2, 3)
         )
+
+
+def test_spacing_of_hairs_breadths_on_a_large_offset() -> None:
+    """What bounds the search are distances of values as they are, and patches are float32."""
+    rng = np.random.default_rng(5)
+    level = 1000 + 1e-3 * rng.normal(size=(9, 5, 6, 7))
+    level[:, :, 3:] += 100 * rng.normal(size=(5, 1, 1))
+    query = level[4].reshape(5, -1) + 1e-4 * rng.normal(size=(5, 42))
+    _, places, found = search_spaced(query, level, 8)
+    matches = np.stack(np.unravel_index(places[None, :, 0], (9, 6, 7)), axis=-1)
+    expected = reference.spacing(level, matches, 3)[0]
+    off = 2.0**-23 * np.abs(level - level.mean()).max() * np.sqrt(5)
+    assert (np.abs(np.sqrt(found) - np.sqrt(expected)) <= off).all()

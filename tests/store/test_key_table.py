@@ -316,7 +316,7 @@ STEPS = st.one_of(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hashed", HASHES)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(steps=st.lists(STEPS, max_size=14), recent=st.integers(0, 6))
 def test_any_life_equals_a_dict(hashed: str, steps: list[tuple[str, list[int]]], recent: int) -> None:
     """Of a writer that goes through appends, replacements, removals, commits and compacts, and of whoever reopens."""

@@ -1,0 +1,138 @@
+"""A Detector over a cluster: queries, leave-one-out, calibration and audit over the images of all members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..arrays import Array, Ids
+from ..detect.calibration import Calibration
+from ..detect.detection import Detection
+from ..detect.detector import Detector
+from ..detect.matching import Matched
+from ..detect.mosaic import Mosaic
+from ..detect.pipeline import Pipeline
+from ..detect.query import Query, Stopwatch
+from ..detect.settings import Settings
+from ..errors import MemberError
+from ..extractors.registry import Extractor
+from ..images.sources import ImageFile
+from ..images.tiling import Box
+from ..options import ScoreOptions, SearchOptions
+from ..pyramids.reader import StoredPyramids
+from ..store.snapshot import Snapshot
+from ..store.trusted import Trusted
+from ..system.prefetch import read_ahead
+from .cluster import Cluster
+from .matching import match_across
+from .members import Members
+from .snapshot import FederatedSnapshot
+
+AHEAD = 8  # queries at most that members work on at the same time
+
+
+class FederatedPipeline(Pipeline):
+    """The six stages of a query, of which read and match are the members' work."""
+
+    @property
+    def members(self) -> Members:
+        """The members of the snapshot."""
+        assert isinstance(self.snapshot, FederatedSnapshot)
+        return self.snapshot.members
+
+    def _reads(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Any]]:
+        """Yield each query with its matches; members work on several queries at the same time."""
+        ahead = min(AHEAD, 1 + self.members.parallel)
+        return read_ahead(queries, self._with_read, ahead, ahead) if ahead > 1 else map(self._with_read, queries)
+
+    def _with_read(self, query: Query) -> tuple[Query, Any]:
+        while True:
+            try:
+                found = super()._with_read(query)
+                self.snapshot.keys(query.ids[: self.k])  # kept: nothing is asked of a member after this
+                return found
+            except MemberError:
+                if not self.members.tolerant or query.key is not None or query.image_feature is None:
+                    raise
+            ids, sq_distances = self._retrieve(query.image_feature[None], query.watch, [query.place])
+            query = replace(query, ids=ids[0], sq_distances=sq_distances[0])
+
+    def _retrieve(
+        self, image_features: Array, watch: Stopwatch, places: Sequence[Box | None], without: Ids | None = None
+    ) -> tuple[list[Ids], list[Array]]:
+        while True:  # each turn that fails finds one more member lost
+            try:
+                return super()._retrieve(image_features, watch, places, without)
+            except MemberError:
+                if not self.members.tolerant or without is not None or not self.members.present():
+                    raise
+
+    def _read(self, query: Query) -> Any:
+        """Return the matches of a query."""
+        with query.watch("match"):
+            ids = query.ids[: self.k]
+            return match_across(query.levels, ids, self.members, self.settings, self.baseline, self.trusted.among(ids))
+
+    def _match(self, query: Query, neighbour_levels: Any) -> Matched:
+        return neighbour_levels or Matched.none(query.levels[0].shape[1:])
+
+    def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:
+        found = super()._score(query, matched, mosaics)
+        return found if found is None else replace(found, missing=self.members.missing)
+
+
+class Federation(Detector):
+    """Compares images with the normal images of all members of a cluster, as a Detector does with those of a gallery.
+
+    What it finds equals, bit for bit, what a Detector finds over one gallery of all images, member after member, where
+    image indexes are flat and the patch search runs on CPUs.
+
+    >>> cluster = sf.Cluster.create("plant.cluster", {"hall": "toy.gallery"})
+    >>> federation = sf.Federation(cluster, toy, sf.SearchOptions(k=5))
+    >>> found, expected = federation.query("test/000.png"), detector.query("test/000.png")
+    >>> found.neighbours.keys == expected.neighbours.keys[:5], found.missing
+    (True, ())
+    """
+
+    gallery: Cluster
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        extractor: Extractor,
+        search: SearchOptions | None = None,
+        score: ScoreOptions | None = None,
+        calibrated: bool = True,
+        normal: Sequence[str | Path | ImageFile] = (),
+        trusting: bool = True,
+    ) -> None:
+        """Check that everything fits together; see Detector.
+
+        Args:
+            cluster: whose members hold the normal images.
+            extractor: the one that made them.
+            search: retrieval and patch search; None: the cluster's calibration decides, else the recipe.
+            score: distances to scores; None: likewise.
+            calibrated: judge by the cluster's calibration, if it has one for the same settings.
+            normal: not used: members have the image files, see Cluster.open.
+            trusting: see Detector; each member says which of its images are trusted.
+        """
+        super().__init__(cluster, extractor, search, score, calibrated, normal, trusting)
+
+    def _stored_calibration(self) -> Calibration | None:
+        return self.gallery.calibration
+
+    def _stored_trust(self) -> Trusted:
+        members = self.gallery.snapshot().members
+        found = members.gather(dict.fromkeys(members.present(), ("trusted",)))
+        return {key: digest for one in found.values() for key, digest in one.items()}
+
+    def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
+        assert isinstance(snapshot, FederatedSnapshot)
+        snapshot.members.look_again()
+        pyramids = StoredPyramids(snapshot, self.search.verify_reads)
+        return FederatedPipeline(
+            snapshot, self.extractor, settings or self._settings, pyramids, self._caches, self._trusted
+        )
