@@ -24,7 +24,7 @@ import spade_faiss as sf
 
 NAME = "bench"
 TOLERANCE = 1e-6  # relative, of image scores
-STARTUP = 180.0  # seconds that the service may take until it is ready
+STARTUP = 900.0  # seconds that the service may take until it is ready
 SAMPLES = Path(__file__).parents[1] / "data" / "samples"
 FALSE_ALARMS = 0.1
 

@@ -1,7 +1,7 @@
 """The sample set as a service: builds a gallery, serves it, and posts the samples as a camera would.
 
-`make serve-demo`, or `python deploy/serve_demo.py [FOLDER]`. Then open http://127.0.0.1:8000/. Ctrl-C ends it; run
-again, it goes on with the gallery and the log that are there.
+`make serve-demo`, or `python deploy/serve_demo.py [FOLDER] [PORT]`. Then open http://127.0.0.1:8000/. Ctrl-C ends it;
+run again, it goes on with the gallery and the log that are there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from spade_faiss.cli.demo import run_demo, sample_folder
 from spade_faiss.extractors.spec import DEFAULT_EXTRACTOR
 
-PORT = 8000
+PORT = int(sys.argv[2]) if len(sys.argv) > 2 else 8000
 PAUSE = 1.5  # seconds between parts, as on a slow line
 
 

@@ -7,24 +7,27 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 
-from .answers import ErrorAnswer
+from .answers import ErrorAnswer, InferenceError
 from .middleware import request_id_of
 from .normal_set import Author
 from .service import Service
 from .tokens import COOKIE, Caller
 
+REASONS = (
+    (400, "The request is not as HTTP has it."), (401, "A token is missing or wrong."),
+    (403, "The token's scope is too small, or another site sent the request."),
+    (404, "There is no such thing."), (405, "Not with this method."), (408, "The request did not arrive in time."),
+    (409, "Not in this state."), (413, "Too large."), (415, "A content type that is not taken."),
+    (421, "Called by a name that is not its own."), (422, "A parameter or an image that is none."),
+    (423, "Another process is writing."), (429, "The queue is full."), (499, "The client has gone."),
+    (500, "A mistake of the service."), (503, "Not now."), (507, "The disk is full."),
+)  # fmt: skip
 ERRORS: dict[int | str, dict[str, object]] = {
-    status: {"model": ErrorAnswer, "description": why}
-    for status, why in (
-        (400, "The request is not as HTTP has it."), (401, "A token is missing or wrong."),
-        (403, "The token's scope is too small, or another site sent the request."),
-        (404, "There is no such thing."), (405, "Not with this method."), (408, "The request did not arrive in time."),
-        (409, "Not in this state."), (413, "Too large."), (415, "A content type that is not taken."),
-        (421, "Called by a name that is not its own."), (422, "A parameter or an image that is none."),
-        (423, "Another process is writing."), (429, "The queue is full."), (499, "The client has gone."),
-        (500, "A mistake of the service."), (503, "Not now."), (507, "The disk is full."),
-    )
-}  # fmt: skip
+    status: {"model": ErrorAnswer, "description": why} for status, why in REASONS
+}
+V2_ERRORS: dict[int | str, dict[str, object]] = {
+    status: {"model": InferenceError, "description": why} for status, why in REASONS
+}
 
 
 def service_of(request: Request) -> Service:

@@ -60,6 +60,15 @@ class ErrorAnswer(Answer):
     error: ErrorFacts
 
 
+class InferenceError(Answer):
+    """The same under /v2, where the sentence alone is `error`, as the Open Inference Protocol has it."""
+
+    error: str = Field(examples=["32 of 32 images wait; try again in 13 s."])
+    code: str = Field(examples=["queue_full"])
+    message: str = Field(examples=["32 of 32 images wait; try again in 13 s."])
+    request_id: str | None = Field(None, examples=["6d1f2c3b4a596877"])
+
+
 class RegionAnswer(Answer):
     """Connected pixels above the pixel threshold."""
 

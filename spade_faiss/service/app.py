@@ -16,7 +16,9 @@ from starlette.responses import Response
 from .._version import __version__
 from ..errors import SpadeError
 from . import routes_galleries, routes_health, routes_inspect, routes_label_studio, routes_page, routes_v2
+from .access import ERRORS, V2_ERRORS
 from .errors import CODES, ServiceError, as_service_error
+from .examples import add_examples
 from .middleware import Around, error_answer, request_id_of
 from .service import Post, Service
 from .settings import ServiceSettings
@@ -61,10 +63,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.state.service = service
     for routes in (routes_inspect, routes_galleries, routes_v2, routes_label_studio, routes_page):
         app.include_router(routes.router)
-    for prefix in ("", "/v2"):
-        app.include_router(routes_health.router, prefix=prefix)
+    for prefix, errors in (("", ERRORS), ("/v2", V2_ERRORS)):
+        app.include_router(routes_health.router, prefix=prefix, responses=errors)
     _add_handlers(app, service)
     app.add_middleware(Around, service=service)
+    add_examples(app.openapi())  # which FastAPI keeps
     return app
 
 

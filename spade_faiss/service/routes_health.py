@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from .access import ERRORS, Ours
+from .access import Ours
 from .errors import ServiceError
 from .service import Service
 
-router = APIRouter(prefix="/health", responses=ERRORS)
+router = APIRouter(prefix="/health")
 
 
 @router.get("/live", response_model=dict[str, Any], summary="Whether the service runs.")

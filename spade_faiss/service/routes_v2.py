@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from .._version import __version__
 from . import tensors
-from .access import ERRORS, Inspector, Name, Ours, Reader
+from .access import V2_ERRORS, Inspector, Name, Ours, Reader
 from .errors import ServiceError
 from .generations import Generation
 from .inspecting import Wish
@@ -19,7 +19,7 @@ from .middleware import request_id_of
 from .service import Post, Service
 from .tensors import LENGTH_HEADER, Wanted
 
-router = APIRouter(prefix="/v2", responses=ERRORS)
+router = APIRouter(prefix="/v2", responses=V2_ERRORS)
 Version = Annotated[str, Path(max_length=20, description="generation of the gallery", examples=["4"])]
 EXTENSIONS = ["binary_tensor_data"]
 INFER_BODY: dict[str, Any] = {

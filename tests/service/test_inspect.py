@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import spade_faiss as sf
-from tests.service.conftest import NAME, Served, png
+from tests.service.conftest import NAME, Served, png, until
 
 
 def detector_of(workspace: Path) -> sf.Detector:
@@ -77,3 +80,62 @@ def test_another_k_has_no_verdict(shared: Served) -> None:
     gallery = sf.Gallery.open(shared.normal.parent / "tiles.gallery")
     found = sf.Detector(gallery, gallery.load_extractor(), sf.SearchOptions(k=3), calibrated=False).query(png(5))
     assert answer["image_score"] == found.image_score
+
+
+def test_each_answer_has_an_example_that_fits(shared: Served) -> None:
+    """In the description: of the answer's schema, and with the parts that a real answer has."""
+    schemas = pytest.importorskip("jsonschema_rs", reason="schemathesis is not installed")
+    description = shared.get("/openapi.json")
+    values = {"{name}": NAME, "{uid}": shared.inspect(png(3)).json()["id"], "{version}": "2"}
+    for path, operations in description["paths"].items():
+        address = path
+        for name, value in values.items():
+            address = address.replace(name, value)
+        for method, operation in operations.items():
+            content = operation["responses"]["200"].get("content", {}).get("application/json", {})
+            schema, example = content.get("schema"), content.get("example")
+            if schema is None or (example is None and "$ref" in schema):  # a file; or the model has an example
+                continue
+            assert example is not None, (method, path)
+            schemas.validate({**schema, "components": description["components"]}, example)
+            if method == "get":
+                more = {"x": 1, "y": 2} if "score-at" in path else {"false_alarms": 0.2} if "rejudge" in path else {}
+                assert set(shared.get(address, **more)) >= set(example), path
+
+
+def test_galleries_are_loaded_when_asked_for_and_so_many_at_once(serve: Callable[..., Any], workspace: Path) -> None:
+    path = workspace / "tiles.gallery"
+    with serve(galleries={NAME: path, "second": path, "third": path}, loaded=2) as served:
+
+        def loaded() -> list[str]:
+            return [one["name"] for one in served.get("/v1/galleries")["galleries"] if one["loaded"]]
+
+        assert loaded() == [NAME]
+        first = served.inspect(png()).json()
+        for name, expected in (("second", [NAME, "second"]), ("third", ["second", "third"])):
+            address = f"/v1/galleries/{name}/inspect"
+            answer = served.client.post(address, content=png(), headers={"Content-Type": "image/png"}).json()
+            assert (answer["gallery"], answer["image_score"]) == (name, first["image_score"])
+            assert loaded() == expected
+        assert served.inspect(png()).json()["image_score"] == first["image_score"]  # loaded again
+
+
+def test_what_waits_is_answered_at_the_end(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SIGTERM asks for; what comes later is sent away."""
+    with serve() as served:
+        pool, release, answers = served.service.pool, threading.Event(), list[Any]()
+        search = pool._search
+        monkeypatch.setattr(pool, "_search", lambda *given: (release.wait(20), search(*given)))
+        posting = [threading.Thread(target=lambda: answers.append(served.inspect(png()))) for _ in range(2)]
+        for thread in posting:
+            thread.start()
+        until(lambda: len(pool._waiting) == 1)  # the other one is being searched
+        ending = threading.Thread(target=pool.close)
+        ending.start()
+        until(lambda: pool._ending)
+        late = served.inspect(png())
+        release.set()
+        for thread in (*posting, ending):
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "ending")

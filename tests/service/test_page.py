@@ -120,15 +120,17 @@ def test_the_page_is_accessible(page: Any, scheme: str) -> None:
 
 
 def test_every_route_as_it_says(workspace: Path) -> None:
-    """Drawn requests: no answer of 500, none that the description does not have."""
+    """Drawn requests: no answer of 500, none that the description does not have, or has otherwise."""
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    import jsonschema_rs
     from hypothesis import HealthCheck, Phase, given, settings
     from starlette.testclient import TestClient
 
     app = create_app(settings_of(workspace))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         until(lambda: app.state.service.is_ready)
-        schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
+        description = client.get("/openapi.json").json()
+        schema, components = schemathesis.openapi.from_dict(description), description["components"]
         wrong: list[str] = []
         for operation in (found.ok() for found in schema.get_all_operations()):
 
@@ -146,6 +148,9 @@ def test_every_route_as_it_says(workspace: Path) -> None:
                     arguments["content"] = arguments.pop("data")
                 answer = client.request(**arguments)
                 known = case.operation.definition.raw["responses"]
+                content = known.get(str(answer.status_code), {}).get("content", {}).get("application/json")
+                if content and answer.headers["content-type"] == "application/json":
+                    jsonschema_rs.validate({**content["schema"], "components": components}, answer.json())
                 if answer.status_code == 500 or str(answer.status_code) not in known:
                     wrong.append(f"{case.method} {case.formatted_path}: {answer.status_code} {answer.text[:200]}")
 

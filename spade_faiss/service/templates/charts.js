@@ -3,10 +3,13 @@ function chart(width, height, label) {
   return draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
 }
 
+/* As wide as its place, so that its text has the page's size on a phone and on a wall. */
+const wide = (place) => Math.max(280, place.clientWidth || 720);
+
 function histogram(values, threshold) {
   const place = at("histogram"), { edges, parts, normal } = values;
   if (!edges.length) return place.replaceChildren(make("p", { class: "soft" }, "No part has a score yet."));
-  const [width, height, floor] = [720, 220, 190];
+  const [width, height, floor] = [wide(place), 240, 208];
   const svg = chart(width, height, `Image scores of ${parts.reduce((a, b) => a + b, 0)} parts beside those of the normal images`);
   const [low, high] = [Math.log(edges[0]), Math.log(edges[edges.length - 1])];
   const x = (score) => width * (Math.log(Math.max(score, edges[0])) - low) / (high - low);
@@ -19,7 +22,7 @@ function histogram(values, threshold) {
   });
   const line = normal.flatMap((count, n) => [`${x(edges[n])},${y(count / totals[1])}`, `${x(edges[n + 1])},${y(count / totals[1])}`]);
   svg.append(draw("polyline", { class: "normals", points: line.join(" ") }));
-  for (let n = 0; n < edges.length; n += 10) svg.append(draw("text", { x: x(edges[n]), y: height - 8, "text-anchor": n ? n > 35 ? "end" : "middle" : "start" }, figure(edges[n])));
+  for (let n = 0; n < edges.length; n += width < 480 ? 20 : 10) svg.append(draw("text", { x: x(edges[n]), y: height - 8, "text-anchor": n ? n > 35 ? "end" : "middle" : "start" }, figure(edges[n])));
   if (threshold) {
     svg.append(draw("line", { class: "mark", x1: x(threshold), x2: x(threshold), y1: 18, y2: floor }));
     svg.append(draw("text", { x: Math.min(width - 4, Math.max(4, x(threshold))), y: 12, "text-anchor": x(threshold) > width / 2 ? "end" : "start" }, `threshold ${figure(threshold)}`));
@@ -30,7 +33,7 @@ function histogram(values, threshold) {
 function trend(points) {
   const place = at("trend"), known = points.filter((point) => point.score !== null);
   if (!known.length) return place.replaceChildren(make("p", { class: "soft" }, "No part has a score yet."));
-  const [width, height, floor] = [720, 180, 160];
+  const [width, height, floor] = [wide(place), 190, 164];
   const svg = chart(width, height, `Scores of the newest ${known.length} parts in their order`);
   const y = (score) => floor - (floor - 10) * Math.min(1, score);
   svg.append(draw("line", { class: "mark", x1: 0, x2: width, y1: y(.5), y2: y(.5) }));

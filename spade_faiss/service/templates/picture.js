@@ -16,6 +16,9 @@ async function look(part) {
   Object.assign(view, { part, cell: null, matches: null });
   const base = `/v1/inspections/${part.id}`;
   if (part.error) { Object.assign(view, { image: null, layer: null }); paint(); clearPatches(); return; }
+  Object.assign(view, { image: null, layer: null });  // never another part's picture under this one's verdict
+  fit();
+  clearPatches("…");
   const [image, layer] = await Promise.all([loaded(`${base}/picture`), loaded(`${base}/map?kind=layer`)]);
   if (view.part !== part) return;
   Object.assign(view, { image, layer });
@@ -130,9 +133,9 @@ function explainWorst() {
   explain(best);
 }
 
-function clearPatches() {
+function clearPatches(text = "No patches were searched or kept for this part.") {
   for (const id of ["patch-own", "patch-normal"]) { const canvas = at(id); canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height); }
-  at("why-text").textContent = view.part && view.part.error ? view.part.error.message : "No patches were searched or kept for this part.";
+  at("why-text").textContent = view.part && view.part.error ? view.part.error.message : text;
 }
 
 async function explain(cell) {
@@ -144,7 +147,7 @@ async function explain(cell) {
   const key = keys[neighbour[cell.tile][number]];
   const match = { row: row[cell.tile][number], column: column[cell.tile][number] };
   patch(at("patch-own"), view.image, cell.tile, cell.row, cell.column, null);
-  at("why-text").textContent = `Matched with ${key}, row ${match.row}, column ${match.column}; squared distance ${figure(cell.distance)}.`;
+  at("why-text").textContent = `Matched with ${key}, row ${match.row}, column ${match.column}; distance ${figure(cell.distance)}.`;
   const address = inGallery(`/picture?key=${encodeURIComponent(key)}`);
   if (!normals.has(address)) normals.set(address, loaded(address));
   const normal = await normals.get(address);
