@@ -29,7 +29,7 @@ N = 12
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What `SearchOptions.device` is to be."""
     if request.param == "cpu":
-        for module in ("pyramids.device_cache", "patch_search.search"):
+        for module in ("pyramids.device_cache", "patch_search.search", "patch_search.spacing"):
             monkeypatch.setattr(f"spade_faiss.{module}.search_device", lambda _: "cpu:0")
     return str(request.param)
 
@@ -93,7 +93,7 @@ def test_what_is_on_the_device_is_not_read_again(tmp_path: Path, device: str) ->
     cache = kept(detector)
     assert (cache.misses, cache.hits, cache.bytes) == (N, (len(made.paths) - 1) * N, N * made.image)
     assert detector._caches.host.misses == N
-    [level, *_] = cache.read(detector._pyramids(made.gallery.snapshot()), [3])
+    [level, *_] = cache.read(detector.pipeline().pyramids, [3])
     assert (level.device.type, level.dtype) == (device, torch.float16)
 
 
@@ -106,7 +106,7 @@ def test_relative_maps_are_those_of_the_cpu(tmp_path: Path, device: str) -> None
     found = [[detector.query(path) for path in made.paths[:3]]]
     assert kept(detector).misses > 0
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("pyramids.device_cache", "patch_search.search"):
+        for module in ("pyramids.device_cache", "patch_search.search", "patch_search.spacing"):
             patch.setattr(f"spade_faiss.{module}.search_device", lambda _: "cpu")
         detector = sf.Detector(made.gallery, made.extractor, options, score)
         found.append([detector.query(path) for path in made.paths[:3]])
