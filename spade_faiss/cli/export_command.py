@@ -25,8 +25,8 @@ class ExportFlags:
             "--format",
             type=click.Choice(get_args(Format)),
             required=True,
-            help="coco: JSON of instances; labelstudio: JSON of tasks with predictions; cvat: XML 1.1 for images; "
-            "masks: a PNG for each image.",
+            help="What to write. coco: JSON of instances; labelstudio: JSON of tasks with predictions; cvat: XML 1.1 "
+            "for images; masks: a PNG for each image.",
         ),
     ]
     output: Annotated[

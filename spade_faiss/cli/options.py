@@ -161,7 +161,7 @@ class IngestFlags:
     def machines(self) -> int | Machines:
         """Return what makes shards: so many processes, or the machines of a Ray cluster."""
         if self.ray is None:
-            return self.workers or 1
+            return 1 if self.workers is None else self.workers
         from ..cluster.ray_build import RayMachines
 
         return RayMachines(self.ray, self.workers)

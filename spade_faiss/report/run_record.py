@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..detect.detector import Detector
+from ..object_store.address import is_address
 from ..system.atomic_files import write_whole
 from .output_files import RUN
 
@@ -37,7 +38,8 @@ class RunRecord:
                 "false_alarms": found.false_alarms,
             }
         gallery = detector.gallery
-        return cls(str(gallery.path.resolve()), gallery.generation, thresholds, detector.score.min_region)
+        path = gallery.path if is_address(gallery.path) else gallery.path.resolve()
+        return cls(str(path), gallery.generation, thresholds, detector.score.min_region)
 
     def finished(self, images: int) -> RunRecord:
         """Return it with the number of images, which ends it."""

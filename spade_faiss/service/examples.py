@@ -51,6 +51,20 @@ MATCHES = {
 }  # fmt: skip
 SUSPECT = {"key": "good/118.png", "image_score": 2.6, "map_max": 6.1, "outlier_score": 5.2, "copies": 0}
 
+PREDICTION = {
+    "model_version": "spade-faiss 0.1.0, generation 4", "score": 0.63,
+    "result": [
+        {
+            "id": "region-1", "from_name": "label", "to_name": "image", "type": "polygonlabels", "original_width": 320,
+            "original_height": 320, "image_rotation": 0, "score": 0.64,
+            "meta": {"text": ["peak 7.9, threshold 4.4"]},
+            "value": {
+                "points": [[36.2, 31.1], [38.4, 31.1], [38.4, 34.0]], "closed": True, "polygonlabels": ["anomaly"],
+            },
+        }
+    ],
+}  # fmt: skip
+
 EXAMPLES: dict[str, Any] = {  # by path; an answer whose model has an example needs none
     "/v1/galleries/{name}/inspect": EXAMPLE,
     "/v1/inspections": {"inspections": [EXAMPLE]},
@@ -69,6 +83,9 @@ EXAMPLES: dict[str, Any] = {  # by path; an answer whose model has an example ne
     "/v2/models/{name}": MODEL,
     "/v2/models/{name}/ready": READY,
     "/v2/models/{name}/infer": INFERRED,
+    "/label-studio/{name}/health": {"status": "UP", "model_class": "spade-faiss 0.1.0", "v2": True},
+    "/label-studio/{name}/setup": {"model_version": "spade-faiss 0.1.0, generation 4"},
+    "/label-studio/{name}/predict": {"results": [PREDICTION]},
     "/health/live": {"live": True},
     "/health/ready": {"ready": True},
 }

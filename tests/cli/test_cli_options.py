@@ -122,8 +122,16 @@ def _kinds() -> list[type[Any]]:
     return list(found)
 
 
+def commands() -> dict[str, click.Command]:
+    """All commands, those of groups too."""
+    groups = {name: each for name, each in cli.commands.items() if isinstance(each, click.Group)}
+    return cli.commands | {
+        f"{group} {name}": one for group, each in groups.items() for name, one in each.commands.items()
+    }
+
+
 def test_help_is_in_sentences() -> None:
-    for name, each in cli.commands.items():
+    for name, each in commands().items():
         for option in each.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.opts}"
@@ -138,10 +146,10 @@ def options_of(command: click.Command) -> set[str]:
 @pytest.mark.parametrize(("parameter", "option"), OPTIONS.items())
 def test_a_message_names_the_option_of_the_running_command(parameter: str, option: str) -> None:
     message = f"found something; try {parameter}, or not"
-    with_it = [each for each in cli.commands.values() if option.split()[0] in options_of(each)]
+    with_it = [each for each in commands().values() if option.split()[0].rstrip(":") in options_of(each)]
     assert with_it
-    assert len(with_it) < len(cli.commands)
-    for each in cli.commands.values():
+    assert len(with_it) < len(commands())
+    for each in commands().values():
         expected = f"found something; try {option}, or not" if each in with_it else message
         assert with_options(message, each) == expected
     assert with_options(message) == message  # no command is running

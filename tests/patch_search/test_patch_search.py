@@ -429,7 +429,7 @@ def test_neighbours_that_are_tensors_are_searched_where_they_are(monkeypatch: py
     for module in ("levels", "search"):
         monkeypatch.setattr(f"spade_faiss.patch_search.{module}.as_arrays", noted)
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
-    on_device = search_patches(query, neighbours, 2, "pyramid")
+    on_device = search_patches(query, neighbours, 2, "pyramid", "cpu:0")
     assert moved == PYRAMIDS["indivisible"]  # the query
     monkeypatch.undo()
     on_host = search_patches(query, neighbours, 2, "pyramid", "cpu")

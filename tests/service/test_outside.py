@@ -88,8 +88,10 @@ def test_events(socketed: tuple[str, int, Service]) -> None:
     posting.request("POST", f"/v1/galleries/{NAME}/normal", png(1), {"Content-Type": "image/png"})
     change = json.loads(posting.getresponse().read())
     following = [next(events)[1:] for _ in range(2)]
-    assert {kind for kind, _ in following} == {"generation", "change"}  # one for all that the change has written
-    assert ("change", change) in following
+    while ("change", change) not in following:  # a generation for the trust, and one for the image
+        following.append(next(events)[1:])
+    assert "generation" in {kind for kind, _ in following}
+    assert len(following) <= 3
     listening.close()
     missed = post(3)
     listening.request("GET", "/v1/events", headers={"Last-Event-ID": told[0][0]})
