@@ -84,7 +84,7 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         text = text.replace(call, run)
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     for parameter, option in OPTIONS.items():
-        if option.split()[0] in known:
+        if option.split()[0].rstrip(":") in known:
             text = text.replace(parameter, option)
     return text
 
