@@ -40,6 +40,7 @@ import spade_faiss as sf
 from spade_faiss.detect import calibration
 from spade_faiss.images.decode import decode
 from spade_faiss.store import manifest
+from spade_faiss.system.sealed_json import sealed
 
 SECONDS = 60  # of one reading; it takes a tenth of one
 MEMORY = 2**30  # bytes that a process may add to what it takes before it reads
@@ -107,8 +108,7 @@ def fuzz_calibration(rng: np.random.Generator, path: Path) -> None:
     values.pop("xxh3")
     for _ in range(int(rng.integers(1, 4))):
         change_json(rng, values)
-    values["xxh3"] = calibration._checksum(values)
-    (path / calibration.FILE).write_text(json.dumps(values))
+    (path / calibration.FILE).write_bytes(sealed(values))
 
 
 def fuzz_shard(rng: np.random.Generator, path: Path) -> None:

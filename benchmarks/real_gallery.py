@@ -10,12 +10,14 @@ runs in a process of its own, with a gallery of --small images (the first of the
 Queries come in two orders. `line`: variations of one test image follow each other, as parts of one batch do on a line,
 so that neighbours are shared. `random`: the same queries, mixed. Each is asked cold, after the system was told to drop
 the gallery's pages, and warm, once more. WORK takes 0.3 MB an image; the gallery may be larger than memory. Steps that
-are in RESULTS/real_gallery.json with the same numbers are passed over: run again, it goes on where it was.
+are in RESULTS/real_gallery.json with the same numbers are passed over: run again, it goes on where it was. The plot
+needs the extra `bench`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -27,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,7 @@ def finish(running: subprocess.Popen[str]) -> dict[str, Any]:
 
 def build(work: Work, interrupted: bool) -> dict[str, Any]:
     """Build the gallery by the command line; interrupted: with SIGKILL when half of the images are in."""
+    work.make(0, work.images)
     words = ("build", work.gallery, work.subset(), "--quiet")
     killed: dict[str, Any] = {}
     if interrupted:
@@ -156,16 +160,13 @@ def build(work: Work, interrupted: bool) -> dict[str, Any]:
         running.send_signal(signal.SIGKILL)
         running.wait()
         killed = {"seconds_to_kill": round(time.perf_counter() - start, 1), "images_at_kill": committed(work.gallery)}
-    start = time.perf_counter()
     done = finish(command(*words))
     made = work.images - killed.get("images_at_kill", 0)
     with sf.Gallery.open(work.gallery, device="cpu") as gallery:
         lost = {path.name for path in work.listed(0, work.images)} - set(gallery.keys())
     stored = sum(path.stat().st_size for path in work.gallery.rglob("*") if path.is_file())
-    return {
-        **killed, **done, "images_per_second": round(made / (time.perf_counter() - start), 2), "lost": len(lost),
-        "gb": round(stored / 1e9, 2),
-    }  # fmt: skip
+    rate = round(made / done["seconds"], 2) if made else None
+    return {**killed, **done, "images_per_second": rate, "lost": len(lost), "gb": round(stored / 1e9, 2)}
 
 
 def committed(path: Path) -> int:
@@ -242,24 +243,15 @@ def in_a_process(function: str, *arguments: object) -> dict[str, Any]:
 
 def steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield what is measured, by name, in order."""
-    folder, normal, test = str(args.work), str(args.normal), str(args.test)
+    places = str(args.work), str(args.normal), str(args.test)
     for images in (args.small, args.images):
         work = Work(args.work, args.normal, args.test, images)
-
-        def made(work: Work = work) -> dict[str, Any]:
-            work.make(0, work.images)
-            return build(work, interrupted=work.images == args.images)
-
-        yield f"build {images}", made
+        yield f"build {images}", partial(build, work, images == args.images)
+        yield f"calibrate {images}", partial(change, work, "calibrate")
         for order in ("line", "random"):
-            yield (
-                f"query {images} {order}",
-                lambda images=images, order=order: in_a_process(  # type: ignore[misc]
-                    "query", folder, normal, test, images, order, args.queries
-                ),
-            )
+            yield f"query {images} {order}", partial(in_a_process, "query", *places, images, order, args.queries)
     for name in COMMANDS:
-        yield f"{name} {args.images}", lambda work=work, name=name: change(work, name)  # type: ignore[misc]
+        yield f"{name} {args.images}", partial(change, work, name)
 
 
 def draw(measured: dict[str, Any], small: int, images: int) -> None:
@@ -295,6 +287,7 @@ def main() -> None:
         print(json.dumps(globals()[function](Work(Path(folder), Path(normal), Path(test), images), *rest)))
         return
     args = parser.parse_args()
+    importlib.import_module("matplotlib")  # missing, it is said now, not after hours
     path = RESULTS / "real_gallery.json"
     measured: dict[str, Any] = json.loads(path.read_text())["measured"] if path.exists() else {}
     for name, measure in steps(args):

@@ -267,14 +267,7 @@ def _print_members(opened: Cluster) -> None:
 class ClusterVerifyFlags:
     """Options of `cluster verify`."""
 
-    files: Annotated[
-        bool,
-        flag(
-            "--files/--no-files",
-            default=True,
-            help="If patches are recomputed, read the image files too.  [default: yes]",
-        ),
-    ]
+    files: args.Files
     machines: MachineFlags
     as_json: args.AsJson
 

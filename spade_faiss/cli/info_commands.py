@@ -149,14 +149,7 @@ class VerifyFlags:
             help="With --repair, remove the images and shards that cannot be repaired.",
         ),
     ]
-    files: Annotated[
-        bool,
-        flag(
-            "--files/--no-files",
-            default=True,
-            help="If patches are recomputed, read the image files too.  [default: yes]",
-        ),
-    ]
+    files: args.Files
     normal: args.Normal
     network: args.NetworkFlags
     cache: CacheFlags

@@ -42,6 +42,14 @@ sources = click.argument("sources", type=PATH, nargs=-1, required=True)
 
 Quiet = Annotated[bool, flag("--quiet", is_flag=True, help="Show no progress and no notes on stderr.")]
 AsJson = Annotated[bool, flag("--json", is_flag=True, help="Print JSON, for a program to read.")]
+Files = Annotated[
+    bool,
+    flag(
+        "--files/--no-files",
+        default=True,
+        help="If patches are recomputed, read the image files too.  [default: yes]",
+    ),
+]
 Strict = Annotated[bool, flag("--strict", is_flag=True, help="Stop at the first image that cannot be taken.")]
 Wait = Annotated[
     float,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ..arrays import Array, Ids
@@ -17,10 +16,7 @@ from ..detect.pipeline import Pipeline
 from ..detect.query import Query, Stopwatch
 from ..detect.settings import Settings
 from ..errors import MemberError
-from ..extractors.registry import Extractor
-from ..images.sources import ImageFile
 from ..images.tiling import Box
-from ..options import ScoreOptions, SearchOptions
 from ..pyramids.reader import StoredPyramids
 from ..store.snapshot import Snapshot
 from ..store.trusted import Trusted
@@ -87,7 +83,8 @@ class Federation(Detector):
     """Compares images with the normal images of all members of a cluster, as a Detector does with those of a gallery.
 
     What it finds equals, bit for bit, what a Detector finds over one gallery of all images, member after member, where
-    image indexes are flat and the patch search runs on CPUs.
+    image indexes are flat and the patch search runs on CPUs. Its arguments are those of a Detector, with a cluster as
+    the gallery. `normal` has no effect: members have the image files, see Cluster.open.
 
     >>> cluster = sf.Cluster.create("plant.cluster", {"hall": "toy.gallery"})
     >>> federation = sf.Federation(cluster, toy, sf.SearchOptions(k=5))
@@ -97,29 +94,6 @@ class Federation(Detector):
     """
 
     gallery: Cluster
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        extractor: Extractor,
-        search: SearchOptions | None = None,
-        score: ScoreOptions | None = None,
-        calibrated: bool = True,
-        normal: Sequence[str | Path | ImageFile] = (),
-        trusting: bool = True,
-    ) -> None:
-        """Check that everything fits together; see Detector.
-
-        Args:
-            cluster: whose members hold the normal images.
-            extractor: the one that made them.
-            search: retrieval and patch search; None: the cluster's calibration decides, else the recipe.
-            score: distances to scores; None: likewise.
-            calibrated: judge by the cluster's calibration, if it has one for the same settings.
-            normal: not used: members have the image files, see Cluster.open.
-            trusting: see Detector; each member says which of its images are trusted.
-        """
-        super().__init__(cluster, extractor, search, score, calibrated, normal, trusting)
 
     def _stored_calibration(self) -> Calibration | None:
         return self.gallery.calibration

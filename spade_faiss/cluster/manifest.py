@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..index.metadata import checked_count
 from ..store.manifest import FILE as GALLERY_FILE
 from ..system.atomic_files import storage_errors, write_whole
 from ..system.failpoints import failpoint
+from ..system.sealed_json import sealed, unsealed
 
 FILE = "cluster.json"
 LOCK = "cluster.lock"
@@ -89,9 +89,8 @@ class ClusterManifest:
         values["members"] = [asdict(member) for member in self.members]
         values["calibration"] = self.calibration.to_json() if self.calibration else None
         values |= {"format": FORMAT, "format_version": FORMAT_VERSION}
-        values["xxh3"] = _checksum(values)
         with storage_errors(f"cannot write {folder / FILE}"):
-            write_whole(folder / FILE, json.dumps(values, indent=1).encode())
+            write_whole(folder / FILE, sealed(values))
         failpoint("committed the cluster")
 
     @classmethod
@@ -104,7 +103,7 @@ class ClusterManifest:
         """
         path = folder / FILE
         try:
-            values = json.loads(path.read_bytes())
+            values, whole = unsealed(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise GalleryNotFoundError(
                 f"{folder}: expected a cluster (a folder with {FILE}), found none; make one with Cluster.create"
@@ -118,7 +117,7 @@ class ClusterManifest:
                 f"{path}: expected format version {FORMAT_VERSION}, found {version}; open it with the release that "
                 "made it"
             )
-        if values.pop("xxh3", None) != _checksum(values):
+        if not whole:
             raise CorruptGalleryError(f"{path}: damaged or edited (checksum)")
         try:
             return cls(
@@ -138,10 +137,6 @@ def _member(values: dict[str, Any]) -> MemberEntry:
     if not all(isinstance(values[name], str) for name in ("path", "manifest")):
         raise ValueError("path, manifest: expected text")
     return MemberEntry(**values)
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def require_different(values: Sequence[str], what: str) -> None:

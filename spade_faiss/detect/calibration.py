@@ -9,7 +9,6 @@ out together, and have one score.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -18,12 +17,12 @@ from typing import Any
 
 import filelock
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from ..errors import CorruptGalleryError, OptionError
 from ..object_store.address import refuse_address
 from ..system.atomic_files import storage_errors, write_whole
+from ..system.sealed_json import sealed, unsealed
 from .baseline import ALIKE, HUGE, TINY, Baseline
 from .regions import Labels, Region, find_regions
 
@@ -206,11 +205,10 @@ class Calibration:
         'normal'
         """
         values = {**self.to_json(), "format": FORMAT, "format_version": FORMAT_VERSION}
-        values["xxh3"] = _checksum(values)
         refuse_address(folder)
         # Not the writer's lock, which may be held for hours; two at once would write the same temporary file.
         with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
-            write_whole(folder / FILE, json.dumps(values, indent=1).encode())
+            write_whole(folder / FILE, sealed(values))
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values.
@@ -269,9 +267,7 @@ class Calibration:
         0.2
         """
         try:
-            values = json.loads(path.read_bytes())
-            checksum = values.pop("xxh3", None) if isinstance(values, dict) else None
-            whole = checksum is not None and checksum == _checksum(values)
+            values, whole = unsealed(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -286,7 +282,3 @@ class Calibration:
             return cls.from_json(values)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptGalleryError(f"{path}: not as it is written: {error!r}; calibrate again") from error
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())

@@ -7,18 +7,17 @@ generation has the image without the trust.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
-import xxhash
 
 from ..arrays import Ids
 from ..errors import CorruptGalleryError
 from ..system.atomic_files import storage_errors, write_whole
+from ..system.sealed_json import sealed, unsealed
 from .snapshot import Snapshot
 
 FILE = "trusted.json"
@@ -42,12 +41,12 @@ def read_trusted_file(path: Path) -> dict[str, str]:
     """Return what read_trusted does, of a file wherever it lies."""
     mend = "delete it, and trust the images again"
     try:
-        values = json.loads(path.read_bytes())
+        values, whole = unsealed(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptGalleryError(f"{path}: cannot be read: {error}; {mend}") from error
-    if not isinstance(values, dict) or values.pop("xxh3", None) != _checksum(values):
+    if not whole:
         raise CorruptGalleryError(f"{path}: damaged or edited (checksum); {mend}")
     if (values.get("format"), version := values.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise CorruptGalleryError(f"{path}: expected format version {FORMAT_VERSION}, found {version}; {mend}")
@@ -78,7 +77,7 @@ def change_trusted(folder: Path, add: Trusted | None = None, drop: Collection[st
         if new == old:
             return
         values: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": new}
-        write_whole(folder / FILE, json.dumps(values | {"xxh3": _checksum(values)}, indent=1).encode())
+        write_whole(folder / FILE, sealed(values))
 
 
 def trusted_ids(snapshot: Snapshot, trusted: Trusted) -> Ids:
@@ -90,7 +89,3 @@ def trusted_ids(snapshot: Snapshot, trusted: Trusted) -> Ids:
     digests = snapshot.digests(list(there.values()))
     same = [row_id for (key, row_id), digest in zip(there.items(), digests, strict=True) if digest == trusted[key]]
     return np.array(sorted(same), np.int64)
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss.detect.calibration import FILE, Calibration, _checksum, conformal_threshold, images_needed
+from spade_faiss.detect.calibration import FILE, Calibration, conformal_threshold, images_needed
 from spade_faiss.detect.regions import find_regions
+from spade_faiss.system.sealed_json import sealed
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import make_images
 
@@ -229,8 +230,7 @@ def test_scores_that_are_none_are_refused_whatever_the_checksum_says(tmp_path: P
     values = json.loads((tmp_path / "calibration.json").read_bytes())
     del values["xxh3"]
     values["image_scores"] = scores
-    values["xxh3"] = _checksum(values)
-    (tmp_path / "calibration.json").write_text(json.dumps(values))
+    (tmp_path / "calibration.json").write_bytes(sealed(values))
     with pytest.raises(sf.CorruptGalleryError, match="calibrate again"):
         Calibration.read(tmp_path)
 
