@@ -186,7 +186,7 @@ def test_removed_images_are_not_trusted(gallery: sf.Gallery) -> None:
         gallery.trust(["001.png", "nobody.png"])
 
 
-@pytest.mark.parametrize("damage", [("1", "2"), ("{", "["), ('"images"', '"others"')])
+@pytest.mark.parametrize("damage", [("1", "2"), ("{", "["), ('"images"', '"others"'), (KEY, "else.png")])
 def test_a_damaged_list_is_refused(gallery: sf.Gallery, toy: sf.Extractor, damage: tuple[str, str]) -> None:
     gallery.trust([KEY])
     path = gallery.path / FILE
