@@ -21,7 +21,7 @@ from ..arrays import Array
 from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
-from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query
+from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query, spread
 from .bounds_plan import MULTIPLY, Projection, fitted, measure_cost, provisional
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .pyramid_kernels import keep_nearest
@@ -31,7 +31,7 @@ CHUNK_BYTES = 2**19  # neighbours' patches loaded at a time
 FIRST = 4  # neighbours searched before directions are chosen; if matches are distinct, kappa more
 WORTH = 5e7  # nanoseconds of products of all channels that are worth the choice of directions
 LOAD = 12.0  # nanoseconds that a value of a neighbour takes to be prepared
-CROWD = 1.0  # times what products of all channels take: more time for what is left, and directions are given up
+CROWD = 0.5  # times what all products of all channels take: more time for what is left, and directions are given up
 ASKED = 64  # patches of the query that try directions
 
 
@@ -95,7 +95,8 @@ def search_prepared(
     with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
         search = in_one_thread(_Search.of, gallery, query, distinct)
         reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
-        workers = [_Worker(search, kappa, reach) for _ in range(min(threads, k))]
+        number = min(threads, k)
+        workers = [_Worker(search, kappa, reach, number) for _ in range(number)]
         together = max(1, min(CHUNK_BYTES // (4 * gallery.n * gallery.depth), -(-k // threads)))
         chunks = [range(k)[start : start + together] for start in range(0, k, together)]
         if gallery.projection is None:
@@ -153,7 +154,7 @@ class _Search:
         gallery.projection = provisional(gallery.centred_sample, gallery.directions)
         if gallery.projection.is_plain:
             return 0
-        some = slice(None, None, -(-len(self.query) // ASKED))
+        some = spread(len(self.query), ASKED)
         asked = replace(self, query=np.ascontiguousarray(self.query[some]), own=self.own[:, some],
                         sq_norms=self.sq_norms[some], operands={})  # fmt: skip
         worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
@@ -178,10 +179,11 @@ class _Search:
 class _Worker:
     """One thread's share of the neighbours."""
 
-    def __init__(self, search: _Search, kappa: int, reach: Floats) -> None:
+    def __init__(self, search: _Search, kappa: int, reach: Floats, workers: int = 1) -> None:
         """Begin with nothing found; `reach` (q,) bounds the kappa-th nearest, and all workers lower it."""
         q, n = len(search.query), search.gallery.n
         self.search, self.reach, self.is_crowded = search, reach, False
+        self.most = CROWD * q * n * search.gallery.k * search.gallery.depth * MULTIPLY / workers
         self.best, self.best_at = np.full((q, kappa), np.inf, np.float32), np.full((q, kappa), -1, np.int64)
         made = n if search.gallery.is_mixed else 0
         small = (
@@ -196,11 +198,11 @@ class _Worker:
     def run(self, work: Iterator[range]) -> None:
         """Compare neighbours, ascending, until there are no more."""
         with np.errstate(over="ignore", invalid="ignore"):
-            for number, some in enumerate(work):
-                pairs, depth = len(some) * len(self.search.query) * self.search.gallery.n, self.search.gallery.depth
-                measured = self.compare(some)
-                if number and measured * measure_cost(depth) > CROWD * pairs * depth * MULTIPLY:
-                    self.is_crowded = True  # more is left than the sample has shown
+            measured, depth = 0, self.search.gallery.depth
+            for some in work:
+                measured += self.compare(some)
+                # More is left than the sample has shown. The nearest neighbours come first, and most is left there.
+                self.is_crowded = measured * measure_cost(depth) > self.most
 
     def compare(self, some: range) -> int:
         """Compare some neighbours; returns the number of patches that were measured."""

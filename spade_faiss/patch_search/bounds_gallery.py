@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from . import bounds_panels as panels
 from . import pyramid_kernels
+from .bounds_loading import READS_HALVES, load_level
 from .bounds_plan import Projection, principal
 from .bounds_simd import ROWS, WIDTH
 from .pyramid_plan import Upsampling, lifted
@@ -59,8 +60,8 @@ class BoundsGallery:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether patches are made of several cells."""
-        return len(self.levels) > 1
+        """Whether patches are interpolated."""
+        return any(grid != self.grids[0] for grid in self.grids)
 
     @cached_property
     def upsampling(self) -> Upsampling:
@@ -84,7 +85,7 @@ class BoundsGallery:
             for level, shift in zip(levels, self.shifts, strict=True)
         ]
         if not self.is_mixed:
-            return native[0].numpy()
+            return native[0].numpy() if len(native) == 1 else torch.cat(native, dim=1).numpy()
         out = np.empty((self.n, self.depth), np.float32)
         cells = torch.cat([level.reshape(-1) for level in native]).numpy()
         panels.patches_of(cells, self.depth, self.mix, out)
@@ -94,7 +95,7 @@ class BoundsGallery:
     def sample(self) -> torch.Tensor:
         """Some patches from everywhere in the gallery, (c, s) float32, shifted."""
         number = min(self.n, -(-SAMPLE // self.k))
-        patches = (np.arange(number) * self.n + self.n // 2) // number  # one of each of so many parts
+        patches = spread(self.n, number)
         parts = []
         for at, (level, shift) in enumerate(zip(self.levels, self.shifts, strict=True)):
             some = level[:: -(-self.k // SAMPLE)]
@@ -131,26 +132,50 @@ class BoundsGallery:
         self._kept.clear()
 
     def _prepare(self, some: range, projection: Projection) -> Prepared:
-        cells = np.empty(
-            (len(some), sum(c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True))), np.float32
-        )
-        sq_norms, squares = np.zeros((2, len(some), self.n), np.float32)
+        sizes = [c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True)]
+        cells = np.empty((len(some), sum(sizes)), np.float32)
+        found = np.zeros((len(some), projection.rows + 1, self.n), np.float32)  # coordinates, and squared norms
+        sq_norms, squares = found[:, -1], np.zeros((len(some), self.n), np.float32)
         operands, start, first = [], 0, 0
-        for at, (level, shift) in enumerate(zip(self.levels, self.shifts, strict=True)):
-            values = _shifted(as_tensor(level[some.start : some.stop]).flatten(2), shift)
-            panels.turn(values.numpy(), start, cells)
-            centre = self.centre[first : first + len(shift)]
-            if self.grids[at] == self.grids[0]:
-                panels.move(values.numpy(), np.float32(self.scale), centre, sq_norms)
+        for at, shift in enumerate(self.shifts):
+            part = slice(first, first + len(shift))
+            target = (start, len(shift)) if self.is_mixed else (first, self.depth)
+            if projection.directions is not None and self.grids[at] == self.grids[0]:
+                self._load(at, some, projection.blocks[:, part], cells, target, found)
             else:
-                self._move(at, values.numpy(), centre, sq_norms, squares)
-            along = projection.along(values, slice(first, first + len(shift)))
-            operands.append(self._raised(at, along))
-            start, first = start + values[0].numel(), first + len(shift)
+                values = _shifted(as_tensor(self.levels[at][some.start : some.stop]).flatten(2), shift)
+                panels.turn(values.numpy(), cells, target)
+                if self.grids[at] == self.grids[0]:
+                    panels.move(values.numpy(), np.float32(self.scale), self.centre[part], sq_norms)
+                else:
+                    self._move(at, values.numpy(), self.centre[part], sq_norms, squares)
+                operands.append(self._raised(at, projection.along(values, part)))
+            start, first = start + sizes[at], first + len(shift)
+        if projection.directions is not None:
+            operands.append(torch.from_numpy(found[:, : len(projection.directions)]))
         bound = (sq_norms + squares).max(axis=1)
         largest = np.where(np.isfinite(bound), np.sqrt(bound), 0).astype(np.float32)
         operand = projection.joined(operands, torch.from_numpy(sq_norms)[:, None])
         return Prepared(projection, cells, packed(projection, operand, sq_norms, largest), largest)
+
+    def _load(
+        self, at: int, some: range, directions: Floats, cells: Floats, target: tuple[int, int], found: Floats
+    ) -> None:
+        """Load a level of the finest grid, see load_level."""
+        first = sum(self.channels[:at])
+        shift, centre = self.shifts[at].reshape(-1).numpy(), self.centre[first : first + self.channels[at]]
+        directions = np.ascontiguousarray(directions)
+        for number, neighbour in enumerate(some):
+            level = np.ascontiguousarray(self.levels[at][neighbour])
+            if level.dtype == np.float16 and READS_HALVES:
+                level = level.view(np.uint16)
+            elif level.dtype != np.float32:
+                level = _shifted(as_tensor(level.reshape(len(level), -1)), self.shifts[at]).numpy()
+                shift = np.zeros_like(shift)
+            load_level(
+                np.empty(0, level.dtype), (level.ctypes.data, self.n), (shift, centre), np.float32(self.scale),
+                directions, cells[number], target, found[number],
+            )  # fmt: skip
 
     def _move(self, at: int, values: Floats, centre: Floats, sq_norms: Floats, squares: Floats) -> None:
         """Move and scale a coarser level in place, and add the squared norms of what is interpolated from it.
@@ -177,6 +202,14 @@ class BoundsGallery:
             return along
         flat = np.ascontiguousarray(along.reshape(-1, along.shape[2]).numpy())
         return torch.from_numpy(lifted(flat, self.grids[at], self.grids[0])).reshape(len(along), -1, self.n)
+
+
+def spread(n: int, number: int) -> Ints:
+    """Return at most so many of n positions, ascending: one of each of equal parts, of another column each."""
+    number = min(n, number)
+    edges = np.arange(number + 1) * n // number
+    drawn: Ints = edges[:-1] + (np.random.default_rng(0).random(number) * np.diff(edges)).astype(np.int64)
+    return drawn
 
 
 def packed(projection: Projection, operand: torch.Tensor, sq_norms: Floats, largest: Floats) -> Floats:

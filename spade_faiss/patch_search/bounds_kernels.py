@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from .bounds_loading import address_of
 from .bounds_panels import LARGEST, patch_at
-from .bounds_simd import LOOK, ROWS, about, at_most, float_at, lowest, multiply, multiply_pairs, sq_distance
+from .bounds_simd import LOOK, ROWS, at_most, float_at, lowest, multiply, multiply_pairs, sq_difference, sq_distance
 from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
 
+PART = 256  # channels whose differences are summed before the sum is compared with the limit
 TILE_BYTES = 2**18  # cells multiplied at a time: they stay in a core's cache until all of the query has met them
 
 
@@ -21,6 +23,27 @@ TILE_BYTES = 2**18  # cells multiplied at a time: they stay in a core's cache un
 def are_equal(mine: int, theirs: int, channels: int) -> Any:
     """Return whether two patches at addresses are."""
     return sq_distance(mine, theirs, channels) == 0
+
+
+@jit
+def about(mine: int, theirs: int, channels: int, limit: Any) -> Any:
+    """Return the squared distance of two patches at addresses as float32 sums it, or some number above the limit."""
+    total = np.float32(0)
+    for start in range(0, channels, PART):
+        total += sq_difference(mine + 4 * start, theirs + 4 * start, min(PART, channels - start))
+        if total > limit:
+            break
+    return total
+
+
+@jit
+def in_order(mine: int, theirs: int, channels: int) -> Any:
+    """Return the squared distance of two patches at addresses as pyramid_kernels.add_differences sums it."""
+    total = 0.0
+    for offset in range(0, 4 * channels, 4):
+        difference = float_at(mine + offset) - float_at(theirs + offset)
+        total += np.float64(difference) * np.float64(difference)
+    return total
 
 
 @jit
@@ -52,12 +75,6 @@ def kth(values: int, n: int, keys: Any, at: Any) -> Any:
         if value < keys[0]:
             sink_pair(keys, at, 0, value, 0)
     return keys[0]
-
-
-@jit
-def address_of(array: Any) -> Any:
-    """Return where an array begins."""
-    return np.int64(array.ctypes.data)
 
 
 @jit
@@ -133,11 +150,16 @@ def search_row(
                 if is_mixed and made_of[start + i] != first:
                     patch_at(own_cells, start + i, channels, mix, made[start + i])
                     made_of[start + i] = first
-                rough = about(mine, patch, channels)
-                if rough > bound * slack[0] + slack[1]:
+                most = np.float32(bound * slack[0] + slack[1])
+                rough = about(mine, patch, channels, most)
+                if rough > most:
                     continue
                 if not (rough == last_rough and are_equal(last, patch, channels)):  # copies are common
-                    last, last_rough, last_distance = patch, rough, sq_distance(mine, patch, channels)
+                    last, last_rough = patch, rough
+                    if distinct:
+                        last_distance = sq_distance(mine, patch, channels)
+                    else:
+                        last_distance = in_order(mine, patch, channels)
                 if distinct:
                     if last_distance < near[row] or (last_distance == near[row] and place < near_at[row]):
                         near[row], near_at[row] = last_distance, place

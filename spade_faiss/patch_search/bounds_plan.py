@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..arrays import ROUNDING
 from .bounds_panels import LARGEST
+from .bounds_simd import ROWS
 
 COUNTS = 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128  # of directions that are tried
 ROUNDS = 3  # of subspace iteration: any orthonormal directions serve, so these need not be the best
@@ -47,6 +51,19 @@ class Projection:
     def width(self) -> int:
         """Numbers that a patch becomes."""
         return self.channels if self.directions is None else len(self.directions) + 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of directions in blocks."""
+        return 0 if self.directions is None else -(-len(self.directions) // ROWS) * ROWS
+
+    @cached_property
+    def blocks(self) -> NDArray[np.float32]:
+        """The directions as load_level takes them, (blocks, c, ROWS), the last block padded."""
+        assert self.directions is not None
+        padded = np.zeros((self.rows, self.channels), np.float32)
+        padded[: len(self.directions)] = self.directions.numpy()
+        return np.ascontiguousarray(padded.reshape(-1, ROWS, self.channels).transpose(0, 2, 1))
 
     @property
     def doubt(self) -> float:
