@@ -14,7 +14,7 @@ from ..arrays import Array
 from . import bounds_panels as panels
 from . import pyramid_kernels
 from .bounds_loading import READS_HALVES, load_level
-from .bounds_plan import Projection, principal
+from .bounds_plan import Projection, measure_cost, parts_of, principal
 from .bounds_simd import ROWS, WIDTH
 from .pyramid_plan import Upsampling, lifted
 from .upsampling import as_tensor, shift_of
@@ -51,7 +51,7 @@ class BoundsGallery:
         self.channels = [level.shape[1] for level in levels]
         self.depth = sum(self.channels)
         self.plain = Projection(self.depth, None, False)
-        self.projection: Projection | None = None  # that neighbours are prepared by; None: to be chosen
+        self.projections: list[Projection] = []  # of equal parts of the neighbours; none: to be chosen
         self._kept_bytes = kept_bytes
         self._kept: dict[int, Prepared] = {}
         sample = self.sample
@@ -109,6 +109,30 @@ class BoundsGallery:
         return torch.cat([part.transpose(0, 1).reshape(part.shape[1], -1) for part in parts])
 
     @cached_property
+    def parts(self) -> Ints:
+        """Parts of the channels, (p, 2) first and number: those that differ most among patches first."""
+        return np.array(parts_of(self.channels), np.int64)[np.argsort(-self._spreads, kind="stable")]
+
+    @property
+    def spare_parts(self) -> dict[tuple[int, int], float]:
+        """Parts of the finest grid's channels, and their spreads: they cost less if they are not projected."""
+        finest = np.repeat([grid == self.grids[0] for grid in self.grids], self.channels)
+        every = zip(parts_of(self.channels), self._spreads.tolist(), strict=True)
+        return {part: spread for part, spread in every if finest[part[0]]}
+
+    @cached_property
+    def _spreads(self) -> NDArray[np.float64]:
+        """How much patches differ in each part of the channels."""
+        squares = self.centred_sample.double().square().sum(dim=1).numpy()
+        return np.array([squares[first : first + number].sum() for first, number in parts_of(self.channels)])
+
+    @cached_property
+    def measure_cost(self) -> float:
+        """Nanoseconds that it takes to measure a patch: until the parts that differ most rule it out."""
+        order = np.argsort(-self._spreads, kind="stable")
+        return measure_cost(self._spreads[order], self.parts[:, 1])
+
+    @cached_property
     def directions(self) -> torch.Tensor:
         """The first principal directions, (m, c); none if the sample is not finite."""
         return principal(self.centred_sample)
@@ -118,22 +142,38 @@ class BoundsGallery:
         """The sample at scale, about the centre."""
         return self.sample * self.scale - torch.from_numpy(self.centre)[:, None]
 
-    def prepared(self, some: range, projection: Projection) -> Prepared:
-        """Return neighbours ready to be compared: by this projection, or as they were prepared before."""
+    def projection(self, neighbour: int) -> Projection:
+        """Return what a neighbour is prepared by."""
+        return self.projections[neighbour * len(self.projections) // self.k]
+
+    def room(self, neighbours: int) -> Floats:
+        """Return memory for the cells of some neighbours, (s, m); to ask for it again and again takes long."""
+        return np.empty((neighbours, sum(level[0].size for level in self.levels)), np.float32)
+
+    def prepared(self, some: range, projection: Projection, room: Floats, keep: bool = False) -> Prepared:
+        """Return neighbours ready to be compared: by this projection, or as they were prepared before.
+
+        Those that are not kept lie in `room`, until others do.
+        """
         found = self._kept.get(some.start)
         if found is None or (projection.is_plain and not found.projection.is_plain):
-            found = self._prepare(some, projection)
-            if found.panels.nbytes + found.cells.nbytes <= self._kept_bytes * len(some) / self.k:
+            keep = keep or self._size(projection) <= self._kept_bytes / self.k
+            found = self._prepare(some, projection, self.room(len(some)) if keep else room[: len(some)])
+            if keep:
                 self._kept[some.start] = found
         return found
+
+    def _size(self, projection: Projection) -> float:
+        """Return the bytes of a neighbour that is prepared."""
+        words = -(-projection.width // 2) if projection.is_paired else projection.width
+        cells: int = sum(level[0].size for level in self.levels)
+        return 4.0 * (cells + (words + 1) * -(-self.n // WIDTH) * WIDTH)
 
     def forget(self) -> None:
         """Prepare neighbours again when they are needed."""
         self._kept.clear()
 
-    def _prepare(self, some: range, projection: Projection) -> Prepared:
-        sizes = [c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True)]
-        cells = np.empty((len(some), sum(sizes)), np.float32)
+    def _prepare(self, some: range, projection: Projection, cells: Floats) -> Prepared:
         found = np.zeros((len(some), projection.rows + 1, self.n), np.float32)  # coordinates, and squared norms
         sq_norms, squares = found[:, -1], np.zeros((len(some), self.n), np.float32)
         operands, start, first = [], 0, 0
@@ -150,7 +190,7 @@ class BoundsGallery:
                 else:
                     self._move(at, values.numpy(), self.centre[part], sq_norms, squares)
                 operands.append(self._raised(at, projection.along(values, part)))
-            start, first = start + sizes[at], first + len(shift)
+            start, first = start + self.levels[at][0].size, first + len(shift)
         if projection.directions is not None:
             operands.append(torch.from_numpy(found[:, : len(projection.directions)]))
         bound = (sq_norms + squares).max(axis=1)
@@ -162,6 +202,7 @@ class BoundsGallery:
         self, at: int, some: range, directions: Floats, cells: Floats, target: tuple[int, int], found: Floats
     ) -> None:
         """Load a level of the finest grid, see load_level."""
+        used = np.array([directions[:, start : start + c].any() for start, c in parts_of([self.channels[at]])])
         first = sum(self.channels[:at])
         shift, centre = self.shifts[at].reshape(-1).numpy(), self.centre[first : first + self.channels[at]]
         directions = np.ascontiguousarray(directions)
@@ -174,7 +215,7 @@ class BoundsGallery:
                 shift = np.zeros_like(shift)
             load_level(
                 np.empty(0, level.dtype), (level.ctypes.data, self.n), (shift, centre), np.float32(self.scale),
-                directions, cells[number], target, found[number],
+                directions, used, cells[number], target, found[number],
             )  # fmt: skip
 
     def _move(self, at: int, values: Floats, centre: Floats, sq_norms: Floats, squares: Floats) -> None:

@@ -15,11 +15,11 @@ from llvmlite import binding, ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .bounds_simd import FLOAT, INT, ROWS, WIDTH, WORD, project
+from .bounds_simd import CHANNELS, FLOAT, INT, ROWS, WIDTH, WORD, project
 from .pyramid_simd import jit
 
 EIGHT = ir.VectorType(FLOAT, 8)  # patches, or channels, that are turned at a time
-CHANNELS = 128  # of a block: WIDTH patches of them stay in a core's nearest cache
+
 # Elsewhere no instruction converts float16, and the compiler has no function for it.
 READS_HALVES = binding.get_host_cpu_features().get("f16c", False) or platform.machine() in ("arm64", "aarch64")
 
@@ -145,7 +145,9 @@ def turn_rest(
 
 
 @jit
-def load_level(kind: Any, source: Any, terms: Any, scale: Any, directions: Any, cells: Any, target: Any, out: Any) -> None:
+def load_level(
+    kind: Any, source: Any, terms: Any, scale: Any, directions: Any, used: Any, cells: Any, target: Any, out: Any
+) -> None:
     """Turn a level of one neighbour, and add its part of the patches' coordinates and squared norms.
 
     Args:
@@ -154,6 +156,7 @@ def load_level(kind: Any, source: Any, terms: Any, scale: Any, directions: Any, 
         terms: shift (c,) float32, subtracted; centre (c,) float32, at scale, subtracted of the products' side alone.
         scale: of the products, float32.
         directions: (blocks, c, ROWS) float32.
+        used: (parts,) which parts of CHANNELS channels have directions that are not 0.
         cells: (m,) float32, where the shifted values are written with a patch's channels side by side.
         target: where in cells the first patch begins, and the distance between patches.
         out: (blocks * ROWS + 1, n) float32: coordinates and, last, squared norms are added.
@@ -181,7 +184,7 @@ def load_level(kind: Any, source: Any, terms: Any, scale: Any, directions: Any, 
             if whole < end:
                 moved[whole - begin :] = 0
                 turn_rest(kind, source, (whole, end, begin, start, stop), terms, scale, cells, target, moved, squares)
-            for block in range(blocks):
+            for block in range(blocks if used[begin // CHANNELS] else 0):
                 addresses_ = (
                     ways + (block * channels + begin) * ROWS * 4, own, totals + block * ROWS * WIDTH * 4
                 )  # fmt: skip

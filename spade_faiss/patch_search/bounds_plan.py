@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,23 +13,42 @@ from numpy.typing import NDArray
 
 from ..arrays import ROUNDING
 from .bounds_panels import LARGEST
-from .bounds_simd import ROWS
+from .bounds_simd import CHANNELS, ROWS
 
-COUNTS = 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128  # of directions that are tried
-ROUNDS = 3  # of subspace iteration: any orthonormal directions serve, so these need not be the best
+COUNTS = 6, 12, 18, 24, 36, 48, 66, 96  # of directions that are tried, whole blocks of ROWS
+LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
+TELLING = 0.85  # share of a squared distance that shows that a patch is too far
+PARTS = 5  # of the neighbours, with directions of their own number
+SPARE = 32  # more, that the subspace is found with
 EXPLAINED = 0.9  # share of the variance that directions have to hold before it is known how far matches are
 
 # Nanoseconds on one core with AVX2. Only their ratios matter.
 MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
+PROJECT = 0.03  # per channel and direction of a patch
 PAIR = 0.08  # per pair, whatever it is
-MEASURE = 30.0  # per patch that is measured
-MEASURE_CHANNEL = 0.2  # and per channel of it
+MEASURE = 40.0  # per patch that is measured
+MEASURE_CHANNEL = 0.1  # and per channel of it
 
 
-def measure_cost(channels: int) -> float:
-    """Estimate the nanoseconds that it takes to measure a patch."""
-    return MEASURE + MEASURE_CHANNEL * channels
+def measure_cost(spreads: NDArray[np.float64], channels: NDArray[np.int64]) -> float:
+    """Estimate the nanoseconds that it takes to measure a patch: until parts of its channels rule it out.
+
+    Args:
+        spreads: how much patches differ in each part, the most first.
+        channels: number of channels of each part.
+    """
+    needed = int(np.searchsorted(np.cumsum(spreads), TELLING * spreads.sum())) + 1
+    return MEASURE + MEASURE_CHANNEL * float(channels[:needed].sum())
+
+
+def parts_of(channels: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut the channels of levels, side by side, into parts of at most CHANNELS of one level: first and number."""
+    parts, start = [], 0
+    for number in channels:
+        parts += [(start + at, min(CHANNELS, number - at)) for at in range(0, number, CHANNELS)]
+        start += number
+    return parts
 
 
 @dataclass(frozen=True)
@@ -113,69 +134,101 @@ def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
     return Projection(channels, None, len(directions) > 0)
 
 
-def fitted(
-    sample: torch.Tensor, directions: torch.Tensor, query: torch.Tensor, reach: torch.Tensor, patches: int
-) -> tuple[Projection, float]:
-    """Take as many directions as cost least by what they leave of a sample to be measured.
+def trimmed(
+    directions: torch.Tensor, sample: torch.Tensor, parts: Mapping[tuple[int, int], float]
+) -> tuple[torch.Tensor, float]:
+    """Set directions to 0 in parts of the channels in which patches hardly differ, beside what directions leave anyway.
+
+    They need not be orthonormal: what <q, x> has beyond <Pq, Px> is q'(I - P'P)x, and is at most r(q) r(x) as long as P
+    makes no patch longer.
 
     Args:
+        directions: (m, c).
         sample: (c, s) patches of the gallery.
+        parts: of the channels, first and number, and how much patches differ in each.
+
+    Returns:
+        the directions, and the share of the channels in which they are not 0.
+    """
+    spare = LEFT_OUT * float(sample.square().sum() - (directions @ sample).square().sum())
+    kept, channels = directions.clone(), len(sample)
+    for (start, number), spread in sorted(parts.items(), key=lambda each: each[1]):
+        spare -= spread
+        if spare < 0:
+            break
+        kept[:, start : start + number] = 0
+        channels -= number
+    return kept, channels / len(sample)
+
+
+def fitted(
+    sample: torch.Tensor,
+    directions: torch.Tensor,
+    query: torch.Tensor,
+    reach: torch.Tensor,
+    figures: tuple[int, float],
+    parts: Mapping[tuple[int, int], float],
+) -> tuple[list[Projection], float]:
+    """Take as many directions as cost least by what they leave of a sample to be measured.
+
+    The nearest images usually come first: among their patches, more are left than among those of the last.
+
+    Args:
+        sample: (c, s) patches of the gallery, in the order of neighbours.
         directions: (m, c), principal.
         query: (c, t) patches of the query.
         reach: (t,) squared distances within which patches count.
-        patches: of the query, that each of the gallery's is compared with.
+        figures: number of patches of the query, that each of the gallery's is compared with; nanoseconds that it takes
+            to measure one.
+        parts: of the channels that need not be projected, see `trimmed`.
 
     Returns:
-        the projection, and nanoseconds a pair.
+        the projections of equal parts of the neighbours, and nanoseconds a pair.
     """
     channels, count = sample.shape
-    plain = Projection(channels, None, False)
+    patches, measure = figures
     if not len(directions) or not all(bool(side.isfinite().all()) for side in (sample, query, reach)):
-        return plain, float("inf")
-    mine, theirs = directions @ query, directions @ sample
+        return [Projection(channels, None, False)], float("inf")
+    edges = [count * part // PARTS for part in range(PARTS + 1)]
     own, others = query.square().sum(dim=0)[:, None], sample.square().sum(dim=0)
     longest = float(own.amax().sqrt() * others.amax().sqrt())
 
-    def cost(bounds: torch.Tensor, tried: Projection, projecting: float) -> float:
-        left = float((bounds <= reach[:, None] + 2 * tried.coarseness * longest).float().mean())
+    def costs(bounds: torch.Tensor, tried: Projection, projecting: float) -> list[float]:
+        left = (bounds <= reach[:, None] + 2 * tried.coarseness * longest).float().mean(dim=0).tolist()
         multiply = MULTIPLY_PAIRS if tried.is_paired else MULTIPLY
-        return PAIR + tried.width * multiply + left * measure_cost(channels) + projecting
+        of_all = PAIR + tried.width * multiply + projecting
+        return [of_all + sum(left[start:end]) / max(1, end - start) * measure for start, end in pairwise(edges)]
 
-    chosen, along, start = plain, torch.zeros(len(reach), count), 0
     exact = torch.cdist(query.T, sample.T).square_()
-    best = cost(exact, plain, 0)
-    everything = Projection(channels, None, True)
-    if (paired := cost(exact, everything, 0)) < best:
-        best, chosen = paired, everything
+    tried = [Projection(channels, None, is_paired) for is_paired in (False, True)]
+    found = [costs(exact, each, 0) for each in tried]
     for number in COUNTS:
         if number > len(directions) or number + 1 >= channels:
             break
-        part = slice(start, number)
-        own = (own - mine[part].square().sum(dim=0)[:, None]).clamp_(min=0)
-        others = (others - theirs[part].square().sum(dim=0)).clamp_(min=0)
-        along = along + torch.cdist(mine[part].T, theirs[part].T).square_()
-        tried = Projection(channels, directions[:number].contiguous(), True)
-        here = cost(along + (own.sqrt() - others.sqrt()).square_(), tried, number * channels * MULTIPLY / patches)
-        if here < best:
-            best, chosen = here, tried
-        start = number
-    return chosen, best
+        some, share = trimmed(directions[:number], sample, parts)
+        tried.append(Projection(channels, some, True))
+        mine, theirs = some @ query, some @ sample
+        rests = (own - mine.square().sum(dim=0)[:, None]), (others - theirs.square().sum(dim=0))
+        bounds = torch.cdist(mine.T, theirs.T).square_()
+        bounds += (rests[0].clamp_(min=0).sqrt() - rests[1].clamp_(min=0).sqrt()).square_()
+        found.append(costs(bounds, tried[-1], number * share * channels * PROJECT / patches))
+    best = [min(range(len(tried)), key=lambda each: found[each][part]) for part in range(PARTS)]
+    return [tried[each] for each in best], sum(found[each][part] for part, each in enumerate(best)) / PARTS
 
 
 def principal(sample: torch.Tensor) -> torch.Tensor:
     """Return about the first principal directions of patches (c, s), (m, c), the most telling first; none of NaN."""
-    channels, count = len(sample), min(COUNTS[-1], *sample.shape)
+    channels, count = len(sample), min(COUNTS[-1] + SPARE, *sample.shape)
     if not bool(sample.square().sum().isfinite()):
         return torch.empty(0, channels)
     if channels <= 2 * count:
         basis = torch.eye(channels, dtype=torch.float64)
         small = sample.double()
     else:
-        draw = torch.randn(channels, count, generator=torch.Generator().manual_seed(0))
-        for _ in range(ROUNDS):
-            draw = torch.linalg.qr(sample @ (sample.T @ draw)).Q
+        some = torch.linspace(0, sample.shape[1] - 1, count).long()
+        draw = sample @ (sample.T @ sample[:, some])  # a round of subspace iteration
         basis = torch.linalg.qr(draw.double()).Q
         small = basis.T @ sample.double()
     _, vectors = torch.linalg.eigh(small @ small.T)  # ascending
-    found: torch.Tensor = (basis @ vectors.flip(1)[:, :count]).T.float().contiguous()
+    found: torch.Tensor = (basis @ vectors.flip(1)[:, : COUNTS[-1]]).T.float().contiguous()
     return found

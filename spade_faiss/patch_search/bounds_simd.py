@@ -17,6 +17,7 @@ ROWS = 6  # query patches multiplied at a time
 # Patches multiplied at a time: with ROWS accumulators of that length, 12 registers of AVX-512 or of AVX2.
 WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16
 LOOK = 64  # values that are compared with a limit at a time
+CHANNELS = 128  # of a part: WIDTH patches of them stay in a core's nearest cache
 STEP = 8  # channels of which differences are summed at a time
 
 FLOAT, INT, WORD, SHORT = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(16)

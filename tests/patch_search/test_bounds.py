@@ -47,9 +47,9 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     fitted = bounds_plan.fitted
 
     def noted(*args: Any) -> Any:
-        projection, a_pair = fitted(*args)
-        chosen.append(0 if projection.directions is None else len(projection.directions))
-        return projection, a_pair
+        projections, a_pair = fitted(*args)
+        chosen.extend(0 if each.directions is None else len(each.directions) for each in projections)
+        return projections, a_pair
 
     monkeypatch.setattr(bounds, "WORTH", -1)
     monkeypatch.setattr(bounds, "FIRST", 1)
@@ -68,7 +68,7 @@ def test_directions_lose_nothing(directions: list[int], distinct: bool, noise: f
     query, neighbours = low_rank(16, 9, 7, 40, noise)
     found = search_bounds(query, neighbours, kappa, distinct)
     expected = expected_of(query, neighbours, kappa, distinct)
-    assert directions[0] > 0
+    assert any(directions)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -80,7 +80,7 @@ def test_noise_is_searched_by_all_channels(directions: list[int], distinct: bool
     np.testing.assert_array_equal(
         search_bounds(query, neighbours, 2, distinct)[1], expected_of(query, neighbours, 2, distinct)[1]
     )
-    assert directions == [0]
+    assert set(directions) == {0}
 
 
 @pytest.mark.parametrize("distinct", [True, False])
