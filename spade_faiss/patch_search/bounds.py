@@ -22,7 +22,7 @@ from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
 from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query, spread
-from .bounds_plan import MULTIPLY, Projection, fitted, provisional
+from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, provisional
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .pyramid_kernels import keep_nearest
 from .sharing import share_out
@@ -102,9 +102,7 @@ def search_prepared(
         chunks = [range(k)[start : start + together] for start in range(0, k, together)]
         if not gallery.projections:
             first = chunks[: -(-(FIRST + (kappa if distinct else 0)) // together)]
-            expected = in_one_thread(search.choose, first, kappa)
-            if expected + LOAD * sum(level.size for level in gallery.levels) > budget:
-                raise TooMuchLeftError
+            in_one_thread(search.choose, first, kappa, budget)
         if not distinct and gallery.projection(0).directions is not None:
             guesses = [_Worker(search, kappa, reach, guess=True) for _ in range(number)]
             share_out(chunks[: GUESSES * number], guesses)
@@ -142,34 +140,38 @@ class _Search:
         """The largest norm."""
         return float(np.sqrt(self.sq_norms.max()))
 
-    def choose(self, first: list[range], kappa: int) -> float:
+    def choose(self, first: list[range], kappa: int, budget: float) -> None:
         """Choose how the gallery is projected, by what some patches of the query find in the first neighbours.
 
-        Returns:
-            expected nanoseconds of one core that comparing all patches will take; 0: not known.
+        Raises:
+            TooMuchLeftError: comparing all patches will take longer than the budget.
         """
         gallery, pairs = self.gallery, self.gallery.k * self.gallery.n * len(self.query)
         if not np.isfinite(self.longest):
             gallery.projections = [gallery.plain]
-            return 0
+            return
         if pairs * gallery.depth * MULTIPLY <= WORTH:
             gallery.projections = [Projection(gallery.depth, None, True)]
-            return 0
+            return
         gallery.projections = [provisional(gallery.centred_sample, gallery.directions)]
         if gallery.projections[0].is_plain:
-            return 0
+            return
         some = spread(len(self.query), ASKED)
         asked = replace(self, query=np.ascontiguousarray(self.query[some]), own=self.own[:, some],
                         sq_norms=self.sq_norms[some], operands={})  # fmt: skip
+        sides = gallery.centred_sample, gallery.directions, asked.own
+        figures = (len(self.query), gallery.measure_cost), gallery.spare_parts
+        if gallery.projections[0].directions is None and np.isfinite(budget):  # the first neighbours would take long
+            a_pair = fitted(*sides, likely_reach(*sides[::2], gallery.k * gallery.n), *figures)[1]
+            if a_pair * pairs > budget:
+                raise TooMuchLeftError
         worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
         worker.run(iter(first))
         within = torch.from_numpy(worker.best[:, 0]) * gallery.scale**2
-        gallery.projections, a_pair = fitted(
-            gallery.centred_sample, gallery.directions, asked.own, within, (len(self.query), gallery.measure_cost),
-            gallery.spare_parts,
-        )  # fmt: skip
+        gallery.projections, a_pair = fitted(*sides, within, *figures)
         gallery.forget()
-        return a_pair * pairs
+        if a_pair * pairs + LOAD * sum(level.size for level in gallery.levels) > budget:
+            raise TooMuchLeftError
 
     def operand(self, projection: Projection) -> Floats:
         """Return what the neighbours' panels are multiplied by, (blocks, words, ROWS)."""

@@ -17,6 +17,7 @@ from .bounds_simd import CHANNELS, ROWS
 
 COUNTS = 6, 12, 18, 24, 36, 48, 66, 96  # of directions that are tried, whole blocks of ROWS
 LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
+FEWER = 8  # times: patches of a part of the sample
 TELLING = 0.85  # share of a squared distance that shows that a patch is too far
 PARTS = 5  # of the neighbours, with directions of their own number
 SPARE = 32  # more, that the subspace is found with
@@ -132,6 +133,20 @@ def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
         if number <= len(directions) and number + 1 < channels and shares[number - 1] >= EXPLAINED:
             return Projection(channels, directions[:number].contiguous(), True)
     return Projection(channels, None, len(directions) > 0)
+
+
+def likely_reach(sample: torch.Tensor, query: torch.Tensor, patches: int) -> torch.Tensor:
+    """Estimate how far patches of a query (c, t) are from the nearest of a gallery, (t,) squared distances.
+
+    Among all of the gallery's patches the nearest is closer than in a sample (c, s), by how much depends on the
+    features' dimension: by as much for every FEWER times as many as from a part of the sample to all of it.
+    """
+    sq_distances = torch.cdist(query.T, sample.T).square_()
+    nearest = sq_distances.amin(dim=1).clamp_(min=1e-30)
+    gain = nearest / sq_distances[:, ::FEWER].amin(dim=1).clamp_(min=1e-30)
+    steps = np.log(patches / sample.shape[1]) / np.log(FEWER)
+    found: torch.Tensor = nearest * gain.log().mean().mul(steps).exp()
+    return found
 
 
 def trimmed(
