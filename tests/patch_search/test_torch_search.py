@@ -66,6 +66,7 @@ def test_nothing_waits_for_the_device(distinct: bool, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("distinct", [False, True])
 def test_nothing_waits_on_a_gpu(distinct: bool) -> None:
     search = made(SHAPES[: 1 if distinct else 3], 5, 2, distinct, device="cuda:0")
