@@ -19,6 +19,7 @@ from PIL import Image
 from spade_faiss.images.decode import decode
 from spade_faiss.options import SearchOptions
 from spade_faiss.patch_search import tiles
+from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.pyramid import search_pyramid
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
@@ -35,6 +36,7 @@ TINY_SHAPES: dict[str, Shapes] = {"two levels": ((8, 8, 8), (12, 4, 4)), "one le
 RANK = 24  # of made features: patches of images are alike, as real ones are
 KAPPA, DISTINCT = 1, 8  # as the recipes spade and relative have them
 TOGETHER = 8  # queries in one launch
+WARM = 3  # calls that are not timed: a search is recorded at the third
 
 
 @dataclass
@@ -71,15 +73,15 @@ class Run:
     def seconds(self, call: Callable[[], Any], repeats: int = 7) -> float:
         """Median seconds of a call, once warm, the device's work included; fewer repeats of what is slow."""
         taken: list[float] = []
-        for number in range(repeats + 1):
+        for number in range(repeats + WARM):
             self.wait()
             start = time.perf_counter()
             call()
             self.wait()
             taken.append(time.perf_counter() - start)
-            if number and (sum(taken) > 2 or time.monotonic() > self.until):
+            if number >= WARM and (sum(taken) > 2 or time.monotonic() > self.until):
                 break
-        return statistics.median(taken[1:])
+        return statistics.median(taken[WARM:])
 
     def once(self, call: Callable[[], Any]) -> tuple[float, Any]:
         """Seconds of one call, and its result: for what takes long on the CPU."""
@@ -283,6 +285,10 @@ def search_cell(run: Run, shapes: Shapes, k: int, rates: dict[str, Any]) -> dict
     cell["torch_ms"] = round(1000 * seconds, 4)
     cell["tflops"] = round(operations / seconds / 1e12, 3)
     cell["of_product_rate"] = round(cell["tflops"] / max(rates["bfloat16_tflops"], 1e-9), 3)
+    product = run.seconds(product_of(query, neighbours, run))
+    cell["product_ms"], cell["product_of_rate"] = round(1000 * product, 4), round(
+        operations / product / 1e12 / max(rates["bfloat16_tflops"], 1e-9), 3
+    )  # fmt: skip
     cell["upload_and_search_ms"] = round(1000 * run.seconds(
         lambda: search_pyramid_torch(query, host, KAPPA, run.device), 3), 4)  # fmt: skip
     many = 2 if run.dry else TOGETHER
@@ -308,6 +314,15 @@ def search_cell(run: Run, shapes: Shapes, k: int, rates: dict[str, Any]) -> dict
     cell["distinct_largest_difference"] = max(difference(a, b) for a, b in zip(found, right, strict=True))
     cell.update(flat_cell(run, query, host))
     return cell
+
+
+def product_of(query: list[np.ndarray], neighbours: list[torch.Tensor], run: Run) -> Callable[[], Any]:
+    """Return what multiplies all patches, and keeps the least of each group: the part that a product rate measures."""
+    own = [torch.from_numpy(level[None, None]).to(run.device) for level in query]
+    search = Search.of(own, [level[None] for level in neighbours], KAPPA, False)
+    theirs = search.upsampler.operand(search.levels)
+    limits = theirs.halves - theirs.doubts
+    return lambda: tiles.least(search.operand.values, theirs.values, limits)
 
 
 def nearest_of_each(query: list[np.ndarray], neighbours: list[torch.Tensor], kappa: int, run: Run) -> list[Any]:

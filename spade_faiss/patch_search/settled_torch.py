@@ -1,36 +1,114 @@
 """Query patches in doubt, on a torch device: every patch that rounding could have hidden is found and measured.
 
-Products in float32 bound distances, some neighbours at a time. What is within the bound of the nearest found so far is
-measured as a sum of squares. The number of these depends on the data, so the host waits for the device here: only for
-patches that `pyramid_torch` could not decide.
+First all patches of the units where one could be hidden are measured: of those that were kept when candidates were
+chosen. For what is still in doubt, products in float32 bound all distances, some neighbours at a time, and what is
+within the bound of the nearest found so far is measured. How much there is to measure depends on the data, so the host
+waits for the device here: only for patches that `candidates_torch` could not decide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..arrays import ROUNDING
 from ..system.transfers import downloaded, uploaded
-from .candidates_torch import Search
-from .pyramid_plan import BFLOAT16, Floats, Ints
+from .candidates_torch import Chosen, Search
+from .pyramid_plan import BFLOAT16, Bools, Floats, Ints
+from .tiles_torch import GROUPS, padded_cells
 
-VALUES = 2**26  # of patches upsampled, and of candidates measured at a time: 256 MiB
+VALUES = 2**26  # of patches upsampled at a time: 256 MiB
 PAIRS = 2**22  # bounded at a time; few where many patches are in doubt, as what is found first spares work later
+LOOKED = 2**24  # pairs measured of units in doubt; beyond them bounds in float32 are quicker
 
 
-def settled(search: Search, query: int, lanes: Ints) -> tuple[Floats, Ints]:
-    """Search for some patches of a query without candidates chosen before.
+def settled(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints]:
+    """Search for some patches of a query that candidates could not decide.
 
     Args:
         search: of several queries.
+        chosen: what was measured.
         query: number of the query.
         lanes: (u,) its patches.
 
     Returns:
         (u, kappa) squared distances, ascending, and positions.
     """
+    found = _looked(search, chosen, query, lanes)
+    if found is None:
+        return searched(search, query, lanes)
+    best, at, is_left = found
+    if is_left.any():
+        best[is_left], at[is_left] = searched(search, query, lanes[is_left])
+    return best, at
+
+
+def _looked(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints, Bools] | None:
+    """Measure all patches of the units in doubt; see settled. Also return (u,) what is in doubt still.
+
+    None: there are too many.
+    """
+    some = query, uploaded(lanes, search.own.device)
+    floats, ints = downloaded(chosen.floats[some], chosen.ints[some])
+    kept = floats.shape[1] - 5 - ints.shape[1]  # units; see Chosen
+    measured = ints.shape[1] - kept
+    lows, rest, others, worst, sums, halves, doubts, scale = np.split(
+        floats, np.cumsum([kept, kept, 1, 1, measured, 1, 1]), axis=1
+    )
+    likely, places = ints[:, :kept], ints[:, kept:]
+
+    def reach(sq_distances: Floats) -> Floats:  # as Search.reach
+        at_scale = sq_distances.astype(np.float64) * (np.square(scale.astype(np.float64)) * (1 + 1e-6))
+        bounds: Floats = (at_scale / 2 - halves).astype(np.float32) + doubts
+        return bounds
+
+    is_left = ~(others > reach(worst))[:, 0]
+    doubtful = ~(lows > reach(worst))
+    doubtful[:, :measured] = ~(rest[:, :measured] > reach(np.minimum(sums, worst) if search.distinct else worst))
+    doubtful &= ~is_left[:, None] & (likely >= 0)
+    lane, unit = np.nonzero(doubtful)
+    cells = search.upsampler.cells
+    members = np.arange(cells if search.distinct else padded_cells(cells) // GROUPS)
+    if len(lane) * len(members) > LOOKED:
+        return None
+    neighbours, first = np.divmod(likely[lane, unit][:, None], cells)
+    inside = np.tile(members, (len(lane), 1)) if search.distinct else first % GROUPS + GROUPS * members
+    found = _measured(search, query, lanes[lane][:, None], neighbours, inside)
+    at = neighbours * cells + inside
+    if search.distinct:  # of each neighbour the nearest, the first of those that are equally near
+        nearest = found.argmin(axis=1)[:, None]
+        found, at = np.take_along_axis(found, nearest, 1), np.take_along_axis(at, nearest, 1)
+    known = np.nonzero(~doubtful[:, :measured])
+    all_lanes = np.concatenate([known[0], np.repeat(lane, found.shape[1])])
+    all_sums, all_at = np.concatenate([sums[known], found.ravel()]), np.concatenate([places[known], at.ravel()])
+    return *_least(all_lanes, all_sums, all_at, len(lanes), search.kappa), is_left
+
+
+def _measured(search: Search, query: int, lanes: Ints, neighbours: Ints, cells: Ints) -> Floats:
+    """Return squared distances of patches to those in cells (p, m); inf beyond the last cell. Others are (p, 1)."""
+    known = np.minimum(cells, search.upsampler.cells - 1)
+    each = np.broadcast_arrays(query, lanes, query * search.k + neighbours, known)
+    ids = uploaded(np.stack(each).reshape(4, -1), search.own.device)
+    sums = search.upsampler.sq_distances(search.mine, search.levels, (ids[0], ids[1]), (ids[2], ids[3]))
+    [found] = downloaded((sums / search.scale.double().square()).float())
+    return np.where(known == cells, found.reshape(cells.shape), np.float32(np.inf))
+
+
+def _least(lanes: Ints, sums: Floats, places: Ints, count: int, kappa: int) -> tuple[Floats, Ints]:
+    """Return the least kappa sums of each lane, equal ones in the order of places; what is missing is inf."""
+    order = np.lexsort((places, sums, lanes))
+    lanes, sums, places = lanes[order], sums[order], places[order]
+    rank = np.arange(len(lanes)) - np.searchsorted(lanes, lanes)
+    among = rank < kappa
+    best, at = np.full((count, kappa), np.inf, np.float32), np.zeros((count, kappa), np.int64)
+    best[lanes[among], rank[among]], at[lanes[among], rank[among]] = sums[among], places[among]
+    return best, at
+
+
+def searched(search: Search, query: int, lanes: Ints) -> tuple[Floats, Ints]:
+    """Search for some patches of a query without candidates chosen before; see settled."""
     state = _Settling.of(search, query, uploaded(lanes, search.own.device))
     cells = search.upsampler.cells
     step = max(1, min(PAIRS // (len(lanes) * cells), VALUES // (cells * search.upsampler.channels)))
@@ -46,6 +124,7 @@ class _Settling:
 
     search: Search
     query: int
+    lanes: torch.Tensor  # (u,)
     own: torch.Tensor  # (u, c)
     halves: torch.Tensor  # (u,) half the squared norms
     doubts: torch.Tensor  # (u,) what products in float32 may be off by
@@ -59,7 +138,7 @@ class _Settling:
         best = torch.full(shape, torch.inf, dtype=torch.float32, device=own.device)
         at = torch.full(shape, search.k * search.upsampler.cells, dtype=torch.int64, device=own.device)
         doubts = _rounding(search) * search.squares[query, lanes]
-        return cls(search, query, own, search.operand.halves[query, lanes], doubts, best, at)
+        return cls(search, query, lanes, own, search.operand.halves[query, lanes], doubts, best, at)
 
     def compare(self, first: int, end: int) -> None:
         """Compare with neighbours first to end, after those before them."""
@@ -75,11 +154,7 @@ class _Settling:
         at = torch.arange(start, start + near.shape[1], device=near.device)
         near &= ~(self.best[:, -1:] <= 0) | (at < self.at[:, -1:])
         lanes, places = torch.nonzero(near, as_tuple=True)
-        sums = torch.empty(len(lanes), dtype=torch.float32, device=lanes.device)
-        step = max(1, VALUES // upsampler.channels)
-        for begin in range(0, len(lanes), step):
-            some = slice(begin, begin + step)
-            sums[some] = search.measured(self.own[lanes[some]], places[some] + start, self.query * search.k)
+        sums = search.measured(torch.full_like(lanes, self.query), self.lanes[lanes], places + start)
         if len(lanes):
             self._keep(lanes, sums, places + start)
 
