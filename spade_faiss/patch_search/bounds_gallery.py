@@ -137,7 +137,7 @@ class BoundsGallery:
         """The first principal directions, (m, c); none if the sample is not finite."""
         return principal(self.centred_sample)
 
-    @property
+    @cached_property
     def centred_sample(self) -> torch.Tensor:
         """The sample at scale, about the centre."""
         return self.sample * self.scale - torch.from_numpy(self.centre)[:, None]
@@ -181,7 +181,7 @@ class BoundsGallery:
             part = slice(first, first + len(shift))
             target = (start, len(shift)) if self.is_mixed else (first, self.depth)
             if projection.directions is not None and self.grids[at] == self.grids[0]:
-                self._load(at, some, projection.blocks[:, part], cells, target, found)
+                self._load(at, some, projection, cells, target, found)
             else:
                 values = _shifted(as_tensor(self.levels[at][some.start : some.stop]).flatten(2), shift)
                 panels.turn(values.numpy(), cells, target)
@@ -199,13 +199,12 @@ class BoundsGallery:
         return Prepared(projection, cells, packed(projection, operand, sq_norms, largest), largest)
 
     def _load(
-        self, at: int, some: range, directions: Floats, cells: Floats, target: tuple[int, int], found: Floats
+        self, at: int, some: range, projection: Projection, cells: Floats, target: tuple[int, int], found: Floats
     ) -> None:
         """Load a level of the finest grid, see load_level."""
-        used = np.array([directions[:, start : start + c].any() for start, c in parts_of([self.channels[at]])])
         first = sum(self.channels[:at])
+        directions, used = projection.blocks(first, self.channels[at])
         shift, centre = self.shifts[at].reshape(-1).numpy(), self.centre[first : first + self.channels[at]]
-        directions = np.ascontiguousarray(directions)
         for number, neighbour in enumerate(some):
             level = np.ascontiguousarray(self.levels[at][neighbour])
             if level.dtype == np.float16 and READS_HALVES:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -63,6 +62,9 @@ class Projection:
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
     is_paired: bool  # whether products are of int16
+    _blocks: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def is_plain(self) -> bool:
@@ -79,13 +81,16 @@ class Projection:
         """Rows of directions in blocks."""
         return 0 if self.directions is None else -(-len(self.directions) // ROWS) * ROWS
 
-    @cached_property
-    def blocks(self) -> NDArray[np.float32]:
-        """The directions as load_level takes them, (blocks, c, ROWS), the last block padded."""
-        assert self.directions is not None
-        padded = np.zeros((self.rows, self.channels), np.float32)
-        padded[: len(self.directions)] = self.directions.numpy()
-        return np.ascontiguousarray(padded.reshape(-1, ROWS, self.channels).transpose(0, 2, 1))
+    def blocks(self, first: int, channels: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the directions of a level's channels as load_level takes them, and which parts of these it needs."""
+        if first not in self._blocks:
+            assert self.directions is not None
+            padded = np.zeros((self.rows, channels), np.float32)
+            padded[: len(self.directions)] = self.directions[:, first : first + channels].numpy()
+            blocks = np.ascontiguousarray(padded.reshape(-1, ROWS, channels).transpose(0, 2, 1))
+            used = [bool(padded[:, start : start + number].any()) for start, number in parts_of([channels])]
+            self._blocks[first] = blocks, np.array(used)
+        return self._blocks[first]
 
     @property
     def doubt(self) -> float:
@@ -150,7 +155,7 @@ def likely_reach(sample: torch.Tensor, query: torch.Tensor, patches: int) -> tor
 
 
 def trimmed(
-    directions: torch.Tensor, sample: torch.Tensor, parts: Mapping[tuple[int, int], float]
+    directions: torch.Tensor, left: float, parts: Mapping[tuple[int, int], float]
 ) -> tuple[torch.Tensor, float]:
     """Set directions to 0 in parts of the channels in which patches hardly differ, beside what directions leave anyway.
 
@@ -159,21 +164,20 @@ def trimmed(
 
     Args:
         directions: (m, c).
-        sample: (c, s) patches of the gallery.
+        left: what patches differ by beyond the directions, in the unit of the parts.
         parts: of the channels, first and number, and how much patches differ in each.
 
     Returns:
         the directions, and the share of the channels in which they are not 0.
     """
-    spare = LEFT_OUT * float(sample.square().sum() - (directions @ sample).square().sum())
-    kept, channels = directions.clone(), len(sample)
+    spare, kept, channels = LEFT_OUT * left, directions.clone(), directions.shape[1]
     for (start, number), spread in sorted(parts.items(), key=lambda each: each[1]):
         spare -= spread
         if spare < 0:
             break
         kept[:, start : start + number] = 0
         channels -= number
-    return kept, channels / len(sample)
+    return kept, channels / directions.shape[1]
 
 
 def fitted(
@@ -215,12 +219,13 @@ def fitted(
         return [of_all + sum(left[start:end]) / max(1, end - start) * measure for start, end in pairwise(edges)]
 
     exact = torch.cdist(query.T, sample.T).square_()
+    left = others.sum() - (directions @ sample).square().sum(dim=1).cumsum(0)
     tried = [Projection(channels, None, is_paired) for is_paired in (False, True)]
     found = [costs(exact, each, 0) for each in tried]
     for number in COUNTS:
         if number > len(directions) or number + 1 >= channels:
             break
-        some, share = trimmed(directions[:number], sample, parts)
+        some, share = trimmed(directions[:number], float(left[number - 1]), parts)
         tried.append(Projection(channels, some, True))
         mine, theirs = some @ query, some @ sample
         rests = (own - mine.square().sum(dim=0)[:, None]), (others - theirs.square().sum(dim=0))
