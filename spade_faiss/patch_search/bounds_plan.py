@@ -14,12 +14,12 @@ from ..arrays import ROUNDING
 from .bounds_panels import LARGEST
 from .bounds_simd import CHANNELS, ROWS
 
-COUNTS = 6, 12, 18, 24, 36, 48, 66, 96  # of directions that are tried, whole blocks of ROWS
+COUNTS = 6, 12, 18, 24, 36, 48, 66  # of directions that are tried, whole blocks of ROWS
 LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
 FEWER = 8  # times: patches of a part of the sample
 TELLING = 0.85  # share of a squared distance that shows that a patch is too far
 PARTS = 5  # of the neighbours, with directions of their own number
-SPARE = 32  # more, that the subspace is found with
+SPARE = 22  # more, that the subspace is found with
 EXPLAINED = 0.9  # share of the variance that directions have to hold before it is known how far matches are
 
 # Nanoseconds on one core with AVX2. Only their ratios matter.
@@ -209,29 +209,32 @@ def fitted(
     if not len(directions) or not all(bool(side.isfinite().all()) for side in (sample, query, reach)):
         return [Projection(channels, None, False)], float("inf")
     edges = [count * part // PARTS for part in range(PARTS + 1)]
-    own, others = query.square().sum(dim=0)[:, None], sample.square().sum(dim=0)
-    longest = float(own.amax().sqrt() * others.amax().sqrt())
+    own, others = query.square().sum(dim=0), sample.square().sum(dim=0)
+    sq_norms, longest = own[:, None] + others, float(own.amax().sqrt() * others.amax().sqrt())
 
-    def costs(bounds: torch.Tensor, tried: Projection, projecting: float) -> list[float]:
-        left = (bounds <= reach[:, None] + 2 * tried.coarseness * longest).float().mean(dim=0).tolist()
+    def costs(products: torch.Tensor, tried: Projection, projecting: float) -> list[float]:
+        limits = reach[:, None] + 2 * tried.coarseness * longest
+        left = (sq_norms - 2 * products <= limits).float().mean(dim=0).tolist()
         multiply = MULTIPLY_PAIRS if tried.is_paired else MULTIPLY
         of_all = PAIR + tried.width * multiply + projecting
         return [of_all + sum(left[start:end]) / max(1, end - start) * measure for start, end in pairwise(edges)]
 
-    exact = torch.cdist(query.T, sample.T).square_()
-    left = others.sum() - (directions @ sample).square().sum(dim=1).cumsum(0)
+    exact = query.T @ sample
     tried = [Projection(channels, None, is_paired) for is_paired in (False, True)]
     found = [costs(exact, each, 0) for each in tried]
+    mine, theirs = directions @ query, directions @ sample
+    rests = [
+        query.square().sum(dim=0) - mine.square().cumsum(0),
+        sample.square().sum(dim=0) - theirs.square().cumsum(0),
+    ]
+    lengths = [rest.clamp_(min=0).sqrt() for rest in rests]
     for number in COUNTS:
         if number > len(directions) or number + 1 >= channels:
             break
-        some, share = trimmed(directions[:number], float(left[number - 1]), parts)
+        some, share = trimmed(directions[:number], float(rests[1][number - 1].sum()), parts)
         tried.append(Projection(channels, some, True))
-        mine, theirs = some @ query, some @ sample
-        rests = (own - mine.square().sum(dim=0)[:, None]), (others - theirs.square().sum(dim=0))
-        bounds = torch.cdist(mine.T, theirs.T).square_()
-        bounds += (rests[0].clamp_(min=0).sqrt() - rests[1].clamp_(min=0).sqrt()).square_()
-        found.append(costs(bounds, tried[-1], number * share * channels * PROJECT / patches))
+        products = mine[:number].T @ theirs[:number] + lengths[0][number - 1][:, None] * lengths[1][number - 1]
+        found.append(costs(products, tried[-1], number * share * channels * PROJECT / patches))
     best = [min(range(len(tried)), key=lambda each: found[each][part]) for part in range(PARTS)]
     return [tried[each] for each in best], sum(found[each][part] for part, each in enumerate(best)) / PARTS
 

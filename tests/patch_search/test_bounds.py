@@ -197,7 +197,7 @@ def test_matches_and_spacing_of_one_preparation_are_those_of_two() -> None:
 @pytest.mark.parametrize("shapes", [[(16, 7, 6)], [(9, 7, 6), (7, 4, 3)]], ids=["one-level", "two-levels"])
 @pytest.mark.parametrize("noise", [0.01, 3])
 def test_auto_takes_bounds_where_they_pay_and_hands_over_where_they_do_not(
-    monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, int, int]], noise: float
+    monkeypatch: pytest.MonkeyPatch, float32_products: None, shapes: list[tuple[int, int, int]], noise: float
 ) -> None:
     monkeypatch.setattr(cost_model, "BOUNDS_LEAST", 0)
     monkeypatch.setattr(cost_model, "FLAT_PAIR", 1e9)
