@@ -11,7 +11,8 @@ Upsampling is linear: of several levels, each is projected at its own resolution
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
 from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query, spread
+from .bounds_panels import squares_of
 from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, provisional
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .pyramid_kernels import keep_nearest
@@ -94,15 +96,17 @@ def search_prepared(
     """
     k, threads = gallery.k, torch_threads()
     with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
-        search = in_one_thread(_Search.of, gallery, query, distinct)
-        reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
-        number = min(threads, k)
-        workers = [_Worker(search, kappa, reach, number) for _ in range(number)]
         together = max(1, min(CHUNK_BYTES // (4 * gallery.n * gallery.depth), -(-k // threads)))
         chunks = [range(k)[start : start + together] for start in range(0, k, together)]
         if not gallery.projections:
             first = chunks[: -(-(FIRST + (kappa if distinct else 0)) // together)]
-            in_one_thread(search.choose, first, kappa, budget)
+            in_one_thread(_choose, gallery, query, distinct, first, kappa, budget)
+        search = in_one_thread(_Search.of, gallery, query, distinct)
+        if not np.isfinite(search.longest):
+            gallery.projections = [gallery.plain]
+        reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
+        number = min(threads, k)
+        workers = [_Worker(search, kappa, reach, number) for _ in range(number)]
         if not distinct and gallery.projection(0).directions is not None:
             guesses = [_Worker(search, kappa, reach, guess=True) for _ in range(number)]
             share_out(chunks[: GUESSES * number], guesses)
@@ -124,54 +128,26 @@ class _Search:
     gallery: BoundsGallery
     distinct: bool
     query: Floats  # (q, c) patches, shifted
-    own: torch.Tensor  # (c, q) the same about the centre, at scale
-    sq_norms: NDArray[np.float64]  # (q,) of these
+    sq_norms: NDArray[np.float64]  # (q,) squared norms about the centre, at scale
     operands: dict[int, Floats] = field(default_factory=dict)  # by the identity of projections
 
     @classmethod
-    def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool) -> _Search:
-        """Prepare a query."""
-        patches = gallery.patches(query)
-        own = torch.from_numpy(patches).T * gallery.scale - torch.from_numpy(gallery.centre)[:, None]
-        return cls(gallery, distinct, patches, own, own.double().square().sum(dim=0).numpy())
+    def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool, at: Ints | None = None) -> _Search:
+        """Prepare a query, or those of its patches that `at` numbers."""
+        patches = gallery.patches(query, at)
+        sq_norms = np.empty(len(patches))
+        squares_of(patches, np.float32(gallery.scale), gallery.centre, sq_norms)
+        return cls(gallery, distinct, patches, sq_norms)
+
+    @cached_property
+    def own(self) -> torch.Tensor:
+        """The patches (c, q) about the centre, at scale."""
+        return torch.from_numpy(self.query).T * self.gallery.scale - torch.from_numpy(self.gallery.centre)[:, None]
 
     @property
     def longest(self) -> float:
         """The largest norm."""
         return float(np.sqrt(self.sq_norms.max()))
-
-    def choose(self, first: list[range], kappa: int, budget: float) -> None:
-        """Choose how the gallery is projected, by what some patches of the query find in the first neighbours.
-
-        Raises:
-            TooMuchLeftError: comparing all patches will take longer than the budget.
-        """
-        gallery, pairs = self.gallery, self.gallery.k * self.gallery.n * len(self.query)
-        if not np.isfinite(self.longest):
-            gallery.projections = [gallery.plain]
-            return
-        if pairs * gallery.depth * MULTIPLY <= WORTH:
-            gallery.projections = [Projection(gallery.depth, None, True)]
-            return
-        gallery.projections = [provisional(gallery.centred_sample, gallery.directions)]
-        if gallery.projections[0].is_plain:
-            return
-        some = spread(len(self.query), ASKED)
-        asked = replace(self, query=np.ascontiguousarray(self.query[some]), own=self.own[:, some],
-                        sq_norms=self.sq_norms[some], operands={})  # fmt: skip
-        sides = gallery.centred_sample, gallery.directions, asked.own
-        figures = (len(self.query), gallery.measure_cost), gallery.spare_parts
-        if gallery.projections[0].directions is None and np.isfinite(budget):  # the first neighbours would take long
-            a_pair = fitted(*sides, likely_reach(*sides[::2], gallery.k * gallery.n), *figures)[1]
-            if a_pair * pairs > budget:
-                raise TooMuchLeftError
-        worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
-        worker.run(iter(first))
-        within = torch.from_numpy(worker.best[:, 0]) * gallery.scale**2
-        gallery.projections, a_pair = fitted(*sides, within, *figures)
-        gallery.forget()
-        if a_pair * pairs + LOAD * sum(level.size for level in gallery.levels) > budget:
-            raise TooMuchLeftError
 
     def operand(self, projection: Projection) -> Floats:
         """Return what the neighbours' panels are multiplied by, (blocks, words, ROWS)."""
@@ -181,6 +157,39 @@ class _Search:
             found = packed_query(projection, projection.joined([along], sq_norms)[0], self.longest)
             self.operands[id(projection)] = found
         return self.operands[id(projection)]
+
+
+def _choose(
+    gallery: BoundsGallery, query: Sequence[Array], distinct: bool, first: list[range], kappa: int, budget: float
+) -> None:
+    """Choose how the gallery is projected, by what some patches of the query find in the first neighbours.
+
+    Raises:
+        TooMuchLeftError: comparing all patches will take longer than the budget.
+    """
+    patches = query[0][0].size
+    pairs = gallery.k * gallery.n * patches
+    if pairs * gallery.depth * MULTIPLY <= WORTH:
+        gallery.projections = [Projection(gallery.depth, None, True)]
+        return
+    asked = _Search.of(gallery, query, distinct, spread(patches, ASKED))
+    gallery.projections = [provisional(gallery.centred_sample, gallery.directions)]
+    if gallery.projections[0].is_plain or not np.isfinite(asked.longest):
+        gallery.projections = [gallery.plain]
+        return
+    sides = gallery.centred_sample, gallery.directions, asked.own
+    figures = (patches, gallery.measure_cost), gallery.spare_parts
+    if gallery.projections[0].directions is None and np.isfinite(budget):  # to prepare the first would take long
+        a_pair = fitted(*sides, likely_reach(*sides[::2], gallery.k * gallery.n), *figures)[1]
+        if a_pair * pairs > budget:
+            raise TooMuchLeftError
+    worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
+    worker.run(iter(first))
+    within = torch.from_numpy(worker.best[:, 0]) * gallery.scale**2
+    gallery.projections, a_pair = fitted(*sides, within, *figures)
+    gallery.forget()
+    if a_pair * pairs + LOAD * sum(level.size for level in gallery.levels) > budget:
+        raise TooMuchLeftError
 
 
 class _Worker:

@@ -78,17 +78,23 @@ class BoundsGallery:
         taps, weights = zip(*(self.upsampling.under(at, np.arange(self.n)) for at in range(len(sizes))), strict=True)
         return table, np.stack(taps), np.stack(weights)
 
-    def patches(self, levels: Sequence[Array]) -> Floats:
-        """Return the patches (q, c) of an image with levels [(c, h, w), ...], or of one level (c, q), shifted."""
+    def patches(self, levels: Sequence[Array], at: Ints | None = None) -> Floats:
+        """Return the patches (q, c) of an image with levels [(c, h, w), ...], or of one level (c, q), shifted.
+
+        Args:
+            levels: of the image.
+            at: (q,) numbers of the patches; all of them.
+        """
         native = [
-            _shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T.contiguous()
+            _shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T
             for level, shift in zip(levels, self.shifts, strict=True)
         ]
         if not self.is_mixed:
-            return native[0].numpy() if len(native) == 1 else torch.cat(native, dim=1).numpy()
-        out = np.empty((self.n, self.depth), np.float32)
-        cells = torch.cat([level.reshape(-1) for level in native]).numpy()
-        panels.patches_of(cells, self.depth, self.mix, out)
+            chosen = native if at is None else [level[torch.from_numpy(at)] for level in native]
+            return torch.cat(chosen, dim=1).contiguous().numpy()
+        at = np.arange(self.n) if at is None else at
+        out = np.empty((len(at), self.depth), np.float32)
+        panels.patches_of(torch.cat([level.reshape(-1) for level in native]).numpy(), at, self.mix, out)
         return out
 
     @cached_property

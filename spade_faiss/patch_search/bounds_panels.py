@@ -151,7 +151,18 @@ def patch_at(cells: Any, patch: int, depth: int, mix: Any, out: Any) -> Any:
 
 
 @jit
-def patches_of(cells: Any, depth: int, mix: Any, out: Any) -> None:
-    """Set out (n, depth) to all patches of an image with these cells (m,); see patch_at."""
-    for patch in range(len(out)):
-        out[patch] = patch_at(cells, patch, depth, mix, out[patch])
+def patches_of(cells: Any, places: Any, mix: Any, out: Any) -> None:
+    """Set out (q, depth) to the patches at places (q,) of an image with these cells (m,); see patch_at."""
+    for i in range(len(out)):
+        out[i] = patch_at(cells, places[i], out.shape[1], mix, out[i])
+
+
+@jit
+def squares_of(patches: Any, scale: Any, centre: Any, out: Any) -> None:
+    """Set out (q,) float64 to the squared norms of patches (q, c) float32, at scale and about the centre (c,)."""
+    for i in range(len(out)):
+        patch, total = patches[i], 0.0
+        for channel in range(len(centre)):
+            own = np.float32(np.float32(patch[channel] * scale) - centre[channel])
+            total += np.float64(own) * np.float64(own)
+        out[i] = total

@@ -27,8 +27,8 @@ MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
 PROJECT = 0.03  # per channel and direction of a patch
 PAIR = 0.08  # per pair, whatever it is
-MEASURE = 40.0  # per patch that is measured
-MEASURE_CHANNEL = 0.1  # and per channel of it
+MEASURE = 30.0  # per patch that is measured
+MEASURE_CHANNEL = 0.07  # and per channel of it that has to be looked at
 
 
 def measure_cost(spreads: NDArray[np.float64], channels: NDArray[np.int64]) -> float:
