@@ -22,7 +22,9 @@ PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
 BOUNDS_UNIT = 0.25  # of these nanoseconds in one of bounds_plan's
-BOUNDS_LEAST = 2e7  # below it, the search by bounds is not tried: to prepare it takes as long
+BOUNDS_LEAST = 1e7  # for levels of one grid: below it, the search by bounds is not tried
+# For levels of several grids, per channel: to find out that bounds leave too much then takes a tenth of it at the most.
+BOUNDS_CHANNEL = 3e5
 
 
 def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
@@ -53,11 +55,12 @@ def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
 def bounds_budget(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
     """Return how long the search by bounds may take to be the fastest, in bounds_plan's nanoseconds; 0: not tried.
 
-    How much bounds leave depends on the features: the engine finds that out, and gives up. Answers must not depend on
-    the features' engine, so it stands in for `pyramid` alone, whose distances it measures bit for bit.
+    How much bounds leave depends on the features: the engine finds that out, and hands over. An answer must not depend
+    on whether it did, so it stands in for `pyramid` alone, whose distances it finds bit for bit.
     """
-    other = pyramid_cost(shapes, k, kappa)
-    return other / BOUNDS_UNIT if BOUNDS_LEAST < other < flat_cost(shapes, k, kappa) else 0.0
+    other, is_mixed = pyramid_cost(shapes, k, kappa), len({shape[1:] for shape in shapes}) > 1
+    least = BOUNDS_CHANNEL * sum(shape[0] for shape in shapes) if is_mixed else BOUNDS_LEAST
+    return other / BOUNDS_UNIT if least < other < flat_cost(shapes, k, kappa) else 0.0
 
 
 def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float | None:
