@@ -24,6 +24,7 @@ from spade_faiss.patch_search import (
     tiles_torch,
 )
 from spade_faiss.patch_search.candidates_torch import Search
+from spade_faiss.patch_search.device_memory import search_bytes
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
 from spade_faiss.patch_search.tiles import fastest, least
@@ -267,7 +268,7 @@ def test_one_huge_patch_hides_nothing() -> None:
     np.testing.assert_array_equal(found[1][kept], expected[1][kept])
 
 
-def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster_and_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = make([(4, 6, 6)], 3)
     placed: list[str] = []
 
@@ -277,7 +278,13 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster(monkeypatch: pytes
 
     monkeypatch.setattr(pyramid_torch, "search_pyramid_torch", noted)
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
-    for query_costs, expected in ((0.0, ["cuda:0"]), (1e12, [])):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 60)
+    needed = search_bytes([(4, 6, 6)], 3, 1, 4)
+    for query_costs, free, expected in (
+        (0.0, needed - 40, ["cuda:0"]), (0.0, needed - 41, []), (1e12, 2**40, []),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
         monkeypatch.setattr(gpu_costs, "MEASURED", gpu_costs.GpuCosts("a card", query_costs, 0, 0, 0, 0, 1))
         placed.clear()
         with pytest.MonkeyPatch.context() as patch:
