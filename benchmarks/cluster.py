@@ -222,7 +222,9 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="*", default=[1, 2, 5])
     parser.add_argument("--images", type=int, default=1_000_000, help="synthetic ones")
     parser.add_argument("--nodes", type=int, nargs="*", default=[2, 3, 4])
-    parser.add_argument("--kills", type=int, default=4, help="of each kind, on each number of nodes")
+    parser.add_argument(
+        "--kills", type=int, default=2, help="of a worker and of a node, at each step, on each number of nodes"
+    )
     parser.add_argument("--flight", type=int, default=500, help="queries while members are killed")
     parser.add_argument("--show", nargs="*", choices=SHOWS, default=list(SHOWS))
     args = parser.parse_args()
@@ -247,7 +249,9 @@ def main() -> None:
             import cluster_trials
 
             if "builds" in args.show:
-                add_to_results("builds", cluster_trials.builds(files, folder, args.nodes, args.kills))
+                for number in args.nodes:
+                    part = cluster_trials.builds(files, folder, number, args.kills)
+                    add_to_results(f"builds on {number} nodes", part)
             if "members" in args.show:
                 add_to_results("members", cluster_trials.members(files, queries, folder, args.flight))
     finally:

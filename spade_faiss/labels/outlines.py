@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -98,14 +100,20 @@ def _simplified(corners: Any, offsets: NDArray[np.int64], tolerance: float) -> l
     points: Ring = np.rint(np.delete(corners, offsets[1:] - 1, axis=0) * 2) / 2
     kept, gates = np.zeros(len(points), np.bool_), _gates(points, starts, tolerance)
     if len(points) >= COMPILED:
-        from ..patch_search.pyramid_simd import jit  # here, as it takes numba
-
-        jit(_keep)(points, gates, starts, kept)
+        _compiled()(points, gates, starts, kept)
     else:
         some = [0] * len(points)
         _keep(points.tolist(), gates.tolist(), starts.tolist(), some)  # which Python reads faster than arrays
         kept[:] = some
     return [points[first:last][kept[first:last]] for first, last in pairwise(starts)]
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    """Return _keep as machine code."""
+    from ..patch_search.pyramid_simd import jit  # here, as it takes numba
+
+    return jit(_keep)
 
 
 def _gates(points: Ring, starts: NDArray[np.int64], tolerance: float) -> Ring:
