@@ -35,6 +35,7 @@ TINY_SHAPES: dict[str, Shapes] = {"two levels": ((8, 8, 8), (12, 4, 4)), "one le
 RANK = 24  # of made features: patches of images are alike, as real ones are
 KAPPA, DISTINCT = 1, 8  # as the recipes spade and relative have them
 TOGETHER = 8  # queries in one launch
+WARM = 3  # calls that are not timed: a search is recorded at the third
 
 
 @dataclass
@@ -71,15 +72,15 @@ class Run:
     def seconds(self, call: Callable[[], Any], repeats: int = 7) -> float:
         """Median seconds of a call, once warm, the device's work included; fewer repeats of what is slow."""
         taken: list[float] = []
-        for number in range(repeats + 1):
+        for number in range(repeats + WARM):
             self.wait()
             start = time.perf_counter()
             call()
             self.wait()
             taken.append(time.perf_counter() - start)
-            if number and (sum(taken) > 2 or time.monotonic() > self.until):
+            if number >= WARM and (sum(taken) > 2 or time.monotonic() > self.until):
                 break
-        return statistics.median(taken[1:])
+        return statistics.median(taken[WARM:])
 
     def once(self, call: Callable[[], Any]) -> tuple[float, Any]:
         """Seconds of one call, and its result: for what takes long on the CPU."""

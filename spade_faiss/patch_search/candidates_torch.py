@@ -1,29 +1,31 @@
 """The likeliest candidates of some queries' patches, found and measured without a wait for the device.
 
-Bounds of the products (`tiles_torch`) choose units: groups of patches or, where matches are distinct, neighbours. The
+Bounds of the products (`tiles`) choose units: groups of patches or, where matches are distinct, neighbours. The
 candidates of the likeliest units are measured. What all other patches are at least away says whether that was enough.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from .patches_torch import Levels, Upsampler
 from .tiles import least
-from .tiles_torch import GROUPS, Operand, margin, padded_cells, scale_of
+from .tiles_torch import GROUPS, Operand, margin
 
-PAIRS = 2**27  # pairs of patches compared at a time: 512 MiB where the products are written to memory
-VALUES = 2**26  # of patches upsampled at a time, and of candidates measured: 256 MiB
-SPARE = 3  # units beyond kappa: usually enough to show that rounding has hidden nothing
+BYTES = 2**30  # of neighbours' patches, upsampled at a time
+GROUPED = 2**26  # least bounds of groups at a time: 12 bytes each
+SPARE = 3  # units measured beyond kappa: usually enough to show that rounding has hidden nothing
+KEPT = 32  # units kept beyond these: enough for nearly all patches in doubt
 OF_ONE = 2  # candidates of each neighbour, where matches are distinct
 
 
 @dataclass(frozen=True)
 class Likely:
-    """Candidates in units: a unit is a group of patches or, where matches are distinct, a neighbour.
+    """Candidates in units, the likeliest first. A unit is a group of patches; where matches are distinct, a neighbour.
 
     Attributes:
         lows: (b, q, u) float32, the least bound of each unit.
@@ -45,12 +47,35 @@ class Likely:
 
     def nearest(self, count: int) -> Likely:
         """Keep so many units, and of the others the least bound."""
-        if self.lows.shape[2] <= count:
-            return self
-        lows, at = self.lows.topk(count + 1, largest=False)
-        others, at = torch.minimum(self.others, lows[..., -1]), at[..., :-1]
+        count = min(count, self.lows.shape[2])
+        lows, at = self.lows.topk(count + (count < self.lows.shape[2]), largest=False)
+        others = torch.minimum(self.others, lows[..., -1]) if lows.shape[2] > count else self.others
+        at = at[..., :count]
         places = self.places.gather(2, at[..., None].expand(*at.shape, self.places.shape[3]))
-        return Likely(lows[..., :-1], places, self.rest.gather(2, at), others)
+        return Likely(lows[..., :count], places, self.rest.gather(2, at), others)
+
+    def first(self, count: int) -> Likely:
+        """Return the first so many units."""
+        others = torch.minimum(self.others, self.lows[..., count]) if count < self.lows.shape[2] else self.others
+        return Likely(self.lows[..., :count], self.places[..., :count, :], self.rest[..., :count], others)
+
+
+class Chosen(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        best: (b, q, kappa) squared distances, ascending; inf: there are fewer.
+        at: (b, q, kappa) positions.
+        undecided: (b, q) whether rounding could have hidden a nearer patch.
+        sums: (b, q, m) squared distances of the nearest measured candidate of each of m units.
+        places: (b, q, m) its position.
+    """
+
+    best: torch.Tensor
+    at: torch.Tensor
+    undecided: torch.Tensor
+    sums: torch.Tensor
+    places: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,7 @@ class Search:
     """The search of b queries among k neighbours each. All tensors are at scale."""
 
     upsampler: Upsampler
+    mine: list[torch.Tensor]  # levels of the queries, [(b, 1, h, w, c), ...]
     levels: list[torch.Tensor]  # of the neighbours, [(b, k, h, w, c), ...]
     scale: torch.Tensor  # () float32, a power of two
     own: torch.Tensor  # (b, q, c) float32 patches of the queries
@@ -67,100 +93,104 @@ class Search:
     distinct: bool
 
     @classmethod
-    def of(cls, upsampler: Upsampler, query: Levels, gallery: Levels, kappa: int, distinct: bool) -> Search:
-        """Load levels: of the queries [(b, 1, c, h, w), ...], of their neighbours [(b, k, c, h, w), ...]."""
-        mine, theirs = upsampler.load(query), upsampler.load(gallery)
-        scale = scale_of(*mine, *theirs)
-        mine, theirs = ([level.mul_(scale) for level in side] for side in (mine, theirs))
+    def of(cls, query: list[torch.Tensor], gallery: Levels, kappa: int, distinct: bool) -> Search:
+        """Load levels of queries [(b, 1, c, h, w), ...], on the device, and of neighbours [(b, k, c, h, w), ...]."""
+        upsampler = Upsampler(query, gallery)
+        (mine, theirs), scale = upsampler.load(query, gallery)
         if len(mine) == 1:  # patches of any grid
             own = mine[0].flatten(1, 3)
             squares = own.square().sum(-1)
         else:
-            # As they are gathered when they are measured, so that a copy is at 0.
-            b, cells = len(mine[0]), torch.arange(upsampler.cells, device=scale.device)
-            own = upsampler.at(mine, torch.arange(b, device=scale.device)[:, None], cells.expand(b, -1))
-            squares = upsampler.squares(mine)[:, 0]
+            own, squares = upsampler.patches(mine)[:, 0], upsampler.squares(mine)[:, 0]
         operand = Operand.of(own, squares, margin(upsampler.channels, upsampler.side))
-        return cls(upsampler, theirs, scale, own, squares, operand, kappa, distinct)
+        return cls(upsampler, mine, theirs, scale, own, squares, operand, kappa, distinct)
 
     @property
     def k(self) -> int:
         """Neighbours of a query."""
         return int(self.levels[0].shape[1])
 
-    def choose(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Measure the likeliest candidates; nothing waits for the device.
-
-        Returns:
-            (b, q, kappa) squared distances, ascending, and positions; (b, q) whether rounding could have hidden a
-            nearer patch.
-        """
-        (b, q, c), cells = self.own.shape, self.upsampler.cells
-        step = max(1, min(PAIRS // (b * q * padded_cells(cells)), VALUES // (b * cells * c)))
-        likely = self._compared(0, min(step, self.k)).nearest(self.kappa + SPARE)
+    def choose(self) -> tuple[Likely, Chosen]:
+        """Measure the likeliest candidates; nothing waits for the device."""
+        (b, q, c), count = self.own.shape, self.kappa + SPARE + KEPT
+        patches = b * self.upsampler.cells * c * self.upsampler.bytes_per_value
+        step = max(1, min(BYTES // patches, GROUPED // (b * q * GROUPS)))
+        likely = self._compared(0, min(step, self.k), count)
         for first in range(step, self.k, step):
-            found = self._compared(first, min(first + step, self.k))
-            likely = likely.joined(found.nearest(self.kappa + SPARE)).nearest(self.kappa + SPARE)
-        return self._decided(likely)
+            likely = likely.joined(self._compared(first, min(first + step, self.k), count)).nearest(count)
+        return likely, self._decided(likely.first(self.kappa + SPARE))
 
-    def _compared(self, first: int, end: int) -> Likely:
-        """Compare with neighbours first to end."""
-        levels, upsampler = [level[:, first:end] for level in self.levels], self.upsampler
-        theirs = Operand.of(
-            upsampler.patches(levels), upsampler.squares(levels), margin(upsampler.channels, upsampler.side)
-        )
+    def _compared(self, first: int, end: int, count: int) -> Likely:
+        """Compare with neighbours first to end, and keep the likeliest so many units."""
+        theirs = self.upsampler.operand([level[:, first:end] for level in self.levels])
         found = least(self.operand.values, theirs.values, theirs.halves - theirs.doubts)
-        device = found.at.device
-        cells = found.at.long() * GROUPS + torch.arange(GROUPS, device=device)
-        places = cells + torch.arange(first, end, device=device)[:, None] * upsampler.cells
-        places = torch.where(cells < upsampler.cells, places, -1)
         others = torch.full_like(found.first[:, :, 0, 0], torch.inf)
         if not self.distinct:
-            return Likely(found.first.flatten(2), places.flatten(2)[..., None], found.second.flatten(2), others)
-        lows, at = found.first.topk(OF_ONE + 1, largest=False)
+            lows, seconds, at = (each.flatten(2) for each in found)
+            count = min(count, lows.shape[2])
+            lows, groups = lows.topk(count + (count < lows.shape[2]), largest=False)
+            if lows.shape[2] > count:
+                others, lows, groups = lows[..., -1], lows[..., :-1], groups[..., :-1]
+            return Likely(lows, self._places(at, groups, first)[..., None], seconds.gather(2, groups), others)
+        lows, groups = found.first.topk(OF_ONE + 1, largest=False)
         rest = torch.minimum(found.second.amin(-1), lows[..., -1])
-        return Likely(lows[..., 0], places.gather(-1, at[..., :OF_ONE]), rest, others)
+        groups = groups[..., :OF_ONE] + GROUPS * torch.arange(end - first, device=groups.device)[:, None]
+        places = self._places(found.at.flatten(2), groups.flatten(2), first).view(groups.shape)
+        return Likely(lows[..., 0], places, rest, others).nearest(count)
 
-    def _decided(self, likely: Likely) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Measure what is likely, and return what `choose` does."""
+    def _places(self, at: torch.Tensor, groups: torch.Tensor, first: int) -> torch.Tensor:
+        """Return positions by the number of a group, counted through neighbours from `first` on; -1: no patch.
+
+        Args:
+            at: (b, q, n * GROUPS) see tiles_torch.Least.
+            groups: (b, q, m) int64.
+            first: number of the first neighbour.
+        """
+        cells = at.gather(2, groups).long() * GROUPS + groups % GROUPS
+        neighbours = torch.div(groups, GROUPS, rounding_mode="floor") + first
+        return torch.where(cells < self.upsampler.cells, neighbours * self.upsampler.cells + cells, -1)
+
+    def _decided(self, likely: Likely) -> Chosen:
+        """Measure what is likely."""
         b, q, units, each = likely.places.shape
-        sums = torch.empty(likely.places.shape, dtype=torch.float32, device=likely.places.device)
-        step = max(1, VALUES // (b * units * each * self.own.shape[2]))
-        images = torch.arange(b, device=sums.device)[:, None, None, None] * self.k
-        for first in range(0, q, step):
-            some = slice(first, first + step)
-            sums[:, some] = self.measured(self.own[:, some, None, None], likely.places[:, some], images)
+        device = likely.places.device
+        queries = torch.arange(b, device=device)[:, None, None, None].expand(likely.places.shape)
+        lanes = torch.arange(q, device=device)[:, None, None].expand(likely.places.shape)
+        sums = self.measured(*(part.reshape(-1) for part in (queries, lanes, likely.places))).view(b, q, units, each)
         places, nowhere = likely.places, self.k * self.upsampler.cells
         sums = torch.where(places < 0, torch.inf, sums)
         sums, places = ascending(sums, torch.where(places < 0, nowhere, places))
-        if self.distinct:
-            sums, places = sums[..., :1], places[..., :1]
-        best, at = (each[..., : self.kappa] for each in ascending(sums.flatten(2), places.flatten(2)))
+        sums, places = sums[..., 0], places[..., 0]
+        best, at = (part[..., : self.kappa] for part in ascending(sums, places))
         if (spare := self.kappa - best.shape[-1]) > 0:  # there are fewer groups: all is in doubt
             best, at = F.pad(best, (0, spare), value=torch.inf), F.pad(at, (0, spare), value=nowhere)
         worst = best[..., -1:]
-        counts = torch.minimum(sums[..., 0], worst) if self.distinct else worst
-        is_decided = (likely.rest > self._reach(counts)).all(-1) & (likely.others > self._reach(worst)[..., 0])
-        return best, at, ~is_decided
+        counts = torch.minimum(sums, worst) if self.distinct else worst
+        is_decided = (likely.rest > self.reach(counts)).all(-1) & (likely.others > self.reach(worst)[..., 0])
+        return Chosen(best, at, ~is_decided, sums, places)
 
-    def _reach(self, sq_distances: torch.Tensor) -> torch.Tensor:
-        """Return the bounds beyond which nothing is as near as (b, q, n) squared distances."""
-        at_scale = sq_distances.double() * (self.scale.double().square() * (1 + 1e-6))
-        halves, doubts = self.operand.halves[..., None], self.operand.doubts[..., None]
-        return (at_scale / 2 - halves).float() + doubts
-
-    def measured(self, own: torch.Tensor, places: torch.Tensor, images: torch.Tensor | int) -> torch.Tensor:
-        """Return squared distances of patches (..., c) to those at places (...), float32, from sums of squares.
+    def reach(self, sq_distances: torch.Tensor, at: tuple[Any, ...] = ()) -> torch.Tensor:
+        """Return the bounds beyond which nothing is as near as squared distances.
 
         Args:
-            own: patches of queries, (..., c).
-            places: positions; where there is none, -1, anything is returned.
-            images: number of the first of the query's neighbours, counted through b and k.
+            sq_distances: (b, q, n), or (u, n) of some patches.
+            at: query and (u,) lanes of these patches.
         """
-        places = places.clamp(min=0)
-        neighbours = torch.div(places, self.upsampler.cells, rounding_mode="floor")
-        theirs = self.upsampler.at(self.levels, images + neighbours, places % self.upsampler.cells)
-        sums = (own - theirs).double().square().sum(-1)
+        at_scale = sq_distances.double() * (self.scale.double().square() * (1 + 1e-6))
+        halves, doubts = self.operand.halves[at][..., None], self.operand.doubts[at][..., None]
+        return (at_scale / 2 - halves).float() + doubts
+
+    def measured(self, queries: torch.Tensor, lanes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Return squared distances of pairs of patches, (pairs,) float32, from sums of squares.
+
+        Args:
+            queries: numbers of the queries, (pairs,) int64.
+            lanes: numbers of their patches.
+            places: positions of the others; where there is none, -1, anything is returned.
+        """
+        places, cells = places.clamp(min=0), self.upsampler.cells
+        images = queries * self.k + torch.div(places, cells, rounding_mode="floor")
+        sums = self.upsampler.sq_distances(self.mine, self.levels, (queries, lanes), (images, places % cells))
         return (sums / self.scale.double().square()).float()
 
 

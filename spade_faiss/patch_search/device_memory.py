@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .candidates_torch import PAIRS, SPARE, VALUES
+from .candidates_torch import BYTES, GROUPED, SPARE
+from .patches_torch import VALUES, WIDE
 from .pyramid_torch import PART
-from .tiles_torch import GROUPS, padded_cells
+from .tiles_torch import GROUPS, PAIRS, padded_cells
 
-COMPARED = 18  # bytes per value of the patches that are compared at a time: float32, float16 and what rounding lost
 MEASURED = 28  # bytes per value of the candidates that are measured at a time: float32 twice, float64 twice
 
 
@@ -24,8 +24,9 @@ def search_bytes(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int = 1,
     values, channels = sum(c * h * w for c, h, w in shapes), sum(c for c, _, _ in shapes)
     patches = shapes[0][1] * shapes[0][2]
     pairs = patches * padded_cells(patches)
-    some = min(k, max(1, min(PAIRS // pairs, VALUES // (patches * channels))))  # neighbours compared at a time
-    compared = some * (patches * channels * COMPARED + pairs * 8 + patches * GROUPS * 40)
+    groups = patches * GROUPS
+    some = min(k, max(1, min(BYTES // (patches * channels * WIDE), GROUPED // groups)))  # compared at a time
+    compared = some * (patches * channels * WIDE + groups * 40) + 8 * max(pairs, min(PAIRS, some * pairs))
     measured = MEASURED * min(max(VALUES, channels * (kappa + SPARE)), patches * (kappa + SPARE) * channels)
     return k * values * itemsize + 4 * min(k * values, PART) + max(compared, measured)
 

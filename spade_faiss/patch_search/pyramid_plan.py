@@ -19,6 +19,7 @@ from .pyramid_simd import PAIR, TAPS, VECTOR
 from .upsampling import as_tensor, shift_of
 
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 BLOCK_PATCHES = 192  # query patches compared at a time, at least; their blended coarser products stay in cache

@@ -1,9 +1,10 @@
 """The search of all patches on a torch device, for a GPU; pyramid.py explains the bound of rounding errors.
 
 Neighbours are upsampled to patches some at a time (`patches_torch`), multiplied with the query's by tiles, and the
-least bound of each group of patches is kept (`tiles_torch`). The likeliest few are measured in float32 as sums of
-squares (`candidates_torch`). So far nothing waits for the device, and several queries may go together. Where rounding
-could have hidden a nearer patch, products in float32 find every patch that it could be (`settled_torch`).
+least bound of each group of patches is kept (`tiles`). The likeliest few are measured as sums of squares
+(`candidates_torch`). So far nothing waits for the device, several queries may go together, and what is searched again
+and again is recorded (`recorded_torch`). Where rounding could have hidden a nearer patch, every patch that it could be
+is found (`settled_torch`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 from ..arrays import Array
 from ..errors import FeatureError
 from ..system.transfers import downloaded
-from .candidates_torch import Search
-from .patches_torch import Levels, Upsampler
+from .patches_torch import Levels
 from .pyramid_plan import Floats, Ints
+from .recorded_torch import chosen
 from .settled_torch import settled
 
 PART = 2**30  # values of neighbours on the device at a time: 4 GiB
@@ -60,19 +61,19 @@ def _searched(
     queries: Sequence[list[Array]], galleries: Levels, kappa: int, device: torch.device, distinct: bool
 ) -> list[Found]:
     """Do as search_together, part by part of the neighbours."""
-    k, upsampler = galleries[0].shape[1], Upsampler(queries, galleries, device)
+    k, cells = galleries[0].shape[1], galleries[0].shape[3] * galleries[0].shape[4]
     own = [np.stack(level)[:, None] for level in zip(*queries, strict=True)]
     step = max(1, PART // (len(queries) * sum(int(np.prod(level.shape[2:])) for level in galleries)))
     parts = []
     for first in range(0, k, step):
         some = [level[:, first : first + step] for level in galleries]
-        most = some[0].shape[1] * (1 if distinct else upsampler.cells)
-        search = Search.of(upsampler, own, some, min(kappa, most), distinct)
-        best, at, undecided = downloaded(*search.choose())
-        for number in np.flatnonzero(undecided.any(axis=1)).tolist():
-            lanes = np.flatnonzero(undecided[number])
-            best[number, lanes], at[number, lanes] = settled(search, number, lanes)
-        parts.append((best, at + first * upsampler.cells))
+        most = some[0].shape[1] * (1 if distinct else cells)
+        with chosen(own, some, min(kappa, most), distinct, device) as (search, likely, found):
+            best, at, undecided = downloaded(found.best, found.at, found.undecided)
+            for number in np.flatnonzero(undecided.any(axis=1)).tolist():
+                lanes = np.flatnonzero(undecided[number])
+                best[number, lanes], at[number, lanes] = settled(search, likely, found, number, lanes)
+        parts.append((best, at + first * cells))
     best, at = (np.concatenate(each, axis=2) for each in zip(*parts, strict=True))
     order = np.lexsort((at, best), axis=2)[:, :, :kappa]
     best, at = np.take_along_axis(best, order, 2), np.take_along_axis(at, order, 2)

@@ -1,36 +1,101 @@
 """Query patches in doubt, on a torch device: every patch that rounding could have hidden is found and measured.
 
-Products in float32 bound distances, some neighbours at a time. What is within the bound of the nearest found so far is
-measured as a sum of squares. The number of these depends on the data, so the host waits for the device here: only for
-patches that `pyramid_torch` could not decide.
+First all patches of the units where one could be hidden are measured: of those that were kept when candidates were
+chosen. For what is still in doubt, products in float32 bound all distances, some neighbours at a time, and what is
+within the bound of the nearest found so far is measured. How much there is to measure depends on the data, so the host
+waits for the device here: only for patches that `candidates_torch` could not decide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..arrays import ROUNDING
 from ..system.transfers import downloaded, uploaded
-from .candidates_torch import Search
-from .pyramid_plan import BFLOAT16, Floats, Ints
+from .candidates_torch import Chosen, Likely, Search
+from .pyramid_plan import BFLOAT16, Bools, Floats, Ints
+from .tiles_torch import GROUPS, padded_cells
 
-VALUES = 2**26  # of patches upsampled, and of candidates measured at a time: 256 MiB
+VALUES = 2**26  # of patches upsampled at a time: 256 MiB
 PAIRS = 2**22  # bounded at a time; few where many patches are in doubt, as what is found first spares work later
+LOOKED = 2**24  # pairs measured of units in doubt; beyond them bounds in float32 are quicker
 
 
-def settled(search: Search, query: int, lanes: Ints) -> tuple[Floats, Ints]:
-    """Search for some patches of a query without candidates chosen before.
+def settled(search: Search, likely: Likely, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints]:
+    """Search for some patches of a query that candidates could not decide.
 
     Args:
         search: of several queries.
+        likely: the units that were kept.
+        chosen: what was measured of them.
         query: number of the query.
         lanes: (u,) its patches.
 
     Returns:
         (u, kappa) squared distances, ascending, and positions.
     """
+    best, at, is_left = _looked(search, likely, chosen, query, lanes)
+    if is_left.any():
+        best[is_left], at[is_left] = searched(search, query, lanes[is_left])
+    return best, at
+
+
+def _looked(search: Search, likely: Likely, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints, Bools]:
+    """Measure all patches of the units in doubt; see settled. Also return (u,) what is in doubt still."""
+    some = query, uploaded(lanes, search.own.device)
+    worst, sums, places = chosen.best[some][:, -1:], chosen.sums[some], chosen.places[some]
+    reach, units = search.reach(worst, some), sums.shape[1]
+    counts = torch.minimum(sums, worst) if search.distinct else worst
+    doubtful = ~(likely.lows[some] > reach)
+    doubtful[:, :units] = ~(likely.rest[some][:, :units] > search.reach(counts, some))
+    is_left = ~(likely.others[some] > reach[:, 0])
+    doubtful &= ~is_left[:, None] & (likely.places[some][..., 0] >= 0)
+    lane, unit = torch.nonzero(doubtful, as_tuple=True)
+    cells = search.upsampler.cells
+    size = cells if search.distinct else padded_cells(cells) // GROUPS
+    if len(lane) * size > LOOKED:
+        return np.empty((len(lanes), search.kappa), np.float32), np.empty((len(lanes), search.kappa), np.int64), (
+            np.ones(len(lanes), bool)
+        )  # fmt: skip
+    members = torch.arange(size, device=lane.device)
+    first = likely.places[some][..., 0][lane, unit][:, None]
+    start = first - first % cells
+    inside = members.expand(len(lane), -1) if search.distinct else first % cells % GROUPS + GROUPS * members
+    at = torch.where(inside < cells, start + inside, -1)
+    queries = torch.full_like(at, query)
+    found = search.measured(queries.flatten(), some[1][lane][:, None].expand(at.shape).flatten(), at.flatten())
+    found = torch.where(at < 0, torch.inf, found.view(at.shape))
+    if search.distinct:  # of each neighbour the nearest, the first of those that are equally near
+        nearest = found.amin(1, keepdim=True)
+        at = torch.where(found == nearest, at, search.k * cells).amin(1, keepdim=True)
+        found = nearest
+    lane = lane[:, None].expand(at.shape)
+    known = torch.nonzero(~doubtful[:, :units], as_tuple=True)
+    all_lanes, all_sums, all_at, left = downloaded(
+        torch.cat([known[0], lane.flatten()]),
+        torch.cat([sums[known], found.flatten()]),
+        torch.cat([places[known], at.flatten()]),
+        is_left,
+    )
+    return *_least(all_lanes, all_sums, all_at, len(lanes), search.kappa), left
+
+
+def _least(lanes: Ints, sums: Floats, places: Ints, count: int, kappa: int) -> tuple[Floats, Ints]:
+    """Return the least kappa sums of each lane, equal ones in the order of places; what is missing is inf."""
+    order = np.lexsort((places, sums, lanes))
+    lanes, sums, places = lanes[order], sums[order], places[order]
+    rank = np.arange(len(lanes)) - np.searchsorted(lanes, lanes)
+    among = rank < kappa
+    best, at = np.full((count, kappa), np.inf, np.float32), np.zeros((count, kappa), np.int64)
+    best[lanes[among], rank[among]], at[lanes[among], rank[among]] = sums[among], places[among]
+    return best, at
+
+
+def searched(search: Search, query: int, lanes: Ints) -> tuple[Floats, Ints]:
+    """Search for some patches of a query without candidates chosen before; see settled."""
     state = _Settling.of(search, query, uploaded(lanes, search.own.device))
     cells = search.upsampler.cells
     step = max(1, min(PAIRS // (len(lanes) * cells), VALUES // (cells * search.upsampler.channels)))
@@ -46,6 +111,7 @@ class _Settling:
 
     search: Search
     query: int
+    lanes: torch.Tensor  # (u,)
     own: torch.Tensor  # (u, c)
     halves: torch.Tensor  # (u,) half the squared norms
     doubts: torch.Tensor  # (u,) what products in float32 may be off by
@@ -59,7 +125,7 @@ class _Settling:
         best = torch.full(shape, torch.inf, dtype=torch.float32, device=own.device)
         at = torch.full(shape, search.k * search.upsampler.cells, dtype=torch.int64, device=own.device)
         doubts = _rounding(search) * search.squares[query, lanes]
-        return cls(search, query, own, search.operand.halves[query, lanes], doubts, best, at)
+        return cls(search, query, lanes, own, search.operand.halves[query, lanes], doubts, best, at)
 
     def compare(self, first: int, end: int) -> None:
         """Compare with neighbours first to end, after those before them."""
@@ -75,11 +141,7 @@ class _Settling:
         at = torch.arange(start, start + near.shape[1], device=near.device)
         near &= ~(self.best[:, -1:] <= 0) | (at < self.at[:, -1:])
         lanes, places = torch.nonzero(near, as_tuple=True)
-        sums = torch.empty(len(lanes), dtype=torch.float32, device=lanes.device)
-        step = max(1, VALUES // upsampler.channels)
-        for begin in range(0, len(lanes), step):
-            some = slice(begin, begin + step)
-            sums[some] = search.measured(self.own[lanes[some]], places[some] + start, self.query * search.k)
+        sums = search.measured(torch.full_like(lanes, self.query), self.lanes[lanes], places + start)
         if len(lanes):
             self._keep(lanes, sums, places + start)
 

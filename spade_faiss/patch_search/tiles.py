@@ -12,9 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from .tiles_torch import Least, least_plain, padded_cells
+from .tiles_torch import Least, least_plain
 
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Least]
 
@@ -33,9 +32,6 @@ def least(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Leas
         theirs: (b, n, cells, c) float16.
         limits: (b, n, cells) float32.
     """
-    spare = padded_cells(theirs.shape[2]) - theirs.shape[2]
-    if spare:
-        theirs, limits = F.pad(theirs, (0, 0, 0, spare)), F.pad(limits, (0, spare), value=torch.inf)
     if own.device.type != "cuda":
         return least_plain(own, theirs, limits)
     kind = own.device, own.shape[2], theirs.shape[2], own.shape[1] > FEW
@@ -54,10 +50,10 @@ def chosen() -> dict[str, str]:
 def _ways() -> Sequence[Way]:
     """Return the ways that this installation has; the plain one first."""
     try:
-        from .tiles_triton import SIZES
+        from .tiles_triton import WAYS
     except ImportError:
         return (least_plain,)
-    return least_plain, *SIZES
+    return least_plain, *WAYS
 
 
 def fastest(ways: Sequence[Way], *sides: torch.Tensor) -> Way:

@@ -12,11 +12,13 @@ plain torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from .pyramid_plan import BFLOAT16
 
@@ -24,6 +26,7 @@ GROUPS = 64  # of the patches of a neighbour
 LARGEST = 65504.0  # the largest float16
 TYPICAL = 2.0**-12  # share of a patch's length lost to float16; bounds hold for any value here
 SLACK = 1.02  # for the rounding of the bounds themselves
+PAIRS = 2**27  # whose products are written to memory at a time: 512 MiB
 
 
 class Least(NamedTuple):
@@ -59,8 +62,15 @@ class Operand:
         """
         values = patches.clamp(-LARGEST, LARGEST).half()  # what is larger is all doubt
         residuals = (patches - values).square().sum(-1)
+        return cls.rounded(values, patches.square().sum(-1), residuals, squares, margin)
+
+    @classmethod
+    def rounded(
+        cls, values: torch.Tensor, norms: torch.Tensor, residuals: torch.Tensor, squares: torch.Tensor, margin: float
+    ) -> Operand:
+        """Make an operand of rounded patches (..., n, c), their squared norms and those of what was lost, (..., n)."""
         doubts = SLACK / 2 * (residuals / TYPICAL + TYPICAL * squares) + margin * squares
-        return cls(values, patches.square().sum(-1) / 2, doubts)
+        return cls(values, norms / 2, doubts)
 
 
 def margin(channels: int, side: int) -> float:
@@ -77,10 +87,14 @@ def margin(channels: int, side: int) -> float:
 
 def scale_of(*sides: torch.Tensor) -> torch.Tensor:
     """Return a power of two that brings the largest value near 64, as a () float32 tensor on the sides' device."""
-    size = torch.stack([side.abs().amax() for side in sides]).amax()
+    return power_of(torch.stack([side.abs().amax() for side in sides]).amax())
+
+
+def power_of(size: torch.Tensor) -> torch.Tensor:
+    """Return scale_of values whose largest is a () tensor; if it is not finite, NaN, which spoils all that it meets."""
     exponent = torch.frexp(size).exponent.clamp(-90, 90)
     power = (127 + 6 - exponent.to(torch.int32)) << 23  # the bits of 2 ** (6 - exponent)
-    return torch.where(size > 0, power.view(torch.float32), 1.0)
+    return torch.where(size > 0, power.view(torch.float32), 1.0) + size * 0
 
 
 def padded_cells(cells: int) -> int:
@@ -88,10 +102,30 @@ def padded_cells(cells: int) -> int:
     return -(-cells // GROUPS) * GROUPS
 
 
+def by_parts(
+    way: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Least],
+    own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor,
+) -> Least:  # fmt: skip
+    """Compare with so many neighbours at a time that their products fit."""
+    n, step = theirs.shape[1], max(1, PAIRS // (own.shape[0] * own.shape[1] * theirs.shape[2]))
+    if n <= step:
+        return way(own, theirs, limits)
+    parts = [way(own, theirs[:, at : at + step], limits[:, at : at + step]) for at in range(0, n, step)]
+    return Least(*(torch.cat(each, dim=2) for each in zip(*parts, strict=True)))
+
+
 def least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
-    """Do as tiles.least with what torch has, for whole groups: every bound is written to memory once."""
+    """Do as tiles.least with what torch has: every bound is written to memory once."""
+    spare = padded_cells(theirs.shape[2]) - theirs.shape[2]
+    if spare:
+        theirs, limits = F.pad(theirs, (0, 0, 0, spare)), F.pad(limits, (0, spare), value=torch.inf)
+    return by_parts(_least_plain, own, theirs, limits)
+
+
+def _least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+    """Do as least_plain, for whole groups."""
     (b, q, c), (_, n, cells, _) = own.shape, theirs.shape
-    bounds = _products(own, theirs.reshape(b, n * cells, c).mT).view(b, q, n, cells)
+    bounds = products(own, theirs.reshape(b, n * cells, c).mT).view(b, q, n, cells)
     torch.sub(limits[:, None], bounds, out=bounds)
     bounds = bounds.view(b, q, n, -1, GROUPS)
     first, at = bounds.min(dim=3)
@@ -99,7 +133,7 @@ def least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -
     return Least(first, bounds.amin(dim=3), at.to(torch.int32))
 
 
-def _products(own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+def products(own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """Multiply float16 (b, q, c) and (b, c, m), summed in float32 and kept so."""
     if own.device.type == "cuda" and _sums_wide(own.device):
         return torch.bmm(own, theirs, out_dtype=torch.float32)

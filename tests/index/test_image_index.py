@@ -381,7 +381,10 @@ def test_a_gpu_asked_for_by_name_that_is_not_there(xb: np.ndarray, xq: np.ndarra
 def test_the_gpu_finds_what_the_cpu_finds(rng: np.random.Generator, kind: str) -> None:
     xb, xq = rng.standard_normal((5000, 64), np.float32), rng.standard_normal((25, 64), np.float32)
     without = np.arange(0, 5000, 7)
-    on_cpu, on_gpu = (build(xb, kind, device=device, nprobe=128) for device in ("cpu", "cuda"))
+    held = Held(xb)
+    on_cpu, on_gpu = (
+        ImageIndex.build(held, 64, sf.IndexOptions(kind, device=device, nprobe=128)) for device in ("cpu", "cuda")
+    )
     for k in (1, 50, 3000):  # 3000 is more than FAISS's GPU indexes return
         cpu_ids, cpu_sq_distances = on_cpu.search(xq, k, without)
         gpu_ids, gpu_sq_distances = on_gpu.search(xq, k, without)
@@ -390,4 +393,5 @@ def test_the_gpu_finds_what_the_cpu_finds(rng: np.random.Generator, kind: str) -
         if kind != "IVF16,SQ8":  # codes make ties, and rounding their order
             assert (gpu_ids == cpu_ids).mean() > 0.999
     on_gpu.add(xq[:1])
+    held.xb = np.concatenate([xb, xq[:1]])
     assert on_gpu.search(xq[:1], 1)[0].tolist() == [[5000]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,20 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import spade_faiss as sf
-from spade_faiss.patch_search import candidates_torch, pyramid_torch, settled_torch, tiles
+from spade_faiss.patch_search import (
+    candidates_torch,
+    patches_torch,
+    pyramid_torch,
+    recorded_torch,
+    settled_torch,
+    tiles,
+    tiles_torch,
+)
 from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
 from spade_faiss.patch_search.tiles import fastest, least
-from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, least_plain, margin, scale_of
+from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, least_plain, margin, power_of, scale_of
 from spade_faiss.system import gpu_costs
 from tests import reference
 from tests.helpers.patches import make, make_ties
@@ -43,29 +53,31 @@ class NoWait(TorchFunctionMode):
 
 def made(shapes: Any, k: int, kappa: int, distinct: bool = False, device: str = "cpu") -> Search:
     """One query's search, of random levels."""
-    own, others = sides_of(shapes, k, device)
-    upsampler = Upsampler([[level[0, 0] for level in own]], others, torch.device(device))
-    return Search.of(upsampler, own, others, kappa, distinct)
+    return Search.of(*sides_of(shapes, k, device), kappa, distinct)
 
 
 def sides_of(shapes: Any, k: int, device: str = "cpu") -> tuple[list[Any], list[Any]]:
     query, neighbours = make(shapes, k)
-    return [level[None, None] for level in query], [torch.from_numpy(level[None]).to(device) for level in neighbours]
+    sides = [level[None, None] for level in query], [level[None] for level in neighbours]
+    own, others = ([torch.from_numpy(level).to(device) for level in side] for side in sides)
+    return own, others
 
 
 @pytest.mark.parametrize("distinct", [False, True])
 def test_nothing_waits_for_the_device(distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates_torch, "PAIRS", 2 * 72 * 128)
-    monkeypatch.setattr(candidates_torch, "VALUES", 9000)
-    search = made(SHAPES[: 1 if distinct else 3], 5, 2, distinct)
+    monkeypatch.setattr(candidates_torch, "BYTES", 2 * 18 * 72 * 15)
+    monkeypatch.setattr(tiles_torch, "PAIRS", 72 * 128)
+    monkeypatch.setattr(patches_torch, "VALUES", 9000)
+    sides = sides_of(SHAPES[: 1 if distinct else 3], 5)
     with NoWait():
-        Search.of(search.upsampler, *sides_of(SHAPES[: 1 if distinct else 3], 5), 2, distinct).choose()
+        Search.of(*sides, 2, distinct).choose()
     for waiting in (lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: float(x.sum()), lambda x: x.cpu(), torch.any):
         with NoWait(), pytest.raises(AssertionError, match="waits for the device"):
             bool(waiting(torch.ones(3)))
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("distinct", [False, True])
 def test_nothing_waits_on_a_gpu(distinct: bool) -> None:
     search = made(SHAPES[: 1 if distinct else 3], 5, 2, distinct, device="cuda:0")
@@ -75,6 +87,37 @@ def test_nothing_waits_on_a_gpu(distinct: bool) -> None:
         search.choose()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_recorded_searches_find_the_same(on_device: bool, distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, and by threads at once."""
+    recorded_torch.forget()
+    shapes = SHAPES[: 1 if distinct else 3]
+    pairs = [make(shapes, 4, np.float16, seed=seed, scale=10.0 ** (seed % 3)) for seed in range(12)]
+    pairs[7] = make_ties(shapes, 4)  # in doubt
+    pairs[7] = tuple([level.astype(np.float16) for level in side] for side in pairs[7])  # type: ignore[assignment]
+    if on_device:
+        pairs = [(query, [torch.from_numpy(level).cuda() for level in own]) for query, own in pairs]  # type: ignore[misc]
+
+    def searched(pair: Any) -> Any:
+        [found] = search_together([pair[0]], [level[None] for level in pair[1]], 3, "cuda:0", distinct)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded_torch, "AFTER", 10**9)
+        expected = [searched(pair) for pair in pairs]
+    recorded_torch.forget()
+    found = [searched(pair) for pair in pairs]
+    assert [type(one).__name__ for one in recorded_torch._known.values()] == ["_Recorded"]
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(searched, pairs * 5))
+    for one, right in zip(found + again, expected * 6, strict=True):
+        np.testing.assert_array_equal(one[0], right[0])
+        np.testing.assert_array_equal(one[1], right[1])
+    recorded_torch.forget()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -138,8 +181,10 @@ def test_any_cut_of_the_work_finds_the_same(distinct: bool, monkeypatch: pytest.
     galleries = [level[None] for level in neighbours]
     [expected] = search_together([query], galleries, 4, "cpu", distinct)
     for pairs, values, part in ((1, 2**26, 2**30), (2**27, 1, 2**30), (2**27, 2**26, 1), (40_000, 3000, 3000)):
-        monkeypatch.setattr(candidates_torch, "PAIRS", pairs)
-        monkeypatch.setattr(candidates_torch, "VALUES", values)
+        monkeypatch.setattr(tiles_torch, "PAIRS", pairs)
+        monkeypatch.setattr(candidates_torch, "GROUPED", pairs)
+        monkeypatch.setattr(candidates_torch, "BYTES", 18 * values)
+        monkeypatch.setattr(patches_torch, "VALUES", values)
         monkeypatch.setattr(settled_torch, "VALUES", values)
         monkeypatch.setattr(settled_torch, "PAIRS", pairs // 16)
         monkeypatch.setattr(pyramid_torch, "PART", part)
@@ -164,21 +209,51 @@ def test_patches_in_doubt_are_settled_in_the_order_of_positions(
     [found] = search_together([query], [level[None]], 4, device, distinct)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
-    search = Search.of(
-        Upsampler([query], [level[None]], torch.device(device)), [query[0][None, None]], [level[None]], 4, distinct
-    )
-    assert search.choose()[2].any()
-    for pairs in (1, 2000, 2**30):
+    search = Search.of([torch.from_numpy(query[0][None, None]).to(device)], [level[None]], 4, distinct)
+    likely, chosen = search.choose()
+    assert chosen.undecided.any()
+    for pairs, looked in ((1, 0), (2000, 0), (2**30, 0), (2**30, 2**30)):
         monkeypatch.setattr(settled_torch, "PAIRS", pairs)
-        best, at = settled_torch.settled(search, 0, np.arange(99))
+        monkeypatch.setattr(settled_torch, "LOOKED", looked)
+        best, at = settled_torch.settled(search, likely, chosen, 0, np.arange(99))
         np.testing.assert_array_equal(best, expected[0])
         np.testing.assert_array_equal(at, expected[1])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distinct", [False, True])
+def test_units_in_doubt_are_looked_through(distinct: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few near copies of each patch, in one group and in several: what products cannot tell apart is measured."""
+    rng = np.random.default_rng(0)
+    query = [rng.normal(size=(40, 12, 16)).astype(np.float32)]
+    level = rng.normal(size=(6, 40, 12, 16)).astype(np.float32)
+    flat = level.reshape(6, 40, 192)
+    for image, step in ((0, 0), (0, 64), (1, 64), (3, 5), (4, 128)):
+        flat[image][:, (np.arange(0, 60, 3) + step) % 192] = query[0].reshape(40, 192)[:, :60:3] + 1e-4 * rng.normal(
+            size=(40, 20)
+        )
+    own = query[0].reshape(40, -1)
+    if distinct:
+        expected = reference.search_distinct(own, level, 2)
+    else:
+        sq_distances, matches = reference.search_patches(query, [level], 2)
+        expected = sq_distances.reshape(-1, 2), (matches @ [192, 16, 1]).reshape(-1, 2)
+    search = Search.of(
+        [torch.from_numpy(query[0][None, None]).to(device)], [torch.from_numpy(level[None]).to(device)], 2, distinct
+    )
+    likely, chosen = search.choose()
+    lanes = np.flatnonzero(chosen.undecided[0].cpu().numpy())
+    assert 10 < len(lanes) < 100
+    monkeypatch.setattr(settled_torch, "searched", lambda *_: pytest.fail("the long way"))
+    best, at = settled_torch.settled(search, likely, chosen, 0, lanes)
+    np.testing.assert_allclose(best, expected[0][lanes], rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(at, expected[1][lanes])
+
+
 def test_what_is_plain_is_decided_by_the_products() -> None:
     """Else the host waits, and every query takes the long way."""
-    undecided = made([(64, 16, 16)], 8, 3).choose()[2]
-    assert undecided.float().mean() < 0.02
+    chosen = made([(64, 16, 16)], 8, 3).choose()[1]
+    assert chosen.undecided.float().mean() < 0.02
 
 
 def test_one_huge_patch_hides_nothing() -> None:
@@ -211,28 +286,131 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster(monkeypatch: pytes
         assert placed == expected
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 2, 64, 24), (1, 130, 1, 192, 100)])
-def test_the_fused_kernel_finds_what_plain_torch_finds(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By Triton's interpreter, where there is no GPU; one that is there compiles it."""
+def is_theirs(name: str) -> bool:
+    """Return whether a module of Triton can be imported anew: what is compiled cannot."""
+    return name.split(".")[0] == "triton" and not name.startswith("triton._C")
+
+
+@pytest.fixture(params=DEVICES)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any, str]]:
+    """The modules of kernels, and where they run: without a GPU by Triton's interpreter."""
     pytest.importorskip("triton")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, "spade_faiss.patch_search.tiles_triton", raising=False)
-    kernel = importlib.import_module("spade_faiss.patch_search.tiles_triton")
-    monkeypatch.delitem(sys.modules, "spade_faiss.patch_search.tiles_triton")
+    device: str = request.param
+    if device == "cuda:0":
+        from spade_faiss.patch_search import patches_triton, tiles_triton
+
+        yield tiles_triton, patches_triton, device
+        return
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    # Triton reads the variable when its functions are made: they, and ours, are made anew for the interpreter.
+    ours = [f"spade_faiss.patch_search.{name}" for name in ("tiles_triton", "patches_triton")]
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if is_theirs(name)}
+    modules = [importlib.import_module(name) for name in ours]
+    yield modules[0], modules[1], device
+    for name in [name for name in sys.modules if is_theirs(name) or name in ours]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 2, 64, 24), (1, 130, 1, 200, 100)])
+def test_the_kernels_find_what_plain_torch_finds(shape: tuple[int, ...], kernels: tuple[Any, Any, str]) -> None:
     (b, q, n, cells, channels), rng = shape, torch.Generator().manual_seed(0)
+    module, _, device = kernels
     own, theirs = (
         torch.randn(side, generator=rng).half().to(device) for side in ((b, q, channels), (b, n, cells, channels))
     )
-    limits = torch.rand(b, n, cells, generator=rng).to(device)
+    limits = 30 * torch.rand(b, n, cells, generator=rng).to(device)
     limits[..., -3:] = torch.inf  # as of cells that are no patches
     expected = least_plain(own, theirs, limits)
-    for way in kernel.SIZES[: 3 if device == "cuda" else 1]:
+    for way in module.WAYS if device == "cuda:0" else (module.WAYS[0], module.WAYS[-1]):
         found = way(own, theirs, limits)
-        torch.testing.assert_close(found.first, expected.first, rtol=0, atol=1e-3)
-        torch.testing.assert_close(found.second, expected.second, rtol=0, atol=1e-3)
-        assert (found.at == expected.at).float().mean() > 0.999
+        for bounds, right in ((found.first, expected.first), (found.second, expected.second)):
+            torch.testing.assert_close(bounds, right, rtol=1e-4, atol=1e-4)
+            assert (bounds <= right + 1e-5).all()  # what a place takes from a bound is taken off
+        assert (found.at == expected.at)[expected.first < torch.inf].float().mean() > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_kernels_load_and_upsample_as_plain_torch(dtype: torch.dtype, kernels: tuple[Any, Any, str]) -> None:
+    query, neighbours = make([(70, 9, 10), (5, 4, 5), (3, 2, 2), (2, 1, 1)], 3)
+    device = torch.device(kernels[2])
+    own, others = ([torch.from_numpy(level).to(device, dtype)[None] for level in side]
+                   for side in ([level[None] for level in query], neighbours))  # fmt: skip
+    plain, by_kernels = Upsampler(own, others), Upsampler(own, others)
+    plain.kernels, by_kernels.kernels = None, kernels[1]
+    (mine, theirs), scale = plain.load(own, others)
+    found, own_scale = by_kernels.load(own, others)
+    assert own_scale == scale
+    for right, level in zip([*mine, *theirs], [*found[0], *found[1]], strict=True):
+        torch.testing.assert_close(level, right, rtol=0, atol=0)
+    expected, operand = plain.operand(theirs), by_kernels.operand(theirs)
+    torch.testing.assert_close(operand.values, expected.values, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(operand.halves, expected.halves)
+    torch.testing.assert_close(operand.doubts, expected.doubts, rtol=1e-2, atol=0)
+    own_at, at = (tuple(torch.from_numpy(part).to(device) for part in ids) for ids in (
+        (np.zeros(90, np.int64), np.arange(90)), (np.arange(90) % 3, np.arange(90)[::-1].copy())))  # fmt: skip
+    torch.testing.assert_close(
+        by_kernels.sq_distances(mine, theirs, own_at, at),
+        plain.sq_distances(mine, theirs, own_at, at),
+        rtol=1e-5,
+        atol=0,
+    )
+    assert not by_kernels.sq_distances(theirs, theirs, at, at).any()  # copies
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_a_search_by_the_kernels_finds_the_same(
+    distinct: bool, kernels: tuple[Any, Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = SHAPES[: 1 if distinct else 3]
+    pairs = [make(shapes, 3, np.float16, seed=seed) for seed in range(2)]
+    queries = [query for query, _ in pairs]
+    galleries = [np.stack(level) for level in zip(*(own for _, own in pairs), strict=True)]
+    expected = search_together(queries, galleries, 2, "cpu", distinct)
+    tiles_triton, patches_triton, device = kernels
+    monkeypatch.setattr(patches_torch, "_kernels", lambda _: patches_triton)
+    monkeypatch.setattr(candidates_torch, "least", tiles_triton.WAYS[0])
+    for some in (slice(0, 2), slice(1, 2)):
+        found = search_together(queries[some], [level[some] for level in galleries], 2, device, distinct)
+        for one, right in zip(found, expected[some], strict=True):
+            np.testing.assert_allclose(one[0], right[0], rtol=1e-5)
+            np.testing.assert_array_equal(one[1], right[1])
+
+
+def test_values_that_are_no_numbers_are_refused(kernels: tuple[Any, Any, str]) -> None:
+    device = torch.device(kernels[2])
+    level = torch.ones(1, 2, 3, 4, 4, device=device)
+    for spoiled in (torch.nan, torch.inf, -torch.inf):
+        level[0, 1, 2, 3, 0] = spoiled
+        size = kernels[1].size(level, torch.zeros(1, 3, device=device))
+        assert power_of(size).isnan()
+
+
+@pytest.mark.parametrize("kernel", ["_least", "_reduce", "_load", "_operand", "_distances"])
+def test_a_kernel_compiles_for_a_card(kernel: str) -> None:
+    """Without one: the interpreter runs what no compiler takes."""
+    compiler = pytest.importorskip("triton.compiler")
+    from triton.backends.compiler import GPUTarget
+
+    module = importlib.import_module(
+        f"spade_faiss.patch_search.{'tiles' if kernel in ('_least', '_reduce') else 'patches'}_triton"
+    )
+    kinds = {"own": "*fp16", "theirs": "*fp16", "level": "*fp16" if kernel == "_load" else "*fp32", "at_out": "*i32",
+             "out": "*fp32" if kernel == "_load" else "*fp16", "rows": "*i64", "columns": "*i64"}  # fmt: skip
+    if kernel == "_distances":
+        kinds |= dict.fromkeys(("own_images", "own_cells", "images", "cells"), "*i64")
+        kinds |= {"mine": "*fp32", "theirs": "*fp32", "sums": "*fp64"}
+    pointers = {"limits", "first_out", "second_out", "product", "shifts", "scale", "high", "wide", "sums"}
+    blocks = {"groups": 64, "lanes": 64, "members": 4, "depth": 64, "large": 3e38, "side": 64, "is_size": False,
+              "block": 32, "largest": 65504.0, "is_finest": False}  # fmt: skip
+    function = getattr(module, kernel)
+    constants = {name: blocks[name] for name in function.arg_names if name in blocks}
+    signature = {
+        name: "constexpr" if name in constants else kinds.get(name, "*fp32" if name in pointers else "i32")
+        for name in function.arg_names
+    }
+    source = compiler.ASTSource(function, signature, constants)
+    assert compiler.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
 
 
 def test_the_fastest_way_is_taken_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
