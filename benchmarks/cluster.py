@@ -249,8 +249,9 @@ def main() -> None:
             import cluster_trials
 
             if "builds" in args.show:
-                for number in args.nodes:
-                    part = cluster_trials.builds(files, folder, number, args.kills)
+                for at, number in enumerate(args.nodes):  # each step of the driver on one number of nodes
+                    trials = args.kills, slice(at, None, len(args.nodes))
+                    part = cluster_trials.builds(files, folder, number, trials)
                     add_to_results(f"builds on {number} nodes", part)
             if "members" in args.show:
                 add_to_results("members", cluster_trials.members(files, queries, folder, args.flight))

@@ -149,7 +149,7 @@ def test_any_split_of_any_gallery(data: st.DataObject) -> None:
 def test_spacing_is_centred_as_in_one_gallery(tmp_path: Path, distinct: bool) -> None:
     """The last digits of a spacing depend on the mean that is subtracted: the query's, or the nearest image's."""
     search, score = RECIPES["relative"]
-    search = dataclasses.replace(search, k=7, kappa=3, distinct=distinct)
+    search = dataclasses.replace(search, k=7, kappa=6, distinct=distinct)
     filled(tmp_path / "one.gallery", range(9), 0, of_two_sizes).close()
     members = {f"m{at}": tmp_path / f"{at}.gallery" for at in (0, 3, 6)}
     for at, path in zip((0, 3, 6), members.values(), strict=True):
