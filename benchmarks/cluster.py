@@ -120,7 +120,7 @@ def overhead(one: sf.Gallery, extractor: sf.Extractor, queries: Sequence[Path], 
     clusters = [shared_out(one, folder, members) for members in MEMBERS_OVERHEAD]
     runs |= {f"{len(cluster.names())} members": sf.Federation(cluster, extractor) for cluster in clusters}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(4):
+    for turn in range(6):
         for name, detector in runs.items():
             start = time.perf_counter()
             detector.query_batch(images)
