@@ -7,7 +7,7 @@ candidates of the likeliest units are measured. What all other patches are at le
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -67,15 +67,17 @@ class Chosen(NamedTuple):
         best: (b, q, kappa) squared distances, ascending; inf: there are fewer.
         at: (b, q, kappa) positions.
         undecided: (b, q) whether rounding could have hidden a nearer patch.
-        sums: (b, q, m) squared distances of the nearest measured candidate of each of m units.
-        places: (b, q, m) its position.
+        floats: (b, q, 2 u + m + 5) what settles a patch in doubt: the least bounds of u units, those of their other
+            patches and of all other units, the last of best, the squared distances of the nearest measured candidate of
+            each of m units, half the patch's squared norm, its doubt, the scale.
+        ints: (b, q, u + m) positions of the units' likeliest candidates, and of those that were measured.
     """
 
     best: torch.Tensor
     at: torch.Tensor
     undecided: torch.Tensor
-    sums: torch.Tensor
-    places: torch.Tensor
+    floats: torch.Tensor
+    ints: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Search:
         """Neighbours of a query."""
         return int(self.levels[0].shape[1])
 
-    def choose(self) -> tuple[Likely, Chosen]:
+    def choose(self) -> Chosen:
         """Measure the likeliest candidates; nothing waits for the device."""
         (b, q, c), count = self.own.shape, self.kappa + SPARE + KEPT
         patches = b * self.upsampler.cells * c * self.upsampler.bytes_per_value
@@ -118,7 +120,7 @@ class Search:
         likely = self._compared(0, min(step, self.k), count)
         for first in range(step, self.k, step):
             likely = likely.joined(self._compared(first, min(first + step, self.k), count)).nearest(count)
-        return likely, self._decided(likely.first(self.kappa + SPARE))
+        return self._decided(likely)
 
     def _compared(self, first: int, end: int, count: int) -> Likely:
         """Compare with neighbours first to end, and keep the likeliest so many units."""
@@ -150,8 +152,9 @@ class Search:
         neighbours = torch.div(groups, GROUPS, rounding_mode="floor") + first
         return torch.where(cells < self.upsampler.cells, neighbours * self.upsampler.cells + cells, -1)
 
-    def _decided(self, likely: Likely) -> Chosen:
-        """Measure what is likely."""
+    def _decided(self, kept: Likely) -> Chosen:
+        """Measure the likeliest of the units that were kept."""
+        likely = kept.first(self.kappa + SPARE)
         b, q, units, each = likely.places.shape
         device = likely.places.device
         queries = torch.arange(b, device=device)[:, None, None, None].expand(likely.places.shape)
@@ -167,17 +170,15 @@ class Search:
         worst = best[..., -1:]
         counts = torch.minimum(sums, worst) if self.distinct else worst
         is_decided = (likely.rest > self.reach(counts)).all(-1) & (likely.others > self.reach(worst)[..., 0])
-        return Chosen(best, at, ~is_decided, sums, places)
+        halves, doubts = self.operand.halves[..., None], self.operand.doubts[..., None]
+        floats = (kept.lows, kept.rest, kept.others[..., None], worst, sums, halves, doubts, self.scale.expand(b, q, 1))
+        ints = torch.cat([kept.places[..., 0], places], dim=2)
+        return Chosen(best, at, ~is_decided, torch.cat(floats, dim=2), ints)
 
-    def reach(self, sq_distances: torch.Tensor, at: tuple[Any, ...] = ()) -> torch.Tensor:
-        """Return the bounds beyond which nothing is as near as squared distances.
-
-        Args:
-            sq_distances: (b, q, n), or (u, n) of some patches.
-            at: query and (u,) lanes of these patches.
-        """
+    def reach(self, sq_distances: torch.Tensor) -> torch.Tensor:
+        """Return the bounds beyond which nothing is as near as (b, q, n) squared distances; see also settled_torch."""
         at_scale = sq_distances.double() * (self.scale.double().square() * (1 + 1e-6))
-        halves, doubts = self.operand.halves[at][..., None], self.operand.doubts[at][..., None]
+        halves, doubts = self.operand.halves[..., None], self.operand.doubts[..., None]
         return (at_scale / 2 - halves).float() + doubts
 
     def measured(self, queries: torch.Tensor, lanes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array
 from ..system.devices import as_arrays
 from .bounds import search_bounds
 from .bounds_gallery import Floats, Ints
 
 
-def search_distinct(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints]:
+def search_distinct(query: Any, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints]:
     """Search one level of all neighbours: on the CPU with torch's number of threads, or on a GPU.
 
     Args:
-        query: (c, m) patches.
+        query: (c, m) patches, an array; on a GPU also a tensor there.
         gallery: (K, c, h, w) level of the neighbours, an array or a tensor.
         kappa: number of neighbours, at most K.
         device: "cpu" or "cuda:N", where is searched.

@@ -17,7 +17,7 @@ import torch
 
 from ..arrays import Array
 from ..errors import FeatureError
-from ..system.transfers import downloaded
+from ..system.transfers import downloaded, stacked
 from .patches_torch import Levels
 from .pyramid_plan import Floats, Ints
 from .recorded_torch import chosen
@@ -35,12 +35,13 @@ def search_pyramid_torch(query: list[Array], gallery: Levels, kappa: int, device
 
 
 def search_together(
-    queries: Sequence[list[Array]], galleries: Levels, kappa: int, device: str, distinct: bool = False
+    queries: Sequence[Levels], galleries: Levels, kappa: int, device: str, distinct: bool = False
 ) -> list[Found]:
     """Search for several queries of the same shapes in one go, each among its own neighbours.
 
     Args:
-        queries: b queries, each [(c, h, w), ...], the finest level first; a single level may have any grid.
+        queries: b queries, each [(c, h, w), ...], arrays, or tensors on the device; the finest level first. A single
+            level may have any grid.
         galleries: levels [(b, k, c, h, w), ...], arrays or tensors on the device.
         kappa: number of nearest patches.
         device: "cuda:N", or another of torch's.
@@ -58,21 +59,21 @@ def search_together(
 
 
 def _searched(
-    queries: Sequence[list[Array]], galleries: Levels, kappa: int, device: torch.device, distinct: bool
+    queries: Sequence[Levels], galleries: Levels, kappa: int, device: torch.device, distinct: bool
 ) -> list[Found]:
     """Do as search_together, part by part of the neighbours."""
     k, cells = galleries[0].shape[1], galleries[0].shape[3] * galleries[0].shape[4]
-    own = [np.stack(level)[:, None] for level in zip(*queries, strict=True)]
+    own = [stacked(level)[:, None] for level in zip(*queries, strict=True)]
     step = max(1, PART // (len(queries) * sum(int(np.prod(level.shape[2:])) for level in galleries)))
     parts = []
     for first in range(0, k, step):
         some = [level[:, first : first + step] for level in galleries]
         most = some[0].shape[1] * (1 if distinct else cells)
-        with chosen(own, some, min(kappa, most), distinct, device) as (search, likely, found):
+        with chosen(own, some, min(kappa, most), distinct, device) as (search, found):
             best, at, undecided = downloaded(found.best, found.at, found.undecided)
             for number in np.flatnonzero(undecided.any(axis=1)).tolist():
                 lanes = np.flatnonzero(undecided[number])
-                best[number, lanes], at[number, lanes] = settled(search, likely, found, number, lanes)
+                best[number, lanes], at[number, lanes] = settled(search, found, number, lanes)
         parts.append((best, at + first * cells))
     best, at = (np.concatenate(each, axis=2) for each in zip(*parts, strict=True))
     order = np.lexsort((at, best), axis=2)[:, :, :kappa]

@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 
-from ..arrays import Array
 from ..system.transfers import as_tensor, uploaded
-from .candidates_torch import Chosen, Likely, Search
+from .candidates_torch import Chosen, Search
 from .patches_torch import Levels
 
 AFTER = 2  # searches of the same sizes that are not recorded: they compile, and measure what is fastest
 RECORDED = 8  # sizes
 SPARE = 4  # one of so many parts of the GPU's memory must be free, or nothing is recorded: a graph keeps its own
 
-Found = tuple[Search, Likely, Chosen]
+Found = tuple[Search, Chosen]
 
 
 @dataclass
@@ -47,7 +46,7 @@ class _Recorded:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             search = Search.of(there[0], there[1], kappa, distinct)
-            found = search, *search.choose()
+            found = search, search.choose()
         return cls(there, graph, found)
 
     def start(self, sides: Sequence[Levels]) -> Found:
@@ -65,9 +64,7 @@ _known: OrderedDict[tuple[Any, ...], _Recorded | int | None] = OrderedDict()  # 
 
 
 @contextmanager
-def chosen(
-    queries: Sequence[Array], galleries: Levels, kappa: int, distinct: bool, device: torch.device
-) -> Iterator[Found]:
+def chosen(queries: Levels, galleries: Levels, kappa: int, distinct: bool, device: torch.device) -> Iterator[Found]:
     """Choose and measure candidates, by a recorded search where there is one. Results are to be read inside.
 
     Args:
@@ -85,7 +82,7 @@ def chosen(
             recorded.lock.release()
         return
     search = Search.of([uploaded(level, device) for level in queries], galleries, kappa, distinct)
-    yield search, *search.choose()
+    yield search, search.choose()
 
 
 def _recorded(sides: Sequence[Levels], kappa: int, distinct: bool, device: torch.device) -> _Recorded | None:

@@ -15,7 +15,7 @@ import torch
 
 from ..arrays import ROUNDING
 from ..system.transfers import downloaded, uploaded
-from .candidates_torch import Chosen, Likely, Search
+from .candidates_torch import Chosen, Search
 from .pyramid_plan import BFLOAT16, Bools, Floats, Ints
 from .tiles_torch import GROUPS, padded_cells
 
@@ -24,63 +24,76 @@ PAIRS = 2**22  # bounded at a time; few where many patches are in doubt, as what
 LOOKED = 2**24  # pairs measured of units in doubt; beyond them bounds in float32 are quicker
 
 
-def settled(search: Search, likely: Likely, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints]:
+def settled(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints]:
     """Search for some patches of a query that candidates could not decide.
 
     Args:
         search: of several queries.
-        likely: the units that were kept.
-        chosen: what was measured of them.
+        chosen: what was measured.
         query: number of the query.
         lanes: (u,) its patches.
 
     Returns:
         (u, kappa) squared distances, ascending, and positions.
     """
-    best, at, is_left = _looked(search, likely, chosen, query, lanes)
+    found = _looked(search, chosen, query, lanes)
+    if found is None:
+        return searched(search, query, lanes)
+    best, at, is_left = found
     if is_left.any():
         best[is_left], at[is_left] = searched(search, query, lanes[is_left])
     return best, at
 
 
-def _looked(search: Search, likely: Likely, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints, Bools]:
-    """Measure all patches of the units in doubt; see settled. Also return (u,) what is in doubt still."""
+def _looked(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints, Bools] | None:
+    """Measure all patches of the units in doubt; see settled. Also return (u,) what is in doubt still.
+
+    None: there are too many.
+    """
     some = query, uploaded(lanes, search.own.device)
-    worst, sums, places = chosen.best[some][:, -1:], chosen.sums[some], chosen.places[some]
-    reach, units = search.reach(worst, some), sums.shape[1]
-    counts = torch.minimum(sums, worst) if search.distinct else worst
-    doubtful = ~(likely.lows[some] > reach)
-    doubtful[:, :units] = ~(likely.rest[some][:, :units] > search.reach(counts, some))
-    is_left = ~(likely.others[some] > reach[:, 0])
-    doubtful &= ~is_left[:, None] & (likely.places[some][..., 0] >= 0)
-    lane, unit = torch.nonzero(doubtful, as_tuple=True)
-    cells = search.upsampler.cells
-    size = cells if search.distinct else padded_cells(cells) // GROUPS
-    if len(lane) * size > LOOKED:
-        return np.empty((len(lanes), search.kappa), np.float32), np.empty((len(lanes), search.kappa), np.int64), (
-            np.ones(len(lanes), bool)
-        )  # fmt: skip
-    members = torch.arange(size, device=lane.device)
-    first = likely.places[some][..., 0][lane, unit][:, None]
-    start = first - first % cells
-    inside = members.expand(len(lane), -1) if search.distinct else first % cells % GROUPS + GROUPS * members
-    at = torch.where(inside < cells, start + inside, -1)
-    queries = torch.full_like(at, query)
-    found = search.measured(queries.flatten(), some[1][lane][:, None].expand(at.shape).flatten(), at.flatten())
-    found = torch.where(at < 0, torch.inf, found.view(at.shape))
-    if search.distinct:  # of each neighbour the nearest, the first of those that are equally near
-        nearest = found.amin(1, keepdim=True)
-        at = torch.where(found == nearest, at, search.k * cells).amin(1, keepdim=True)
-        found = nearest
-    lane = lane[:, None].expand(at.shape)
-    known = torch.nonzero(~doubtful[:, :units], as_tuple=True)
-    all_lanes, all_sums, all_at, left = downloaded(
-        torch.cat([known[0], lane.flatten()]),
-        torch.cat([sums[known], found.flatten()]),
-        torch.cat([places[known], at.flatten()]),
-        is_left,
+    floats, ints = downloaded(chosen.floats[some], chosen.ints[some])
+    kept = floats.shape[1] - 5 - ints.shape[1]  # units; see Chosen
+    measured = ints.shape[1] - kept
+    lows, rest, others, worst, sums, halves, doubts, scale = np.split(
+        floats, np.cumsum([kept, kept, 1, 1, measured, 1, 1]), axis=1
     )
-    return *_least(all_lanes, all_sums, all_at, len(lanes), search.kappa), left
+    likely, places = ints[:, :kept], ints[:, kept:]
+
+    def reach(sq_distances: Floats) -> Floats:  # as Search.reach
+        at_scale = sq_distances.astype(np.float64) * (np.square(scale.astype(np.float64)) * (1 + 1e-6))
+        bounds: Floats = (at_scale / 2 - halves).astype(np.float32) + doubts
+        return bounds
+
+    is_left = ~(others > reach(worst))[:, 0]
+    doubtful = ~(lows > reach(worst))
+    doubtful[:, :measured] = ~(rest[:, :measured] > reach(np.minimum(sums, worst) if search.distinct else worst))
+    doubtful &= ~is_left[:, None] & (likely >= 0)
+    lane, unit = np.nonzero(doubtful)
+    cells = search.upsampler.cells
+    members = np.arange(cells if search.distinct else padded_cells(cells) // GROUPS)
+    if len(lane) * len(members) > LOOKED:
+        return None
+    neighbours, first = np.divmod(likely[lane, unit][:, None], cells)
+    inside = np.tile(members, (len(lane), 1)) if search.distinct else first % GROUPS + GROUPS * members
+    found = _measured(search, query, lanes[lane][:, None], neighbours, inside)
+    at = neighbours * cells + inside
+    if search.distinct:  # of each neighbour the nearest, the first of those that are equally near
+        nearest = found.argmin(axis=1)[:, None]
+        found, at = np.take_along_axis(found, nearest, 1), np.take_along_axis(at, nearest, 1)
+    known = np.nonzero(~doubtful[:, :measured])
+    all_lanes = np.concatenate([known[0], np.repeat(lane, found.shape[1])])
+    all_sums, all_at = np.concatenate([sums[known], found.ravel()]), np.concatenate([places[known], at.ravel()])
+    return *_least(all_lanes, all_sums, all_at, len(lanes), search.kappa), is_left
+
+
+def _measured(search: Search, query: int, lanes: Ints, neighbours: Ints, cells: Ints) -> Floats:
+    """Return squared distances of patches to those in cells (p, m); inf beyond the last cell. Others are (p, 1)."""
+    known = np.minimum(cells, search.upsampler.cells - 1)
+    each = np.broadcast_arrays(query, lanes, query * search.k + neighbours, known)
+    ids = uploaded(np.stack(each).reshape(4, -1), search.own.device)
+    sums = search.upsampler.sq_distances(search.mine, search.levels, (ids[0], ids[1]), (ids[2], ids[3]))
+    [found] = downloaded((sums / search.scale.double().square()).float())
+    return np.where(known == cells, found.reshape(cells.shape), np.float32(np.inf))
 
 
 def _least(lanes: Ints, sums: Floats, places: Ints, count: int, kappa: int) -> tuple[Floats, Ints]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..arrays import Array
@@ -15,7 +16,7 @@ from .bounds import search_prepared
 from .bounds_gallery import BoundsGallery, Floats, Ints
 from .distinct import search_distinct
 from .levels import check_levels
-from .matched import NEAREST, MatchedPatches, mean_of_others, patches_at, positions
+from .matched import NEAREST, mean_of_others, positions
 
 KEPT_BYTES = 2**27  # of neighbours that are prepared for matches and spacing
 
@@ -164,7 +165,18 @@ def _reach(gallery: BoundsGallery, patches: Array, others: Ints, nth: int) -> Fl
 
 
 def _spacing_on(device: str, level: Any, places: NDArray[np.int64], number: int) -> NDArray[np.float32]:
-    """Measure the spacing at positions of a level, of any shape, on a GPU."""
-    found = MatchedPatches.at(places, level.shape[2] * level.shape[3])
-    patches = patches_at(level, found.neighbours, found.cells)
-    return found.spacing(*nearest_of_each(patches, level, patches.T, min(number, len(level) - 1) + 1, device))
+    """Measure the spacing at positions of a level, of any shape, on a GPU.
+
+    A patch that was matched twice is measured twice: all searches have one size then, and are recorded once.
+    """
+    from ..system.transfers import uploaded
+
+    with as_typed(device):
+        there, size = uploaded(level, torch.device(device)), level.shape[2] * level.shape[3]
+        at = uploaded(places.reshape(-1), there.device)
+        neighbours = torch.div(at, size, rounding_mode="floor")
+        patches = there.flatten(2)[neighbours, :, at % size]  # (patches, c)
+        count = min(number, len(level) - 1) + 1
+        sq_distances, found = search_distinct(patches.T.contiguous(), there, count, device)
+    is_own = found // size == places.reshape(-1, 1) // size
+    return mean_of_others(sq_distances, is_own).reshape(places.shape)

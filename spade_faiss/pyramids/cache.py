@@ -62,8 +62,8 @@ class LevelCache(ABC, Generic[Level]):
         """Allocate the levels of n images, [(n, c, h, w), ...], or of one, [(c, h, w), ...]."""
 
     @abstractmethod
-    def _copy(self, target: Level, level: Level) -> None:
-        """Copy a level into an allocated one."""
+    def _copy(self, targets: list[Level], levels: list[Level]) -> None:
+        """Copy levels into allocated ones."""
 
     @abstractmethod
     def _fetch(self, source: PyramidSource, ids: Sequence[int], out: Sequence[list[Level]]) -> None:
@@ -102,9 +102,11 @@ class LevelCache(ABC, Generic[Level]):
                 plan.ready.append((slot, future.result()))
             else:  # the other thread raises its error; this one reads the image itself
                 self._fetch(source, [row_id], [slot])
-        for slot, levels in plan.ready:
-            for target, level in zip(slot, levels, strict=True):
-                self._copy(target, level)
+        if plan.ready:
+            self._copy(
+                [target for slot, _ in plan.ready for target in slot],
+                [level for _, levels in plan.ready for level in levels],
+            )
         return out
 
     def _plan(self, source: PyramidSource, ids: list[int], slots: list[list[Level]]) -> _Plan[Level]:
@@ -172,8 +174,9 @@ class PyramidCache(LevelCache[Array]):
     def _empty(self, spec: ExtractorSpec, *n: int) -> list[Array]:
         return [np.empty((*n, *shape), spec.dtype) for shape in spec.level_shapes]
 
-    def _copy(self, target: Array, level: Array) -> None:
-        np.copyto(target, level)
+    def _copy(self, targets: list[Array], levels: list[Array]) -> None:
+        for target, level in zip(targets, levels, strict=True):
+            np.copyto(target, level)
 
     def _fetch(self, source: PyramidSource, ids: Sequence[int], out: Sequence[list[Array]]) -> None:
         source.read_into(ids, out)

@@ -1,4 +1,4 @@
-"""A cache of pyramid levels on a GPU, kept between queries. It has not run on a GPU yet.
+"""A cache of pyramid levels on a GPU, kept between queries.
 
 Levels go there through pinned memory, image by image: while one is on its way, the next is copied into place.
 """
@@ -32,8 +32,10 @@ class DeviceCache(LevelCache["torch.Tensor"]):
         dtype = getattr(torch, spec.dtype)
         return [torch.empty((*n, *shape), dtype=dtype, device=self._device) for shape in spec.level_shapes]
 
-    def _copy(self, target: torch.Tensor, level: torch.Tensor) -> None:
-        target.copy_(level)
+    def _copy(self, targets: list[torch.Tensor], levels: list[torch.Tensor]) -> None:
+        import torch
+
+        torch._foreach_copy_(targets, levels)  # a launch or two, where each level would take one
 
     def _fetch(self, source: PyramidSource, ids: Sequence[int], out: Sequence[list[torch.Tensor]]) -> None:
         import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -15,6 +17,23 @@ def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:
     level = np.ascontiguousarray(level)
     # A read-only array is copied: torch would warn that the tensor is writable.
     return torch.from_numpy(level if level.flags.writeable else level.copy())
+
+
+def stacked(levels: Sequence[Array | torch.Tensor]) -> Array | torch.Tensor:
+    """Stack arrays, or tensors."""
+    if isinstance(levels[0], torch.Tensor):
+        return torch.stack(list(levels))  # type: ignore[arg-type]
+    return np.stack(levels)
+
+
+def stacked_on(arrays: Sequence[Array], device: torch.device) -> torch.Tensor:
+    """Return arrays stacked on the device; for a GPU they are put together in pinned memory."""
+    if device.type != "cuda":
+        return uploaded(np.stack(arrays), device)
+    like = torch.from_numpy(np.empty(0, arrays[0].dtype))
+    pinned = torch.empty((len(arrays), *arrays[0].shape), dtype=like.dtype, pin_memory=True)
+    np.stack(arrays, out=pinned.numpy())
+    return pinned.to(device, non_blocking=True)
 
 
 def uploaded(level: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -35,4 +54,4 @@ def downloaded(*tensors: torch.Tensor) -> list[Array]:
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensors[0].device).synchronize()
-    return [copy.numpy().copy() for copy in copies]  # pinned memory is for the next, not for whoever keeps results
+    return [copy.clone().numpy() for copy in copies]  # pinned memory is for the next, not for whoever keeps results

@@ -580,6 +580,23 @@ def test_device_that_is_not_there() -> None:
         load(device="cuda:99")
 
 
+def test_what_is_cast_on_a_gpu_is_what_cast_makes() -> None:
+    extractor = load(dtype="float16")
+    assert isinstance(extractor, NetworkExtractor)
+    found = extractor.extract(views(2))
+    image, levels = torch.from_numpy(found.image), [torch.from_numpy(level).float() * 1.0001 for level in found.levels]
+    stored = extractor._stored(image, levels)
+    assert stored is not None
+    expected = extractor.spec.cast(Features(image.numpy(), [level.numpy() for level in levels]))
+    for one, right in zip([stored.image, *stored.levels], [expected.image, *expected.levels], strict=True):
+        assert one.dtype == right.dtype
+        np.testing.assert_array_equal(one, right)
+    assert extractor._stored(torch.full_like(image, 1e18), levels) is None
+    for value in (1e5, np.nan):
+        levels[1][1, 0, 0, 0] = value
+        assert extractor._stored(image, levels) is None
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm:vit_tiny_patch16_224"])
 def test_gpu_equals_cpu(name: str, resnet18_file: Path, vit_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,12 +210,12 @@ def test_patches_in_doubt_are_settled_in_the_order_of_positions(
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
     search = Search.of([torch.from_numpy(query[0][None, None]).to(device)], [level[None]], 4, distinct)
-    likely, chosen = search.choose()
+    chosen = search.choose()
     assert chosen.undecided.any()
     for pairs, looked in ((1, 0), (2000, 0), (2**30, 0), (2**30, 2**30)):
         monkeypatch.setattr(settled_torch, "PAIRS", pairs)
         monkeypatch.setattr(settled_torch, "LOOKED", looked)
-        best, at = settled_torch.settled(search, likely, chosen, 0, np.arange(99))
+        best, at = settled_torch.settled(search, chosen, 0, np.arange(99))
         np.testing.assert_array_equal(best, expected[0])
         np.testing.assert_array_equal(at, expected[1])
 
@@ -241,18 +241,18 @@ def test_units_in_doubt_are_looked_through(distinct: bool, device: str, monkeypa
     search = Search.of(
         [torch.from_numpy(query[0][None, None]).to(device)], [torch.from_numpy(level[None]).to(device)], 2, distinct
     )
-    likely, chosen = search.choose()
+    chosen = search.choose()
     lanes = np.flatnonzero(chosen.undecided[0].cpu().numpy())
     assert 10 < len(lanes) < 100
     monkeypatch.setattr(settled_torch, "searched", lambda *_: pytest.fail("the long way"))
-    best, at = settled_torch.settled(search, likely, chosen, 0, lanes)
+    best, at = settled_torch.settled(search, chosen, 0, lanes)
     np.testing.assert_allclose(best, expected[0][lanes], rtol=1e-4, atol=1e-9)
     np.testing.assert_array_equal(at, expected[1][lanes])
 
 
 def test_what_is_plain_is_decided_by_the_products() -> None:
     """Else the host waits, and every query takes the long way."""
-    chosen = made([(64, 16, 16)], 8, 3).choose()[1]
+    chosen = made([(64, 16, 16)], 8, 3).choose()
     assert chosen.undecided.float().mean() < 0.02
 
 
