@@ -106,7 +106,7 @@ def predicted(one: sf.Gallery, k: int, members: int, kappa: int) -> dict[str, fl
     query = 4 * sum(c * h * w for c, h, w in spec.level_shapes)
     cells = sum(h * w for _, h, w in spec.level_shapes)
     patches = itemsize * sum(c * h * w for c, h, w in spec.level_shapes)  # each cell matched another patch
-    sent = members * 4 * spec.image_dim + owners * (query + patches) + 16 * cells
+    sent = members * 4 * spec.image_dim + owners * (query + patches + 8 * cells) + 16 * cells
     matches = owners * min(kappa, -(-k // owners)) * cells * (4 + 12)
     received = members * 12 * k + matches + patches + owners * min(4, -(-k // owners)) * cells * 12
     messages = members + 4 * owners
