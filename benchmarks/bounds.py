@@ -101,7 +101,7 @@ def counted() -> Iterator[list[tuple[int, int]]]:
 
     def noted(self: Any, some: range) -> int:
         measured = compare(self, some)
-        found.append((measured, self.search.gallery.projection.width))
+        found.append((measured, self.search.gallery.projection(some.start).width))
         return measured
 
     with mock.patch.object(bounds._Worker, "compare", noted):

@@ -21,10 +21,8 @@ PYRAMID_MATCH = 1_400.0  # per match: keeping it as a candidate and finding it a
 PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
-BOUNDS_UNIT = 0.42  # of these nanoseconds in one of bounds_plan's
-# Below it, the search by bounds is not tried. To choose directions takes as long as 2e7; until "auto" chooses the same
-# engine for a cluster as for one gallery, whose answers are the same bit for bit, it is not tried at all.
-BOUNDS_LEAST = float("inf")
+BOUNDS_UNIT = 0.25  # of these nanoseconds in one of bounds_plan's
+BOUNDS_LEAST = 2e7  # below it, the search by bounds is not tried: to prepare it takes as long
 
 
 def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
@@ -55,10 +53,11 @@ def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
 def bounds_budget(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
     """Return how long the search by bounds may take to be the fastest, in bounds_plan's nanoseconds; 0: not tried.
 
-    How much bounds leave depends on the features: the engine finds that out, and gives up.
+    How much bounds leave depends on the features: the engine finds that out, and gives up. Answers must not depend on
+    the features' engine, so it stands in for `pyramid` alone, whose distances it measures bit for bit.
     """
-    other = min(pyramid_cost(shapes, k, kappa), flat_cost(shapes, k, kappa))
-    return other / BOUNDS_UNIT if other > BOUNDS_LEAST else 0.0
+    other = pyramid_cost(shapes, k, kappa)
+    return other / BOUNDS_UNIT if BOUNDS_LEAST < other < flat_cost(shapes, k, kappa) else 0.0
 
 
 def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float | None:
