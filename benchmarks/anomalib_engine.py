@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=20)
     parser.add_argument("--network", default="vit_small_patch14_dinov2", help="vision transformer of timm's, for Rad")
     parser.add_argument("--weights", type=Path, help="its weights (.pth); default: random")
+    parser.add_argument("--name", default="anomalib_engine", help="of the file of results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -277,7 +278,7 @@ def main() -> None:
                 print(large[-1], flush=True)
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         settings |= {"datasets": [root.name for root in args.datasets], "weights": "given" if args.weights else None}
-        save("anomalib_engine", {"settings": settings, "rows": rows, "made": large})
+        save(args.name, {"settings": settings, "rows": rows, "made": large})
 
 
 def _random_weights(name: str, folder: Path) -> Path:

@@ -106,7 +106,7 @@ def predicted(one: sf.Gallery, k: int, members: int, kappa: int) -> dict[str, fl
     query = 4 * sum(c * h * w for c, h, w in spec.level_shapes)
     cells = sum(h * w for _, h, w in spec.level_shapes)
     patches = itemsize * sum(c * h * w for c, h, w in spec.level_shapes)  # each cell matched another patch
-    sent = members * 4 * spec.image_dim + owners * (query + patches) + 16 * cells
+    sent = members * 4 * spec.image_dim + owners * (query + patches + 8 * cells) + 16 * cells
     matches = owners * min(kappa, -(-k // owners)) * cells * (4 + 12)
     received = members * 12 * k + matches + patches + owners * min(4, -(-k // owners)) * cells * 12
     messages = members + 4 * owners
@@ -120,7 +120,7 @@ def overhead(one: sf.Gallery, extractor: sf.Extractor, queries: Sequence[Path], 
     clusters = [shared_out(one, folder, members) for members in MEMBERS_OVERHEAD]
     runs |= {f"{len(cluster.names())} members": sf.Federation(cluster, extractor) for cluster in clusters}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(4):
+    for turn in range(6):
         for name, detector in runs.items():
             start = time.perf_counter()
             detector.query_batch(images)
@@ -222,7 +222,9 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="*", default=[1, 2, 5])
     parser.add_argument("--images", type=int, default=1_000_000, help="synthetic ones")
     parser.add_argument("--nodes", type=int, nargs="*", default=[2, 3, 4])
-    parser.add_argument("--kills", type=int, default=4, help="of each kind, on each number of nodes")
+    parser.add_argument(
+        "--kills", type=int, default=2, help="of a worker and of a node, at each step, on each number of nodes"
+    )
     parser.add_argument("--flight", type=int, default=500, help="queries while members are killed")
     parser.add_argument("--show", nargs="*", choices=SHOWS, default=list(SHOWS))
     args = parser.parse_args()
@@ -247,7 +249,10 @@ def main() -> None:
             import cluster_trials
 
             if "builds" in args.show:
-                add_to_results("builds", cluster_trials.builds(files, folder, args.nodes, args.kills))
+                for at, number in enumerate(args.nodes):  # each step of the driver on one number of nodes
+                    trials = args.kills, slice(at, None, len(args.nodes))
+                    part = cluster_trials.builds(files, folder, number, trials)
+                    add_to_results(f"builds on {number} nodes", part)
             if "members" in args.show:
                 add_to_results("members", cluster_trials.members(files, queries, folder, args.flight))
     finally:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,28 +21,27 @@ import ray
 from ray.cluster_utils import Cluster as RayNodes
 
 import spade_faiss as sf
+from spade_faiss.extractors.toy import ToyExtractor
 from spade_faiss.images.sources import ImageFile
+from spade_faiss.system import failpoints
 
 STORE = 80 * 2**20  # bytes of a node's object store
 SHARD = 16  # images in a shard: several for each node
-STEPS = (
-    "completed {}",
-    "written N.h5",
-    "renamed N.h5",
-    "2 adopted",
-    "2 committed",
-    "renamed gallery.json",
-    "3 committed",
-)
+MAKING = ("opened", "appended to", "image features in", "completed")  # what a worker does to a shard
+MORTAL = "CLUSTER_TRIALS_MORTAL"  # set on the nodes whose processes may die: all but the head
+STEPS = "CLUSTER_TRIALS_STEPS"  # where the driver writes the steps that it has passed
 
 
 @contextlib.contextmanager
 def nodes(number: int) -> Iterator[RayNodes]:
-    """Start a Ray cluster of so many nodes with a CPU each."""
+    """Start a Ray cluster of so many nodes with a CPU each, whose workers can import this file."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    )
     options = {"num_cpus": 1, "object_store_memory": STORE}
     found = RayNodes(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     for _ in range(number - 1):
-        found.add_node(**options)
+        add_node(found)
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield found
@@ -49,13 +50,26 @@ def nodes(number: int) -> Iterator[RayNodes]:
         found.shutdown()
 
 
-def content(path: Path) -> list[tuple[str, str]]:
-    """Return the keys of a gallery in their order, with digests; it must verify."""
+def add_node(cluster: RayNodes) -> None:
+    """Add a node whose processes may be killed."""
+    for attempt in range(5):
+        try:
+            cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={MORTAL: "1"})
+            return
+        except Exception:  # Ray waits 30 s for a node to start, which a busy machine may take
+            if attempt == 4:
+                raise
+
+
+def content(path: Path) -> list[tuple[str, str, bytes]]:
+    """Return the keys of a gallery in their order, with digests and checksums of features; it must verify."""
     with sf.Gallery.open(path) as gallery:
         if problems := gallery.verify():
             raise AssertionError(problems)
-        ids = gallery.snapshot().ids()
-        return list(zip(gallery.keys(ids), gallery.snapshot().digests(ids), strict=True))
+        snapshot = gallery.snapshot()
+        ids = snapshot.ids()
+        checksums = [one.tobytes() for one in snapshot.rows.checksums(ids)] if len(ids) else []
+        return list(zip(gallery.keys(ids), snapshot.digests(ids), checksums, strict=True))
 
 
 def create(path: Path) -> None:
@@ -64,73 +78,133 @@ def create(path: Path) -> None:
     sf.Gallery.create(path, spec, "flat", shard_bytes=SHARD * spec.bytes_with("stored")).close()
 
 
-def processes(title: str) -> list[int]:
-    """Return the processes of Ray's workers with a title, as `ray::_make`."""
+class Mortal(ToyExtractor):
+    """The toy. The first process of a mortal node that passes a step for the nth time says so and stands still."""
+
+    def __init__(self, announced: Path, step: str, times: int) -> None:
+        super().__init__(sf.FeatureOptions())
+        self.announced, self.step, self.left = announced, step, times
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if MORTAL in os.environ:
+            failpoints.action = self.passed
+
+    def passed(self, step: str) -> None:
+        """Stand still at the step, unless another process did."""
+        self.left -= step.startswith(f"{self.step} ")
+        if self.left or not step.startswith(f"{self.step} "):
+            return
+        said = self.announced.with_suffix(f".{os.getpid()}")
+        said.write_text(f"{os.getpid()} {os.getppid()}")
+        with contextlib.suppress(FileExistsError):
+            os.link(said, self.announced)  # whole, and of one process only
+            time.sleep(600)
+
+
+class Builds:
+    """Builds of the same images on one cluster, each killed once, gone on with by the same command, and compared."""
+
+    def __init__(self, files: Sequence[ImageFile], folder: Path, cluster: RayNodes, expected: Any) -> None:
+        self.folder, self.cluster, self.expected = folder, cluster, expected
+        self.rng, self.number = random.Random(0), 0
+        self.counts: dict[str, Counter[str]] = {}
+        self.steps: dict[str, list[str]] = {}
+        self.listing = folder / "images.txt"
+        self.listing.write_text("\n".join(f"{file.path}\t{file.key}" for file in files))
+
+    def run(self, kills: int, share: slice) -> dict[str, Counter[str]]:
+        """Kill a worker, then its node, `kills` times at each step of a shard; the driver at a share of its steps."""
+        passed = self.folder / "steps.txt"
+        first = self.folder / "undisturbed"
+        create(first)
+        if self.driver(first, {STEPS: str(passed)}).wait() or content(first) != self.expected:
+            raise AssertionError("a build that nobody disturbed differs")
+        steps = Counter(passed.read_text().splitlines())
+        for kind in ("worker", "node"):
+            for step in MAKING * kills:
+                self.trial(kind, step, self.rng.randint(1, 4))
+        for step, times in list(steps.items())[share]:
+            self.trial("driver", step, self.rng.randint(1, times))
+        return self.counts
+
+    def driver(self, gallery: Path, environment: dict[str, str], *mortal: str) -> subprocess.Popen[bytes]:
+        """Start the build in a process of its own."""
+        command = [sys.executable, __file__, str(gallery), str(self.listing), self.cluster.address, *mortal]
+        return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
+
+    def trial(self, kind: str, step: str, times: int) -> None:
+        """Build, kill, build again, compare."""
+        self.number += 1
+        path, counts = self.folder / f"{self.number}", self.counts.setdefault(kind, Counter())
+        create(path)
+        if kind == "driver":
+            killed = self.driver(path, {failpoints.VARIABLE: f"{times} {step}"}).wait() == -signal.SIGKILL
+        else:
+            announced = path.with_suffix(".died")
+            driver = self.driver(path, {}, str(announced), step, str(times))
+            killed = self.kill(kind, driver, announced)
+            counts["finished all the same"] += driver.wait() == 0
+        before = content(path)  # what was committed
+        again = self.driver(path, {}).wait()
+        whole, swept = content(path) == self.expected, not list((path / "shards").glob("*.tmp"))
+        outcome = {
+            "trials": True, "killed": killed, "equal": again == 0 and whole and swept,
+            "lost": before != self.expected[: len(before)],
+        }  # fmt: skip
+        counts.update({name: int(value) for name, value in outcome.items()})
+        self.steps.setdefault(kind, []).append(step)
+        print(f"{kind} at {times} {step}: {outcome}, {len(before)} images before", flush=True)
+        shutil.rmtree(path)
+
+    def kill(self, kind: str, driver: subprocess.Popen[bytes], announced: Path) -> bool:
+        """Kill the worker that stands at its step, or its node with all processes, which another takes the place of."""
+        while not announced.exists():
+            if driver.poll() is not None:
+                return False
+            time.sleep(0.01)
+        worker, raylet = map(int, announced.read_text().split())
+        if kind == "worker":
+            os.kill(worker, signal.SIGKILL)
+            return True
+        [node] = [one for one in self.cluster.list_all_nodes() if raylet in processes_of(one)]
+        workers = children(raylet)
+        self.cluster.remove_node(node, allow_graceful=False)
+        for one in {worker, *workers}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        add_node(self.cluster)
+        return True
+
+
+def processes_of(node: Any) -> set[int]:
+    """Return the processes that a node of Ray's has started."""
+    return {one.process.pid for some in node.all_processes.values() for one in some}
+
+
+def children(process: int) -> list[int]:
+    """Return the processes that a process has started."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(title.encode()):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == process:
                 found.append(int(path.parent.name))
     return found
 
 
-def run(gallery: Path, files: Sequence[ImageFile], address: str, step: str = "") -> subprocess.Popen[bytes]:
-    """Start the build as a driver of its own; step: where it is killed."""
-    listing = gallery.with_suffix(".txt")
-    listing.write_text("\n".join(f"{file.path}\t{file.key}" for file in files))
-    environment = {**os.environ, **({"SPADE_FAISS_FAILPOINT": step} if step else {})}
-    return subprocess.Popen(
-        [sys.executable, __file__, str(gallery), str(listing), address], env=environment, stderr=subprocess.DEVNULL
-    )
-
-
-def builds(files: Sequence[ImageFile], folder: Path, numbers: Sequence[int], kills: int) -> Any:
-    """Kill a process, a node, and the driver at named steps; run the same command again; compare with one process."""
-    rng, found = random.Random(0), {}
+def builds(files: Sequence[ImageFile], folder: Path, number: int, trials: tuple[int, slice]) -> Any:
+    """Kill workers, nodes and drivers at named steps of builds on so many nodes; compare with one process."""
+    folder = folder / f"{number} nodes"
     create(folder / "one")
     with sf.Gallery.open(folder / "one") as one:
         one.add_images(list(files), sf.load_extractor("toy"))
-    expected = content(folder / "one")
-    for number in numbers:
-        tally = {kind: {"trials": 0, "killed": 0, "equal": 0, "lost": 0} for kind in ("process", "node", "driver")}
-        with nodes(number) as cluster:
-            start = time.perf_counter()
-            create(folder / f"warm-{number}")
-            run(folder / f"warm-{number}", files, cluster.address).wait()
-            seconds = time.perf_counter() - start
-            for kind, counts in tally.items():
-                for trial in range(kills):
-                    path = folder / f"{number}-{kind}-{trial}"
-                    create(path)
-                    step = STEPS[trial % len(STEPS)] if kind == "driver" else ""
-                    driver = run(path, files, cluster.address, step)
-                    if kind != "driver":
-                        time.sleep(rng.uniform(0.3, 0.9) * seconds)
-                        counts["killed"] += kill(kind, cluster)
-                    status = driver.wait()
-                    counts["killed"] += status == -signal.SIGKILL
-                    before = content(path)  # what was committed
-                    counts["lost"] += before != expected[: len(before)]
-                    again = run(path, files, cluster.address).wait()
-                    counts["trials"] += 1
-                    counts["equal"] += again == 0 and content(path) == expected
-                print(f"builds on {number} nodes, {kind}: {counts}", flush=True)
-        found[number] = tally
-    return {"images": len(expected), "by nodes": found}
-
-
-def kill(kind: str, cluster: RayNodes) -> bool:
-    """Kill a worker at a shard, or a node other than the head, which another takes the place of."""
-    if kind == "node":
-        others = [node for node in cluster.list_all_nodes() if not node.head]
-        cluster.remove_node(others[0], allow_graceful=False)
-        cluster.add_node(num_cpus=1, object_store_memory=STORE)
-        return True
-    working = processes("ray::_make")
-    for process in working[:1]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    return bool(working)
+    expected, start = content(folder / "one"), time.perf_counter()
+    with nodes(number) as cluster:
+        killed = Builds(files, folder, cluster, expected)
+        found = {
+            kind: {**counts, "steps": sorted(set(killed.steps[kind]))} for kind, counts in killed.run(*trials).items()
+        }
+    return {"images": len(expected), "seconds": round(time.perf_counter() - start), **found}
 
 
 def members(files: Sequence[ImageFile], queries: Sequence[Path], folder: Path, flight: int) -> Any:
@@ -184,14 +258,23 @@ def members(files: Sequence[ImageFile], queries: Sequence[Path], folder: Path, f
     }  # fmt: skip
 
 
-def drive(gallery: str, listing: str, address: str) -> None:
-    """Build a gallery by the machines at an address: the driver that is killed."""
+def drive(gallery: str, listing: str, address: str, *mortal: str) -> None:
+    """Build a gallery by the machines at an address: the driver that may be killed."""
+    from cluster_trials import Mortal  # by the name that workers know it by
+
     from spade_faiss.cluster import RayMachines
 
+    if STEPS in os.environ:
+        steps = Path(os.environ[STEPS])
+        failpoints.action = lambda step: steps.write_text(f"{steps.read_text() if steps.exists() else ''}{step}\n")
     lines = (line.split("\t") for line in Path(listing).read_text().splitlines())
     files = [ImageFile(Path(path), key) for path, key in lines]
+    extractor: sf.Extractor = sf.load_extractor("toy")
+    if mortal:
+        announced, step, times = mortal
+        extractor = Mortal(Path(announced), step, int(times))
     with sf.Gallery.open(gallery) as opened:
-        opened.add_images(files, sf.load_extractor("toy"), workers=RayMachines(address))
+        opened.add_images(files, extractor, workers=RayMachines(address))
 
 
 if __name__ == "__main__":

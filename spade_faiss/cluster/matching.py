@@ -70,10 +70,10 @@ def match_across(
     ]
     if any(None in options for options in parts):
         return match(query, _levels(ids, members, search.verify_reads), settings, baseline, trusted)
-    asked = members.shared(query)
+    asked, spaced = members.shared(query), apart and settings.score.fusion == "relative" and len(ids) > 1
     answers = members.gather(
         {
-            share.member: ("match", asked, share.rows, options, scales)
+            share.member: ("match", asked, share.rows, options, scales, spaced)
             for share, options in zip(shares, parts, strict=True)
         }
     )
@@ -87,7 +87,7 @@ def match_across(
             sq_distances, matches = trusting(sq_distances, matches, trusted)
         return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
     levels = [LevelMatches(*one) for one in found]
-    if settings.score.fusion == "relative" and len(ids) > 1:
+    if spaced:
         # One gallery is centred by the query where it is searched for both at once, else by its first image.
         like = asked if search.distinct else [level[0] for level in _levels(ids[:1], members, search.verify_reads)]
         levels = with_spacing(levels, shares, members, (like, len(ids), search.device))
@@ -173,7 +173,8 @@ def with_spacing(
         together.append(every)
     count, asked = min(NEAREST, k - 1) + 1, members.shared(together)
     search = count, device
-    nearest = members.gather({one.member: ("nearest_patches", asked, one.rows, like, search) for one in shares})
+    cells = [np.unique(one.which, return_index=True)[1] for one in matched]  # which patches are near these
+    nearest = members.gather({one.member: ("nearest_patches", asked, one.rows, like, cells, search) for one in shares})
     result = []
     for number, (level, one) in enumerate(zip(levels, matched, strict=True)):
         sq_distances, at = [], []

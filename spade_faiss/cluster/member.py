@@ -7,11 +7,13 @@ a piece of work, and what it returns waits for the answer, so that all members w
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import xxhash
 
 from ..arrays import Array, Ids
 from ..detect.matching import scaled
@@ -28,10 +30,12 @@ from ..pyramids.recomputed import pyramids_of
 from ..store.manifest import Manifest
 from ..store.trusted import FILE as TRUSTED
 from ..store.trusted import read_trusted_file
-from ..system.devices import as_arrays
+from ..system.devices import as_arrays, search_device
+from ..system.forks import remember
 from .manifest import MemberEntry, gallery_digest
 
 Found = tuple[Array, Array]  # (h, w, kappa) squared distances and (h, w, kappa, 3) matches
+KEPT = 4  # queries at most whose neighbours are kept as they were prepared
 Answer = Callable[[], Any]  # waits for the answer to a call
 
 
@@ -124,6 +128,9 @@ class MemberGallery:
         self.extractor = extractor
         self._normal = tuple(normal)
         self._cache = PyramidCache(cache_bytes)
+        self._kept: dict[bytes, list[Any]] = {}  # what a query has searched, until the spacing is asked for
+        self._lock = threading.Lock()
+        remember(self)
         try:
             self.gallery = Gallery.open(entry.path)
         except GalleryError as error:
@@ -140,6 +147,10 @@ class MemberGallery:
                 "if that is right, let the cluster take it up (Cluster.update)"
             )
         self._snapshot = self.gallery.snapshot()
+
+    def after_fork(self) -> None:
+        """Replace the inherited lock."""
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the gallery."""
@@ -203,7 +214,12 @@ class MemberGallery:
         return self._cache.read(self._pyramids(verify), rows)
 
     def match(
-        self, query: list[Array], rows: Ids, options: Sequence[SearchOptions | None], scales: Sequence[float]
+        self,
+        query: list[Array],
+        rows: Ids,
+        options: Sequence[SearchOptions | None],
+        scales: Sequence[float],
+        keep: bool = False,
     ) -> list[Found]:
         """Find the nearest patches of a query, among those of some images.
 
@@ -212,6 +228,7 @@ class MemberGallery:
             rows: of the images, in the order of the neighbours.
             options: one for each level that is searched apart; one alone: all levels are concatenated.
             scales: that levels are multiplied by, if they are concatenated.
+            keep: whether nearest_patches will be asked for the same query and rows.
 
         Returns:
             for each of the options squared distances, and matches whose neighbour is a place among the rows.
@@ -223,6 +240,8 @@ class MemberGallery:
         if first.matching != "by_level":
             own, others = scaled(query, scales), scaled(neighbours, scales)
             return [tuple(as_arrays(search_checked(own, others, first, scan)))]
+        if keep and first.distinct and not scan and search_device(first.device) == "cpu":
+            return self._searched(query, neighbours, rows, [one.kappa or 1 for one in options if one])
         found = []
         for own_level, level, option in zip(query, neighbours, options, strict=True):
             assert option is not None
@@ -230,12 +249,31 @@ class MemberGallery:
             found.append(tuple(as_arrays(one)))
         return found
 
+    def _searched(
+        self, query: Sequence[Array], neighbours: Sequence[Array], rows: Ids, kappas: Sequence[int]
+    ) -> list[Found]:
+        """Search as match does, for distinct matches on the CPU, and keep the neighbours as they were prepared."""
+        from ..patch_search.spacing import Searched  # here, as it takes torch and numba
+
+        levels = zip(query, neighbours, kappas, strict=True)
+        kept, found = zip(*(Searched.by(*one) for one in levels), strict=True)
+        with self._lock:
+            self._kept[_mark(query, rows)] = list(kept)
+            while len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]
+        return list(found)
+
     def patches(self, rows: Ids, wanted: Sequence[tuple[Ids, Ids]]) -> list[Array]:
         """Return patches of some images, for each level those of (neighbours, cells), both (n,): [(n, c), ...]."""
         return [patches_at(level, *one) for level, one in zip(self.levels(rows), wanted, strict=True)]
 
     def nearest_patches(
-        self, patches: Sequence[Array], rows: Ids, like: Sequence[Array], wanted: tuple[int, str | None]
+        self,
+        patches: Sequence[Array],
+        rows: Ids,
+        like: Sequence[Array],
+        cells: Sequence[Ids],
+        wanted: tuple[int, str | None],
     ) -> list[tuple[Array, Array]]:
         """Find the nearest patch of each of some images, for patches of each level; see spacing.nearest_of_each.
 
@@ -243,11 +281,16 @@ class MemberGallery:
             patches: of each level, (n, c).
             rows: of the images.
             like: levels [(c, h, w), ...] whose means are subtracted.
+            cells: of each level, (n,) a patch of the query that was matched with each.
             wanted: the number of images, and the device.
         """
         from ..patch_search.spacing import nearest_of_each  # here, as it takes torch and numba
 
         count, device = min(wanted[0], len(rows)), wanted[1]
+        with self._lock:
+            kept = self._kept.pop(_mark(like, rows), None)
+        if kept is not None:
+            return [level.nearest(one, at, count) for level, one, at in zip(kept, patches, cells, strict=True)]
         levels = zip(patches, self.levels(rows), like, strict=True)
         return [nearest_of_each(one, level, mean, count, device) for one, level, mean in levels]
 
@@ -261,6 +304,14 @@ class MemberGallery:
     def problems(self, files: bool = True) -> list[Any]:
         """Return what verify finds."""
         return self.gallery.verify(files, self._normal)
+
+
+def _mark(query: Sequence[Array], rows: Ids) -> bytes:
+    """Return what a query and the images that it is compared with are known by."""
+    content = xxhash.xxh3_128(rows.tobytes())
+    for level in query:
+        content.update(level.tobytes())
+    return content.digest()
 
 
 def known(name: str, path: str | Path, node: str | None = None) -> tuple[MemberEntry, Gallery]:

@@ -6,6 +6,7 @@ asked in the meantime is asked again. A member whose machine is gone, or that do
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from .member import Answer, Member, MemberGallery, known
 LOCAL = "local"
 RETRIES = 3  # times that a call is made again when the member's process has died
 ANSWER_SECONDS = 120.0  # that a member may take to answer, a restart included
+CONNECT_SECONDS = 10.0  # that the machine of a Ray cluster may take to answer
 TOGETHER = 4  # calls that a member works on at the same time
 STORE_BYTES = 2**28  # of the object store of a Ray that is started here: a query's pyramid takes a few MB
 
@@ -96,6 +98,7 @@ class RayCluster:
                 f"ray: expected the package ray for {address!r}, found none; install spade-faiss[ray]"
             ) from error
         if not ray.is_initialized():
+            _require_listener(address)
             options: dict[str, Any] = {"address": address}
             if address == LOCAL:
                 options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -142,6 +145,21 @@ class RayCluster:
                 return {"scheduling_strategy": NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)}
         found = ", ".join(sorted({one["NodeManagerAddress"] for one in alive}))
         raise MemberError(f"member {name!r}: expected a machine {node} in the Ray cluster, found {found}")
+
+
+def _require_listener(address: str) -> None:
+    """Check that somebody listens at HOST:PORT, which Ray itself tries for minutes.
+
+    Raises:
+        MemberError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # a word that Ray knows, as "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise MemberError(f"ray {address}: expected a Ray cluster, found nobody who answers ({error})") from error
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +19,7 @@ Ring = NDArray[np.float64]  # (n, 2) corners (x, y), not closed; (0, 0) is the i
 TOLERANCE = 0.45  # px to both sides
 # pycocotools rounds corners to fifths of a pixel, and so moves outlines by up to 0.1.
 COCO_TOLERANCE = 0.35
+COMPILED = 100_000  # corners of a part that are worth compiled code
 BELOW_HALF = 0.499  # of the step from 0 to 1: pixels that touch at a corner are connected, as in regions
 
 
@@ -46,15 +49,11 @@ def outlines(inside: NDArray[np.bool_], left: int = 0, top: int = 0, tolerance: 
     generator = contourpy.contour_generator(
         z=np.pad(inside, 1).astype(np.float64), name="serial", fill_type=contourpy.FillType.OuterOffset
     )
-    parts: Any = zip(*generator.filled(BELOW_HALF, 2), strict=True)
     # Corners lie halfway between two pixels, which the level just below a half moves a little. Padding moved all by 1.
     shift = np.array([left - 0.5, top - 0.5])
     return [
-        [
-            _simplified(np.rint(corners[first : last - 1] * 2) / 2, tolerance) + shift
-            for first, last in pairwise(offsets)
-        ]
-        for corners, offsets in parts
+        [ring + shift for ring in _simplified(corners, offsets.astype(np.int64), tolerance)]
+        for corners, offsets in zip(*generator.filled(BELOW_HALF, 2), strict=True)
     ]
 
 
@@ -89,49 +88,82 @@ def joined(rings: list[Ring]) -> Ring:
     return np.concatenate([part for piece in pieces for part in piece])
 
 
-def _simplified(ring: Ring, tolerance: float) -> Ring:
-    """Leave out corners of a closed ring; between two that stay, it crosses the lines that it crossed before."""
-    points = [(float(x), float(y)) for x, y in ring]
-    gates = _gates(ring, tolerance)
-    kept = [0]
-    while kept[-1] < len(points):
-        kept.append(_farthest(kept[-1], points, gates))
-    return ring[kept[:-1]]
+def _simplified(corners: Any, offsets: NDArray[np.int64], tolerance: float) -> list[Ring]:
+    """Leave out corners of closed rings; between two that stay, a ring crosses the lines that it crossed before.
+
+    Args:
+        corners: (n, 2) of all rings, each of which ends where it began.
+        offsets: of the rings among them.
+        tolerance: as for outlines.
+    """
+    starts = offsets - np.arange(len(offsets))  # the last corner of each ring is its first once more
+    points: Ring = np.rint(np.delete(corners, offsets[1:] - 1, axis=0) * 2) / 2
+    kept, gates = np.zeros(len(points), np.bool_), _gates(points, starts, tolerance)
+    if len(points) >= COMPILED:
+        _compiled()(points, gates, starts, kept)
+    else:
+        some = [0] * len(points)
+        _keep(points.tolist(), gates.tolist(), starts.tolist(), some)  # which Python reads faster than arrays
+        kept[:] = some
+    return [points[first:last][kept[first:last]] for first, last in pairwise(starts)]
 
 
-def _gates(ring: Ring, tolerance: float) -> list[tuple[float, float]]:
-    """Return, for each corner of a padded ring, how far the ring may go to its left: (x, y), and as far to its right.
+@cache
+def _compiled() -> Callable[..., None]:
+    """Return _keep as machine code."""
+    from ..patch_search.pyramid_simd import jit  # here, as it takes numba
+
+    return jit(_keep)
+
+
+def _gates(points: Ring, starts: NDArray[np.int64], tolerance: float) -> Ring:
+    """Return, for each corner of padded rings, how far the ring may go to its left: (x, y), and as far to its right.
 
     Centres have integer coordinates here, so that a corner lies in a row of centres or in a column of them. What is
     inside lies on the same side of all of a ring.
     """
-    ahead = np.roll(ring, -1, axis=0) - np.roll(ring, 1, axis=0)
-    in_row = (ring[:, 1] % 1 == 0)[:, None]
+    after = np.arange(1, len(points) + 1)
+    after[starts[1:] - 1] = starts[:-1]
+    before = np.empty_like(after)
+    before[after] = np.arange(len(points))
+    ahead = points[after] - points[before]
+    in_row = (points[:, 1] % 1 == 0)[:, None]
     left = np.sign(np.stack([-ahead[:, 1], ahead[:, 0]], axis=1)) * tolerance
-    gates = np.where(np.concatenate([in_row, ~in_row], axis=1), left, 0)
-    return [(float(x), float(y)) for x, y in gates]
+    return np.where(np.concatenate([in_row, ~in_row], axis=1), left, 0)
 
 
-def _farthest(first: int, points: list[tuple[float, float]], gates: list[tuple[float, float]]) -> int:
-    """Return the last corner that a straight line from the first one reaches through the gates of all between.
+def _keep(points: Any, gates: Any, starts: Any, kept: Any) -> None:
+    """Mark the corners that stay: from each, the last that a straight line reaches through the gates of all between.
 
-    The directions that pass all gates so far are a wedge from (rx, ry) on its right to (lx, ly) on its left. The last
-    corner is the first one again, as number len(points).
+    The directions that pass all gates so far are a wedge from (rx, ry) on its right to (lx, ly) on its left.
+
+    Args:
+        points: (n, 2) corners of all rings; lists or arrays, as all arguments are.
+        gates: (n, 2) of the corners.
+        starts: of the rings, and n.
+        kept: (n,), zeros, which get a one at each corner that stays.
     """
-    count, (x0, y0), reached = len(points), points[first], first + 1
-    rx = ry = lx = ly = 0.0
-    for number in range(first + 1, count + 1):
-        (x, y), (gate_x, gate_y) = points[number % count], gates[number % count]
-        x, y = x - x0, y - y0
-        if rx * y - ry * x >= 0 and x * ly - y * lx >= 0:  # it lies in the wedge, or there is none yet
-            reached = number
-        to_right, to_left = (x - gate_x, y - gate_y), (x + gate_x, y + gate_y)
-        if number == first + 1:
-            (rx, ry), (lx, ly) = to_right, to_left
-        if rx * to_right[1] - ry * to_right[0] > 0:
-            rx, ry = to_right
-        if to_left[0] * ly - to_left[1] * lx > 0:
-            lx, ly = to_left
-        if rx * ly - ry * lx < 0:
-            break
-    return reached
+    for ring in range(len(starts) - 1):
+        start, end = starts[ring], starts[ring + 1]
+        corner = start
+        while corner < end:
+            kept[corner] = 1
+            x0, y0 = points[corner][0], points[corner][1]
+            rx = ry = lx = ly = 0.0
+            reached = corner + 1
+            for number in range(corner + 1, end + 1):
+                at = number if number < end else start  # the last corner is the first one again
+                x, y = points[at][0] - x0, points[at][1] - y0
+                if rx * y - ry * x >= 0 and x * ly - y * lx >= 0:  # it lies in the wedge, or there is none yet
+                    reached = number
+                right_x, right_y = x - gates[at][0], y - gates[at][1]
+                left_x, left_y = x + gates[at][0], y + gates[at][1]
+                if number == corner + 1:
+                    rx, ry, lx, ly = right_x, right_y, left_x, left_y
+                if rx * right_y - ry * right_x > 0:
+                    rx, ry = right_x, right_y
+                if left_x * ly - left_y * lx > 0:
+                    lx, ly = left_x, left_y
+                if rx * ly - ry * lx < 0:
+                    break
+            corner = reached

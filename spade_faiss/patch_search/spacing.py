@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..system.threads import in_one_thread
 from .bounds import search_prepared
 from .bounds_gallery import BoundsGallery, Floats, Ints
 from .distinct import search_distinct
+from .levels import check_levels
 from .matched import NEAREST, mean_of_others, positions
 
 KEPT_BYTES = 2**27  # of neighbours that are prepared for matches and spacing
@@ -41,6 +43,42 @@ def nearest_of_each(
         with np.errstate(over="ignore", invalid="ignore"):
             gallery = in_one_thread(BoundsGallery, as_arrays([level]), [like])
         return search_prepared(gallery, [turned], count, True)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Neighbours that were searched on the CPU, distinct matches of a query, ready for what is nearest to patches."""
+
+    gallery: BoundsGallery
+    matches: Ints  # (q, kappa) positions
+
+    @classmethod
+    def by(cls, query: Array, level: Array, kappa: int) -> tuple[Searched, tuple[Floats, NDArray[np.int32]]]:
+        """Search one level (c, h, w) of a query among neighbours (K, c, h, w), and return what was found with it.
+
+        Found are sq_distances (h, w, kappa) and matches (h, w, kappa, 3): neighbour, row and column.
+
+        Raises:
+            FeatureError: levels that do not fit, or a squared distance that does not fit float32.
+        """
+        check_levels([query], [level], False, finest_first=False)
+        grid, flat = query.shape[1:], query.reshape(len(query), -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gallery = in_one_thread(BoundsGallery, [level], [flat], KEPT_BYTES)
+        sq_distances, places = search_prepared(gallery, [flat], kappa, True)
+        matches = np.stack(np.unravel_index(places, (len(level), *grid)), axis=-1).astype(np.int32)
+        return cls(gallery, places), (sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3))
+
+    def nearest(self, patches: Array, cells: NDArray[np.int64], count: int) -> tuple[Floats, Ints]:
+        """Find the nearest patches of `count` neighbours, each by its nearest; see nearest_of_each.
+
+        Args:
+            patches: (n, c).
+            cells: (n,) a patch of the query that each is near, as it was matched with it.
+            count: of neighbours, at most K.
+        """
+        reach = _reach(self.gallery, patches, self.matches[cells], count)
+        return search_prepared(self.gallery, [np.ascontiguousarray(patches.T)], count, True, reach)
 
 
 def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints, Floats]:
@@ -94,22 +132,36 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
     Returns:
         (q,) float32.
     """
-    level, n = gallery.levels[0], gallery.n
+    n, level = gallery.n, gallery.levels[0]
     cells = level.reshape(gallery.k, len(level[0]), -1)
     _, rows, which = np.unique(matches[:, 0], return_index=True, return_inverse=True)
     own, places = np.divmod(matches[rows], n)
     patches = cells[own[:, 0], :, places[:, 0]]  # (patches, c)
     count = min(number, gallery.k - 1)
-    reach = np.full(len(rows), np.inf, np.float32)
-    if matches.shape[1] > count:
-        wide = patches.astype(np.float64)
-        others = [
-            np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T[1:], places.T[1:], strict=True)
-        ]
-        rounding = 2.0**-20 * np.sqrt(np.square(wide).sum(axis=1))  # the search's patches are float32
-        reach[:] = (np.sqrt(np.sort(others, axis=0)[count - 1]) + rounding) ** 2 * (1 + 1e-5)
+    reach = _reach(gallery, patches, matches[rows, 1:], count)
     sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
     return mean_of_others(sq_distances, at // n == own[:, :1])[which.reshape(-1)]
+
+
+def _reach(gallery: BoundsGallery, patches: Array, others: Ints, nth: int) -> Floats:
+    """Return what the nth nearest neighbour's nearest patch is not farther than, for patches (n, c).
+
+    Args:
+        gallery: of one level.
+        patches: of that level.
+        others: (n, m) positions, in m neighbours, that are near the patches; if m < nth, nothing is known.
+        nth: counted from 1.
+    """
+    reach = np.full(len(patches), np.inf, np.float32)
+    if others.shape[1] >= nth:
+        cells = gallery.levels[0].reshape(gallery.k, patches.shape[1], -1)
+        own, places = np.divmod(others, gallery.n)
+        wide = patches.astype(np.float64)
+        near = [np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T, places.T, strict=True)]
+        # The search's patches are float32, less a shift that may be far larger than the distances.
+        rounding = 2.0**-20 * np.sqrt(np.square(wide - gallery.shifts[0].numpy().T).sum(axis=1))
+        reach[:] = (np.sqrt(np.sort(near, axis=0)[nth - 1]) + rounding) ** 2 * (1 + 1e-5)
+    return reach
 
 
 def _spacing_on(device: str, level: Any, places: NDArray[np.int64], number: int) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Annotated, cast
 
@@ -35,24 +36,38 @@ def service_of(request: Request) -> Service:
     return cast("Service", request.app.state.service)
 
 
-def caller_of(request: Request) -> Caller:
+def caller_of(request: Request, as_password: bool = False) -> Caller:
     """Return who asks.
+
+    Args:
+        request: with its token in a header, or with the page's cookie.
+        as_password: whether the token may also come as the password of HTTP's basic authentication.
 
     Raises:
         ServiceError: a token is missing or wrong.
     """
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     given = token.strip() if kind.lower() == "bearer" else None
+    if as_password and kind.lower() == "basic":
+        given = _password(token)
     caller = service_of(request).tokens.caller(given, request.cookies.get(COOKIE))
     request.scope["state"]["who"] = caller.name
     return caller
 
 
-def needs(scope: str) -> Callable[[Request], Caller]:
-    """Return a dependency that lets callers of a scope in."""
+def _password(credentials: str) -> str:
+    """Return the password of basic credentials; empty: there is none."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:  # no base64, or no UTF-8
+        return ""
+
+
+def needs(scope: str, as_password: bool = False) -> Callable[[Request], Caller]:
+    """Return a dependency that lets callers of a scope in; see caller_of."""
 
     def check(request: Request) -> Caller:
-        caller = caller_of(request)
+        caller = caller_of(request, as_password)
         caller.require(scope)
         return caller
 

@@ -6,27 +6,31 @@ import base64
 import binascii
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
 from .._version import __version__
 from ..errors import ImageError
 from ..images.regular_file import read_regular
 from ..labels.label_studio import KINDS, Controls, prediction
 from ..labels.shapes import Shapes
-from .access import ERRORS, Inspector, Name, Ours, Reader
+from .access import ERRORS, Name, Ours, needs
 from .errors import ServiceError
 from .exports import labelled
 from .middleware import request_id_of
 from .service import Post, Service
+from .tokens import Caller
 
 router = APIRouter(prefix="/label-studio/{name}", responses=ERRORS)
 BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
+# Label Studio knows no tokens: it sends a name and a password.
+Reader = Annotated[Caller, Depends(needs("read", as_password=True))]
+Inspector = Annotated[Caller, Depends(needs("inspect", as_password=True))]
 TAGS: dict[str, Shapes] = {"brushlabels": "masks", "polygonlabels": "polygons"}
 LOCAL_FILES = "/data/local-files/"
 INSPECTED = re.compile(r"/v1/inspections/([0-9a-zA-Z]{1,64})/picture")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,11 +52,31 @@ def features_of(seeds: Sequence[int]) -> sf.Features:
     return sf.Features(image.astype(np.float32), [level.astype(np.float16) for level in levels])
 
 
-def filled(path: Path, seeds: Sequence[int], first: int) -> sf.Gallery:
+def of_two_sizes(seeds: Sequence[int]) -> sf.Features:
+    """Features whose patches lie near 0 or near 100, in other shares for each seed: centring rounds the small ones."""
+    images = []
+    for seed in seeds:
+        rng, share = np.random.default_rng([1, seed]), (1 + seed % 4) / 5
+        values = [(rng.standard_normal(shape), rng.random(shape[1:]) < share) for shape in SPEC.level_shapes]
+        images.append([np.where(small, one / 1000, one + 100).astype(np.float16) for one, small in values])
+    levels = [np.stack(column) for column in zip(*images, strict=True)]
+    return sf.Features(features_of(seeds).image, levels)
+
+
+class OfTwoSizes(Stored):
+    """Makes such features."""
+
+    def extract(self, views: Sequence[Pixels]) -> sf.Features:
+        return of_two_sizes([int(view.sum()) for view in views])
+
+
+def filled(
+    path: Path, seeds: Sequence[int], first: int, features: Callable[[Sequence[int]], sf.Features] = features_of
+) -> sf.Gallery:
     gallery = sf.Gallery.create(path, SPEC, sf.IndexOptions(kind="flat", device="cpu"))
     for start in range(0, len(seeds), 3):  # several shards
         some = seeds[start : start + 3]
-        gallery.append([f"{first + start + at:03d}" for at in range(len(some))], features_of(some))
+        gallery.append([f"{first + start + at:03d}" for at in range(len(some))], features(some))
     return gallery
 
 
@@ -123,3 +143,19 @@ def test_any_split_of_any_gallery(data: st.DataObject) -> None:
             assert len(found) == len(expected)
             for pair in zip(found, expected, strict=True):
                 assert_equal(*pair)
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_spacing_is_centred_as_in_one_gallery(tmp_path: Path, distinct: bool) -> None:
+    """The last digits of a spacing depend on the mean that is subtracted: the query's, or the nearest image's."""
+    search, score = RECIPES["relative"]
+    search = dataclasses.replace(search, k=7, kappa=6, distinct=distinct)
+    filled(tmp_path / "one.gallery", range(9), 0, of_two_sizes).close()
+    members = {f"m{at}": tmp_path / f"{at}.gallery" for at in (0, 3, 6)}
+    for at, path in zip((0, 3, 6), members.values(), strict=True):
+        filled(path, range(at, at + 3), at, of_two_sizes).close()
+    with sf.Gallery.open(tmp_path / "one.gallery") as one, sf.Cluster.create(tmp_path / "c", members) as cluster:
+        detector = sf.Detector(one, OfTwoSizes(), search, score)
+        federation = sf.Federation(cluster, OfTwoSizes(), search, score)
+        for pair in zip(federation.leave_one_out(range(9)), detector.leave_one_out(range(9)), strict=True):
+            assert_equal(*pair)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -143,5 +144,10 @@ def test_a_machine_that_ray_does_not_have(machines: Any, galleries: dict[str, Pa
 def test_ray_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("no such cluster")))
-    with pytest.raises(sf.MemberError, match=r"ray 10.0.0.9:6379: expected a Ray cluster of release .*no such cluster"):
-        ray_members.RayCluster.at("10.0.0.9:6379")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(sf.MemberError, match=rf"ray {address}: expected a Ray cluster of .*no such cluster"):
+            ray_members.RayCluster.at(address)
+    for nobody in (address, f"ray://{address}", "127.0.0.1:99999"):
+        with pytest.raises(sf.MemberError, match=rf"ray {nobody}: expected a Ray cluster, found nobody who answers"):
+            ray_members.RayCluster.at(nobody)

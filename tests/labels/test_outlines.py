@@ -72,6 +72,16 @@ def test_corners_that_are_not_needed_are_left_out() -> None:
     np.testing.assert_array_equal(filled([few], disc.shape), disc)
 
 
+def test_compiled_code_keeps_the_same_corners(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.random.default_rng(0).random((40, 50)) < 0.7
+    expected = outlines(mask)
+    monkeypatch.setattr(sys.modules["spade_faiss.labels.outlines"], "COMPILED", 0)
+    found = outlines(mask)
+    assert [len(part) for part in found] == [len(part) for part in expected]
+    for pair in zip(chain.from_iterable(found), chain.from_iterable(expected), strict=True):
+        np.testing.assert_array_equal(*pair)
+
+
 def test_a_tolerance_that_loses_pixels_is_refused() -> None:
     with pytest.raises(sf.OptionError, match=r"tolerance: expected pixels from 0 to below 0\.5, found 0\.5"):
         outlines(np.ones((2, 2), np.bool_), tolerance=0.5)

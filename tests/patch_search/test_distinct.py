@@ -145,3 +145,14 @@ def test_spacing_of_hairs_breadths_on_a_large_offset() -> None:
     expected = reference.spacing(level, matches, 3)[0]
     off = 2.0**-23 * np.abs(level - level.mean()).max() * np.sqrt(5)
     assert (np.abs(np.sqrt(found) - np.sqrt(expected)) <= off).all()
+
+
+def test_spacing_of_small_values_beside_large_ones() -> None:
+    """What is subtracted from all patches is far larger than the distances of some, and rounds them."""
+    rng = np.random.default_rng(5)
+    level = np.where(rng.random((9, 1, 6, 7)) < 0.5, 1e-3, 1) * rng.normal(size=(9, 5, 6, 7))
+    level = np.where(np.abs(level) < 0.02, level, level + 100).astype(np.float16)
+    _, places, found = search_spaced(level[4].reshape(5, -1), level, 8)
+    matches = np.stack(np.unravel_index(places[None, :, 0], (9, 6, 7)), axis=-1)
+    expected = reference.spacing(level, matches, 3)[0]
+    assert (np.abs(np.sqrt(found) - np.sqrt(expected)) <= 2.0**-23 * 100 * np.sqrt(5)).all()

@@ -89,3 +89,21 @@ def test_local_files_are_served_only_if_asked_for(shared: Served) -> None:
     answer = predict(shared, "/data/local-files/?d=a.png")
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "no_local_files")
     assert shared.client.get("/label-studio/none/health").status_code == 404
+
+
+def test_its_password_is_the_token(serve: Callable[..., Any], tmp_path: Path) -> None:
+    token = "inspect-0123456789:ab"
+    (tmp_path / "tokens").write_text(f"studio inspect {token}\nscreen read read-0123456789abcdef\n")
+    with serve(tokens=tmp_path / "tokens") as served:
+
+        def status(path: str, *credentials: str) -> int:
+            return int(served.client.post(path, auth=credentials or None, json={}).status_code)
+
+        assert status(f"{URL}/setup", "any", token) == 200
+        assert served.client.get(f"{URL}/health", auth=("", "read-0123456789abcdef")).status_code == 200
+        assert status(f"{URL}/setup", "any", "read-0123456789abcdef") == 403
+        assert status(f"{URL}/setup", token, "") == status(f"{URL}/setup") == 401
+        assert status("/v1/galleries/tiles/calibrate", "any", token) == 401  # elsewhere it is no token
+        for credentials in ("", "!", base64.b64encode(b"\xff\xfe").decode()):
+            answer = served.client.post(f"{URL}/setup", json={}, headers={"Authorization": f"Basic {credentials}"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "token_wrong")
