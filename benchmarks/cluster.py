@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument(
         "--kills", type=int, default=2, help="of a worker and of a node, at each step, on each number of nodes"
     )
+    parser.add_argument("--every", type=int, default=1, help="take every Nth of these steps")
     parser.add_argument("--flight", type=int, default=500, help="queries while members are killed")
     parser.add_argument("--show", nargs="*", choices=SHOWS, default=list(SHOWS))
     args = parser.parse_args()
@@ -265,7 +266,8 @@ def main() -> None:
 
             if "builds" in args.show:
                 for at, number in enumerate(args.nodes):  # each step of the driver on one number of nodes
-                    trials = args.kills, slice(at, None, len(args.nodes))
+                    driver = slice(at, None, args.every * len(args.nodes))
+                    trials = args.kills, slice(at % args.every, None, args.every), driver
                     part = cluster_trials.builds(files, folder, number, trials)
                     add_to_results(f"builds on {number} nodes", part)
             if "members" in args.show:
