@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def nodes(number: int) -> Iterator[RayNodes]:
         [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     )
     options = {"num_cpus": 1, "object_store_memory": STORE}
-    found = RayNodes(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    head = {**options, "include_dashboard": False}
+    found = patiently(lambda: RayNodes(initialize_head=True, head_node_args=head))
     for _ in range(number - 1):
         add_node(found)
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
@@ -50,15 +51,17 @@ def nodes(number: int) -> Iterator[RayNodes]:
         found.shutdown()
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a node, again and again: Ray waits 30 s for it, which is little on a busy machine."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
+
+
 def add_node(cluster: RayNodes) -> None:
     """Add a node whose processes may be killed."""
-    for attempt in range(5):
-        try:
-            cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={MORTAL: "1"})
-            return
-        except Exception:  # Ray waits 30 s for a node to start, which a busy machine may take
-            if attempt == 4:
-                raise
+    patiently(lambda: cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={MORTAL: "1"}))
 
 
 def content(path: Path) -> list[tuple[str, str, bytes]]:
@@ -113,8 +116,8 @@ class Builds:
         self.listing = folder / "images.txt"
         self.listing.write_text("\n".join(f"{file.path}\t{file.key}" for file in files))
 
-    def run(self, kills: int, share: slice) -> dict[str, Counter[str]]:
-        """Kill a worker, then its node, `kills` times at each step of a shard; the driver at a share of its steps."""
+    def run(self, kills: int, of_shards: slice, of_driver: slice) -> dict[str, Counter[str]]:
+        """Kill a worker, then its node, `kills` times at some steps of a shard; the driver at some of its steps."""
         passed = self.folder / "steps.txt"
         first = self.folder / "undisturbed"
         create(first)
@@ -122,9 +125,9 @@ class Builds:
             raise AssertionError("a build that nobody disturbed differs")
         steps = Counter(passed.read_text().splitlines())
         for kind in ("worker", "node"):
-            for step in MAKING * kills:
+            for step in MAKING[of_shards] * kills:
                 self.trial(kind, step, self.rng.randint(1, 4))
-        for step, times in list(steps.items())[share]:
+        for step, times in list(steps.items())[of_driver]:
             self.trial("driver", step, self.rng.randint(1, times))
         return self.counts
 
@@ -192,7 +195,7 @@ def children(process: int) -> list[int]:
     return found
 
 
-def builds(files: Sequence[ImageFile], folder: Path, number: int, trials: tuple[int, slice]) -> Any:
+def builds(files: Sequence[ImageFile], folder: Path, number: int, trials: tuple[int, slice, slice]) -> Any:
     """Kill workers, nodes and drivers at named steps of builds on so many nodes; compare with one process."""
     folder = folder / f"{number} nodes"
     create(folder / "one")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array, Ids
+from ..errors import MemberError
 from ..store.file_pool import FilePool
 from ..store.row_reader import RowReader
 from ..store.snapshot import Snapshot
@@ -73,14 +74,23 @@ class FederatedSnapshot(Snapshot):
         self.rows = FederatedRows(folder, members)
 
     def find_exactly(self, keys: Sequence[str]) -> list[int | None]:
-        """See Snapshot."""
+        """See Snapshot. Where queries go on without lost members, their keys are not found."""
         found: list[int | None] = [None] * len(keys)
-        answers = self.members.gather({number: ("find", list(keys)) for number in range(len(self.members))})
+        answers = self._asked_for(list(keys))
         for number, rows in answers.items():
             for at, row in enumerate(rows):
                 if row is not None:
                     found[at] = row + int(self.members.starts[number])
         return found
+
+    def _asked_for(self, keys: list[str]) -> dict[int, Any]:
+        while True:  # each turn that fails finds one more member lost
+            some = self.members.present() if self.members.tolerant else range(len(self.members))
+            try:
+                return self.members.gather(dict.fromkeys(some, ("find", keys)))
+            except MemberError:
+                if not self.members.tolerant:
+                    raise
 
     def shown(self, row_id: int) -> str:
         """See Snapshot."""

@@ -301,7 +301,7 @@ def test_commands(spade: Spade, members: dict[str, Path], tmp_path: Path) -> Non
     shutil.move(members["north"], tmp_path / "elsewhere")
     run = spade("cluster", "query", path, image)
     assert (run.status, "member 'north'" in run.err) == (1, True)
-    run = spade("cluster", "query", path, image, "--json", "--partial", "allow")
+    run = spade("cluster", "query", path, image, "--json", "--partial", "allow", "--output", tmp_path / "partial")
     assert json.loads(run.out)["missing"] == ["north"]
     assert "north" in run.err
     assert spade("cluster", "move", path, "north", tmp_path / "elsewhere").status == 0
