@@ -33,7 +33,7 @@ from spade_faiss.patch_search import bounds
 
 WIDE = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
 RANK, NOISE = 24, 0.1  # directions that nearly all of the variance lies in; standard deviation of the rest
-ENGINES = ["flat", "pyramid", "bounds"]
+ENGINES = ["flat", "pyramid", "bounds", "auto"]
 VIT = "timm:vit_small_patch14_dinov2"
 
 
@@ -101,7 +101,7 @@ def counted() -> Iterator[list[tuple[int, int]]]:
 
     def noted(self: Any, some: range) -> int:
         measured = compare(self, some)
-        found.append((measured, self.search.gallery.projection.width))
+        found.append((measured, self.search.gallery.projection(some.start).width))
         return measured
 
     with mock.patch.object(bounds._Worker, "compare", noted):
@@ -131,7 +131,10 @@ def measure(name: str, k: int, query: Levels, others: Levels, args: argparse.Nam
             "largest_relative_difference": oracle_difference(query, others, found[engine], args.sample),
         }  # fmt: skip
         if engine == "bounds" and left:
-            row |= {"measured_share": float(sum(one for one, _ in left) / pairs), "coordinates": left[-1][1]}
+            row |= {
+                "measured_share": float(sum(one for one, _ in left) / pairs),
+                "coordinates": sorted({width for _, width in left}),
+            }
         rows.append(row)
         print(row, flush=True)
     return rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -118,7 +119,8 @@ def main() -> None:
     cells = found.get("patch_search", [])
     costs = costs_of(card, cells, found)
     result = {
-        "card": card, "cuda": torch.version.cuda, "seconds": round(time.monotonic() - began, 1),
+        "card": card, "cuda": torch.version.cuda, "folder": tempfile.gettempdir(),
+        "seconds": round(time.monotonic() - began, 1),
         "left_out": run.left_out, **found, "ways": ways(), "auto": verdict(cells),
         "measured": str(costs) if costs else None,
     }  # fmt: skip

@@ -87,9 +87,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of items and all modules stay to the end: the garbage collector need not look at them again."""
+    """Thousands of items and all modules stay to the end: the garbage collector need not look at them again.
+
+    Nor need it look at what tests keep as often as it does: at its own pace it takes a twentieth of the suite's time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -42,6 +42,9 @@ for command in (
 
 def main() -> None:
     """Run the command line; an error becomes one line on stderr."""
+    sys.setswitchinterval(
+        1e-4
+    )  # a thread that writes or answers gets its turn 50 times sooner beside one that computes
     warnings.filterwarnings("ignore", module="PIL")  # an image that Pillow cannot read gets a line of its own
     warnings.showwarning = lambda message, *_, **__: note(message)
     escape_what_cannot_be_printed()

@@ -107,7 +107,7 @@ class NetworkFlags:
             "--device",
             default="auto",
             show_default=True,
-            help="Run on this device: cpu, cuda, cuda:N, or auto, which takes a GPU for the network only.",
+            help="Run on this device: cpu, cuda, cuda:N, or auto, which takes a GPU for what is faster there.",
         ),
     ]
     runtime: Annotated[

@@ -11,7 +11,8 @@ Upsampling is linear: of several levels, each is projected at its own resolution
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,17 +22,19 @@ from ..arrays import Array
 from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
-from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query
-from .bounds_plan import MULTIPLY, Projection, fitted, measure_cost, provisional
+from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query, spread
+from .bounds_panels import squares_of
+from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, provisional
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .pyramid_kernels import keep_nearest
 from .sharing import share_out
 
 CHUNK_BYTES = 2**19  # neighbours' patches loaded at a time
 FIRST = 4  # neighbours searched before directions are chosen; if matches are distinct, kappa more
+GUESSES = 2  # neighbours of each thread whose likeliest patches are measured first: few are left then
 WORTH = 5e7  # nanoseconds of products of all channels that are worth the choice of directions
 LOAD = 12.0  # nanoseconds that a value of a neighbour takes to be prepared
-CROWD = 1.0  # times what products of all channels take: more time for what is left, and directions are given up
+CROWD = 0.5  # times what all products of all channels take: more time for what is left, and directions are given up
 ASKED = 64  # patches of the query that try directions
 
 
@@ -93,16 +96,20 @@ def search_prepared(
     """
     k, threads = gallery.k, torch_threads()
     with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
-        search = in_one_thread(_Search.of, gallery, query, distinct)
-        reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
-        workers = [_Worker(search, kappa, reach) for _ in range(min(threads, k))]
         together = max(1, min(CHUNK_BYTES // (4 * gallery.n * gallery.depth), -(-k // threads)))
         chunks = [range(k)[start : start + together] for start in range(0, k, together)]
-        if gallery.projection is None:
+        if not gallery.projections:
             first = chunks[: -(-(FIRST + (kappa if distinct else 0)) // together)]
-            expected = in_one_thread(search.choose, first, kappa)
-            if expected + LOAD * sum(level.size for level in gallery.levels) > budget:
-                raise TooMuchLeftError
+            in_one_thread(_choose, gallery, query, distinct, first, kappa, budget)
+        search = in_one_thread(_Search.of, gallery, query, distinct)
+        if not np.isfinite(search.longest):
+            gallery.projections = [gallery.plain]
+        reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
+        number = min(threads, k)
+        workers = [_Worker(search, kappa, reach, number) for _ in range(number)]
+        if not distinct and gallery.projection(0).directions is not None:
+            guesses = [_Worker(search, kappa, reach, guess=True) for _ in range(number)]
+            share_out(chunks[: GUESSES * number], guesses)
         share_out(chunks, workers)
     best, best_at = workers[0].best, workers[0].best_at
     for other in workers[1:]:
@@ -121,49 +128,26 @@ class _Search:
     gallery: BoundsGallery
     distinct: bool
     query: Floats  # (q, c) patches, shifted
-    own: torch.Tensor  # (c, q) the same about the centre, at scale
-    sq_norms: NDArray[np.float64]  # (q,) of these
+    sq_norms: NDArray[np.float64]  # (q,) squared norms about the centre, at scale
     operands: dict[int, Floats] = field(default_factory=dict)  # by the identity of projections
 
     @classmethod
-    def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool) -> _Search:
-        """Prepare a query."""
-        patches = gallery.patches(query)
-        own = torch.from_numpy(patches).T * gallery.scale - torch.from_numpy(gallery.centre)[:, None]
-        return cls(gallery, distinct, patches, own, own.double().square().sum(dim=0).numpy())
+    def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool, at: Ints | None = None) -> _Search:
+        """Prepare a query, or those of its patches that `at` numbers."""
+        patches = gallery.patches(query, at)
+        sq_norms = np.empty(len(patches))
+        squares_of(patches, np.float32(gallery.scale), gallery.centre, sq_norms)
+        return cls(gallery, distinct, patches, sq_norms)
+
+    @cached_property
+    def own(self) -> torch.Tensor:
+        """The patches (c, q) about the centre, at scale."""
+        return torch.from_numpy(self.query).T * self.gallery.scale - torch.from_numpy(self.gallery.centre)[:, None]
 
     @property
     def longest(self) -> float:
         """The largest norm."""
         return float(np.sqrt(self.sq_norms.max()))
-
-    def choose(self, first: list[range], kappa: int) -> float:
-        """Choose how the gallery is projected, by what some patches of the query find in the first neighbours.
-
-        Returns:
-            expected nanoseconds of one core that comparing all patches will take; 0: not known.
-        """
-        gallery, pairs = self.gallery, self.gallery.k * self.gallery.n * len(self.query)
-        if not np.isfinite(self.longest):
-            gallery.projection = gallery.plain
-            return 0
-        if pairs * gallery.depth * MULTIPLY <= WORTH:
-            gallery.projection = Projection(gallery.depth, None, True)
-            return 0
-        gallery.projection = provisional(gallery.centred_sample, gallery.directions)
-        if gallery.projection.is_plain:
-            return 0
-        some = slice(None, None, -(-len(self.query) // ASKED))
-        asked = replace(self, query=np.ascontiguousarray(self.query[some]), own=self.own[:, some],
-                        sq_norms=self.sq_norms[some], operands={})  # fmt: skip
-        worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
-        worker.run(iter(first))
-        within = torch.from_numpy(worker.best[:, 0]) * gallery.scale**2
-        gallery.projection, a_pair = fitted(
-            gallery.centred_sample, gallery.directions, asked.own, within, len(self.query)
-        )
-        gallery.forget()
-        return a_pair * pairs
 
     def operand(self, projection: Projection) -> Floats:
         """Return what the neighbours' panels are multiplied by, (blocks, words, ROWS)."""
@@ -175,14 +159,52 @@ class _Search:
         return self.operands[id(projection)]
 
 
+def _choose(
+    gallery: BoundsGallery, query: Sequence[Array], distinct: bool, first: list[range], kappa: int, budget: float
+) -> None:
+    """Choose how the gallery is projected, by what some patches of the query find in the first neighbours.
+
+    Raises:
+        TooMuchLeftError: comparing all patches will take longer than the budget.
+    """
+    patches = query[0][0].size
+    pairs = gallery.k * gallery.n * patches
+    if pairs * gallery.depth * MULTIPLY <= WORTH:
+        gallery.projections = [Projection(gallery.depth, None, True)]
+        return
+    asked = _Search.of(gallery, query, distinct, spread(patches, ASKED))
+    gallery.projections = [provisional(gallery.centred_sample, gallery.directions)]
+    if gallery.projections[0].is_plain or not np.isfinite(asked.longest):
+        gallery.projections = [gallery.plain]
+        return
+    sides = gallery.centred_sample, gallery.directions, asked.own
+    figures = (patches, gallery.measure_cost), gallery.spare_parts
+    if gallery.projections[0].directions is None and np.isfinite(budget):  # to prepare the first would take long
+        a_pair = fitted(*sides, likely_reach(*sides[::2], gallery.k * gallery.n), *figures)[1]
+        if a_pair * pairs > budget:
+            raise TooMuchLeftError
+    worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
+    worker.run(iter(first))
+    within = torch.from_numpy(worker.best[:, 0]) * gallery.scale**2
+    gallery.projections, a_pair = fitted(*sides, within, *figures)
+    gallery.forget()
+    if a_pair * pairs + LOAD * sum(level.size for level in gallery.levels) > budget:
+        raise TooMuchLeftError
+
+
 class _Worker:
     """One thread's share of the neighbours."""
 
-    def __init__(self, search: _Search, kappa: int, reach: Floats) -> None:
-        """Begin with nothing found; `reach` (q,) bounds the kappa-th nearest, and all workers lower it."""
+    def __init__(self, search: _Search, kappa: int, reach: Floats, workers: int = 1, guess: bool = False) -> None:
+        """Begin with nothing found; `reach` (q,) bounds the kappa-th nearest, and all workers lower it.
+
+        A guess only measures the patches of each neighbour whose bounds are least.
+        """
         q, n = len(search.query), search.gallery.n
-        self.search, self.reach, self.is_crowded = search, reach, False
+        self.search, self.reach, self.is_crowded, self.guess = search, reach, False, guess
+        self.most = CROWD * q * n * search.gallery.k * search.gallery.depth * MULTIPLY / workers
         self.best, self.best_at = np.full((q, kappa), np.inf, np.float32), np.full((q, kappa), -1, np.int64)
+        self.room: Floats | None = None
         made = n if search.gallery.is_mixed else 0
         small = (
             np.empty(kappa, np.float32), np.empty(kappa, np.int64),
@@ -196,23 +218,25 @@ class _Worker:
     def run(self, work: Iterator[range]) -> None:
         """Compare neighbours, ascending, until there are no more."""
         with np.errstate(over="ignore", invalid="ignore"):
-            for number, some in enumerate(work):
-                pairs, depth = len(some) * len(self.search.query) * self.search.gallery.n, self.search.gallery.depth
-                measured = self.compare(some)
-                if number and measured * measure_cost(depth) > CROWD * pairs * depth * MULTIPLY:
-                    self.is_crowded = True  # more is left than the sample has shown
+            measured, gallery = 0, self.search.gallery
+            for some in work:
+                measured += self.compare(some)
+                # More is left than the sample has shown. The nearest neighbours come first, and most is left there.
+                self.is_crowded = measured * gallery.measure_cost > self.most
 
     def compare(self, some: range) -> int:
         """Compare some neighbours; returns the number of patches that were measured."""
         search, gallery = self.search, self.search.gallery
-        assert gallery.projection is not None
-        wanted = gallery.plain if self.is_crowded else gallery.projection
-        theirs = gallery.prepared(some, wanted)
+        wanted = gallery.plain if self.is_crowded else gallery.projection(some.start)
+        if self.room is None:
+            self.room = gallery.room(len(some))  # the first are the most
+        theirs = gallery.prepared(some, wanted, self.room, self.guess)
         projection = theirs.projection
         count: int = kernels.compare(
-            search.query, search.operand(projection), search.sq_norms, theirs.cells, gallery.mix, theirs.panels,
-            theirs.largest, some.start * gallery.n,
+            search.query, search.operand(projection), search.sq_norms, theirs.cells, gallery.mix, gallery.parts,
+            theirs.panels, theirs.largest, some.start * gallery.n,
             (gallery.scale**2, projection.doubt, projection.coarseness, search.longest),
-            (gallery.n, search.distinct, projection.is_paired), self.best, self.best_at, self.reach, self.scratch,
+            (gallery.n, search.distinct, projection.is_paired, self.guess),
+            self.best, self.best_at, self.reach, self.scratch,
         )  # fmt: skip
         return count

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from . import bounds_panels as panels
 from . import pyramid_kernels
-from .bounds_plan import Projection, principal
+from .bounds_loading import READS_HALVES, load_level
+from .bounds_plan import Projection, measure_cost, parts_of, principal
 from .bounds_simd import ROWS, WIDTH
 from .pyramid_plan import Upsampling, lifted
 from .upsampling import as_tensor, shift_of
@@ -50,7 +51,7 @@ class BoundsGallery:
         self.channels = [level.shape[1] for level in levels]
         self.depth = sum(self.channels)
         self.plain = Projection(self.depth, None, False)
-        self.projection: Projection | None = None  # that neighbours are prepared by; None: to be chosen
+        self.projections: list[Projection] = []  # of equal parts of the neighbours; none: to be chosen
         self._kept_bytes = kept_bytes
         self._kept: dict[int, Prepared] = {}
         sample = self.sample
@@ -59,8 +60,8 @@ class BoundsGallery:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether patches are made of several cells."""
-        return len(self.levels) > 1
+        """Whether patches are interpolated."""
+        return any(grid != self.grids[0] for grid in self.grids)
 
     @cached_property
     def upsampling(self) -> Upsampling:
@@ -77,24 +78,30 @@ class BoundsGallery:
         taps, weights = zip(*(self.upsampling.under(at, np.arange(self.n)) for at in range(len(sizes))), strict=True)
         return table, np.stack(taps), np.stack(weights)
 
-    def patches(self, levels: Sequence[Array]) -> Floats:
-        """Return the patches (q, c) of an image with levels [(c, h, w), ...], or of one level (c, q), shifted."""
+    def patches(self, levels: Sequence[Array], at: Ints | None = None) -> Floats:
+        """Return the patches (q, c) of an image with levels [(c, h, w), ...], or of one level (c, q), shifted.
+
+        Args:
+            levels: of the image.
+            at: (q,) numbers of the patches; all of them.
+        """
         native = [
-            _shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T.contiguous()
+            _shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T
             for level, shift in zip(levels, self.shifts, strict=True)
         ]
         if not self.is_mixed:
-            return native[0].numpy()
-        out = np.empty((self.n, self.depth), np.float32)
-        cells = torch.cat([level.reshape(-1) for level in native]).numpy()
-        panels.patches_of(cells, self.depth, self.mix, out)
+            chosen = native if at is None else [level[torch.from_numpy(at)] for level in native]
+            return torch.cat(chosen, dim=1).contiguous().numpy()
+        at = np.arange(self.n) if at is None else at
+        out = np.empty((len(at), self.depth), np.float32)
+        panels.patches_of(torch.cat([level.reshape(-1) for level in native]).numpy(), at, self.mix, out)
         return out
 
     @cached_property
     def sample(self) -> torch.Tensor:
         """Some patches from everywhere in the gallery, (c, s) float32, shifted."""
         number = min(self.n, -(-SAMPLE // self.k))
-        patches = (np.arange(number) * self.n + self.n // 2) // number  # one of each of so many parts
+        patches = spread(self.n, number)
         parts = []
         for at, (level, shift) in enumerate(zip(self.levels, self.shifts, strict=True)):
             some = level[:: -(-self.k // SAMPLE)]
@@ -108,49 +115,113 @@ class BoundsGallery:
         return torch.cat([part.transpose(0, 1).reshape(part.shape[1], -1) for part in parts])
 
     @cached_property
+    def parts(self) -> Ints:
+        """Parts of the channels, (p, 2) first and number: those that differ most among patches first."""
+        return np.array(parts_of(self.channels), np.int64)[np.argsort(-self._spreads, kind="stable")]
+
+    @property
+    def spare_parts(self) -> dict[tuple[int, int], float]:
+        """Parts of the finest grid's channels, and their spreads: they cost less if they are not projected."""
+        finest = np.repeat([grid == self.grids[0] for grid in self.grids], self.channels)
+        every = zip(parts_of(self.channels), self._spreads.tolist(), strict=True)
+        return {part: spread for part, spread in every if finest[part[0]]}
+
+    @cached_property
+    def _spreads(self) -> NDArray[np.float64]:
+        """How much patches differ in each part of the channels."""
+        squares = self.centred_sample.double().square().sum(dim=1).numpy()
+        return np.array([squares[first : first + number].sum() for first, number in parts_of(self.channels)])
+
+    @cached_property
+    def measure_cost(self) -> float:
+        """Nanoseconds that it takes to measure a patch: until the parts that differ most rule it out."""
+        order = np.argsort(-self._spreads, kind="stable")
+        return measure_cost(self._spreads[order], self.parts[:, 1])
+
+    @cached_property
     def directions(self) -> torch.Tensor:
         """The first principal directions, (m, c); none if the sample is not finite."""
         return principal(self.centred_sample)
 
-    @property
+    @cached_property
     def centred_sample(self) -> torch.Tensor:
         """The sample at scale, about the centre."""
         return self.sample * self.scale - torch.from_numpy(self.centre)[:, None]
 
-    def prepared(self, some: range, projection: Projection) -> Prepared:
-        """Return neighbours ready to be compared: by this projection, or as they were prepared before."""
+    def projection(self, neighbour: int) -> Projection:
+        """Return what a neighbour is prepared by."""
+        return self.projections[neighbour * len(self.projections) // self.k]
+
+    def room(self, neighbours: int) -> Floats:
+        """Return memory for the cells of some neighbours, (s, m); to ask for it again and again takes long."""
+        return np.empty((neighbours, sum(level[0].size for level in self.levels)), np.float32)
+
+    def prepared(self, some: range, projection: Projection, room: Floats, keep: bool = False) -> Prepared:
+        """Return neighbours ready to be compared: by this projection, or as they were prepared before.
+
+        Those that are not kept lie in `room`, until others do.
+        """
         found = self._kept.get(some.start)
         if found is None or (projection.is_plain and not found.projection.is_plain):
-            found = self._prepare(some, projection)
-            if found.panels.nbytes + found.cells.nbytes <= self._kept_bytes * len(some) / self.k:
+            keep = keep or self._size(projection) <= self._kept_bytes / self.k
+            found = self._prepare(some, projection, self.room(len(some)) if keep else room[: len(some)])
+            if keep:
                 self._kept[some.start] = found
         return found
+
+    def _size(self, projection: Projection) -> float:
+        """Return the bytes of a neighbour that is prepared."""
+        words = -(-projection.width // 2) if projection.is_paired else projection.width
+        cells: int = sum(level[0].size for level in self.levels)
+        return 4.0 * (cells + (words + 1) * -(-self.n // WIDTH) * WIDTH)
 
     def forget(self) -> None:
         """Prepare neighbours again when they are needed."""
         self._kept.clear()
 
-    def _prepare(self, some: range, projection: Projection) -> Prepared:
-        cells = np.empty(
-            (len(some), sum(c * h * w for c, (h, w) in zip(self.channels, self.grids, strict=True))), np.float32
-        )
-        sq_norms, squares = np.zeros((2, len(some), self.n), np.float32)
+    def _prepare(self, some: range, projection: Projection, cells: Floats) -> Prepared:
+        found = np.zeros((len(some), projection.rows + 1, self.n), np.float32)  # coordinates, and squared norms
+        sq_norms, squares = found[:, -1], np.zeros((len(some), self.n), np.float32)
         operands, start, first = [], 0, 0
-        for at, (level, shift) in enumerate(zip(self.levels, self.shifts, strict=True)):
-            values = _shifted(as_tensor(level[some.start : some.stop]).flatten(2), shift)
-            panels.turn(values.numpy(), start, cells)
-            centre = self.centre[first : first + len(shift)]
-            if self.grids[at] == self.grids[0]:
-                panels.move(values.numpy(), np.float32(self.scale), centre, sq_norms)
+        for at, shift in enumerate(self.shifts):
+            part = slice(first, first + len(shift))
+            target = (start, len(shift)) if self.is_mixed else (first, self.depth)
+            if projection.directions is not None and self.grids[at] == self.grids[0]:
+                self._load(at, some, projection, cells, target, found)
             else:
-                self._move(at, values.numpy(), centre, sq_norms, squares)
-            along = projection.along(values, slice(first, first + len(shift)))
-            operands.append(self._raised(at, along))
-            start, first = start + values[0].numel(), first + len(shift)
+                values = _shifted(as_tensor(self.levels[at][some.start : some.stop]).flatten(2), shift)
+                panels.turn(values.numpy(), cells, target)
+                if self.grids[at] == self.grids[0]:
+                    panels.move(values.numpy(), np.float32(self.scale), self.centre[part], sq_norms)
+                else:
+                    self._move(at, values.numpy(), self.centre[part], sq_norms, squares)
+                operands.append(self._raised(at, projection.along(values, part)))
+            start, first = start + self.levels[at][0].size, first + len(shift)
+        if projection.directions is not None:
+            operands.append(torch.from_numpy(found[:, : len(projection.directions)]))
         bound = (sq_norms + squares).max(axis=1)
         largest = np.where(np.isfinite(bound), np.sqrt(bound), 0).astype(np.float32)
         operand = projection.joined(operands, torch.from_numpy(sq_norms)[:, None])
         return Prepared(projection, cells, packed(projection, operand, sq_norms, largest), largest)
+
+    def _load(
+        self, at: int, some: range, projection: Projection, cells: Floats, target: tuple[int, int], found: Floats
+    ) -> None:
+        """Load a level of the finest grid, see load_level."""
+        first = sum(self.channels[:at])
+        directions, used = projection.blocks(first, self.channels[at])
+        shift, centre = self.shifts[at].reshape(-1).numpy(), self.centre[first : first + self.channels[at]]
+        for number, neighbour in enumerate(some):
+            level = np.ascontiguousarray(self.levels[at][neighbour])
+            if level.dtype == np.float16 and READS_HALVES:
+                level = level.view(np.uint16)
+            elif level.dtype != np.float32:
+                level = _shifted(as_tensor(level.reshape(len(level), -1)), self.shifts[at]).numpy()
+                shift = np.zeros_like(shift)
+            load_level(
+                np.empty(0, level.dtype), (level.ctypes.data, self.n), (shift, centre), np.float32(self.scale),
+                directions, used, cells[number], target, found[number],
+            )  # fmt: skip
 
     def _move(self, at: int, values: Floats, centre: Floats, sq_norms: Floats, squares: Floats) -> None:
         """Move and scale a coarser level in place, and add the squared norms of what is interpolated from it.
@@ -177,6 +248,14 @@ class BoundsGallery:
             return along
         flat = np.ascontiguousarray(along.reshape(-1, along.shape[2]).numpy())
         return torch.from_numpy(lifted(flat, self.grids[at], self.grids[0])).reshape(len(along), -1, self.n)
+
+
+def spread(n: int, number: int) -> Ints:
+    """Return at most so many of n positions, ascending: one of each of equal parts, of another column each."""
+    number = min(n, number)
+    edges = np.arange(number + 1) * n // number
+    drawn: Ints = edges[:-1] + (np.random.default_rng(0).random(number) * np.diff(edges)).astype(np.int64)
+    return drawn
 
 
 def packed(projection: Projection, operand: torch.Tensor, sq_norms: Floats, largest: Floats) -> Floats:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .bounds_loading import address_of
 from .bounds_panels import LARGEST, patch_at
-from .bounds_simd import LOOK, ROWS, about, at_most, float_at, lowest, multiply, multiply_pairs, sq_distance
+from .bounds_simd import LOOK, ROWS, at_most, float_at, lowest, multiply, multiply_pairs, sq_difference, sq_distance
 from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
 
@@ -21,6 +22,38 @@ TILE_BYTES = 2**18  # cells multiplied at a time: they stay in a core's cache un
 def are_equal(mine: int, theirs: int, channels: int) -> Any:
     """Return whether two patches at addresses are."""
     return sq_distance(mine, theirs, channels) == 0
+
+
+@jit
+def about(mine: int, theirs: int, parts: Any, limit: Any) -> Any:
+    """Return the squared distance of two patches at addresses as float32 sums it, or some number above the limit."""
+    total = np.float32(0)
+    for part in range(len(parts)):
+        start = 4 * parts[part, 0]
+        total += sq_difference(mine + start, theirs + start, parts[part, 1])
+        if total > limit:
+            break
+    return total
+
+
+@jit
+def in_order(mine: int, theirs: int, channels: int) -> Any:
+    """Return the squared distance of two patches at addresses as pyramid_kernels.add_differences sums it."""
+    total = 0.0
+    for offset in range(0, 4 * channels, 4):
+        difference = float_at(mine + offset) - float_at(theirs + offset)
+        total += np.float64(difference) * np.float64(difference)
+    return total
+
+
+@jit
+def measure(mine: int, theirs: int, channels: int, distinct: bool) -> Any:
+    """Return the squared distance of two patches at addresses, in float64.
+
+    One match of each neighbour is this engine's alone. Others are found by `pyramid` too, and answers must not depend
+    on the engine.
+    """
+    return sq_distance(mine, theirs, channels) if distinct else in_order(mine, theirs, channels)
 
 
 @jit
@@ -55,12 +88,6 @@ def kth(values: int, n: int, keys: Any, at: Any) -> Any:
 
 
 @jit
-def address_of(array: Any) -> Any:
-    """Return where an array begins."""
-    return np.int64(array.ctypes.data)
-
-
-@jit
 def half_limit(reach: float, square: float, sq_norm: float, doubt: float) -> Any:
     """Return what no half of a patch within `reach` is above."""
     limit = (reach * (1 + 1e-6) * square - sq_norm) / 2 + doubt
@@ -76,11 +103,11 @@ def search_row(
 
     Args:
         mine: address of the (c,) float32 patch.
-        theirs: number of channels, address of a neighbour's patches, its cells, and how patches are made of them: see
-            bounds_panels.patch_at.
+        theirs: number of channels, address of a neighbour's patches, its cells, how patches are made of them (see
+            bounds_panels.patch_at), and parts of the channels, see `compare`.
         values: address of float32 lower bounds of the halves of some of its patches, off by no more than the doubt.
-        span: the first of these, their number, the position of the neighbour's first patch, and whether it has one
-            match at most.
+        span: the first of these, their number, the position of the neighbour's first patch, whether it has one match
+            at most, and whether only the likeliest are measured.
         terms: scale of the halves squared, the patch's squared norm, and the doubt.
         slack: what a float32 sum of squares can be off by, as a factor and on top.
         best: (q, kappa) float32 heaps.
@@ -96,20 +123,20 @@ def search_row(
     Returns:
         number of patches that were measured.
     """
-    start, cells, first, distinct = span
+    start, cells, first, distinct, guess = span
     square, sq_norm, doubt = terms
-    channels, base, own_cells, mix = theirs
+    channels, base, own_cells, mix, parts = theirs
     keys, keys_at, made, made_of = scratch
     measured, before = 0, near[row]
     nothing = np.float32(np.inf)
     heap, heap_at, kappa = best[row], best_at[row], best.shape[1]
-    fills = near[row] == np.inf if distinct else heap[0] == nothing
+    fills = guess or (near[row] == np.inf if distinct else heap[0] == nothing)
     likely = np.float32(low)  # the likeliest come first: after them, few are left that can be nearer
     if fills and not distinct and kappa > 1:
         likely = np.float32(kth(values, cells, keys, keys_at))
     is_mixed = len(mix[0]) > 0
     last, last_rough, last_distance = mine, np.float32(-1), 0.0
-    for turn in range(0 if fills else 1, 2):
+    for turn in range(0 if fills else 1, 1 if guess else 2):
         bound = min(heap[0], reach[row])
         if distinct:
             bound = np.float32(min(np.float64(bound), near[row]))
@@ -133,11 +160,13 @@ def search_row(
                 if is_mixed and made_of[start + i] != first:
                     patch_at(own_cells, start + i, channels, mix, made[start + i])
                     made_of[start + i] = first
-                rough = about(mine, patch, channels)
-                if rough > bound * slack[0] + slack[1]:
+                most = np.float32(bound * slack[0] + slack[1])
+                rough = about(mine, patch, parts, most)
+                if rough > most:
                     continue
                 if not (rough == last_rough and are_equal(last, patch, channels)):  # copies are common
-                    last, last_rough, last_distance = patch, rough, sq_distance(mine, patch, channels)
+                    last, last_rough = patch, rough
+                    last_distance = measure(mine, patch, channels, distinct)
                 if distinct:
                     if last_distance < near[row] or (last_distance == near[row] and place < near_at[row]):
                         near[row], near_at[row] = last_distance, place
@@ -166,7 +195,7 @@ def least_of(values: Any) -> Any:
 
 @jit
 def compare(
-    query: Any, operand: Any, sq_norms: Any, cells: Any, mix: Any, panels: Any, largest: Any,
+    query: Any, operand: Any, sq_norms: Any, cells: Any, mix: Any, parts: Any, panels: Any, largest: Any,
     place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any, scratch: Any,
 ) -> Any:  # fmt: skip
     """Compare all query patches with those of some neighbours, and keep the nearest.
@@ -177,14 +206,15 @@ def compare(
         sq_norms: (q,) float64 squared norms, at scale.
         cells: (s, m) float32 cells of s neighbours.
         mix: how patches are made of them, see bounds_panels.patch_at.
+        parts: (p, 2) int64 first channels and numbers of channels, those that differ most first.
         panels: (s, panels, words + 1, WIDTH) float32 operands: the last of the words are half squared norms, infinite
             for what is padded.
         largest: (s,) float32 largest norm of each, at scale.
         place: position of the first patch.
         figures: scale of the products squared; the doubt of half a squared distance, relative to the square of the sum
             of both norms, and relative to the product of the largest norms; the query's largest norm.
-        flags: number of patches of a neighbour, whether each neighbour has one match at most, and whether words are
-            pairs of int16.
+        flags: number of patches of a neighbour, whether each neighbour has one match at most, whether words are pairs
+            of int16, and whether only the likeliest patches of each neighbour are measured.
         best: (q, kappa) float32 heaps of the nearest.
         best_at: (q, kappa) int64, their positions.
         reach: (q,) float32, a bound of the kappa-th nearest, shared by all threads.
@@ -194,7 +224,7 @@ def compare(
         number of patches that were measured.
     """
     out, least, near, near_at, small = scratch
-    n, distinct, paired = flags
+    n, distinct, paired, guess = flags
     words, depth, wide = operand.shape[1], query.shape[1], panels.shape[3]
     square, relative, coarse, longest = figures
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
@@ -203,7 +233,13 @@ def compare(
     for number in range(len(cells)):
         near[:] = np.inf
         first = place + number * n
-        theirs = depth, address_of(small[2]) if len(mix[0]) > 0 else address_of(cells[number]), cells[number], mix
+        theirs = (
+            depth,
+            address_of(small[2]) if len(mix[0]) > 0 else address_of(cells[number]),
+            cells[number],
+            mix,
+            parts,
+        )
         factor = np.float32(longest * largest[number] / (LARGEST * LARGEST))
         for panel in range(0, panels.shape[1], step):
             start = panel * wide
@@ -225,7 +261,7 @@ def compare(
                     if is_settled or low > half_limit(top, square, sq_norms[row], doubt):
                         continue
                     measured += search_row(
-                        mine + 4 * depth * row, theirs, values + 4 * stride * r, (start, count, first, distinct),
+                        mine + 4 * depth * row, theirs, values + 4 * stride * r, (start, count, first, distinct, guess),
                         (square, sq_norms[row], doubt), slack, best, best_at, row, reach, near, near_at, small, low,
                     )  # fmt: skip
     return measured

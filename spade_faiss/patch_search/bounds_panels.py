@@ -17,15 +17,22 @@ LARGEST = 32_700  # that a coordinate becomes as int16, if it is as long as the 
 
 
 @jit
-def turn(values: Any, start: int, cells: Any) -> None:
-    """Set a level's part of cells (s, m), from `start` on, to values (s, c, n) float32."""
+def turn(values: Any, cells: Any, target: Any) -> None:
+    """Set a level's part of cells (s, m) to values (s, c, n) float32.
+
+    Args:
+        values: the level.
+        cells: float32.
+        target: where in the cells of a neighbour the level's first begins, and the distance between them.
+    """
     channels, n = values.shape[1:]
+    offset, length = target
     for number in range(len(values)):
-        source, target = values[number], cells[number, start : start + channels * n].reshape(n, channels)
+        source, out = values[number], cells[number]
         for first in range(0, n, BLOCK):
             for i in range(first, min(first + BLOCK, n)):
                 for channel in range(channels):
-                    target[i, channel] = source[channel, i]
+                    out[offset + i * length + channel] = source[channel, i]
 
 
 @jit
@@ -138,13 +145,24 @@ def patch_at(cells: Any, patch: int, depth: int, mix: Any, out: Any) -> Any:
         first = start + taps[number, 3, patch] * channels
         d, d_weight = cells[first : first + channels], weights[number, 3, patch]
         for channel in range(channels):
-            upper = a[channel] * a_weight + b[channel] * b_weight
-            target[channel] = upper + (c[channel] * c_weight + d[channel] * d_weight)
+            total = a_weight * a[channel] + b_weight * b[channel]  # in the order of pyramid_kernels.add_differences
+            target[channel] = total + c_weight * c[channel] + d_weight * d[channel]
     return out
 
 
 @jit
-def patches_of(cells: Any, depth: int, mix: Any, out: Any) -> None:
-    """Set out (n, depth) to all patches of an image with these cells (m,); see patch_at."""
-    for patch in range(len(out)):
-        out[patch] = patch_at(cells, patch, depth, mix, out[patch])
+def patches_of(cells: Any, places: Any, mix: Any, out: Any) -> None:
+    """Set out (q, depth) to the patches at places (q,) of an image with these cells (m,); see patch_at."""
+    for i in range(len(out)):
+        out[i] = patch_at(cells, places[i], out.shape[1], mix, out[i])
+
+
+@jit
+def squares_of(patches: Any, scale: Any, centre: Any, out: Any) -> None:
+    """Set out (q,) float64 to the squared norms of patches (q, c) float32, at scale and about the centre (c,)."""
+    for i in range(len(out)):
+        patch, total = patches[i], 0.0
+        for channel in range(len(centre)):
+            own = np.float32(np.float32(patch[channel] * scale) - centre[channel])
+            total += np.float64(own) * np.float64(own)
+        out[i] = total

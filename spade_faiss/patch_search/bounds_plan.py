@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..arrays import ROUNDING
 from .bounds_panels import LARGEST
+from .bounds_simd import CHANNELS, ROWS
 
-COUNTS = 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128  # of directions that are tried
-ROUNDS = 3  # of subspace iteration: any orthonormal directions serve, so these need not be the best
+COUNTS = 6, 12, 18, 24, 36, 48, 66  # of directions that are tried, whole blocks of ROWS
+LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
+FEWER = 8  # times: patches of a part of the sample
+TELLING = 0.85  # share of a squared distance that shows that a patch is too far
+PARTS = 5  # of the neighbours, with directions of their own number
+SPARE = 22  # more, that the subspace is found with
 EXPLAINED = 0.9  # share of the variance that directions have to hold before it is known how far matches are
 
 # Nanoseconds on one core with AVX2. Only their ratios matter.
 MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
+PROJECT = 0.03  # per channel and direction of a patch
 PAIR = 0.08  # per pair, whatever it is
 MEASURE = 30.0  # per patch that is measured
-MEASURE_CHANNEL = 0.2  # and per channel of it
+MEASURE_CHANNEL = 0.07  # and per channel of it that has to be looked at
 
 
-def measure_cost(channels: int) -> float:
-    """Estimate the nanoseconds that it takes to measure a patch."""
-    return MEASURE + MEASURE_CHANNEL * channels
+def measure_cost(spreads: NDArray[np.float64], channels: NDArray[np.int64]) -> float:
+    """Estimate the nanoseconds that it takes to measure a patch: until parts of its channels rule it out.
+
+    Args:
+        spreads: how much patches differ in each part, the most first.
+        channels: number of channels of each part.
+    """
+    needed = int(np.searchsorted(np.cumsum(spreads), TELLING * spreads.sum())) + 1
+    return MEASURE + MEASURE_CHANNEL * float(channels[:needed].sum())
+
+
+def parts_of(channels: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut the channels of levels, side by side, into parts of at most CHANNELS of one level: first and number."""
+    parts, start = [], 0
+    for number in channels:
+        parts += [(start + at, min(CHANNELS, number - at)) for at in range(0, number, CHANNELS)]
+        start += number
+    return parts
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,9 @@ class Projection:
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
     is_paired: bool  # whether products are of int16
+    _blocks: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def is_plain(self) -> bool:
@@ -47,6 +75,22 @@ class Projection:
     def width(self) -> int:
         """Numbers that a patch becomes."""
         return self.channels if self.directions is None else len(self.directions) + 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of directions in blocks."""
+        return 0 if self.directions is None else -(-len(self.directions) // ROWS) * ROWS
+
+    def blocks(self, first: int, channels: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the directions of a level's channels as load_level takes them, and which parts of these it needs."""
+        if first not in self._blocks:
+            assert self.directions is not None
+            padded = np.zeros((self.rows, channels), np.float32)
+            padded[: len(self.directions)] = self.directions[:, first : first + channels].numpy()
+            blocks = np.ascontiguousarray(padded.reshape(-1, ROWS, channels).transpose(0, 2, 1))
+            used = [bool(padded[:, start : start + number].any()) for start, number in parts_of([channels])]
+            self._blocks[first] = blocks, np.array(used)
+        return self._blocks[first]
 
     @property
     def doubt(self) -> float:
@@ -96,69 +140,118 @@ def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
     return Projection(channels, None, len(directions) > 0)
 
 
-def fitted(
-    sample: torch.Tensor, directions: torch.Tensor, query: torch.Tensor, reach: torch.Tensor, patches: int
-) -> tuple[Projection, float]:
-    """Take as many directions as cost least by what they leave of a sample to be measured.
+def likely_reach(sample: torch.Tensor, query: torch.Tensor, patches: int) -> torch.Tensor:
+    """Estimate how far patches of a query (c, t) are from the nearest of a gallery, (t,) squared distances.
+
+    Among all of the gallery's patches the nearest is closer than in a sample (c, s), by how much depends on the
+    features' dimension: by as much for every FEWER times as many as from a part of the sample to all of it.
+    """
+    sq_distances = torch.cdist(query.T, sample.T).square_()
+    nearest = sq_distances.amin(dim=1).clamp_(min=1e-30)
+    gain = nearest / sq_distances[:, ::FEWER].amin(dim=1).clamp_(min=1e-30)
+    steps = np.log(patches / sample.shape[1]) / np.log(FEWER)
+    found: torch.Tensor = nearest * gain.log().mean().mul(steps).exp()
+    return found
+
+
+def trimmed(
+    directions: torch.Tensor, left: float, parts: Mapping[tuple[int, int], float]
+) -> tuple[torch.Tensor, float]:
+    """Set directions to 0 in parts of the channels in which patches hardly differ, beside what directions leave anyway.
+
+    They need not be orthonormal: what <q, x> has beyond <Pq, Px> is q'(I - P'P)x, and is at most r(q) r(x) as long as P
+    makes no patch longer.
 
     Args:
-        sample: (c, s) patches of the gallery.
+        directions: (m, c).
+        left: what patches differ by beyond the directions, in the unit of the parts.
+        parts: of the channels, first and number, and how much patches differ in each.
+
+    Returns:
+        the directions, and the share of the channels in which they are not 0.
+    """
+    spare, kept, channels = LEFT_OUT * left, directions.clone(), directions.shape[1]
+    for (start, number), spread in sorted(parts.items(), key=lambda each: each[1]):
+        spare -= spread
+        if spare < 0:
+            break
+        kept[:, start : start + number] = 0
+        channels -= number
+    return kept, channels / directions.shape[1]
+
+
+def fitted(
+    sample: torch.Tensor,
+    directions: torch.Tensor,
+    query: torch.Tensor,
+    reach: torch.Tensor,
+    figures: tuple[int, float],
+    parts: Mapping[tuple[int, int], float],
+) -> tuple[list[Projection], float]:
+    """Take as many directions as cost least by what they leave of a sample to be measured.
+
+    The nearest images usually come first: among their patches, more are left than among those of the last.
+
+    Args:
+        sample: (c, s) patches of the gallery, in the order of neighbours.
         directions: (m, c), principal.
         query: (c, t) patches of the query.
         reach: (t,) squared distances within which patches count.
-        patches: of the query, that each of the gallery's is compared with.
+        figures: number of patches of the query, that each of the gallery's is compared with; nanoseconds that it takes
+            to measure one.
+        parts: of the channels that need not be projected, see `trimmed`.
 
     Returns:
-        the projection, and nanoseconds a pair.
+        the projections of equal parts of the neighbours, and nanoseconds a pair.
     """
     channels, count = sample.shape
-    plain = Projection(channels, None, False)
+    patches, measure = figures
     if not len(directions) or not all(bool(side.isfinite().all()) for side in (sample, query, reach)):
-        return plain, float("inf")
-    mine, theirs = directions @ query, directions @ sample
-    own, others = query.square().sum(dim=0)[:, None], sample.square().sum(dim=0)
-    longest = float(own.amax().sqrt() * others.amax().sqrt())
+        return [Projection(channels, None, False)], float("inf")
+    edges = [count * part // PARTS for part in range(PARTS + 1)]
+    own, others = query.square().sum(dim=0), sample.square().sum(dim=0)
+    sq_norms, longest = own[:, None] + others, float(own.amax().sqrt() * others.amax().sqrt())
 
-    def cost(bounds: torch.Tensor, tried: Projection, projecting: float) -> float:
-        left = float((bounds <= reach[:, None] + 2 * tried.coarseness * longest).float().mean())
+    def costs(products: torch.Tensor, tried: Projection, projecting: float) -> list[float]:
+        limits = reach[:, None] + 2 * tried.coarseness * longest
+        left = (sq_norms - 2 * products <= limits).float().mean(dim=0).tolist()
         multiply = MULTIPLY_PAIRS if tried.is_paired else MULTIPLY
-        return PAIR + tried.width * multiply + left * measure_cost(channels) + projecting
+        of_all = PAIR + tried.width * multiply + projecting
+        return [of_all + sum(left[start:end]) / max(1, end - start) * measure for start, end in pairwise(edges)]
 
-    chosen, along, start = plain, torch.zeros(len(reach), count), 0
-    exact = torch.cdist(query.T, sample.T).square_()
-    best = cost(exact, plain, 0)
-    everything = Projection(channels, None, True)
-    if (paired := cost(exact, everything, 0)) < best:
-        best, chosen = paired, everything
+    exact = query.T @ sample
+    tried = [Projection(channels, None, is_paired) for is_paired in (False, True)]
+    found = [costs(exact, each, 0) for each in tried]
+    mine, theirs = directions @ query, directions @ sample
+    rests = [
+        query.square().sum(dim=0) - mine.square().cumsum(0),
+        sample.square().sum(dim=0) - theirs.square().cumsum(0),
+    ]
+    lengths = [rest.clamp_(min=0).sqrt() for rest in rests]
     for number in COUNTS:
         if number > len(directions) or number + 1 >= channels:
             break
-        part = slice(start, number)
-        own = (own - mine[part].square().sum(dim=0)[:, None]).clamp_(min=0)
-        others = (others - theirs[part].square().sum(dim=0)).clamp_(min=0)
-        along = along + torch.cdist(mine[part].T, theirs[part].T).square_()
-        tried = Projection(channels, directions[:number].contiguous(), True)
-        here = cost(along + (own.sqrt() - others.sqrt()).square_(), tried, number * channels * MULTIPLY / patches)
-        if here < best:
-            best, chosen = here, tried
-        start = number
-    return chosen, best
+        some, share = trimmed(directions[:number], float(rests[1][number - 1].sum()), parts)
+        tried.append(Projection(channels, some, True))
+        products = mine[:number].T @ theirs[:number] + lengths[0][number - 1][:, None] * lengths[1][number - 1]
+        found.append(costs(products, tried[-1], number * share * channels * PROJECT / patches))
+    best = [min(range(len(tried)), key=lambda each: found[each][part]) for part in range(PARTS)]
+    return [tried[each] for each in best], sum(found[each][part] for part, each in enumerate(best)) / PARTS
 
 
 def principal(sample: torch.Tensor) -> torch.Tensor:
     """Return about the first principal directions of patches (c, s), (m, c), the most telling first; none of NaN."""
-    channels, count = len(sample), min(COUNTS[-1], *sample.shape)
+    channels, count = len(sample), min(COUNTS[-1] + SPARE, *sample.shape)
     if not bool(sample.square().sum().isfinite()):
         return torch.empty(0, channels)
     if channels <= 2 * count:
         basis = torch.eye(channels, dtype=torch.float64)
         small = sample.double()
     else:
-        draw = torch.randn(channels, count, generator=torch.Generator().manual_seed(0))
-        for _ in range(ROUNDS):
-            draw = torch.linalg.qr(sample @ (sample.T @ draw)).Q
+        some = torch.linspace(0, sample.shape[1] - 1, count).long()
+        draw = sample @ (sample.T @ sample[:, some])  # a round of subspace iteration
         basis = torch.linalg.qr(draw.double()).Q
         small = basis.T @ sample.double()
     _, vectors = torch.linalg.eigh(small @ small.T)  # ascending
-    found: torch.Tensor = (basis @ vectors.flip(1)[:, :count]).T.float().contiguous()
+    found: torch.Tensor = (basis @ vectors.flip(1)[:, : COUNTS[-1]]).T.float().contiguous()
     return found

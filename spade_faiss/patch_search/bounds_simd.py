@@ -17,6 +17,7 @@ ROWS = 6  # query patches multiplied at a time
 # Patches multiplied at a time: with ROWS accumulators of that length, 12 registers of AVX-512 or of AVX2.
 WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16
 LOOK = 64  # values that are compared with a limit at a time
+CHANNELS = 128  # of a part: WIDTH patches of them stay in a core's nearest cache
 STEP = 8  # channels of which differences are summed at a time
 
 FLOAT, INT, WORD, SHORT = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(16)
@@ -124,6 +125,36 @@ def multiply_pairs(context: Any, addresses: Any, scale: Any, words: Any, stride:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def project(context: Any, addresses: Any, channels: Any) -> Any:
+    """Add to sums[r, i] the sum over channels of directions[channel, r] * patches[channel, i].
+
+    Args:
+        context: the compiler's.
+        addresses: those of directions (channels, ROWS), patches (channels, WIDTH) and sums (ROWS, WIDTH), float32.
+        channels: how many.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        directions, patches, out = (
+            builder.inttoptr(builder.extract_value(args[0], number), FLOAT.as_pointer()) for number in range(3)
+        )
+        places = [builder.bitcast(builder.gep(out, [WORD(row * WIDTH)]), FLOATS.as_pointer()) for row in range(ROWS)]
+        sums = [cgutils.alloca_once_value(builder, builder.load(place, align=4)) for place in places]
+        with cgutils.for_range(builder, args[1]) as loop:
+            theirs = _load(builder, patches, builder.mul(loop.index, WORD(WIDTH)))
+            first = builder.mul(loop.index, WORD(ROWS))
+            for row, each in enumerate(sums):
+                mine = _repeat(builder, builder.load(builder.gep(directions, [builder.add(first, WORD(row))])))
+                product = builder.fmul(mine, theirs, flags=("contract",))
+                builder.store(builder.fadd(builder.load(each), product, flags=("contract",)), each)
+        for place, each in zip(places, sums, strict=True):
+            builder.store(builder.load(each), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(addresses, channels), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def at_most(context: Any, address: Any, limit: Any) -> Any:
     """Return which of LOOK float32 values at an address are at most a float32 limit, as the bits of a uint64."""
 
@@ -156,11 +187,11 @@ def float_at(context: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def about(context: Any, mine: Any, theirs: Any, channels: Any) -> Any:
-    """Return the sum of squared differences of two patches at addresses, in float32 and any order."""
+def sq_difference(context: Any, mine: Any, theirs: Any, channels: Any) -> Any:
+    """Return the sum of squared differences of two float32 patches at addresses, in float32 and any order."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _differences(builder, args, ir.FloatType())
+        return _differences(builder, args, ir.FloatType(), 4)  # one sum would wait for each addition
 
     return types.float32(types.int64, types.int64, types.int64), generate
 
@@ -170,13 +201,13 @@ def sq_distance(context: Any, mine: Any, theirs: Any, channels: Any) -> Any:
     """Return the sum of squared differences of two float32 patches at addresses, in float64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _differences(builder, args, ir.DoubleType())
+        return _differences(builder, args, ir.DoubleType(), 1)
 
     return types.float64(types.int64, types.int64, types.int64), generate
 
 
-def _differences(builder: Any, args: Any, kind: Any) -> Any:
-    """Sum squared differences in vectors of STEP, and what is left one by one."""
+def _differences(builder: Any, args: Any, kind: Any, together: int) -> Any:
+    """Sum squared differences in so many vectors of STEP at a time, and what is left one by one."""
     mine, theirs = (builder.inttoptr(address, FLOAT.as_pointer()) for address in args[:2])
     wide, vector = kind == ir.DoubleType(), ir.VectorType(kind, STEP)
 
@@ -191,11 +222,17 @@ def _differences(builder: Any, args: Any, kind: Any) -> Any:
         difference = builder.fsub(*sides)
         return builder.fmul(difference, difference, flags=("contract",))
 
-    whole = builder.and_(args[2], WORD(-STEP))
-    sums = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * STEP))
-    with cgutils.for_range_slice(builder, WORD(0), whole, WORD(STEP), inc=True) as (at, _):
-        builder.store(builder.fadd(builder.load(sums), squared(at, vector), flags=("contract",)), sums)
-    parts, half = builder.load(sums), STEP
+    step = together * STEP
+    whole = builder.and_(args[2], WORD(-step))
+    sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * STEP)) for _ in range(together)]
+    with cgutils.for_range_slice(builder, WORD(0), whole, WORD(step), inc=True) as (at, _):
+        for number, each in enumerate(sums):
+            part = squared(builder.add(at, WORD(number * STEP)), vector)
+            builder.store(builder.fadd(builder.load(each), part, flags=("contract",)), each)
+    loaded = [builder.load(each) for each in sums]
+    while len(loaded) > 1:
+        loaded = [builder.fadd(*pair) for pair in zip(loaded[::2], loaded[1::2], strict=True)]
+    parts, half = loaded[0], STEP
     while half > 1:
         half //= 2
         undefined = ir.Constant(parts.type, ir.Undefined)

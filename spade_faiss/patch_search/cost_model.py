@@ -21,10 +21,10 @@ PYRAMID_MATCH = 1_400.0  # per match: keeping it as a candidate and finding it a
 PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
-BOUNDS_UNIT = 0.42  # of these nanoseconds in one of bounds_plan's
-# Below it, the search by bounds is not tried. To choose directions takes as long as 2e7; until "auto" chooses the same
-# engine for a cluster as for one gallery, whose answers are the same bit for bit, it is not tried at all.
-BOUNDS_LEAST = float("inf")
+BOUNDS_UNIT = 0.25  # of these nanoseconds in one of bounds_plan's
+BOUNDS_LEAST = 1e7  # for levels of one grid: below it, the search by bounds is not tried
+# For levels of several grids, per channel: to find out that bounds leave too much then takes a tenth of it at the most.
+BOUNDS_CHANNEL = 3e5
 
 
 def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
@@ -55,10 +55,12 @@ def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
 def bounds_budget(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
     """Return how long the search by bounds may take to be the fastest, in bounds_plan's nanoseconds; 0: not tried.
 
-    How much bounds leave depends on the features: the engine finds that out, and gives up.
+    How much bounds leave depends on the features: the engine finds that out, and hands over. An answer must not depend
+    on whether it did, so it stands in for `pyramid` alone, whose distances it finds bit for bit.
     """
-    other = min(pyramid_cost(shapes, k, kappa), flat_cost(shapes, k, kappa))
-    return other / BOUNDS_UNIT if other > BOUNDS_LEAST else 0.0
+    other, is_mixed = pyramid_cost(shapes, k, kappa), len({shape[1:] for shape in shapes}) > 1
+    least = BOUNDS_CHANNEL * sum(shape[0] for shape in shapes) if is_mixed else BOUNDS_LEAST
+    return other / BOUNDS_UNIT if least < other < flat_cost(shapes, k, kappa) else 0.0
 
 
 def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..system.devices import free_gpu_bytes
 from .candidates_torch import BYTES, GROUPED, SPARE
 from .patches_torch import VALUES, WIDE
 from .pyramid_torch import PART
@@ -29,6 +30,16 @@ def search_bytes(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int = 1,
     compared = some * (patches * channels * WIDE + groups * 40) + 8 * max(pairs, min(PAIRS, some * pairs))
     measured = MEASURED * min(max(VALUES, channels * (kappa + SPARE)), patches * (kappa + SPARE) * channels)
     return k * values * itemsize + 4 * min(k * values, PART) + max(compared, measured)
+
+
+def fits(
+    device: str, shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, itemsize: int = 2
+) -> bool:  # fmt: skip
+    """Return whether a GPU has the memory for a search now; args are those of search_bytes."""
+    import torch
+
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's, and free to be used
+    return search_bytes(shapes, k, kappa, itemsize) <= free_gpu_bytes(device) + spare
 
 
 def kept_bytes(shapes: Sequence[tuple[int, int, int]], images: int, itemsize: int = 2) -> int:

@@ -6,6 +6,7 @@ a few patches are gathered at the speed of memory. Nothing here waits for the de
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from ..arrays import Array
 from ..system.transfers import uploaded
 from .interpolation import taps
-from .tiles_torch import Operand, margin, power_of, scale_of
+from .tiles_torch import Operand, margin, power_of, scale_of, slow
 
 Levels = Sequence[Array | torch.Tensor]
 
@@ -46,12 +47,15 @@ def _kernels(device: torch.device) -> Any:
         return None
     try:
         from . import patches_triton
-
+    except ImportError:  # no Triton
+        return None
+    try:
         patches_triton.load(*(torch.ones(shape, device=device) for shape in ((1, 1, 2, 2, 2), (1, 2), ())))
         there = torch.ones(1, 1, 2, 2, 2, device=device)
         two = _taps(2, 2, device), _taps(2, 2, device)
         patches_triton.rounded_patches([there, there[:, :, :1, :1]], [two, (_taps(1, 2, device), _taps(1, 2, device))])
-    except Exception:  # a compiler says many things; the answer is the same without it
+    except Exception as error:  # a compiler says many things; the answer is the same without it
+        warnings.warn(slow(error), stacklevel=2)
         return None
     return patches_triton
 

@@ -277,4 +277,8 @@ def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> 
     from ..system.threads import torch_threads
 
     shapes = [level.shape for level in query]
-    return where if gpu_pays(shapes, len(gallery[0]), settings.kappa, torch_threads()) else "cpu"
+    if not gpu_pays(shapes, len(gallery[0]), settings.kappa, torch_threads()):
+        return "cpu"
+    from .device_memory import fits
+
+    return where if fits(where, shapes, len(gallery[0]), settings.kappa, gallery[0].dtype.itemsize) else "cpu"

@@ -7,13 +7,14 @@ work, on the first patches that are searched. Where Triton is missing, or does n
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from .tiles_torch import Least, least_plain
+from .tiles_torch import Least, least_plain, slow
 
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Least]
 
@@ -57,13 +58,18 @@ def _ways() -> Sequence[Way]:
 
 
 def fastest(ways: Sequence[Way], *sides: torch.Tensor) -> Way:
-    """Return the way that takes the fewest seconds; waits for the device. A way that fails is left out."""
-    seconds = {way: _milliseconds(way, *sides) for way in ways[:1]}
+    """Return the way that takes the fewest seconds; waits for the device. A way that fails is left out.
+
+    Warns if all but the first do.
+    """
+    seconds, failed = {way: _milliseconds(way, *sides) for way in ways[:1]}, None
     for way in ways[1:]:
         try:
             seconds[way] = _milliseconds(way, *sides)
-        except Exception:  # a compiler says many things; the answer is the same without it
-            continue
+        except Exception as error:  # a compiler says many things; the answer is the same without it
+            failed = error
+    if failed is not None and len(seconds) == 1:
+        warnings.warn(slow(failed), stacklevel=2)
     return min(seconds, key=lambda way: seconds[way])
 
 

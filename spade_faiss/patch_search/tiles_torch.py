@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from ..errors import first_line
 from .pyramid_plan import BFLOAT16
 
 GROUPS = 64  # of the patches of a neighbour
@@ -95,6 +96,11 @@ def power_of(size: torch.Tensor) -> torch.Tensor:
     exponent = torch.frexp(size).exponent.clamp(-90, 90)
     power = (127 + 6 - exponent.to(torch.int32)) << 23  # the bits of 2 ** (6 - exponent)
     return torch.where(size > 0, power.view(torch.float32), 1.0) + size * 0
+
+
+def slow(error: Exception) -> str:
+    """Say in one line that kernels did not compile."""
+    return f"kernels for the GPU did not compile, and plain torch serves, which is slower: {first_line(error)}"
 
 
 def padded_cells(cells: int) -> int:

@@ -21,7 +21,7 @@ from ..arrays import Array
 from ..errors import CorruptGalleryError
 from ..system.forks import free_at_forks
 from .file_pool import PooledFile
-from .shard_format import damaged_level, is_whole
+from .shard_format import StoredDataset, damaged_level, is_whole
 
 THREADS = 8  # reading at a time, however few cores there are: a disk serves several requests at once
 SUPPORTED = hasattr(os, "preadv") and hasattr(h5py.h5d.DatasetID, "chunk_iter")  # False on Windows, where HDF5 reads
@@ -42,7 +42,7 @@ class LevelReader:
         self,
         path: Path,
         size: int,
-        datasets: Sequence[Any],
+        datasets: Sequence[StoredDataset],
         checksums: NDArray[np.uint64],
         key: Callable[[int], str],
         open_file: Callable[[], PooledFile],
@@ -81,12 +81,12 @@ class LevelReader:
         """Return where the levels of all images lie, ascending: first byte and number of bytes of each."""
         return sorted(extent for row in range(self._offsets.shape[1]) for extent in self.extents(row))
 
-    def _find(self, number: int, dataset: Any) -> NDArray[np.int64]:
+    def _find(self, number: int, dataset: StoredDataset) -> NDArray[np.int64]:
         """Return where each image's chunk of a level begins in the file, (n,)."""
-        n, shape = len(dataset), dataset.shape[1:]
+        n, *shape = dataset.shape
         expected = int(np.prod(shape)) * dataset.dtype.itemsize
         chunks: list[Any] = []
-        if dataset.chunks == (1, *shape) and dataset.id.get_create_plist().get_nfilters() == 0:
+        if dataset.chunks == (1, *shape) and dataset.filters == 0:
             dataset.id.chunk_iter(chunks.append)
         chunks = [chunk for chunk in chunks if chunk.size == expected]
         rows = [chunk.chunk_offset[0] for chunk in chunks]

@@ -12,7 +12,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from ..options import MIB
 from ..system.forks import remember
 from .file_pool import FilePool, PooledFile
 from .manifest import ShardEntry
-from .shard_format import Names, ShardSchema, dataset_of
+from .shard_format import Names, ShardSchema, StoredDataset, dataset_of, open_hdf5
 
 BLOCK_BYTES = 16 * MIB
 
@@ -203,26 +202,27 @@ class RowReader:
         path, n = self._folder / entry.file, entry.images
         opened = self._files.open(number, path, entry.bytes)  # checks that it exists and has that size
         try:
-            with h5py.File(opened.for_hdf5(), "r", libver="latest", locking=False) as file:
-                kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._columns, "S")}
-                columns = {name: _column(file, name, n, kind, entry.bytes) for name, kind in kinds.items()}
-                if (columns["image"].width, columns["image"].dtype) != (self._d, np.float32):
-                    raise ValueError(f"image: expected ({n}, {self._d}) float32, found {file['image']}")
-                if columns["checksums"].width < 2:
-                    raise ValueError(f"checksums: expected at least ({n}, 2), found {file['checksums']}")
-                names = tuple(columns[name] for name in self._columns)
-                return _Place(path, entry.bytes, columns["image"], file["checksums"][:, 1], columns["checksums"], names)
+            file = open_hdf5(opened.for_hdf5())
+            kinds = {"image": "f", "checksums": "u", **dict.fromkeys(self._columns, "S")}
+            datasets = {name: dataset_of(file, name, entry.bytes) for name in kinds}
+            columns = {name: _column(dataset, name, n, kinds[name]) for name, dataset in datasets.items()}
+            if (columns["image"].width, columns["image"].dtype) != (self._d, np.float32):
+                raise ValueError(f"image: expected ({n}, {self._d}) float32, found {datasets['image']}")
+            if columns["checksums"].width < 2:
+                raise ValueError(f"checksums: expected at least ({n}, 2), found {datasets['checksums']}")
+            names = tuple(columns[name] for name in self._columns)
+            of_images = datasets["checksums"].read()[:, 1].copy()
+            return _Place(path, entry.bytes, columns["image"], of_images, columns["checksums"], names)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
 
 
-def _column(file: Any, name: str, n: int, kind: str, file_size: int) -> _Column:
+def _column(dataset: StoredDataset, name: str, n: int, kind: str) -> _Column:
     """Return where a column of n rows lies.
 
     Raises:
         ValueError: the dataset is something else, or not in one piece.
     """
-    dataset = dataset_of(file, name, file_size)
     ndim = 1 if kind == "S" else 2
     offset = dataset.id.get_offset()
     if (len(dataset.shape), dataset.shape[0], dataset.dtype.kind) != (ndim, n, kind) or offset is None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -15,7 +14,17 @@ from ..arrays import Array
 from ..errors import CorruptGalleryError
 from .file_pool import PooledFile
 from .level_reader import LevelReader
-from .shard_format import DAMAGED_IMAGE, DAMAGED_NAMES, Names, ShardSchema, damaged_level, dataset_of, is_whole
+from .shard_format import (
+    DAMAGED_IMAGE,
+    DAMAGED_NAMES,
+    Names,
+    ShardSchema,
+    StoredDataset,
+    damaged_level,
+    dataset_of,
+    is_whole,
+    open_hdf5,
+)
 
 T = TypeVar("T")
 
@@ -42,14 +51,14 @@ class ShardReader:
         try:
             if opened is None and (found := path.stat().st_size) != size:
                 raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
-            self._file: Any = h5py.File(opened or path, "r", libver="latest", locking=False)
+            self._file: Any = open_hdf5(opened or path)
             self._levels = [
                 self._dataset(f"levels/{number}", (images, *shape), schema.spec.dtype)
                 for number, shape in enumerate(schema.level_shapes)
             ]
-            self._image = self._dataset("image", (images, schema.spec.image_dim), "float32")
+            self._image: Any = self._dataset("image", (images, schema.spec.image_dim), "float32")
             checksums = self._dataset("checksums", (images, 2 + len(self._levels)), "uint64")
-            self._checksums: NDArray[np.uint64] = checksums[:]
+            self._checksums: NDArray[np.uint64] = checksums.read()
             columns = [self._column(name, images) for name in schema.columns]
             self.names = Names(path, columns, self._checksums[:, 0])
             self.keys, self.digests = self.names.column(0), self.names.column(1)
@@ -63,22 +72,21 @@ class ShardReader:
             what = "cannot be opened" if getattr(error, "errno", None) else "damaged"
             raise CorruptGalleryError(f"{path}: {what}: {str(error).splitlines()[0]}") from error
 
-    def _dataset(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+    def _dataset(self, name: str, shape: tuple[int, ...], dtype: str) -> StoredDataset:
         dataset = dataset_of(self._file, name, self._size)
-        if (dataset.shape, dataset.dtype) != (shape, dtype):
-            raise ValueError(f"{name}: expected {shape} {dtype}, found {dataset.shape} {dataset.dtype}")
+        if (dataset.shape, dataset.dtype) != (shape, np.dtype(dtype)):
+            raise ValueError(f"{name}: expected {shape} {dtype}, found {dataset}")
         return dataset
 
     def _column(self, name: str, images: int) -> NDArray[np.bytes_]:
         dataset = dataset_of(self._file, name, self._size)
         if dataset.shape != (images,) or dataset.dtype.kind != "S":
-            raise ValueError(f"{name}: expected {images} of fixed length, found {dataset.shape} {dataset.dtype}")
-        column: NDArray[np.bytes_] = dataset[:]
-        return column
+            raise ValueError(f"{name}: expected {images} of fixed length, found {dataset}")
+        return dataset.read()
 
     def close(self) -> None:
         """Close the file. A LevelReader of it goes on reading."""
-        self._file.close()
+        self._file, self._image, self._levels = None, None, []
 
     def image_feature(self, row: int) -> Array:
         """Read one image feature, (d,) float32.
@@ -86,10 +94,10 @@ class ShardReader:
         Raises:
             CorruptGalleryError: it cannot be read, or is not what was written.
         """
-        image: Array = self._read("image features", lambda: self._image[row : row + 1])
-        if xxhash.xxh3_64_intdigest(image.data) != self._checksums[row, 1]:
+        feature = np.empty(self._image.shape[1:], np.float32)
+        self._read("image features", lambda: self._image.read_row(row, feature))
+        if xxhash.xxh3_64_intdigest(feature.data) != self._checksums[row, 1]:
             raise CorruptGalleryError(f"{self.path}: image {self.names.shown(row)!r}: {DAMAGED_IMAGE}")
-        feature: Array = image[0]
         return feature
 
     def reader(self, key: Callable[[int], str], open_file: Callable[[], PooledFile]) -> LevelReader:
@@ -114,7 +122,7 @@ class ShardReader:
             CorruptGalleryError: they cannot be read, or, with `verify`, are not what was written.
         """
         for number, (dataset, target) in enumerate(zip(self._levels, out, strict=True)):
-            self._read(f"level {number}", lambda: dataset.read_direct(target, np.s_[row]))  # noqa: B023 (called at once)
+            self._read(f"level {number}", lambda: dataset.read_row(row, target))  # noqa: B023 (called at once)
             if verify and not is_whole(target, self._checksums[row, 2 + number]):
                 raise damaged_level(self.path, self.names.shown(row), number)
 
@@ -135,7 +143,7 @@ class ShardReader:
         Raises:
             CorruptGalleryError: the image features cannot be read.
         """
-        image: Array = self._read("image features", lambda: self._image[:])
+        image: Array = self._read("image features", self._image.read)
         damaged = dict.fromkeys(self._damaged_images(image), DAMAGED_IMAGE)
         for row in range(len(self.keys)):
             try:

@@ -169,7 +169,7 @@ class Snapshot:
                 shard = ShardReader(path, schema, entry.images, entry.bytes, opened)
                 self._open[number] = shard
                 if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)[1].close()
+                    self._open.popitem(last=False)  # it closes when whoever reads from it has finished
             self._open.move_to_end(number)
             return shard
 
@@ -223,14 +223,9 @@ class Snapshot:
             reader = self._readers.get(number)
             if reader is None:
                 shard, entry = self.shard(number), self.manifest.shards[number]
-                first, rows, files = (
-                    self._starts[number],
-                    self.rows,
-                    self._files,
-                )  # a reference to self would be a cycle
-                reader = shard.reader(
-                    lambda row: rows.names(first + row).shown(0),
-                    lambda: files.open(number, shard.path, entry.bytes),
+                first, rows, files, path = self._starts[number], self.rows, self._files, shard.path
+                reader = shard.reader(  # a reference to self would be a cycle, one to the shard would keep it open
+                    lambda row: rows.names(first + row).shown(0), lambda: files.open(number, path, entry.bytes)
                 )
                 self._readers[number] = reader
                 if len(self._readers) > KNOWN_SHARDS:

@@ -16,6 +16,7 @@ from .failpoints import failpoint
 from .forks import remember
 
 TEMPORARY = ".tmp"
+PENDING = 2**23  # bytes that are put together before they are written
 
 
 def flush_to_disk(path: Path) -> None:
@@ -64,16 +65,23 @@ class DeferredErrorFile(io.RawIOBase):
 
     HDF5 cannot close a file that it failed to write: on a full disk it ends the interpreter. So a failed write looks
     like a successful one to HDF5. Call check() before the file gets its name.
+
+    What is written on and on is put together: each call of the disk hands the interpreter to other threads, and a
+    thread that computes gives it back milliseconds later.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._file = path.open("w+b", buffering=0)
+        self._at = 0  # where is read and written next
+        self._pending = bytearray()  # written, but not to the disk
+        self._start = 0  # where that begins
         self._error: OSError | None = None
         remember(self)
 
     def after_fork(self) -> None:
         """Let go of the inherited file: HDF5 would write to it again when the child ends."""
+        self._pending.clear()
         self._file = Path(os.devnull).open("w+b", buffering=0)  # noqa: SIM115
 
     def check(self) -> None:
@@ -82,40 +90,62 @@ class DeferredErrorFile(io.RawIOBase):
         Raises:
             OSError: a write failed.
         """
+        self.flush()
         if self._error is not None:
             raise self._error
 
-    def write(self, data: Any) -> int:  # noqa: D102
-        rest = memoryview(data).cast("B")
-        size = len(rest)
+    def flush(self) -> None:  # noqa: D102
+        pending, self._pending = self._pending, bytearray()
+        rest = memoryview(pending)
         try:
+            if rest and self._error is None:
+                self._file.seek(self._start)
             while rest and self._error is None:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             self._error = error
-        return size
+
+    def write(self, data: Any) -> int:  # noqa: D102
+        if self._at != self._start + len(self._pending) or len(self._pending) >= PENDING:
+            self.flush()
+        if not self._pending:
+            self._start = self._at
+        view = memoryview(data).cast("B")
+        self._pending += view
+        self._at += len(view)
+        return len(view)
 
     def truncate(self, size: int | None = None) -> int:  # noqa: D102
+        self.flush()
         try:
-            return self._file.truncate(size)
+            return self._file.truncate(self._at if size is None else size)
         except OSError as error:
             self._error = self._error or error
             return size or 0
 
     def readinto(self, buffer: Any) -> int:  # noqa: D102
-        read = self._file.readinto(buffer) or 0
+        self.flush()
         view = memoryview(buffer).cast("B")
+        self._file.seek(self._at)
+        read = self._file.readinto(view) or 0
         view[read:] = bytes(len(view) - read)  # zeros where a failed write left bytes out
+        self._at += read
         return len(view)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
-        return self._file.seek(offset, whence)
+        if whence == os.SEEK_END:
+            self.flush()
+            offset += self._file.seek(0, os.SEEK_END)
+        self._at = offset + self._at if whence == os.SEEK_CUR else offset
+        return self._at
 
     def tell(self) -> int:  # noqa: D102
-        return self._file.tell()
+        return self._at
 
     def close(self) -> None:  # noqa: D102
-        self._file.close()
+        if not self.closed:
+            self.flush()
+            self._file.close()
         super().close()
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,13 @@ def faiss_device(wanted: str | None) -> str:
 def _torch_gpus() -> int:
     import torch
 
-    return int(torch.cuda.device_count())
+    return _counted(torch.cuda.device_count)
+
+
+@cache
+def _counted(device_count: Callable[[], int]) -> int:
+    """Ask torch once: where there is no GPU it loads NVIDIA's library again for each answer."""
+    return int(device_count())
 
 
 def _is_auto(wanted: str | None) -> bool:

@@ -1,8 +1,8 @@
 """Named steps of a commit, at which a test can kill the process. In normal runs a step costs one comparison.
 
 `SPADE_FAISS_FAILPOINT="renamed gallery.json"` in the environment kills the process by SIGKILL when it first passes that
-step, `"3 renamed gallery.json"` when it passes it for the third time. N stands for the digits of a file's name:
-`renamed N.h5` is the step of any shard.
+step, `"3 renamed gallery.json"` when it passes it for the third time. N stands for the digits of a file's name, and for
+a digest: `renamed N.h5` is the step of any shard.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def failpoint(step: str, path: Path | None = None) -> None:
         path: file that it was done to; None: no file.
     """
     if action is not None:
-        action(step if path is None else f"{step} {re.sub('[0-9]+', 'N', path.stem)}{path.suffix}")
+        action(step if path is None else f"{step} {re.sub('[0-9a-f]{16,}|[0-9]+', 'N', path.stem)}{path.suffix}")
 
 
 def killing(where: str) -> Callable[[str], None]:

@@ -9,6 +9,8 @@ import torch
 
 from ..arrays import Array
 
+LARGE = 2**24  # bytes
+
 
 def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:
     """Return an array as a contiguous tensor, sharing its memory if possible."""
@@ -54,4 +56,12 @@ def downloaded(*tensors: torch.Tensor) -> list[Array]:
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensors[0].device).synchronize()
-    return [copy.clone().numpy() for copy in copies]  # pinned memory is for the next, not for whoever keeps results
+    return [_own(copy) for copy in copies]
+
+
+def _own(pinned: torch.Tensor) -> Array:
+    """Return a copy in memory of its own: pinned memory is for the next, not for whoever keeps results.
+
+    Torch copies with all threads, which takes longer to begin than a small copy takes.
+    """
+    return pinned.clone().numpy() if pinned.numel() * pinned.element_size() > LARGE else pinned.numpy().copy()

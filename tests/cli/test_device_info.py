@@ -37,7 +37,8 @@ def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     return int(request.param)
 
 
-def test_what_is_seen(gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_seen(gpus: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_costs, "MEASURED", None)
     print_devices(None, as_json=True)
     seen = json.loads(capsys.readouterr().out)
     assert (len(seen["torch"]["gpus"]), seen["faiss"]["gpus"]) == (gpus, gpus)

@@ -515,6 +515,7 @@ def writes_from_the_start():
 
 assert in_child(writes_from_the_start) == 0
 disk.write(b"'s")
+disk.flush()
 assert (folder / "file").read_bytes() == b"parent's"
 ids = gallery.ids([str(row) for row in range(30)])
 assert gallery.read(ids)[0].tobytes() == features.levels[0][:30].tobytes()

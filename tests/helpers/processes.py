@@ -35,7 +35,11 @@ PRELOAD = [
     "tests.helpers.readers",
     "tests.helpers.shards",
     "tests.helpers.workers",
+    "encodings.ascii",
+    "numpy.ma",
+    "numpy.random",
     "torch",
+    "tests.helpers.warm",  # the last
 ]
 
 

@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from spade_faiss.images.decode import decode, read_file
 from spade_faiss.images.sources import find_images
 from spade_faiss.images.view import View
 from spade_faiss.system.prefetch import batched, one_ahead, read_ahead
+from tests.helpers.processes import run
 
 RNG = np.random.default_rng(0)
 UPRIGHT = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -425,10 +425,10 @@ def test_nothing_is_printed_but_a_line_for_each_image(tmp_path: Path) -> None:
     tiff = encode(UPRIGHT, "TIFF")
     for length in range(10, 200, 12):
         write(tmp_path / "in" / f"c{length}.tif", tiff[:length])
-    command = [sys.executable, "-m", "spade_faiss.cli", "build", tmp_path / "g", tmp_path / "in"]
-    run = subprocess.run([*command, "--extractor", "toy", "--quiet"], capture_output=True, text=True, check=False)
-    assert run.returncode == 3
-    lines = run.stderr.splitlines()
+    program = "from spade_faiss.cli.main import main; main()"
+    done = run(program, "build", tmp_path / "g", tmp_path / "in", "--extractor", "toy", "--quiet")
+    assert done.returncode == 3
+    lines = done.stderr.splitlines()
     assert len(lines) == 17
     assert all(line.startswith(f"spade-faiss: skipped: {tmp_path / 'in'}") for line in lines)
 

@@ -24,6 +24,7 @@ from spade_faiss.patch_search import (
     tiles_torch,
 )
 from spade_faiss.patch_search.candidates_torch import Search
+from spade_faiss.patch_search.device_memory import search_bytes
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
 from spade_faiss.patch_search.tiles import fastest, least
@@ -267,7 +268,7 @@ def test_one_huge_patch_hides_nothing() -> None:
     np.testing.assert_array_equal(found[1][kept], expected[1][kept])
 
 
-def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster_and_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = make([(4, 6, 6)], 3)
     placed: list[str] = []
 
@@ -277,7 +278,13 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster(monkeypatch: pytes
 
     monkeypatch.setattr(pyramid_torch, "search_pyramid_torch", noted)
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
-    for query_costs, expected in ((0.0, ["cuda:0"]), (1e12, [])):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 60)
+    needed = search_bytes([(4, 6, 6)], 3, 1, 4)
+    for query_costs, free, expected in (
+        (0.0, needed - 40, ["cuda:0"]), (0.0, needed - 41, []), (1e12, 2**40, []),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
         monkeypatch.setattr(gpu_costs, "MEASURED", gpu_costs.GpuCosts("a card", query_costs, 0, 0, 0, 0, 1))
         placed.clear()
         with pytest.MonkeyPatch.context() as patch:
@@ -332,7 +339,7 @@ def test_the_kernels_find_what_plain_torch_finds(shape: tuple[int, ...], kernels
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_the_kernels_load_and_upsample_as_plain_torch(dtype: torch.dtype, kernels: tuple[Any, Any, str]) -> None:
-    query, neighbours = make([(70, 9, 10), (5, 4, 5), (3, 2, 2), (2, 1, 1)], 3)
+    query, neighbours = make([(70, 7, 9), (5, 4, 5), (3, 2, 2), (2, 1, 1)], 2)
     device = torch.device(kernels[2])
     own, others = ([torch.from_numpy(level).to(device, dtype)[None] for level in side]
                    for side in ([level[None] for level in query], neighbours))  # fmt: skip
@@ -343,12 +350,14 @@ def test_the_kernels_load_and_upsample_as_plain_torch(dtype: torch.dtype, kernel
     assert own_scale == scale
     for right, level in zip([*mine, *theirs], [*found[0], *found[1]], strict=True):
         torch.testing.assert_close(level, right, rtol=0, atol=0)
+    if dtype == torch.float32:  # loaded, both are
+        return
     expected, operand = plain.operand(theirs), by_kernels.operand(theirs)
     torch.testing.assert_close(operand.values, expected.values, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(operand.halves, expected.halves)
     torch.testing.assert_close(operand.doubts, expected.doubts, rtol=1e-2, atol=0)
     own_at, at = (tuple(torch.from_numpy(part).to(device) for part in ids) for ids in (
-        (np.zeros(90, np.int64), np.arange(90)), (np.arange(90) % 3, np.arange(90)[::-1].copy())))  # fmt: skip
+        (np.zeros(63, np.int64), np.arange(63)), (np.arange(63) % 2, np.arange(63)[::-1].copy())))  # fmt: skip
     torch.testing.assert_close(
         by_kernels.sq_distances(mine, theirs, own_at, at),
         plain.sq_distances(mine, theirs, own_at, at),
@@ -362,19 +371,18 @@ def test_the_kernels_load_and_upsample_as_plain_torch(dtype: torch.dtype, kernel
 def test_a_search_by_the_kernels_finds_the_same(
     distinct: bool, kernels: tuple[Any, Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes = SHAPES[: 1 if distinct else 3]
-    pairs = [make(shapes, 3, np.float16, seed=seed) for seed in range(2)]
+    shapes = [(5, 5, 7), (7, 3, 4)][: 1 if distinct else 2]
+    pairs = [make(shapes, 2, np.float16, seed=seed) for seed in range(2)]
     queries = [query for query, _ in pairs]
     galleries = [np.stack(level) for level in zip(*(own for _, own in pairs), strict=True)]
     expected = search_together(queries, galleries, 2, "cpu", distinct)
     tiles_triton, patches_triton, device = kernels
     monkeypatch.setattr(patches_torch, "_kernels", lambda _: patches_triton)
     monkeypatch.setattr(candidates_torch, "least", tiles_triton.WAYS[0])
-    for some in (slice(0, 2), slice(1, 2)):
-        found = search_together(queries[some], [level[some] for level in galleries], 2, device, distinct)
-        for one, right in zip(found, expected[some], strict=True):
-            np.testing.assert_allclose(one[0], right[0], rtol=1e-5)
-            np.testing.assert_array_equal(one[1], right[1])
+    found = search_together(queries, galleries, 2, device, distinct)
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one[0], right[0], rtol=1e-5)
+        np.testing.assert_array_equal(one[1], right[1])
 
 
 def test_values_that_are_no_numbers_are_refused(kernels: tuple[Any, Any, str]) -> None:
@@ -417,4 +425,5 @@ def test_the_fastest_way_is_taken_and_one_that_fails_is_left_out(monkeypatch: py
     times = {"slow": 2.0, "fast": 1.0}
     monkeypatch.setattr(tiles, "_milliseconds", lambda way, *_: times[way])
     assert fastest(["slow", "broken", "fast"], torch.ones(1)) == "fast"  # type: ignore[list-item]
-    assert fastest(["slow", "broken"], torch.ones(1)) == "slow"  # type: ignore[list-item]
+    with pytest.warns(UserWarning, match="did not compile, and plain torch serves.*broken"):
+        assert fastest(["slow", "broken"], torch.ones(1)) == "slow"  # type: ignore[list-item]

@@ -17,7 +17,7 @@ from spade_faiss.errors import CorruptGalleryError, GalleryError
 from spade_faiss.store.file_pool import FilePool
 from spade_faiss.store.manifest import ShardEntry
 from spade_faiss.store.row_reader import RowReader
-from spade_faiss.store.shard_format import ShardSchema
+from spade_faiss.store.shard_format import ShardSchema, StoredDataset
 from spade_faiss.store.shard_reader import ShardReader
 from spade_faiss.store.shard_writer import ShardWriter
 from tests.helpers.galleries import OWN, RandomFeatures
@@ -354,15 +354,9 @@ def test_levels_that_are_stored_otherwise_are_refused(
 class Far:
     """A dataset whose chunks HDF5 says are elsewhere."""
 
-    def __init__(self, dataset: Any, place: int) -> None:
-        self.shape, self.dtype, self.chunks, self.id = dataset.shape, dataset.dtype, dataset.chunks, self
-        self._dataset, self._place = dataset, place
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def get_create_plist(self) -> Any:
-        return self._dataset.id.get_create_plist()
+    def __init__(self, dataset: StoredDataset, place: int) -> None:
+        self.shape, self.dtype, self.chunks, self.filters = dataset.shape, dataset.dtype, dataset.chunks, 0
+        self.id, self._dataset, self._place = self, dataset, place
 
     def chunk_iter(self, callback: Any) -> None:
         self._dataset.id.chunk_iter(lambda chunk: callback(chunk._replace(byte_offset=self._place)))

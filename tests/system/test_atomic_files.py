@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from spade_faiss.errors import GalleryError, KeyConflictError, OutputError
+from spade_faiss.system import atomic_files
 from spade_faiss.system.atomic_files import DeferredErrorFile, output_errors, publish, storage_errors, write_whole
 
 
@@ -133,6 +134,33 @@ def test_a_patient_file_keeps_the_error_until_it_is_asked() -> None:
         for _ in range(2):
             with pytest.raises(OSError, match="No space left"):
                 file.check()
+
+
+def test_a_patient_file_does_what_a_file_does(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic_files, "PENDING", 40)
+    with DeferredErrorFile(tmp_path / "patient") as patient, (tmp_path / "plain").open("w+b", buffering=0) as plain:
+        for step in range(400):
+            data, place = rng.bytes(int(rng.integers(0, 30))), int(rng.integers(0, 300))
+            match step % 7:
+                case 0:
+                    assert patient.seek(place) == plain.seek(place)
+                case 1:
+                    whence = int(rng.integers(1, 3))
+                    assert patient.seek(5, whence) == plain.seek(5, whence)
+                case 2:
+                    read, expected = bytearray(7), bytearray(7)
+                    patient.readinto(read)
+                    plain.readinto(expected)  # type: ignore[attr-defined]
+                    assert read == expected
+                case 3 if step % 5 == 0:
+                    assert patient.truncate() == plain.truncate()
+                case _:
+                    assert patient.write(data) == plain.write(data)
+            assert patient.tell() == plain.tell()
+        patient.check()
+    assert (tmp_path / "patient").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
 def test_a_patient_file_is_a_file(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -28,6 +28,7 @@ def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     number = int(getattr(request, "param", 2))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: number, raising=False)
+    monkeypatch.setattr(gpu_costs, "MEASURED", None)  # unless the test has measured one
     devices._warn_of_cpu.cache_clear()
     yield number
     devices._warn_of_cpu.cache_clear()
