@@ -264,7 +264,7 @@ class SearchOptions:
     # excuse its like; None: as the gallery's recipe says, else False
     distinct: bool | None = None
     block_bytes: int = 256 * MIB  # memory limit of the flat engine's temporary gallery
-    device: str = "auto"  # where patches are searched: auto (the CPU, until a GPU has been measured), cpu, cuda, cuda:N
+    device: str = "auto"  # where patches are searched: auto (a GPU where it is faster), cpu, cuda, cuda:N
     # Memory limit of the cache of normal images' levels; queries share neighbours. The most recent are kept. K = 50
     # images take 134 MiB for wide_resnet50_2 and 13 MiB for efficientnet_lite0. 0: no cache
     cache_bytes: int = 512 * MIB

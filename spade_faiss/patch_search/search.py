@@ -43,7 +43,7 @@ def search_patches(
             "bounds", products in a few directions, which rule most patches out, on the CPU; "auto", the one that is
             expected to be the fastest on the CPU, and "pyramid" on a GPU. A window has an engine of its own, which
             "auto" takes.
-        device: auto or None (the CPU, until a GPU has been measured), cpu, cuda, cuda:N.
+        device: auto or None (a GPU where it is expected to be faster), cpu, cuda, cuda:N.
         block_bytes: memory limit of the flat engine's temporary gallery; one neighbour always fits.
         metric: "l2", squared L2; "cosine", 1 - cos from 0 to 2, for levels of one grid: a zero vector has no direction,
             and is at 1 from everything. The other levels are copied as float32.
