@@ -212,7 +212,7 @@ class IndexOptions:
     train_images: int | None = None  # IVF: size of the training sample; None: chosen by the number of lists
     recall: float = 0.99  # share of the true nearest images to find; measured on normal images when the index is built
     memory: int | None = None  # bytes that an index of kind `auto` may take; None: half of the machine's memory
-    device: str = "auto"  # auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N
+    device: str = "auto"  # auto (a GPU from 10 000 images on), cpu, cuda, cuda:N
 
     def __post_init__(self) -> None:
         _check(
