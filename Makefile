@@ -4,9 +4,10 @@ BIN := .venv/bin
 
 .PHONY: demo serve-demo test test-fast test-gpu gpu test-anomalib test-labels test-fiftyone test-ray lint docs coverage clean
 
-# Two tests at a time, or as many as WORKERS says. Each worker (of one thread: tests/conftest.py) begins with whole files,
-# so that what a module prepares is prepared once; who has none left takes half of what another has, so that none waits.
-WORKERS := 2
+# Three tests at a time, as tests also wait (264 s on two cores; two at a time 281 s), or as many as WORKERS says. Each
+# worker (of one thread: tests/conftest.py) begins with whole files, so that what a module prepares is prepared once; who
+# has none left takes half of what another has, so that none waits.
+WORKERS := 3
 # What is compiled is kept, whatever the environment says: else each worker, and each process of a test, compiles again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
