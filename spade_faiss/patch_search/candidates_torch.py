@@ -67,6 +67,7 @@ class Chosen(NamedTuple):
         best: (b, q, kappa) squared distances, ascending; inf: there are fewer.
         at: (b, q, kappa) positions.
         undecided: (b, q) whether rounding could have hidden a nearer patch.
+        units: how many were kept, u.
         floats: (b, q, 2 u + m + 5) what settles a patch in doubt: the least bounds of u units, those of their other
             patches and of all other units, the last of best, the squared distances of the nearest measured candidate of
             each of m units, half the patch's squared norm, its doubt, the scale.
@@ -76,6 +77,7 @@ class Chosen(NamedTuple):
     best: torch.Tensor
     at: torch.Tensor
     undecided: torch.Tensor
+    units: int
     floats: torch.Tensor
     ints: torch.Tensor
 
@@ -173,7 +175,7 @@ class Search:
         halves, doubts = self.operand.halves[..., None], self.operand.doubts[..., None]
         floats = (kept.lows, kept.rest, kept.others[..., None], worst, sums, halves, doubts, self.scale.expand(b, q, 1))
         ints = torch.cat([kept.places[..., 0], places], dim=2)
-        return Chosen(best, at, ~is_decided, torch.cat(floats, dim=2), ints)
+        return Chosen(best, at, ~is_decided, kept.lows.shape[2], torch.cat(floats, dim=2), ints)
 
     def reach(self, sq_distances: torch.Tensor) -> torch.Tensor:
         """Return the bounds beyond which nothing is as near as (b, q, n) squared distances; see also settled_torch."""

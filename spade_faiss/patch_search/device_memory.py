@@ -32,9 +32,7 @@ def search_bytes(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int = 1,
     return k * values * itemsize + 4 * min(k * values, PART) + max(compared, measured)
 
 
-def fits(
-    device: str, shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, itemsize: int = 2
-) -> bool:  # fmt: skip
+def fits(device: str, shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, itemsize: int = 2) -> bool:
     """Return whether a GPU has the memory for a search now; args are those of search_bytes."""
     import torch
 

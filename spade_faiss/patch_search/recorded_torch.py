@@ -110,9 +110,3 @@ def _try(sides: Sequence[Levels], kappa: int, distinct: bool, device: torch.devi
     except RuntimeError:  # of CUDA; the search itself is the same without it
         torch.cuda.synchronize(device)
         return None
-
-
-def forget() -> None:
-    """Free what was recorded."""
-    with _lock:
-        _known.clear()

@@ -52,7 +52,7 @@ def _looked(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Fl
     """
     some = query, uploaded(lanes, search.own.device)
     floats, ints = downloaded(chosen.floats[some], chosen.ints[some])
-    kept = floats.shape[1] - 5 - ints.shape[1]  # units; see Chosen
+    kept = chosen.units
     measured = ints.shape[1] - kept
     lows, rest, others, worst, sums, halves, doubts, scale = np.split(
         floats, np.cumsum([kept, kept, 1, 1, measured, 1, 1]), axis=1

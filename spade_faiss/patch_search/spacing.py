@@ -63,9 +63,7 @@ class Searched:
         """
         check_levels([query], [level], False, finest_first=False)
         grid, flat = query.shape[1:], query.reshape(len(query), -1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            gallery = in_one_thread(BoundsGallery, [level], [flat], KEPT_BYTES)
-        sq_distances, places = search_prepared(gallery, [flat], kappa, True)
+        gallery, sq_distances, places = _searched(flat, level, kappa)
         matches = np.stack(np.unravel_index(places, (len(level), *grid)), axis=-1).astype(np.int32)
         return cls(gallery, places), (sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3))
 
@@ -81,6 +79,13 @@ class Searched:
         return search_prepared(self.gallery, [np.ascontiguousarray(patches.T)], count, True, reach)
 
 
+def _searched(query: Array, level: Array, kappa: int) -> tuple[BoundsGallery, Floats, Ints]:
+    """Search as search_distinct on the CPU; returns the neighbours as they were prepared, too."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        gallery = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES)
+    return gallery, *search_prepared(gallery, [query], kappa, True)
+
+
 def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints, Floats]:
     """Search as search_distinct, among K >= 2 neighbours, and measure the spacing where the nearest was matched.
 
@@ -91,9 +96,7 @@ def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -
         sq_distances, matches = search_distinct(query, gallery, kappa, device)
         return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
     [level] = as_arrays([gallery])
-    with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES)
-    sq_distances, matches = search_prepared(prepared, [query], kappa, True)
+    prepared, sq_distances, matches = _searched(query, level, kappa)
     return sq_distances, matches, spacing_of(prepared, matches)
 
 

@@ -144,18 +144,13 @@ def assert_same(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def pairs() -> Iterator[Any]:
-    """Each pair of shapes, k, kappa and dtype at least once; hypothesis draws the rest."""
-    options = [(1, np.float16), (3, np.float32), (1, np.float32), (3, np.float16)]
-    for number, name in enumerate(PYRAMIDS):
-        for at, k in enumerate((1, 3, 7)):
-            kappa, dtype = options[(number + at) % len(options)]
-            yield pytest.param(name, k, kappa, dtype, id=f"{name}-{k}-{kappa}-{dtype.__name__}")
-
-
-@pytest.mark.parametrize(("name", "k", "kappa", "dtype"), [*pairs()])
-def test_equals_oracle(search: Search, name: str, k: int, kappa: int, dtype: DTypeLike) -> None:
-    shapes = PYRAMIDS[name]
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("kappa", [1, 3])
+@pytest.mark.parametrize("k", [1, 3, 7])
+@pytest.mark.parametrize("shapes", [pytest.param(shapes, id=name) for name, shapes in PYRAMIDS.items()])
+def test_equals_oracle(
+    search: Search, shapes: list[tuple[int, int, int]], k: int, kappa: int, dtype: DTypeLike
+) -> None:
     query, neighbours = make(shapes, k, dtype)
     kappa = min(kappa, k * shapes[0][1] * shapes[0][2])
     assert_equals_oracle(search(query, neighbours, kappa=kappa), query, neighbours, kappa)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,15 +18,13 @@ from spade_faiss.patch_search import (
     pyramid_torch,
     recorded_torch,
     settled_torch,
-    tiles,
     tiles_torch,
 )
 from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.device_memory import search_bytes
-from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
-from spade_faiss.patch_search.tiles import fastest, least
-from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, least_plain, margin, power_of, scale_of
+from spade_faiss.patch_search.tiles import least
+from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, margin, scale_of
 from spade_faiss.system import gpu_costs
 from tests import reference
 from tests.helpers.patches import make, make_ties
@@ -95,7 +91,7 @@ def test_nothing_waits_on_a_gpu(distinct: bool) -> None:
 @pytest.mark.parametrize("on_device", [False, True])
 def test_recorded_searches_find_the_same(on_device: bool, distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, and by threads at once."""
-    recorded_torch.forget()
+    monkeypatch.setattr(recorded_torch, "_known", OrderedDict())
     shapes = SHAPES[: 1 if distinct else 3]
     pairs = [make(shapes, 4, np.float16, seed=seed, scale=10.0 ** (seed % 3)) for seed in range(12)]
     pairs[7] = make_ties(shapes, 4)  # in doubt
@@ -110,7 +106,7 @@ def test_recorded_searches_find_the_same(on_device: bool, distinct: bool, monkey
     with monkeypatch.context() as patch:
         patch.setattr(recorded_torch, "AFTER", 10**9)
         expected = [searched(pair) for pair in pairs]
-    recorded_torch.forget()
+    recorded_torch._known.clear()
     found = [searched(pair) for pair in pairs]
     assert [type(one).__name__ for one in recorded_torch._known.values()] == ["_Recorded"]
     with ThreadPoolExecutor(4) as pool:
@@ -118,7 +114,6 @@ def test_recorded_searches_find_the_same(on_device: bool, distinct: bool, monkey
     for one, right in zip(found + again, expected * 6, strict=True):
         np.testing.assert_array_equal(one[0], right[0])
         np.testing.assert_array_equal(one[1], right[1])
-    recorded_torch.forget()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -291,139 +286,3 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster_and_has_room(monke
             patch.setattr("spade_faiss.patch_search.search.as_typed", lambda *_: torch.inference_mode())
             sf.search_patches(query, neighbours)
         assert placed == expected
-
-
-def is_theirs(name: str) -> bool:
-    """Return whether a module of Triton can be imported anew: what is compiled cannot."""
-    return name.split(".")[0] == "triton" and not name.startswith("triton._C")
-
-
-@pytest.fixture(params=DEVICES)
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any, str]]:
-    """The modules of kernels, and where they run: without a GPU by Triton's interpreter."""
-    pytest.importorskip("triton")
-    device: str = request.param
-    if device == "cuda:0":
-        from spade_faiss.patch_search import patches_triton, tiles_triton
-
-        yield tiles_triton, patches_triton, device
-        return
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    # Triton reads the variable when its functions are made: they, and ours, are made anew for the interpreter.
-    ours = [f"spade_faiss.patch_search.{name}" for name in ("tiles_triton", "patches_triton")]
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if is_theirs(name)}
-    modules = [importlib.import_module(name) for name in ours]
-    yield modules[0], modules[1], device
-    for name in [name for name in sys.modules if is_theirs(name) or name in ours]:
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-@pytest.mark.parametrize("shape", [(2, 5, 2, 64, 24), (1, 130, 1, 200, 100)])
-def test_the_kernels_find_what_plain_torch_finds(shape: tuple[int, ...], kernels: tuple[Any, Any, str]) -> None:
-    (b, q, n, cells, channels), rng = shape, torch.Generator().manual_seed(0)
-    module, _, device = kernels
-    own, theirs = (
-        torch.randn(side, generator=rng).half().to(device) for side in ((b, q, channels), (b, n, cells, channels))
-    )
-    limits = 30 * torch.rand(b, n, cells, generator=rng).to(device)
-    limits[..., -3:] = torch.inf  # as of cells that are no patches
-    expected = least_plain(own, theirs, limits)
-    for way in module.WAYS if device == "cuda:0" else (module.WAYS[0], module.WAYS[-1]):
-        found = way(own, theirs, limits)
-        for bounds, right in ((found.first, expected.first), (found.second, expected.second)):
-            torch.testing.assert_close(bounds, right, rtol=1e-4, atol=1e-4)
-            assert (bounds <= right + 1e-5).all()  # what a place takes from a bound is taken off
-        assert (found.at == expected.at)[expected.first < torch.inf].float().mean() > 0.99
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_the_kernels_load_and_upsample_as_plain_torch(dtype: torch.dtype, kernels: tuple[Any, Any, str]) -> None:
-    query, neighbours = make([(70, 7, 9), (5, 4, 5), (3, 2, 2), (2, 1, 1)], 2)
-    device = torch.device(kernels[2])
-    own, others = ([torch.from_numpy(level).to(device, dtype)[None] for level in side]
-                   for side in ([level[None] for level in query], neighbours))  # fmt: skip
-    plain, by_kernels = Upsampler(own, others), Upsampler(own, others)
-    plain.kernels, by_kernels.kernels = None, kernels[1]
-    (mine, theirs), scale = plain.load(own, others)
-    found, own_scale = by_kernels.load(own, others)
-    assert own_scale == scale
-    for right, level in zip([*mine, *theirs], [*found[0], *found[1]], strict=True):
-        torch.testing.assert_close(level, right, rtol=0, atol=0)
-    if dtype == torch.float32:  # loaded, both are
-        return
-    expected, operand = plain.operand(theirs), by_kernels.operand(theirs)
-    torch.testing.assert_close(operand.values, expected.values, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(operand.halves, expected.halves)
-    torch.testing.assert_close(operand.doubts, expected.doubts, rtol=1e-2, atol=0)
-    own_at, at = (tuple(torch.from_numpy(part).to(device) for part in ids) for ids in (
-        (np.zeros(63, np.int64), np.arange(63)), (np.arange(63) % 2, np.arange(63)[::-1].copy())))  # fmt: skip
-    torch.testing.assert_close(
-        by_kernels.sq_distances(mine, theirs, own_at, at),
-        plain.sq_distances(mine, theirs, own_at, at),
-        rtol=1e-5,
-        atol=0,
-    )
-    assert not by_kernels.sq_distances(theirs, theirs, at, at).any()  # copies
-
-
-@pytest.mark.parametrize("distinct", [False, True])
-def test_a_search_by_the_kernels_finds_the_same(
-    distinct: bool, kernels: tuple[Any, Any, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes = [(5, 5, 7), (7, 3, 4)][: 1 if distinct else 2]
-    pairs = [make(shapes, 2, np.float16, seed=seed) for seed in range(2)]
-    queries = [query for query, _ in pairs]
-    galleries = [np.stack(level) for level in zip(*(own for _, own in pairs), strict=True)]
-    expected = search_together(queries, galleries, 2, "cpu", distinct)
-    tiles_triton, patches_triton, device = kernels
-    monkeypatch.setattr(patches_torch, "_kernels", lambda _: patches_triton)
-    monkeypatch.setattr(candidates_torch, "least", tiles_triton.WAYS[0])
-    found = search_together(queries, galleries, 2, device, distinct)
-    for one, right in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one[0], right[0], rtol=1e-5)
-        np.testing.assert_array_equal(one[1], right[1])
-
-
-def test_values_that_are_no_numbers_are_refused(kernels: tuple[Any, Any, str]) -> None:
-    device = torch.device(kernels[2])
-    level = torch.ones(1, 2, 3, 4, 4, device=device)
-    for spoiled in (torch.nan, torch.inf, -torch.inf):
-        level[0, 1, 2, 3, 0] = spoiled
-        size = kernels[1].size(level, torch.zeros(1, 3, device=device))
-        assert power_of(size).isnan()
-
-
-@pytest.mark.parametrize("kernel", ["_least", "_reduce", "_load", "_operand", "_distances"])
-def test_a_kernel_compiles_for_a_card(kernel: str) -> None:
-    """Without one: the interpreter runs what no compiler takes."""
-    compiler = pytest.importorskip("triton.compiler")
-    from triton.backends.compiler import GPUTarget
-
-    module = importlib.import_module(
-        f"spade_faiss.patch_search.{'tiles' if kernel in ('_least', '_reduce') else 'patches'}_triton"
-    )
-    kinds = {"own": "*fp16", "theirs": "*fp16", "level": "*fp16" if kernel == "_load" else "*fp32", "at_out": "*i32",
-             "out": "*fp32" if kernel == "_load" else "*fp16", "rows": "*i64", "columns": "*i64"}  # fmt: skip
-    if kernel == "_distances":
-        kinds |= dict.fromkeys(("own_images", "own_cells", "images", "cells"), "*i64")
-        kinds |= {"mine": "*fp32", "theirs": "*fp32", "sums": "*fp64"}
-    pointers = {"limits", "first_out", "second_out", "product", "shifts", "scale", "high", "wide", "sums"}
-    blocks = {"groups": 64, "lanes": 64, "members": 4, "depth": 64, "large": 3e38, "side": 64, "is_size": False,
-              "block": 32, "largest": 65504.0, "is_finest": False}  # fmt: skip
-    function = getattr(module, kernel)
-    constants = {name: blocks[name] for name in function.arg_names if name in blocks}
-    signature = {
-        name: "constexpr" if name in constants else kinds.get(name, "*fp32" if name in pointers else "i32")
-        for name in function.arg_names
-    }
-    source = compiler.ASTSource(function, signature, constants)
-    assert compiler.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
-
-
-def test_the_fastest_way_is_taken_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"slow": 2.0, "fast": 1.0}
-    monkeypatch.setattr(tiles, "_milliseconds", lambda way, *_: times[way])
-    assert fastest(["slow", "broken", "fast"], torch.ones(1)) == "fast"  # type: ignore[list-item]
-    with pytest.warns(UserWarning, match="did not compile, and plain torch serves.*broken"):
-        assert fastest(["slow", "broken"], torch.ones(1)) == "slow"  # type: ignore[list-item]
