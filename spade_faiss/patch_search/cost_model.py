@@ -21,7 +21,7 @@ PYRAMID_MATCH = 1_400.0  # per match: keeping it as a candidate and finding it a
 PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
-BOUNDS_UNIT = 0.25  # of these nanoseconds in one of bounds_plan's
+BOUNDS_UNIT = 0.8  # of these nanoseconds in one of bounds_plan's; fitted where both engines are close, on several grids
 BOUNDS_LEAST = 1e7  # for levels of one grid: below it, the search by bounds is not tried
 # For levels of several grids, per channel: to find out that bounds leave too much then takes a tenth of it at the most.
 BOUNDS_CHANNEL = 3e5
