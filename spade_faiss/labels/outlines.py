@@ -119,10 +119,9 @@ def _traced(inside: NDArray[np.bool_]) -> tuple[Ring, Ints, Ints]:
     row, column = np.divmod(cell, width)
     points: Ring = np.stack([column, row], axis=1) - 1 + SIDES[side] / 2
     # Rows that a ring passes below minus rows that it passes above: the area within, negative around a hole.
-    areas = np.add.reduceat(np.where(side == 2, row + 1, np.where(side == 0, -row, 0)), starts[:-1]) if rings else []
-    outer = np.array(areas) > 0
+    areas = np.add.reduceat(np.where(side == 2, row + 1, np.where(side == 0, -row, 0)), starts[:-1])
     parts = np.zeros(rings, np.int64)
-    if outer.sum() > 1:
+    if np.count_nonzero(areas > 0) > 1:
         from scipy import ndimage  # here, as in baseline.py
 
         labels, _ = ndimage.label(inside, EIGHT_CONNECTED)
