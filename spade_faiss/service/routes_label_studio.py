@@ -62,8 +62,8 @@ async def predict(request: Request, service: Ours, caller: Inspector, name: Name
     if not isinstance(tasks, list) or not 0 < len(tasks) <= service.settings.queue:
         raise ServiceError(422, "bad_task", f"Expected 1 to {service.settings.queue} tasks in a list.")
     results = []
-    for number, task in enumerate(tasks):
-        uid = await _inspected(service, request, (name, caller.name), _image_of(task, number, controls))
+    for image_url in [_image_of(task, number, controls) for number, task in enumerate(tasks)]:
+        uid = await _inspected(service, request, (name, caller.name), image_url)
         line = await service.helped(service.inspections.named, uid)
         image = await service.helped(labelled, service.inspections, line)
         if image is None:

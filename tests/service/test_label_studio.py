@@ -68,6 +68,15 @@ def test_images_that_are_none(shared: Served, image: object) -> None:
     assert answer.json()["error"]["code"] in ("bad_task", "bad_image")
 
 
+def test_a_task_that_is_none_is_refused_before_others_are_inspected(shared: Served) -> None:
+    before = shared.get("/v1/inspections", last=1)
+    tasks = [{"data": {"image": data_uri(white())}}, {"data": {}}]
+    answer = shared.client.post(f"{URL}/predict", json={"tasks": tasks})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_task")
+    assert "in task 1" in answer.json()["error"]["message"]
+    assert shared.get("/v1/inspections", last=1) == before
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -89,6 +98,8 @@ def test_local_files_are_served_only_if_asked_for(shared: Served) -> None:
     answer = predict(shared, "/data/local-files/?d=a.png")
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "no_local_files")
     assert shared.client.get("/label-studio/none/health").status_code == 404
+    for route in ("setup", "predict"):
+        assert shared.client.post(f"/label-studio/none/{route}", json={"tasks": [{}]}).status_code == 404
 
 
 def test_its_password_is_the_token(serve: Callable[..., Any], tmp_path: Path) -> None:
