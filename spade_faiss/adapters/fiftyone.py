@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import GalleryNotFoundError, OptionError, WorkerError, first_line
 from ..gallery.gallery import Gallery
@@ -21,7 +22,11 @@ from .sample_files import by_content, by_place
 BACKEND = "spade-faiss"
 CONFIG = "spade_faiss.adapters.fiftyone_similarity.SpadeSimilarityConfig"
 INSIDE = 255  # value of a region's pixels in a mask
-DOCUMENT = 12_000_000  # bytes of maps in a sample: the database refuses documents of 16 MiB
+HOTTEST = 255  # value of a map where the scale is brightest; the app leaves pixels of 0 as they are
+DOCUMENT = 12_000_000  # bytes of a map and a mask in a sample: the database refuses documents of 16 MiB
+
+Heat = NDArray[np.uint8]  # (H, W)
+Mask = NDArray[np.bool_]  # (H, W)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def to_fiftyone(
 
     - `_verdict`: Classification: "normal", "anomalous", or "unjudged" without a calibration; its confidence is the
       calibrated score, with the image score, the p-value, the thresholds and the gallery's generation beside it;
-    - `_map`: Heatmap, with the range of the run's fixed scale;
+    - `_map`: Heatmap of the pixel scores on the run's fixed scale: 0 where colour begins, 255 where it is brightest;
     - `_regions`: Segmentation, 255 in regions;
     - `_neighbours`: ids of the samples that are the nearest normal images, nearest first; None if no image is one;
     - `_neighbour_keys`: keys of all of these images, as not all may be samples.
@@ -59,8 +64,8 @@ def to_fiftyone(
         root: the folder that was queried, where its files are now; None: they have not moved.
         normal: the folder that the gallery was built from; None: samples are its images by their names and contents,
             as long as the gallery is where it was.
-        media: a folder to write maps (on the run's scale, 0 to 255) and masks to as PNG files; None: into the database,
-            which takes maps of up to three million pixels.
+        media: a folder to write maps and masks to as PNG files; None: into the database, which takes those of up to six
+            million pixels.
 
     Raises:
         OptionError: fiftyone is not installed; no sample is in the results; or a map that is too large for the
@@ -173,6 +178,7 @@ def _fields(
 ) -> dict[str, Any]:
     line, scores = result.line, result.anomaly_map()
     thresholds, mask = results.run.thresholds or {}, result.labels(scores) > 0
+    heat = np.rint(results.scale.apply(scores) * HOTTEST).astype(np.uint8)
     nearest = [one["key"] for one in line.get("neighbours", [])]
     verdict = fo.Classification(
         label=line.get("verdict") or "unjudged",
@@ -185,39 +191,37 @@ def _fields(
     )
     return {
         "verdict": verdict,
-        **(_stored(fo, result, results, scores, mask) if media is None else _written(fo, result, results, Path(media))),
+        **(_stored(fo, result, heat, mask) if media is None else _written(fo, result, heat, mask, Path(media))),
         "neighbours": [neighbours[key] for key in nearest if key in neighbours],
         "neighbour_keys": nearest,
     }
 
 
-def _stored(fo: Any, result: Result, results: Results, scores: Any, mask: Any) -> dict[str, Any]:
-    if scores.nbytes > DOCUMENT:
-        height, width = scores.shape
+def _stored(fo: Any, result: Result, heat: Heat, mask: Mask) -> dict[str, Any]:
+    if heat.nbytes + mask.nbytes > DOCUMENT:
+        height, width = heat.shape
         raise OptionError(
             f"media: expected a folder for maps, as that of {result.key}, {width} x {height} px, is more than the "
             "database takes; give media"
         )
-    low_to_high = [results.scale.low, results.scale.high]
     return {
-        "map": fo.Heatmap(map=scores, range=low_to_high),
+        "map": fo.Heatmap(map=heat, range=[0, HOTTEST]),
         "regions": fo.Segmentation(mask=mask.astype(np.uint8) * INSIDE),
     }
 
 
-def _written(fo: Any, result: Result, results: Results, folder: Path) -> dict[str, Any]:
+def _written(fo: Any, result: Result, heat: Heat, mask: Mask, folder: Path) -> dict[str, Any]:
     from PIL import Image
 
-    scores = result.anomaly_map()
     name = Path(result.line["map"]).with_suffix(".png")
     heatmap, regions = folder / name, folder / "regions" / name
     with output_errors(f"cannot write maps to {folder}"):
         for path in (heatmap, regions):
             path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rint(results.scale.apply(scores) * 255).astype(np.uint8)).save(heatmap)
-        regions.write_bytes(mask_png(result.labels(scores) > 0))
+        Image.fromarray(heat).save(heatmap)
+        regions.write_bytes(mask_png(mask))
     return {
-        "map": fo.Heatmap(map_path=str(heatmap.resolve()), range=[0, 255]),
+        "map": fo.Heatmap(map_path=str(heatmap.resolve()), range=[0, HOTTEST]),
         "regions": fo.Segmentation(mask_path=str(regions.resolve())),
     }
 

@@ -74,8 +74,8 @@ def test_results_become_fields(built: Path, dataset: Any) -> None:
     id_of = {Path(sample.filepath).name: sample.id for sample in dataset.match_tags("normal")}
     for sample in dataset.match_tags("test"):
         result = by_path[sample.filepath]
-        assert sample.spade_map.range == [results.scale.low, results.scale.high]
-        np.testing.assert_array_equal(sample.spade_map.map, result.anomaly_map())
+        assert sample.spade_map.range == [0, 255]
+        np.testing.assert_array_equal(sample.spade_map.map, np.rint(results.scale.apply(result.anomaly_map()) * 255))
         np.testing.assert_array_equal(sample.spade_regions.mask > 0, result.labels() > 0)
         assert sample.spade_verdict.label == result.line["verdict"]
         assert sample.spade_verdict.confidence == result.line["score"]
