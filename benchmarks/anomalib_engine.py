@@ -10,7 +10,8 @@ PatchCore gets the extractor's network, its two levels of stride 8 and 16, and 8
 
 `fit_seconds` has all up to the first query, the baseline of normal images too, where a recipe needs one.
 `fit_mib` and `predict_mib` are the peak of the resident memory above what the process took after its imports and with
-its network loaded. A query is a call of the model with one image, network included: the median of `predict`.
+its network loaded. A query is a call of the model with one image, network included: the median of `predict`, which
+takes --predicted of the test images.
 
 --images N also makes N normal images, as crops and mirrored crops of those of the first DATASET, and measures the
 memory of fit and predict. PatchCore keeps --bank patches there: choosing 1 % takes hours, and its peak comes before.
@@ -148,7 +149,8 @@ def run(side: str, root: Path, args: argparse.Namespace, folder: Path) -> dict[s
     with contextlib.suppress(OSError, AttributeError):  # what the fit has freed is not predict's
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     with PeakMemory() as predict:
-        engine(folder).predict(model=model, datamodule=module, return_predictions=False)
+        runner = engine(folder, limit_predict_batches=args.predicted or 1.0)
+        runner.predict(model=model, datamodule=module, return_predictions=False)
     return row | {
         "queries": len(seconds), "query_seconds": round(statistics.median(seconds[1:]), 4),
         "predict_mib": round(predict.peak - start_mib),
@@ -214,7 +216,8 @@ def measure(side: str, root: Path, args: argparse.Namespace, *more: str) -> dict
     command = [
         sys.executable, __file__, str(root), "--one", side, "--backbone", args.backbone, "--recipe", args.recipe,
         "-k", str(args.k), "--limit", str(args.limit), "--queries", "0", "--network", args.network,
-        "--ratio", str(args.ratio), *(["--weights", str(args.weights)] if args.weights else []), *more,
+        "--ratio", str(args.ratio), "--predicted", str(args.predicted),
+        *(["--weights", str(args.weights)] if args.weights else []), *more,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     row = {"side": side, "dataset": root.name}
@@ -241,6 +244,7 @@ def main() -> None:
     parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET", help="folder in MVTec AD's layout")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["spade", "own", "patchcore"])
     parser.add_argument("--limit", type=int, default=0, help="images of each role at most, spread over the set; 0: all")
+    parser.add_argument("--predicted", type=int, default=50, help="images that predict takes; 0: all")
     parser.add_argument("--images", type=int, default=0, help="also measure memory with so many made normal images")
     parser.add_argument("--queries", type=int, default=10, help="test images with made normal images")
     parser.add_argument("--bank", type=int, default=1000, help="patches that PatchCore keeps of made images")

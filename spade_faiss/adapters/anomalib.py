@@ -32,6 +32,7 @@ from .anomalib_pixels import pixels_of
 from .anomalib_processing import RankingPostProcessor, ViewPreProcessor
 
 RECORD = "spade_faiss_gallery"  # of a checkpoint
+FIT_FIRST = "fit first, or give gallery=PATH"
 FOLDER = "spade.gallery"  # in the engine's folder, where no other is given
 
 
@@ -68,9 +69,7 @@ class SpadeFaissModel(nn.Module):
             ImageError: tensors of another kind.
         """
         if self.detector is None:
-            raise GalleryNotFoundError(
-                "gallery: expected one that was fitted, found none; fit first, or give gallery=PATH"
-            )
+            raise GalleryNotFoundError(f"gallery: expected one that was fitted, found none; {FIT_FIRST}")
         found = self.detector.query_batch(pixels_of(images))
         scores = torch.tensor([one.image_score for one in found], dtype=torch.float32)
         maps = torch.from_numpy(np.stack([one.anomaly_map for one in found]))[:, None]
@@ -165,7 +164,12 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
             GalleryNotFoundError: there was no fit, and there is no gallery.
         """
         filling, self._filling = self._filling, None
-        gallery = filling.finish() if filling is not None else Gallery.open(self.gallery)
+        try:
+            gallery = filling.finish() if filling is not None else Gallery.open(self.gallery)
+        except GalleryNotFoundError as error:
+            raise GalleryNotFoundError(
+                f"gallery: expected one that was fitted in {self.gallery}, found none; {FIT_FIRST}"
+            ) from error
         if not len(gallery):
             raise NotEnoughImagesError(
                 "datamodule: expected normal images to train with, found none; check its root and normal_dir"

@@ -42,8 +42,10 @@ class Options:
         """Sort options by their names. `device` is the network's.
 
         Raises:
-            OptionError: no class of options has one of the names, or a value is out of its range.
+            OptionError: no mapping, a name that no class of options has, or a value out of its range.
         """
+        if not isinstance(given, Mapping):
+            raise OptionError(f'options: expected names and values, as {{"k": 20}}, found {type(given).__name__}')
         names = [{field.name for field in fields(kind)} for kind in (FeatureOptions, SearchOptions, ScoreOptions)]
         for name in given:
             if not any(name in known for known in names):
@@ -81,8 +83,8 @@ class Filling:
             SpecMismatchError: it is one of another extractor, or of other settings.
             OptionError: it has another recipe.
             GalleryLockedError: another process is writing to it.
+            GalleryError: no gallery can be made there.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         there = (path / FILE).exists()
         self.gallery = Gallery.open_or_create(
             path, extractor.spec, recipe=recipe if there else recipe or DEFAULT_RECIPE

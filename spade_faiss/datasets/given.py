@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..errors import ImageError
-from ..images.inputs import ImageLike
+from ..images.inputs import ImageLike, can_be_iterated
 from .masks import Marks, MaskLike, given_marks
 
 Labelled = tuple[ImageLike, bool, MaskLike | None]
@@ -37,7 +37,7 @@ class GivenSamples:
         Raises:
             ImageError: an item is no sample.
         """
-        if not hasattr(self._samples, "__iter__") or isinstance(self._samples, (str, bytes, dict)):
+        if not can_be_iterated(self._samples) or isinstance(self._samples, (str, bytes, Mapping)):
             raise ImageError(f"{EXPECTED}, found {type(self._samples).__name__}")
         for number, item in enumerate(self._samples):
             if not isinstance(item, (tuple, list)) or len(item) != 3:

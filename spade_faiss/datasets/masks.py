@@ -70,23 +70,37 @@ def read_marks(
     """
     if frame is not None:
         labels = load_rows(path, None, 3)[frame]
-        _check_size(path, labels.shape, image_size)
+        _check_size(str(path), labels.shape, image_size)
         return _without(Marks(np.asarray(labels > 0)), labels, ignore_label)
     content = read_file(path)
     try:
         image = Image.open(io.BytesIO(content))
         lossy = _is_lossy(image, content)
-        ImageOps.exif_transpose(image, in_place=True)
-        size = image.size[::-1]
-        if image_size in (None, size):  # nothing larger than the image is decoded
-            labels = _labels(image)
-            marks = Marks(_marked(image, lossy))
     except Exception as error:  # decoders raise nearly anything
         raise ImageError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
-    _check_size(path, size, image_size)
+    return _marks_of_image(image, lossy, str(path), image_size, ignore_label)
+
+
+def _marks_of_image(
+    image: Image.Image, lossy: bool, name: str, image_size: tuple[int, int] | None, ignore_label: int | None
+) -> Marks:
+    """Return what an image says as a mask, turned as its EXIF says.
+
+    Raises:
+        ImageError: see read_marks.
+    """
+    size = image.size[::-1]
+    try:
+        if image_size is None or sorted(size) == sorted(image_size):  # nothing larger than the image is decoded
+            turned = ImageOps.exif_transpose(image)
+            size = turned.size[::-1]
+            labels, marks = _labels(turned), Marks(_marked(turned, lossy))
+    except Exception as error:  # decoders raise nearly anything
+        raise ImageError(f"{name}: cannot be read: {str(error) or type(error).__name__}") from error
+    _check_size(name, size, image_size)
     if lossy and ignore_label is not None:
         raise ImageError(
-            f"{path}: expected a lossless format, as ignore_label={ignore_label} needs exact labels, "
+            f"{name}: expected a lossless format, as ignore_label={ignore_label} needs exact labels, "
             f"found {image.format}"
         )
     return _without(marks, labels, ignore_label)
@@ -102,26 +116,27 @@ def given_marks(mask: MaskLike, name: str, image_size: tuple[int, int], ignore_l
         ignore_label: see read_marks.
 
     Raises:
-        ImageError: it is something else, or has another size.
+        ImageError: it is something else, cannot be read, has another size or NaN, or is lossy and has labels to ignore.
     """
     if isinstance(mask, (str, os.PathLike)):
         return read_marks(Path(mask), None, image_size, ignore_label)
+    name = f"{name}: its mask"
     if isinstance(mask, Image.Image):
-        labels, marked = _labels(mask), _marked(mask, lossy=mask.format in ("JPEG", "MPO", "AVIF"))
-    else:
-        labels = mask
-        if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "biuf":
-            found = f"{mask.shape} {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise ImageError(f"{name}: its mask: expected a path, a PIL image or an (H, W) array, found {found}")
-        marked = np.asarray(mask > 0)
-    _check_size(Path(f"{name}: its mask"), marked.shape, image_size)
-    return _without(Marks(marked), labels, ignore_label)
+        lossy = mask.format in ("JPEG", "MPO", "AVIF")
+        return _marks_of_image(mask, lossy, name, image_size, ignore_label)
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "biuf":
+        found = f"{mask.shape} {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ImageError(f"{name}: expected a path, a PIL image or an (H, W) array, found {found}")
+    _check_size(name, mask.shape, image_size)
+    if np.isnan(mask).any():
+        raise ImageError(f"{name}: expected numbers, found NaN; replace it")
+    return _without(Marks(np.asarray(mask > 0)), mask, ignore_label)
 
 
-def _check_size(path: Path, size: tuple[int, ...], image_size: tuple[int, int] | None) -> None:
+def _check_size(name: str, size: tuple[int, ...], image_size: tuple[int, int] | None) -> None:
     if image_size is not None and size != image_size:
         expected, found = (f"{width} x {height}" for height, width in (image_size, size))
-        raise ImageError(f"{path}: expected {expected} pixels, as the image has, found {found}")
+        raise ImageError(f"{name}: expected {expected} pixels, as the image has, found {found}")
 
 
 def _without(marks: Marks, labels: NDArray[Any], ignore_label: int | None) -> Marks:

@@ -58,8 +58,13 @@ def require_several(images: Any) -> None:
     """
     one = isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image, io.IOBase))
     one = one or getattr(images, "ndim", 4) < 4  # an array or a tensor
-    if one or not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
+    if one or not can_be_iterated(images):
         raise ImageError(f"images: expected several images, found one {type(images).__name__}; query takes one")
+
+
+def can_be_iterated(items: Any) -> bool:
+    """Return whether items can be taken one by one: by `iter`, or, as those of torch's data sets, by their numbers."""
+    return hasattr(items, "__iter__") or hasattr(items, "__getitem__")
 
 
 def read_file(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from ..extractors.registry import Extractor
 from ..images.annotations import notes as annotation_notes
 from ..images.annotations import with_photos
 from ..images.facts import FactCounts
-from ..images.inputs import ImageLike
+from ..images.inputs import ImageLike, can_be_iterated
 from ..images.reading import decoding_gate
 from ..images.sources import ImageFile, Listing, list_sources, without_twin_names
 from ..store.shard_format import check_keys
@@ -151,7 +151,7 @@ def _pairs(images: Iterable[tuple[str, ImageLike]]) -> Iterator[tuple[str, Image
         ImageError: it is something else.
         FeatureError: a key that does not fit.
     """
-    if not hasattr(images, "__iter__") or isinstance(images, (str, bytes, Mapping)):
+    if not can_be_iterated(images) or isinstance(images, (str, bytes, Mapping)):
         raise ImageError(f"images: expected an iterable of (key, image), found {type(images).__name__}")
     for number, item in enumerate(images):
         if not isinstance(item, (tuple, list)) or len(item) != 2:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from ..detect.regions import Region
-from ..errors import OutputError
+from ..errors import OptionError, OutputError
 from .outlines import joined, outlines
 from .regions import LabelledImage, RegionMask
 from .run_lengths import cvat_counts
@@ -30,9 +30,11 @@ def cvat(images: Iterable[LabelledImage], shapes: Shapes = "masks", label: str =
         label: of the regions; the task must have it.
 
     Raises:
-        OptionError: polygons without contourpy.
+        OptionError: a label that XML cannot hold.
         OutputError: an image's name that XML cannot hold.
     """
+    if found := NO_XML.search(label):
+        raise OptionError(f"label: expected text that XML can hold, found the character {found[0]!r} in {label!r}")
     root = Element("annotations")
     _text(root, "version", "1.1")
     task = SubElement(SubElement(root, "meta"), "task")
@@ -52,8 +54,8 @@ def cvat(images: Iterable[LabelledImage], shapes: Shapes = "masks", label: str =
         count += 1
     size.text = str(count)
     ElementTree.indent(root)
-    found: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
-    return found
+    content: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
+    return content
 
 
 def _text(parent: Element, name: str, text: str) -> Element:

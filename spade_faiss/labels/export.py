@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import OptionError, OutputError, ResultsError
-from ..report.output_files import PARTS
+from ..report.output_files import PARTS, RESULTS, RUN, SCALE, SKIPPED
 from ..report.results import Result, Results
 from ..system.atomic_files import output_errors, write_whole
 from .coco import coco
@@ -20,6 +21,7 @@ from .shapes import Shapes
 
 Format = Literal["coco", "labelstudio", "cvat", "masks"]
 INDEX = "index.json"  # of a folder of masks
+OWN = {(name,) for name in (RESULTS, SCALE, SKIPPED, RUN, "report.html", *(place for place, _ in PARTS.values()))}
 
 
 def export(
@@ -46,8 +48,9 @@ def export(
 
     Raises:
         ResultsError: no result folder, one that is unfinished, of another release or damaged, or without thresholds.
-        OptionError: an unknown format, masks as polygons, or polygons without contourpy.
-        OutputError: the file cannot be written, or the folder for masks is not empty.
+        OptionError: an unknown format, masks as polygons, or a label that is empty or that XML cannot hold.
+        OutputError: the file cannot be written or is one of the results, or the folder for masks is not empty. Nothing
+            is left of what was written.
 
     >>> from spade_faiss.labels import export
     >>> export("results", "regions.json", format="coco", shapes="polygons")  # doctest: +SKIP
@@ -62,13 +65,16 @@ def export(
     for name, value, kinds in (("format", format, Format), ("shapes", shapes, Shapes)):
         if value not in get_args(kinds):
             raise OptionError(f"{name}: expected one of {', '.join(get_args(kinds))}, found {value!r}")
+    if not label.strip():
+        raise OptionError(f"label: expected the name of a class, found {label!r}")
+    _require_apart(opened.folder, Path(output))
     if format == "masks":
         if shapes != "masks":
             raise OptionError("shapes: expected 'masks' with format 'masks', found 'polygons'; choose another format")
         _write_masks(opened, Path(output))
     else:
+        content = _content(opened, format, shapes, label, prefix)
         with output_errors(f"cannot write {output}"):
-            content = _content(opened, format, shapes, label, prefix)
             Path(output).parent.mkdir(parents=True, exist_ok=True)
             write_whole(Path(output), content)
     return len(opened)
@@ -94,21 +100,52 @@ def _content(results: Results, format: Format, shapes: Shapes, label: str, prefi
     return json.dumps(made).encode()
 
 
+def _require_apart(results: Path, output: Path) -> None:
+    """Refuse to write over what the query has written.
+
+    Raises:
+        OutputError: the output is one of its files, or lies in one of its folders.
+    """
+    own, real = results.resolve(), output.resolve()
+    if real.is_relative_to(own) and real.relative_to(own).parts[:1] in OWN:
+        raise OutputError(f"{output}: expected a new file, found one of the results in {results}; choose another name")
+
+
 def _write_masks(results: Results, output: Path) -> None:
-    """Write a mask for each image, then what is known of them.
+    """Write a mask for each image, then what is known of them; after an error, nothing is left.
 
     Raises:
         OutputError: the folder is not empty, or cannot be written.
     """
-    with output_errors(f"cannot write {output}"):
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise OutputError(f"{output}: expected a new or empty folder for masks, found another; choose another one")
-        output.mkdir(parents=True, exist_ok=True)
+    written = list[Path]()
+    try:
+        with output_errors(f"cannot write {output}"):
+            if output.exists() and (not output.is_dir() or any(output.iterdir())):
+                raise OutputError(
+                    f"{output}: expected a new or empty folder for masks, found another; choose another one"
+                )
+            _make_folder(output, written)
         index = []
         for result, image in zip(results, _images(results), strict=True):
             place, suffix = PARTS["map"]
             name = result.line["map"].removeprefix(f"{place}/").removesuffix(suffix) + ".png"
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            (output / name).write_bytes(mask_png(image.mask))
+            with output_errors(f"cannot write {output / name}"):
+                _make_folder((output / name).parent, written)
+                written.append(output / name)
+                (output / name).write_bytes(mask_png(image.mask))
             index.append({"file": name, "name": image.name, "thresholds": image.thresholds, **image.facts})
-        write_whole(output / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        with output_errors(f"cannot write {output / INDEX}"):
+            write_whole(output / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+    except BaseException:
+        for path in reversed(written):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
+
+
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those above it, and note which were made."""
+    for one in (*reversed(folder.parents), folder):
+        if not one.is_dir():
+            one.mkdir()
+            made.append(one)

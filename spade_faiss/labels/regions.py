@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from ..detect.regions import Labels, Region
 
-FACTS = ("verdict", "image_score", "p_value", "generation")  # of an image, where it has them
-
 
 @dataclass(frozen=True)
 class RegionMask:
@@ -34,7 +32,7 @@ class LabelledImage:
         labels: (H, W); see detect.regions.Labels.
         regions: as `labels` numbers them.
         thresholds: "image", "pixel" and "false_alarms"; None where nothing was judged.
-        facts: what else is known of the image, as JSON values: FACTS and others.
+        facts: what else is known of the image, as JSON values: verdict, image_score, p_value, generation and others.
     """
 
     number: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,6 +19,8 @@ from .output_files import PARTS, RESULTS, RUN, SCALE
 from .run_record import FORMAT, FORMAT_VERSION, RunRecord
 
 AGAIN = "run `query` again"
+NUMBER = (int, float)
+BOX = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,15 @@ class Results:
                 f"{values.get('format')!r} of version {version}; {AGAIN} with this release"
             )
         try:
-            run = RunRecord(**{one.name: values[one.name] for one in fields(RunRecord)})
-            scale = Scale(**_json(folder / SCALE))
+            run = _record(values)
         except (KeyError, TypeError) as error:
             raise ResultsError(f"{folder / RUN}: not as it is written: {error!r}; {AGAIN}") from error
+        scale_values = _json(folder / SCALE)
+        try:
+            _require(scale_values, {"low": NUMBER, "high": NUMBER})
+            scale = Scale(**scale_values)
+        except (KeyError, TypeError) as error:
+            raise ResultsError(f"{folder / SCALE}: not as it is written: {error!r}; {AGAIN}") from error
         if run.images is None:
             raise ResultsError(
                 f"{folder}: expected the results of a run that has ended, found an unfinished one; {AGAIN}"
@@ -142,9 +149,10 @@ class Results:
         for number, text in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 line = json.loads(text)
+                _require_line(line)
                 key, named = line["key"], PurePosixPath(line["map"])
                 inside = named.parts[0] == PARTS["map"][0] and ".." not in named.parts
-            except (ValueError, TypeError, KeyError, IndexError) as error:
+            except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
                 raise ResultsError(f"{path}:{number}: expected a result as JSON, found {error!r}; {AGAIN}") from error
             if not inside:
                 raise ResultsError(
@@ -157,6 +165,39 @@ class Results:
         if len(found) != self.run.images:
             raise ResultsError(f"{path}: expected {self.run.images} lines, found {len(found)}; {AGAIN}")
         return found
+
+
+def _record(values: dict[str, Any]) -> RunRecord:
+    """Return the record of a run.json.
+
+    Raises:
+        KeyError, TypeError: a value is missing, or of another type.
+    """
+    _require(values, {"gallery": str, "generation": int, "min_region": int})
+    _require(values, {"images": (int, type(None)), "thresholds": (dict, type(None))})
+    if values["thresholds"] is not None:
+        _require(values["thresholds"], {"image": NUMBER, "pixel": NUMBER, "false_alarms": NUMBER})
+    return RunRecord(**{one.name: values[one.name] for one in fields(RunRecord)})
+
+
+def _require_line(line: Any) -> None:
+    """Check what is read of a line of results.jsonl.
+
+    Raises:
+        KeyError, TypeError, ValueError: a value is missing, or of another type.
+    """
+    _require(line, {"path": str, "key": str, "map": str, "image_score": NUMBER})
+    for one in line.get("neighbours", []):
+        _require(one, {"key": str})
+    for one in line.get("regions", []):
+        _require(one, {"box": list, "area": int, "peak": NUMBER})
+        _require(dict(zip(BOX, one["box"], strict=True)), dict.fromkeys(BOX, int))
+
+
+def _require(values: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind) or isinstance(values[name], bool):
+            raise TypeError(f"{name}: {values[name]!r}"[:80])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def check_texts(name: str, texts: Sequence[str], n: int) -> None:
         except (AttributeError, TypeError, UnicodeEncodeError):
             ok = False
         if not ok:
-            raise FeatureError(f"{name}: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {text!r:.80}")
+            found = f"{text!r:.80}" if isinstance(text, str) else type(text).__name__
+            raise FeatureError(f"{name}: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {found}")
 
 
 def features_digest(features: Features, row: int) -> str:

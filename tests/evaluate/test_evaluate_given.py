@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import spade_faiss as sf
 from spade_faiss.datasets import open_dataset
+from spade_faiss.datasets.masks import given_marks, read_marks
 from spade_faiss.evaluate import EvaluationOptions, evaluate
 from tests.helpers.datasets import detector_over, make_set
 
@@ -112,10 +113,20 @@ def test_items_that_are_no_samples_are_named(item: Any, message: str, detector: 
 
 
 MASK = np.eye(40, 48, dtype=bool)
+
+
+def closed() -> Image.Image:
+    image = Image.fromarray(MASK)
+    image.close()
+    return image
+
+
 UNFIT = [
     ((GREY, True, np.ones((40, 40), bool)), "image 1: its mask: expected 48 x 40 pixels, .* found 40 x 40"),
     ((GREY, True, np.ones((40, 48, 3), bool)), r"image 1: its mask: expected a path, .* found \(40, 48, 3\) bool"),
     ((GREY, True, "gone.png"), r"gone\.png: cannot be read"),
+    ((GREY, True, np.where(MASK, np.nan, 0)), "image 1: its mask: expected numbers, found NaN"),
+    ((GREY, True, closed()), "image 1: its mask: cannot be read: "),
     ((GREY, True, None), "image 1: expected a mask, as the image is anomalous"),
     ((GREY, False, MASK), "image 1: expected an empty mask, as the image is labelled as normal"),
 ]
@@ -132,9 +143,23 @@ def test_masks_that_do_not_fit_are_left_out(
 ) -> None:
     items = [*samples(dataset), *(item for item, _ in UNFIT)]
     found = evaluate(detector, items, EvaluationOptions(skip_bad_masks=True))
-    assert [one.path.name for one in found.skipped_masks] == [f"image {number}" for number in range(7, 12)]
-    assert found.normal + found.anomalous == 12  # still in the image metrics
+    assert [one.path.name for one in found.skipped_masks] == [f"image {number}" for number in range(7, 14)]
+    assert found.normal + found.anomalous == 14  # still in the image metrics
     assert found.metrics["pixel_AUROC"] == whole["pixel_AUROC"]
+
+
+def test_a_picture_as_a_mask_is_read_as_its_file(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # upside down
+    marks = MASK.astype(np.uint8) * 200
+    Image.fromarray(marks).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(marks).save(tmp_path / "lossy.jpg")
+    found = given_marks(Image.open(tmp_path / "turned.png"), "a", MASK.shape)
+    np.testing.assert_array_equal(found.anomalous, MASK[::-1, ::-1])
+    np.testing.assert_array_equal(found.anomalous, read_marks(tmp_path / "turned.png").anomalous)
+    for mask in (tmp_path / "lossy.jpg", Image.open(tmp_path / "lossy.jpg")):
+        with pytest.raises(sf.ImageError, match="expected a lossless format, as ignore_label=9 needs exact labels"):
+            given_marks(mask, "a", MASK.shape, ignore_label=9)
 
 
 def test_images_that_cannot_be_read_are_raised_or_left_out(

@@ -113,11 +113,20 @@ def test_what_cannot_be_read_is_skipped_or_raised(gallery: sf.Gallery, toy: sf.E
         (None, r"expected an iterable of \(key, image\), found NoneType"),
         ([(3, None)], "keys: expected"),
         ([("", None)], "keys: expected"),
+        ([(np.zeros((9, 9)), "a")], "^keys: expected text of 1 to 4096 bytes without NUL, found ndarray$"),
     ],
 )
 def test_other_items_are_named(images: Any, message: str, gallery: sf.Gallery, toy: sf.Extractor) -> None:
     with pytest.raises((sf.ImageError, sf.FeatureError), match=message):
         gallery.add(images, toy)
+
+
+def test_rows_that_come_by_their_numbers(gallery: sf.Gallery, toy: sf.Extractor) -> None:
+    class Rows:  # as torch's data sets are
+        def __getitem__(self, number: int) -> tuple[str, Any]:
+            return named(noise(5))[number]
+
+    assert counts(gallery.add(Rows(), toy)) == (5, 0, 0, [])  # type: ignore[arg-type]
 
 
 def test_an_error_of_the_iterable_keeps_what_came_before(gallery: sf.Gallery, toy: sf.Extractor) -> None:

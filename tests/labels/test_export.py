@@ -134,6 +134,26 @@ def test_masks_equal_the_regions(tmp_path: Path, results: Path, drawn: Masks) ->
         export(results, tmp_path / "masks", "masks")
 
 
+@pytest.mark.parametrize("existed", [False, True])
+def test_after_an_error_no_masks_are_left(tmp_path: Path, drawn: Masks, existed: bool) -> None:
+    results = write_results(tmp_path / "results", {"a/1.png": drawn["a/ring.png"], "a/2.png": drawn["a/pixel.png"]})
+    (results / "maps/a/2.png.npy").write_bytes(b"")
+    output = tmp_path / "new" / "masks"
+    if existed:
+        output.mkdir(parents=True)
+    with pytest.raises(sf.ResultsError, match=r"expected the map of a/2\.png"):
+        export(results, output, "masks")
+    assert not list(output.iterdir()) if existed else not output.parent.exists()
+
+
+def test_a_mask_where_another_ones_folder_is(tmp_path: Path, drawn: Masks) -> None:
+    pixel = drawn["a/pixel.png"]
+    results = write_results(tmp_path / "results", {"a": pixel, "a.png/b": pixel})
+    with pytest.raises(sf.OutputError, match=r"cannot write \S+/masks/a\.png/b\.png: "):
+        export(results, tmp_path / "masks", "masks")
+    assert not (tmp_path / "masks").exists()
+
+
 def test_a_long_run_is_split(tmp_path: Path) -> None:
     mask = np.ones((150, 150), np.bool_)  # 4 * 150 * 150 values are more than a run's 16 bits can say
     mask[0, :3] = False
@@ -150,6 +170,11 @@ def test_a_long_run_is_split(tmp_path: Path) -> None:
         ({"format": "yolo"}, "format: expected one of coco, labelstudio, cvat, masks, found 'yolo'"),
         ({"shapes": "boxes"}, "shapes: expected one of masks, polygons, found 'boxes'"),
         ({"format": "masks", "shapes": "polygons"}, "shapes: expected 'masks' with format 'masks'"),
+        ({"label": " "}, "label: expected the name of a class, found ' '"),
+        (
+            {"format": "cvat", "label": "a\udcff"},
+            "label: expected text that XML can hold, found the character '\\udcff'",
+        ),
     ],
 )
 def test_options_that_do_not_exist(tmp_path: Path, results: Path, given: dict[str, Any], message: str) -> None:

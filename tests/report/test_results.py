@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,25 @@ def text_as_map(folder: Path) -> None:
         (edited("results.jsonl", lambda text: text.split("\n")[0]), "expected 4 lines, found 1"),
         (edited("results.jsonl", lambda text: text + text), "expected a line for each image, found 'a/none.png' twice"),
         (edited("results.jsonl", lambda text: text.replace("maps/a", "../a")), "expected a map in maps/, found"),
+        (
+            edited("run.json", lambda text: text.replace('"pixel": 1.0', '"pixel": "1"')),
+            "run.json: not as it is written",
+        ),
+        (edited("run.json", lambda text: text.replace('"pixel": 1.0, ', "")), "run.json: not as it is written"),
+        (
+            edited("run.json", lambda text: text.replace('"images": 4', '"images": "4"')),
+            "run.json: not as it is written",
+        ),
+        (edited("scale.json", lambda text: text.replace("2.0", "null")), "scale.json: not as it is written: TypeError"),
+        (edited("scale.json", lambda text: text.replace("high", "top")), "scale.json: not as it is written: KeyError"),
+        (edited("results.jsonl", lambda text: text.replace('"box": [', '"box": [0, ')), "expected a result as JSON"),
+        (edited("results.jsonl", lambda text: text.replace('"area": 1', '"area": true')), "expected a result as JSON"),
+        (edited("results.jsonl", lambda text: text.replace('"regions": []', '"regions": 7')), "expected a result as"),
+        (edited("results.jsonl", lambda text: text.replace('"image_score": 6.0, ', "")), "expected a result as JSON"),
+        (
+            edited("results.jsonl", lambda text: text.replace('"key": "000', '"name": "000')),
+            "expected a result as JSON",
+        ),
         (lambda folder: (folder / "maps" / "a" / "pixel.png.npy").unlink(), "expected the map of a/pixel.png"),
         (text_as_map, "expected the map of a/pixel.png"),
         (other_map, "expected a map with the regions of a/pixel.png in results.jsonl, 1 of them, found 0 or others"),
@@ -73,9 +93,21 @@ def test_what_is_wrong_is_said(tmp_path: Path, folder: Path, spoil: Callable[[Pa
     assert not (tmp_path / "regions.json").exists()
 
 
-def test_an_output_that_cannot_be_written(folder: Path) -> None:
+def test_an_output_that_cannot_be_written(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(sf.OutputError, match=r"cannot write \S+regions\.json: "):
-        export(folder, folder / "run.json" / "regions.json")
+        export(folder, tmp_path / "file" / "regions.json")
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "run.json", "maps/a/pixel.png.npy", "overlays", "report.html"])
+@pytest.mark.parametrize("kind", ["cvat", "masks"])
+def test_results_are_not_written_over(tmp_path: Path, folder: Path, name: str, kind: Any) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(sf.OutputError, match="expected a new file, found one of the results in"):
+        export(folder, tmp_path / "link" / name, kind)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert export(folder, folder / "regions", kind) == 4
 
 
 def test_the_record_says_who_wrote_it(folder: Path) -> None:
