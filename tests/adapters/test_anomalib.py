@@ -369,7 +369,7 @@ def test_nothing_to_fit_or_to_test_with_is_said(parts: Path, tmp_path: Path) -> 
     with pytest.raises(sf.GalleryNotFoundError, match=r"gallery: expected one that was fitted in .*; fit first, or"):
         engine(tmp_path).test(model=model, datamodule=folder(parts))
     (tmp_path / "file").write_text("")
-    with pytest.raises(sf.GalleryError, match="cannot make the gallery .*file/g: Not a directory"):
+    with pytest.raises(sf.GalleryError, match=r"cannot make the gallery .*file/g: Not a directory"):
         engine(tmp_path).fit(model=SpadeFaiss(tmp_path / "file" / "g", **TOY), datamodule=folder(parts))
     module = folder(parts)
     module.setup("fit")
@@ -459,5 +459,5 @@ def test_unknown_options_are_named(tmp_path: Path) -> None:
         SpadeFaiss(gallery=tmp_path / "g", options={"neighbours": 3})
     with pytest.raises(sf.OptionError, match="kappa: expected a number >= 1"):
         SpadeFaiss(gallery=tmp_path / "g", options={"kappa": 0})
-    with pytest.raises(sf.OptionError, match="options: expected names and values, .*, found list"):
+    with pytest.raises(sf.OptionError, match=r"options: expected names and values, .*, found list"):
         SpadeFaiss(gallery=tmp_path / "g", options=["k"])  # type: ignore[arg-type]
