@@ -10,6 +10,7 @@ add to the process: to keep all that PatchCore fits from is its fit's own peak, 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -17,13 +18,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import SERVER, PeakMemory, save
+from common import PeakMemory, save
 from quality_patchcore import PlainPatchCore, batched_views, patchcore_features
 
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
 from spade_faiss.images.sources import find_images
 
+FRESH = multiprocessing.get_context("spawn")  # torch computes with one thread in a process that was forked
 METHODS = [*(name for name in sf.RECIPES if name != "rad"), "patchcore"]
 
 
@@ -90,7 +92,7 @@ def main() -> None:
     rows = []
     for name in args.only:
         measure = of_patchcore if name == "patchcore" else of_recipe
-        with ProcessPoolExecutor(1, SERVER) as pool:
+        with ProcessPoolExecutor(1, FRESH) as pool:
             rows.append(pool.submit(measure, name, args.normal, files, args.k, args.extractor).result())
         print(rows[-1], flush=True)
     save("cost", {"normal_images": len(find_images([args.normal])), "queries": len(files), "k": args.k, "rows": rows})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -18,6 +18,7 @@ from ..arrays import Pixels
 from ..errors import OptionError, first_line
 from ..options import FeatureOptions
 from ..system.devices import as_typed, network_device
+from ..system.threads import in_one_thread
 from ..system.transfers import downloaded, stacked_on
 from .features import Features
 from .openvino_network import Forward
@@ -26,6 +27,8 @@ from .runtimes import TorchNetwork, choose, wanted_runtime
 from .spec import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, LARGEST_IMAGE, ExtractorSpec
 from .tokens import blocks_at, require_no_tokens, require_tokens
 from .weights import load_model, state_digest
+
+T = TypeVar("T")
 
 LAYER_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # a ResNet's
 
@@ -59,9 +62,10 @@ class NetworkExtractor:
         """
         with as_typed(self.device):
             image, levels = self.forward(stacked_on(views, torch.device(self.device)))
-            levels = average_tensors(
-                [level.float() for level in levels], self.spec.neighbourhood, bool(self.spec.count_include_pad)
-            )
+            levels = self._by_torch(
+                average_tensors, [level.float() for level in levels], self.spec.neighbourhood,
+                bool(self.spec.count_include_pad),
+            )  # fmt: skip
             image = image.float()
             if image.device.type != "cpu":
                 stored = self._stored(image, levels)
@@ -83,8 +87,17 @@ class NetworkExtractor:
 
     def forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run the network on views (n, h, w, 3) uint8; returns image features (n, d) and levels [(n, c, h, w), ...]."""
-        batch = views.permute(0, 3, 1, 2).float()
-        return self._forward(batch.sub_(self._mean).div_(self._std))
+        return self._forward(self._by_torch(self._normalised, views))
+
+    def _normalised(self, views: Tensor) -> Tensor:
+        return views.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
+
+    def _by_torch(self, call: Callable[..., T], *args: Any) -> T:
+        """Return call(*args), by one thread beside OpenVINO: torch's threads spin for a while after their work.
+
+        On two cores, an image takes OpenVINO's threads three times as long meanwhile.
+        """
+        return in_one_thread(call, *args) if self.runtime == "openvino" else call(*args)
 
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:

@@ -22,6 +22,9 @@ def coco(images: Iterable[LabelledImage], shapes: Shapes = "masks", label: str =
         images: to write; each is let go of before the next.
         shapes: "masks": run lengths; "polygons": outlines, with a cut to each hole, as COCO has no holes.
         label: name of the category.
+
+    Raises:
+        OptionError: polygons without contourpy.
     """
     entries, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for image in images:

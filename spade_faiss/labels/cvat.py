@@ -30,7 +30,7 @@ def cvat(images: Iterable[LabelledImage], shapes: Shapes = "masks", label: str =
         label: of the regions; the task must have it.
 
     Raises:
-        OptionError: a label that XML cannot hold.
+        OptionError: a label that XML cannot hold, or polygons without contourpy.
         OutputError: an image's name that XML cannot hold.
     """
     if found := NO_XML.search(label):

@@ -48,7 +48,8 @@ def export(
 
     Raises:
         ResultsError: no result folder, one that is unfinished, of another release or damaged, or without thresholds.
-        OptionError: an unknown format, masks as polygons, or a label that is empty or that XML cannot hold.
+        OptionError: an unknown format, masks as polygons, polygons without contourpy, or a label that is empty or that
+            XML cannot hold.
         OutputError: the file cannot be written or is one of the results, or the folder for masks is not empty. Nothing
             is left of what was written.
 

@@ -42,6 +42,9 @@ def label_studio(
         label: of the regions.
         prefix: what goes before an image's name to make its URL.
         controls: names of the tags; None: as Controls has them.
+
+    Raises:
+        OptionError: polygons without contourpy.
     """
     controls = controls or Controls()
     return [

@@ -183,6 +183,12 @@ def marked(category: Category, sample: Sample) -> int:
     return int(mask.sum())
 
 
+def open_one(root: Path, layout: str | None = None) -> Category:
+    """The one category of a folder."""
+    (category,) = open_dataset(root, layout)
+    return category
+
+
 def refusal(path: Path, layout: str | None = None) -> str:
     """What open_dataset says against a folder, in one line."""
     with pytest.raises(ImageError) as caught:

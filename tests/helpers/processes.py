@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -158,6 +158,13 @@ def run(code: str, *arguments: object, cwd: object = None, given: str = "", time
     with Program(code, *arguments, cwd=cwd) as program:
         said, errors = program.communicate(timeout, given)
         return Done(program.returncode, said, errors)
+
+
+def said(code: str, *arguments: object, by: Callable[..., Done] = run) -> str:
+    """What a program prints that ends well."""
+    done = by(code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ from spade_faiss.labels import joined, outlines
 from tests.helpers.results import masks
 
 Mask = NDArray[np.bool_]
-OUTLINES = sys.modules["spade_faiss.labels.outlines"]
 
 
 def filled(rings: list[NDArray[np.float64]], shape: tuple[int, int]) -> Mask:
@@ -76,12 +75,8 @@ def test_corners_that_are_not_needed_are_left_out() -> None:
 def test_compiled_code_keeps_the_same_corners(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).random((40, 50)) < 0.7
     expected = outlines(mask)
-    tried = list[str]()
-    compiled = OUTLINES._compiled
-    monkeypatch.setattr(OUTLINES, "_compiled", lambda function: tried.append(function.__name__) or compiled(function))
-    monkeypatch.setattr(OUTLINES, "COMPILED", OUTLINES._KERNELS.corners + 1)
+    monkeypatch.setattr(sys.modules["spade_faiss.labels.outlines"], "COMPILED", 0)
     found = outlines(mask)
-    assert tried == ["_trace", "_keep"]
     assert [len(part) for part in found] == [len(part) for part in expected]
     for pair in zip(chain.from_iterable(found), chain.from_iterable(expected), strict=True):
         np.testing.assert_array_equal(*pair)
@@ -90,3 +85,9 @@ def test_compiled_code_keeps_the_same_corners(monkeypatch: pytest.MonkeyPatch) -
 def test_a_tolerance_that_loses_pixels_is_refused() -> None:
     with pytest.raises(sf.OptionError, match=r"tolerance: expected pixels from 0 to below 0\.5, found 0\.5"):
         outlines(np.ones((2, 2), np.bool_), tolerance=0.5)
+
+
+def test_without_contourpy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "contourpy", None)
+    with pytest.raises(sf.OptionError, match=r"pip install 'spade-faiss\[labels\]'"):
+        outlines(np.ones((2, 2), np.bool_))
