@@ -1,14 +1,15 @@
-"""What each part of the recipe `relative` contributes, clean and with 5 % defects among the normal images.
+"""What each part of the recipes `relative` and `sharp` contributes, clean and with 5 % defects among the normal images.
 
-    spade-faiss bench relative DATASET... [--shots 100] [--limit-test 24] [--family '^piped_=papers']
+    spade-faiss bench relative DATASET... [--shots 100] [--draws 3] [--limit-test 24] [--family '^piped_=papers']
 
 Each image is matched once, with its 16 nearest neighbours by level; the variants differ in what they make of that. The
-table has means within families, then over families.
+table has means over draws of normal images, then within families, then over families.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,6 +57,11 @@ class Variant:
 
 VARIANTS = [
     Variant("relative"),
+    Variant("sharp", kappa=5, fuse="harmonic", sigma=2.8),
+    Variant("sharp, kappa 3", kappa=3, fuse="harmonic", sigma=2.8),
+    Variant("kappa 5", kappa=5),
+    Variant("harmonic mean of levels", fuse="harmonic"),
+    Variant("sigma 2.8", sigma=2.8),
     Variant("kappa 1: no guard against defects", kappa=1),
     Variant("kappa 3", kappa=3),
     Variant("kappa 16", kappa=16),
@@ -124,8 +130,8 @@ def as_levels(variant: Variant, found: Matches) -> list[LevelMatches]:
 def map_of(variant: Variant, found: Matches, stats: list[LevelStats]) -> Array:
     """Return the (h, w) map of a variant."""
     levels = as_levels(variant, found)
-    if variant.fuse == "geometric":
-        return relative(levels, stats)[0]
+    if variant.fuse in ("geometric", "harmonic"):
+        return relative(levels, stats, variant.fuse == "harmonic")[0]
     grid = levels[0].sq_distances.shape[:2]
     scores = [resized(one.scores(level), grid) for one, level in zip(stats, levels, strict=True)]
     return np.mean(scores, axis=0) if variant.fuse == "arithmetic" else np.max(scores, axis=0)
@@ -174,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="+", help="labelled sets; masks are optional")
     parser.add_argument("--shots", type=int, default=100, help="normal images, at most")
+    parser.add_argument("--draws", type=int, default=1, help="draws of the normal images, with seeds from 0 on")
     parser.add_argument("--limit-test", type=int, default=24, help="test images of a set, at most")
     parser.add_argument("--family", type=family_rule, action="append", default=[], metavar="REGEX=NAME")
     args = parser.parse_args()
@@ -181,11 +188,11 @@ def main() -> None:
     extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
     for category in [one for path in args.dataset for one in open_dataset(path)]:
         bank, shots = Bank(extractor), min(args.shots, len(category.normal))
-        for contaminate in (None, 0.05):
-            drawn = draw(category, shots, contaminate)
+        for seed, contaminate in itertools.product(range(args.draws), (None, 0.05)):
+            drawn = draw(category, shots, contaminate, seed)
             drawn = replace(drawn, test=limited(drawn, args.limit_test, 0))
             for name, auroc, ap in figures(drawn, bank):
-                rows.append({"set": category.name, "contaminate": contaminate or 0, "variant": name})
+                rows.append({"set": category.name, "contaminate": contaminate or 0, "seed": seed, "variant": name})
                 rows[-1] |= {"image_AUROC": auroc, "pixel_AP": ap}
             print(category.name, contaminate, rows[-len(VARIANTS)], flush=True)
     families = families_of([row["set"] for row in rows], args.family)
@@ -201,7 +208,7 @@ def main() -> None:
             for what in ("image_AUROC", "pixel_AP")
         ]
         lines.append(f"| {variant.name} | {' | '.join(map(str, cells))} |")
-    save("relative", {"shots": args.shots, "limit_test": args.limit_test, "rows": rows})
+    save("relative", {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test, "rows": rows})
     (RESULTS / "relative.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

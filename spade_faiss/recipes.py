@@ -71,6 +71,16 @@ RECIPES = {
             ScoreOptions(image_score="map_top", positions="equal", fusion="relative", sigma=4.0),
         ),
         Recipe(
+            "sharp",
+            "as relative, sharper: the nearest patches of 5 neighbours, the harmonic mean of levels, which the "
+            "calmest level rules, and less smoothing",
+            FeatureOptions(
+                image_size=320, strides=(8, 16, 32), normalisation="trained", neighbourhood=3, count_include_pad=True
+            ),
+            SearchOptions(matching="by_level", kappa=5, distinct=True, level_weights="equal"),
+            ScoreOptions(image_score="map_top", positions="equal", fusion="harmonic", sigma=2.8),
+        ),
+        Recipe(
             "rad",
             "as RAD (arXiv 2601.22763), for vision transformers: class tokens retrieve 150 images, patches are matched "
             "by cosine within one cell of their position, image score from the map's highest 1 %",

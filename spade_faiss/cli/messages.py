@@ -48,6 +48,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "distinct=True": "--distinct",
     "distinct=False": "--no-distinct",
     "fusion='relative'": "--fusion relative",
+    "fusion='harmonic'": "--fusion harmonic",
     "fusion='mean'": "--fusion mean",
     "level_weights='equal'": "--level-weights equal",
     "matching='by_level'": "--matching by_level",

@@ -313,9 +313,9 @@ class SearchFlags:
         str | None,
         flag(
             "--fusion",
-            type=click.Choice(["mean", "relative"]),
+            type=click.Choice(["mean", "relative", "harmonic"]),
             help="Make one map of levels that are searched apart: by the mean of their distances, or by how many times "
-            "larger they are than among normal images.",
+            "larger they are than among normal images, and then by the geometric or the harmonic mean.",
         ),
     ]
     sigma: Annotated[float | None, flag("--sigma", type=float, help="Gaussian smoothing of the map, in px at 224 px.")]

@@ -70,7 +70,7 @@ def match_across(
     ]
     if any(None in options for options in parts):
         return match(query, _levels(ids, members, search.verify_reads), settings, baseline, trusted)
-    asked, spaced = members.shared(query), apart and settings.score.fusion == "relative" and len(ids) > 1
+    asked, spaced = members.shared(query), apart and settings.is_relative and len(ids) > 1
     answers = members.gather(
         {
             share.member: ("match", asked, share.rows, options, scales, spaced)
@@ -91,7 +91,7 @@ def match_across(
         # One gallery is centred by the query where it is searched for both at once, else by its first image.
         like = asked if search.distinct else [level[0] for level in _levels(ids[:1], members, search.verify_reads)]
         levels = with_spacing(levels, shares, members, (like, len(ids), search.device))
-    return fused(levels if trusted is None else trusted_levels(levels, trusted), baseline)
+    return fused(levels if trusted is None else trusted_levels(levels, trusted), baseline, settings)
 
 
 def plan(search: SearchOptions, shapes: Sequence[Shape], k: int) -> SearchOptions:

@@ -75,16 +75,27 @@ class LevelStats:
         return scores
 
 
-def relative(found: Sequence[LevelMatches], stats: Sequence[LevelStats]) -> tuple[NDArray[np.float64], Telling]:
+def relative(
+    found: Sequence[LevelMatches], stats: Sequence[LevelStats], harmonic: bool = False
+) -> tuple[NDArray[np.float64], Telling]:
     """Make one map of levels by their scores, see LevelStats.
 
+    Args:
+        found: levels.
+        stats: of each level.
+        harmonic: whether the mean is the harmonic one, which the least of the scores rules: where the finest level is
+            calm, a coarse one, whose cells reach far around a defect, raises the map little.
+
     Returns:
-        the geometric mean on the finest grid, (h, w): about 1 for normal images; and the matches of the level whose
-        score is the highest there, see `telling`.
+        the mean on the finest grid, (h, w), geometric or harmonic: about 1 for normal images; and the matches of the
+        level whose score is the highest there, see `telling`.
     """
     grid = found[0].sq_distances.shape[:2]
     scores = [resized(one.scores(level), grid) for level, one in zip(found, stats, strict=True)]
-    mean: NDArray[np.float64] = np.exp(np.mean(np.log(np.maximum(scores, FLOOR)), axis=0))
+    bounded = np.maximum(scores, FLOOR)
+    mean: NDArray[np.float64] = (
+        1 / np.mean(1 / bounded, axis=0) if harmonic else np.exp(np.mean(np.log(bounded), axis=0))
+    )
     return mean, telling(found, scores)
 
 

@@ -65,10 +65,10 @@ def match(
     """
     scales, search = baseline.level_scales if baseline else (), settings.search
     if search.matching == "by_level":
-        found = match_levels(query, neighbours, search, settings.score.fusion == "relative")
+        found = match_levels(query, neighbours, search, settings.is_relative)
         if trusted is not None:
             found = trusted_levels(found, trusted)
-        return fused(found, baseline)
+        return fused(found, baseline, settings)
     own, others = scaled(query, scales), scaled(neighbours, scales)
     # What has the checksum it was stored with is finite, as it was then.
     sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
@@ -131,10 +131,10 @@ def trusting(
     return np.where(alone, sq_distances[:, :, :1], sq_distances), np.where(alone[..., None], matches[:, :, :1], matches)
 
 
-def fused(found: Sequence[LevelMatches], baseline: Baseline | None) -> Matched:
+def fused(found: Sequence[LevelMatches], baseline: Baseline | None, settings: Settings) -> Matched:
     """Make one map of levels that were searched apart: relative to normal images where a baseline has their figures."""
     if baseline and baseline.levels:
-        grid, matches = relative(found, baseline.levels)
+        grid, matches = relative(found, baseline.levels, settings.score.fusion == "harmonic")
     else:
         grid, matches = averaged(found, baseline.level_scales if baseline else ())
     return Matched(grid[..., None].astype(np.float32), matches, tuple(found))

@@ -32,7 +32,7 @@ def measure(pipeline: Pipeline) -> Baseline:
     scales = _level_scales(pipeline, chosen) if pipeline.settings.search.level_weights == "spread" else ()
     bare = Baseline(frozenset(), scales, np.zeros(spec.level_shapes[0][1:]), LogStats(1, 1), LogStats(1, 1))
     if len(pipeline.copies.with_copies(chosen[:1])) == len(ids):
-        if pipeline.settings.score.fusion == "relative":
+        if pipeline.settings.is_relative:
             warnings.warn(
                 f"{snapshot.folder}: expected at least 2 normal images of different content, found 1: scores have no "
                 "scale of normal images; add normal images",
@@ -41,10 +41,10 @@ def measure(pipeline: Pipeline) -> Baseline:
         return bare
     weighted = pipeline.scored_by(bare)
     matched = [(weighted.matched(query).slim(), query.key) for query in weighted.stored(chosen)]
-    if pipeline.settings.score.fusion == "relative":
+    if pipeline.settings.is_relative:
         apart = zip(*(one.levels for one, _ in matched), strict=True)
         bare = replace(bare, levels=tuple(LevelStats.of(level) for level in apart))
-        matched = [(fused(one.levels, bare), key) for one, key in matched]
+        matched = [(fused(one.levels, bare, pipeline.settings), key) for one, key in matched]
     found = [(one.sq_distances, key) for one, key in matched]
     total = np.sum([sq_distances.mean(axis=2) for sq_distances, _ in found], axis=0)
     bare = replace(bare, keys=frozenset(snapshot.keys(chosen)), total=total)

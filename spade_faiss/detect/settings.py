@@ -61,14 +61,14 @@ class Settings:
             OptionError: they do not; names every option that has to be another one.
         """
         search, score, largest = self.search, self.score, max(max(grid) for grid in grids)
-        apart, is_relative = search.matching == "by_level", score.fusion == "relative"
+        apart, is_relative, fusion = search.matching == "by_level", self.is_relative, f"fusion={score.fusion!r}"
         spread, cosine = search.level_weights == "spread", search.metric == "cosine"
         equal = "goes with level_weights='equal', found 'spread': give level_weights='equal'"
         together = "goes with matching='by_level', found 'concatenated'"
         rules = [
-            (is_relative and not apart, f"fusion='relative' {together}: give fusion='mean'"),
-            (is_relative and cosine, "fusion='relative' goes with metric='l2', found 'cosine': give fusion='mean'"),
-            (is_relative and spread, f"fusion='relative' {equal}"),
+            (is_relative and not apart, f"{fusion} {together}: give fusion='mean'"),
+            (is_relative and cosine, f"{fusion} goes with metric='l2', found 'cosine': give fusion='mean'"),
+            (is_relative and spread, f"{fusion} {equal}"),
             (cosine and spread, f"metric='cosine' {equal}"),
             (
                 cosine and not apart and len(set(grids)) > 1,
@@ -114,7 +114,12 @@ class Settings:
     def need_baseline(self) -> bool:
         """Whether scores are on the scale of normal images."""
         equal = self.search.level_weights == self.score.positions == "equal"
-        return not equal or self.score.image_score == "map" or self.score.fusion == "relative"
+        return not equal or self.score.image_score == "map" or self.is_relative
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the scores of levels are relative to those of normal images, and need the spacing of matches."""
+        return self.score.fusion in ("relative", "harmonic")
 
 
 def _filled(given: QueryOptions | None, calibrated: dict[str, Any], recipe: QueryOptions) -> QueryOptions:

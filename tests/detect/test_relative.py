@@ -23,6 +23,7 @@ from tests.helpers.images import make_images
 
 RELATIVE = sf.RECIPES["relative"]
 RELATIVE_FUSION, APART = {"fusion": "relative"}, {"matching": "by_level"}
+SHARP = sf.RECIPES["sharp"]
 GRIDS = [(6, 8), (3, 4), (2, 2)]
 
 
@@ -47,13 +48,14 @@ def levels(seed: int, with_spacing: bool = True) -> list[LevelMatches]:
     ]
 
 
+@pytest.mark.parametrize("harmonic", [True, False])
 @pytest.mark.parametrize("with_spacing", [True, False])
-def test_one_map_of_levels_equals_the_oracle(with_spacing: bool) -> None:
+def test_one_map_of_levels_equals_the_oracle(with_spacing: bool, harmonic: bool) -> None:
     found = levels(0, with_spacing)
     stats = [LevelStats.of([level, other]) for level, other in zip(found, levels(1), strict=True)]
     figures = [(one.low, one.high, one.typical) for one in stats]
-    expected = reference.relative_map([(one.distances, one.spacing) for one in found], figures)
-    np.testing.assert_allclose(relative(found, stats)[0], expected, rtol=1e-6)
+    expected = reference.relative_map([(one.distances, one.spacing) for one in found], figures, harmonic)
+    np.testing.assert_allclose(relative(found, stats, harmonic)[0], expected, rtol=1e-6)
     mean = np.mean([reference.resize_map(one.distances, GRIDS[0]) for one in found], axis=0)
     np.testing.assert_allclose(averaged(found, ())[0], mean, rtol=1e-6)
 
@@ -69,7 +71,8 @@ def test_figures_of_normal_images_by_hand() -> None:
 def test_copies_are_as_normal_as_can_be() -> None:
     same = LevelMatches(np.zeros((2, 2, 1), np.float32), np.zeros((2, 2, 1, 3), np.int32), np.zeros((2, 2), np.float32))
     stats = LevelStats.of([same, same])
-    assert relative([same], [stats])[0] == pytest.approx(FLOOR)
+    for harmonic in (False, True):
+        assert relative([same], [stats], harmonic)[0] == pytest.approx(FLOOR)
 
 
 def test_matches_are_those_of_the_level_that_scores_highest() -> None:
@@ -90,12 +93,14 @@ def test_the_mean_of_the_highest_hundredth() -> None:
     assert top_score(values[:3, :4]) == pytest.approx(values[:3, :4].max())
 
 
-def test_a_query_equals_the_oracle(tmp_path: Path, toy: sf.Extractor) -> None:
+@pytest.mark.parametrize("recipe", [RELATIVE, SHARP], ids=lambda recipe: recipe.name)
+def test_a_query_equals_the_oracle(tmp_path: Path, toy: sf.Extractor, recipe: sf.Recipe) -> None:
     gallery = normal_gallery(tmp_path, 9)
     search = sf.SearchOptions(k=5, matching="by_level", kappa=3, distinct=True)
-    detector = sf.Detector(gallery, toy, search, RELATIVE.score)
-    baseline = detector.baseline()
+    detector = sf.Detector(gallery, toy, search, recipe.score)
+    baseline, sigma = detector.baseline(), recipe.score.sigma
     assert baseline is not None
+    assert sigma is not None
     image = an_image(tmp_path)
     detection = detector.query(image)
     features = toy.extract([toy.spec.view.apply(image)])
@@ -108,12 +113,12 @@ def test_a_query_equals_the_oracle(tmp_path: Path, toy: sf.Extractor) -> None:
         matches = np.stack(np.unravel_index(places[:, 0], (5, *grid)), axis=-1).reshape(*grid, 3)
         found.append((sq_distances.mean(axis=1).reshape(grid), reference.spacing(others, matches, NEAREST)))
     figures = [(level.low, level.high, level.typical) for level in baseline.levels]
-    expected = reference.relative_map(found, figures)
+    expected = reference.relative_map(found, figures, recipe is SHARP)
     np.testing.assert_allclose(detection.sq_distances[..., 0], expected, rtol=1e-4)
     view = toy.spec.view
-    whole = reference.anomaly_map(expected[..., None], image.shape[:2], view.resized, view.crop, 4.0)
+    whole = reference.anomaly_map(expected[..., None], image.shape[:2], view.resized, view.crop, sigma)
     np.testing.assert_allclose(detection.anomaly_map, whole, rtol=1e-4)
-    at_view = reference.anomaly_map(expected[..., None], view.resized, view.resized, view.crop, 4.0)
+    at_view = reference.anomaly_map(expected[..., None], view.resized, view.resized, view.crop, sigma)
     assert detection.image_score == pytest.approx(reference.top_score(at_view), rel=1e-4)
 
 
@@ -141,6 +146,7 @@ def test_a_calibration_of_other_matching_gives_no_verdicts(tmp_path: Path, toy: 
     ("search", "score", "expected"),
     [
         ({"matching": "concatenated"}, RELATIVE_FUSION, "fusion='relative' goes with matching='by_level', .*'mean'"),
+        ({"matching": "concatenated"}, {"fusion": "harmonic"}, "fusion='harmonic' goes with matching='by_level', .*"),
         ({**APART, "metric": "cosine"}, RELATIVE_FUSION, "fusion='relative' goes with metric='l2'"),
         ({**APART, "level_weights": "spread"}, RELATIVE_FUSION, "give level_weights='equal'"),
         ({**APART, "metric": "cosine", "level_weights": "spread"}, {}, "give level_weights='equal'"),
