@@ -123,7 +123,8 @@ def check_texts(name: str, texts: Sequence[str], n: int) -> None:
         except (AttributeError, TypeError, UnicodeEncodeError):
             ok = False
         if not ok:
-            found = f"{text!r:.80}" if isinstance(text, str) else type(text).__name__
+            shown = f"{text!r:.80}"
+            found = type(text).__name__ if "\n" in shown else shown  # an array has several lines
             raise FeatureError(f"{name}: expected text of 1 to {MAX_KEY_BYTES} bytes without NUL, found {found}")
 
 

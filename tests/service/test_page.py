@@ -92,6 +92,7 @@ def test_a_person_at_the_line(page: Any) -> None:
     page.keyboard.press("z")
     page.wait_for_selector("#undo-what:has-text('nothing more')")
     assert post(page, red())["verdict"] == "anomalous"
+    page.wait_for_selector("#word:has-text('DEFECT')")  # else the key would be about the part before it
     page.keyboard.press("d")
     page.wait_for_selector("#defect.chosen")
     page.goto("/#threshold")
