@@ -43,6 +43,10 @@ class Recipe:
         return values
 
 
+# Averaged over 3 x 3 positions: borders, which see the network's own padding, differ less.
+AVERAGED = FeatureOptions(
+    image_size=320, strides=(8, 16, 32), normalisation="trained", neighbourhood=3, count_include_pad=True
+)
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -64,9 +68,7 @@ RECIPES = {
             "relative",
             "the whole image at 320 px, three coarser levels searched apart, distances relative to those of normal "
             "images where they match, image score from the map's highest 1 %",
-            FeatureOptions(
-                image_size=320, strides=(8, 16, 32), normalisation="trained", neighbourhood=3, count_include_pad=True
-            ),
+            AVERAGED,
             SearchOptions(matching="by_level", kappa=8, distinct=True, level_weights="equal"),
             ScoreOptions(image_score="map_top", positions="equal", fusion="relative", sigma=4.0),
         ),
@@ -74,9 +76,7 @@ RECIPES = {
             "sharp",
             "as relative, sharper: the nearest patches of 5 neighbours, the harmonic mean of levels, which the "
             "calmest level rules, and less smoothing",
-            FeatureOptions(
-                image_size=320, strides=(8, 16, 32), normalisation="trained", neighbourhood=3, count_include_pad=True
-            ),
+            AVERAGED,
             SearchOptions(matching="by_level", kappa=5, distinct=True, level_weights="equal"),
             ScoreOptions(image_score="map_top", positions="equal", fusion="harmonic", sigma=2.8),
         ),
