@@ -86,6 +86,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.OK
 
 
+def pytest_configure() -> None:
+    """Whatever modules and items make, stays: looking for garbage there is a third of the time to collect them."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Thousands of items and all modules stay to the end: the garbage collector need not look at them again.
 
@@ -94,6 +99,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

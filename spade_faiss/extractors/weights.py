@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from ..errors import OptionError, WeightsError, first_line
 from .spec import DEFAULT_EXTRACTOR
 
-RANDOM = {getattr(where, f"{name}_") for where in (Tensor, torch.nn.init) for name in ("normal", "uniform")}
+RANDOM = {Tensor.normal_, Tensor.uniform_} | {
+    getattr(torch.nn.init, name) for name in dir(torch.nn.init) if name.endswith(("normal_", "uniform_", "orthogonal_"))
+}
 
 
 class _Uninitialised(TorchFunctionMode):

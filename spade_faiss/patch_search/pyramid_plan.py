@@ -317,8 +317,8 @@ def doubts(norms: Floats, channels: int) -> Floats:
 def bfloat16_pays() -> bool:
     """Return whether a core of this machine multiplies bfloat16 at least twice as fast as float32, measured once."""
 
-    def fastest(dtype: torch.dtype) -> float:
-        a, b = torch.ones(512, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+    def fastest(dtype: torch.dtype, rows: int) -> float:
+        a, b = torch.ones(rows, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
         times = []
         for _ in range(8):
             start = time.perf_counter()
@@ -326,5 +326,9 @@ def bfloat16_pays() -> bool:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    # In one thread, as in the search. On a busy machine several threads wait for each other longer than they compute.
-    return 2 * in_one_thread(fastest, torch.bfloat16) < in_one_thread(fastest, torch.float32)
+    def ratio(rows: int) -> float:
+        # In one thread, as in the search: on a busy machine several wait for each other longer than they compute.
+        return in_one_thread(fastest, torch.float32, rows) / in_one_thread(fastest, torch.bfloat16, rows)
+
+    # A few rows first: where no instruction multiplies bfloat16, it is ten times as slow, and many rows take a second.
+    return ratio(8) > 0.25 and ratio(512) > 2

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +26,15 @@ from .settings import ServiceSettings
 
 logger = logging.getLogger("spade_faiss.service")
 DESCRIPTION = "Finds defects by comparing images with normal ones only. Errors are JSON with a code and a sentence."
+
+
+class _App(FastAPI):
+    """Describes itself with examples, once someone asks."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            add_examples(super().openapi())
+        return super().openapi()
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -52,7 +62,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
                 await watching
             await asyncio.to_thread(service.close)
 
-    app = FastAPI(
+    app = _App(
         title="spade-faiss",
         version=__version__,
         description=DESCRIPTION,
@@ -67,7 +77,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         app.include_router(routes_health.router, prefix=prefix, responses=errors)
     _add_handlers(app, service)
     app.add_middleware(Around, service=service)
-    add_examples(app.openapi())  # which FastAPI keeps
     return app
 
 

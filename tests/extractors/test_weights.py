@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from spade_faiss.errors import FeatureError, WeightsError
 from spade_faiss.extractors.features import Features
 from spade_faiss.extractors.registry import Extractor
+from spade_faiss.extractors.weights import _made
 from tests.helpers.networks import State, assert_same, load, refused, views
 
 pytestmark = [pytest.mark.usefixtures("one_torch_thread"), pytest.mark.slow]  # `make test-fast` leaves it out
@@ -194,3 +196,12 @@ def test_torchvisions_cache_is_used(no_network: Path, resnet18_file: Path) -> No
     no_network.mkdir(parents=True)
     (no_network / "resnet18-f37072fd.pth").write_bytes(resnet18_file.read_bytes())
     load("resnet18", resnet18_file, image_size=32).spec.require(load("resnet18", image_size=32).spec, "the cache")
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "timm:tf_efficientnet_lite0", "timm:vit_tiny_patch16_224", "timm:hiera_tiny_224"]
+)
+def test_a_network_whose_weights_follow_draws_no_random_numbers(name: str) -> None:
+    before = torch.get_rng_state()
+    _made(timm.create_model if name.startswith("timm:") else torchvision.models.get_model, name.removeprefix("timm:"))
+    assert torch.equal(torch.get_rng_state(), before)
