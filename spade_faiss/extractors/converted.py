@@ -17,7 +17,7 @@ from typing import Any
 
 from ..system.atomic_files import publish
 
-VERSION = 1  # of these files, and of what is converted; another number makes all of them again
+VERSION = 2  # of these files, and of what is converted; another number makes all of them again
 ABOUT, PARTS = "about.json", ("model.xml", "model.bin")
 
 

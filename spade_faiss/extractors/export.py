@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import OptionError, first_line
 from ..system.atomic_files import output_errors, publish
@@ -67,21 +66,16 @@ class _Exported(torch.nn.Module):
 
     def __init__(self, extractor: NetworkExtractor) -> None:
         super().__init__()
-        self._network, self._spec = extractor, extractor.spec
+        self._network, self._crop = extractor, extractor.spec.crop
 
     def forward(self, views: Tensor) -> tuple[Tensor, ...]:
         image, levels = self._network.forward(views)
-        p = self._spec.neighbourhood
-        pad = bool(self._spec.count_include_pad)
-        return (
-            image,
-            *(F.avg_pool2d(level, p, 1, p // 2, count_include_pad=pad) if p > 1 else level for level in levels),
-        )
+        return image, *levels
 
     def example(self) -> Tensor:
         """Return two views of nothing: of one, ONNX's exporter would take the batch for fixed."""
-        assert self._spec.crop is not None
-        return torch.zeros(2, *self._spec.crop, 3, dtype=torch.uint8)
+        assert self._crop is not None
+        return torch.zeros(2, *self._crop, 3, dtype=torch.uint8)
 
 
 def _write_onnx(module: _Exported, path: Path, names: list[str]) -> None:

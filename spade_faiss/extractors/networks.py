@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 import torch
@@ -18,7 +18,6 @@ from ..arrays import Pixels
 from ..errors import OptionError, first_line
 from ..options import FeatureOptions
 from ..system.devices import as_typed, network_device
-from ..system.threads import in_one_thread
 from ..system.transfers import downloaded, stacked_on
 from .features import Features
 from .openvino_network import Forward
@@ -28,8 +27,6 @@ from .spec import DEFAULT_EXTRACTOR, IMAGENET_MEAN, IMAGENET_STD, LARGEST_IMAGE,
 from .tokens import blocks_at, require_no_tokens, require_tokens
 from .weights import load_model, state_digest
 
-T = TypeVar("T")
-
 LAYER_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # a ResNet's
 
 
@@ -38,16 +35,13 @@ class NetworkExtractor:
 
     def __init__(self, spec: ExtractorSpec, forward: Forward, options: FeatureOptions, weights: Path | None) -> None:
         """Keep what is run; the options have the device and the runtime that were chosen."""
-        device = options.device
         self.spec = spec
         self.batch_size = options.batch_size
-        self._forward = forward
-        self.device = device
+        self.forward = forward  # views (n, h, w, 3) uint8 -> image features (n, d), levels [(n, c, h, w), ...]
+        self.device = options.device
         self.runtime = options.runtime
         self._options = options
         self._weights = weights
-        self._mean = torch.tensor(spec.mean, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(spec.std, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the call that loads the network: smaller than its tensors, and safer. The runtime stays."""
@@ -62,11 +56,6 @@ class NetworkExtractor:
         """
         with as_typed(self.device):
             image, levels = self.forward(stacked_on(views, torch.device(self.device)))
-            levels = self._by_torch(
-                average_tensors, [level.float() for level in levels], self.spec.neighbourhood,
-                bool(self.spec.count_include_pad),
-            )  # fmt: skip
-            image = image.float()
             if image.device.type != "cpu":
                 stored = self._stored(image, levels)
                 if stored is not None:
@@ -85,20 +74,6 @@ class NetworkExtractor:
         features = Features(found, rest)
         return features if is_good and [level.shape[1:] for level in rest] == list(self.spec.level_shapes) else None
 
-    def forward(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Run the network on views (n, h, w, 3) uint8; returns image features (n, d) and levels [(n, c, h, w), ...]."""
-        return self._forward(self._by_torch(self._normalised, views))
-
-    def _normalised(self, views: Tensor) -> Tensor:
-        return views.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)
-
-    def _by_torch(self, call: Callable[..., T], *args: Any) -> T:
-        """Return call(*args), by one thread beside OpenVINO: torch's threads spin for a while after their work.
-
-        On two cores, an image takes OpenVINO's threads three times as long meanwhile.
-        """
-        return in_one_thread(call, *args) if self.runtime == "openvino" else call(*args)
-
 
 def load_network(name: str, weights: Path | None, options: FeatureOptions) -> NetworkExtractor:
     """Load a network by name; see registry.load_extractor."""
@@ -111,7 +86,7 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         resized, crop = options.sizes(_native_size(model))
         pyramid = _prepare(name, model, crop, device, options)
         digest = state_digest(model.state_dict())
-        network = _torch_network(name, pyramid, crop, digest, options)
+        network = _torch_network(name, pyramid, digest, (crop, mean, std), replace(options, device=device))
         runtime, forward = choose(wanted, network, device)
     rounds = options.precision != "float32"
     spec = ExtractorSpec(
@@ -140,22 +115,39 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
     return NetworkExtractor(spec, forward, replace(options, device=device, runtime=runtime), weights)
 
 
-def _torch_network(
-    name: str, pyramid: _Pyramid, crop: tuple[int, int], digest: str, options: FeatureOptions
-) -> TorchNetwork:
-    """Describe a network as torch runs it, with all that its features depend on."""
+Views = tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]  # crop (h, w) px, mean, standard deviation
+
+
+def _torch_network(name: str, pyramid: _Pyramid, digest: str, views: Views, options: FeatureOptions) -> TorchNetwork:
+    """Describe a network as torch runs it, from views to averaged levels, with all that its features depend on."""
+    crop, mean, std = views
     identity = {
         "name": name,
         "weights": digest,
         "crop": list(crop),
+        "mean": list(mean),
+        "std": list(std),
         "levels": list(pyramid.names),
+        "neighbourhood": options.neighbourhood,
+        "count_include_pad": bool(options.count_include_pad),
         "tokens": options.tokens or "plain",
         "image_feature": options.image_feature or "pooled",
         "precision": options.precision,
         "libraries": f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}",
     }
-    forward = pyramid.forward if options.precision == "float32" else _in_bfloat16(pyramid.forward)
-    return TorchNetwork(name, forward, pyramid.forward, options.precision, crop, identity)
+    shift, scale = (torch.tensor(each, device=options.device).view(1, 3, 1, 1) * 255 for each in (mean, std))
+
+    def around(forward: Forward) -> Forward:
+        def whole(views: Tensor) -> tuple[Tensor, list[Tensor]]:
+            image, levels = forward(views.permute(0, 3, 1, 2).float().sub_(shift).div_(scale))
+            levels = [level.float() for level in levels]
+            return image.float(), average_tensors(levels, options.neighbourhood, bool(options.count_include_pad))
+
+        return whole
+
+    exact = around(pyramid.forward)
+    forward = exact if options.precision == "float32" else around(_in_bfloat16(pyramid.forward))
+    return TorchNetwork(name, forward, exact, options.precision, crop, identity)
 
 
 def _in_bfloat16(forward: Forward) -> Forward:
@@ -163,8 +155,7 @@ def _in_bfloat16(forward: Forward) -> Forward:
 
     def rounded(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast(batch.device.type, torch.bfloat16):
-            image, levels = forward(batch)
-        return image.float(), [level.float() for level in levels]
+            return forward(batch)
 
     return rounded
 

@@ -27,7 +27,7 @@ from ..system.devices import as_typed
 from ..system.forks import remember
 from ..system.threads import torch_threads
 
-# (n, 3, h, w) normalised -> image features (n, d), levels [(n, c, h, w), ...]
+# views (n, h, w, 3) uint8 -> image features (n, d), levels [(n, c, h, w), ...], both float32
 Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 
 MOST_STREAMS = 16  # images at a time; with more threads than that, several threads compute one image
@@ -152,7 +152,7 @@ def convert(forward: Forward, example: Tensor, shape: list[int] | None = None) -
 
     Args:
         forward: a torch network's, on the CPU.
-        example: what it is traced with, as (1, 3, h, w) float32, normalised.
+        example: what it is traced with, as (1, h, w, 3) uint8.
         shape: the input's, -1 where any size will do; None: the example's.
 
     Returns:
@@ -177,7 +177,7 @@ class OpenVinoNetwork:
         """Wrap a converted network.
 
         Args:
-            model: an openvino.Model whose input is (1, 3, h, w), and whose outputs are image feature and levels.
+            model: an openvino.Model whose input is (1, h, w, 3) uint8, and whose outputs are image feature and levels.
             precision: what it multiplies in.
             by_torch: the network that it was converted from.
         """
@@ -201,7 +201,7 @@ class OpenVinoNetwork:
         return [tuple(output.shape)[1:] for output in self._model.outputs]
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Run it on (n, 3, h, w) float32; returns image features (n, d) and levels [(n, c, h, w), ...].
+        """Run it on views (n, h, w, 3) uint8; returns image features (n, d) and levels [(n, c, h, w), ...].
 
         One image is computed by as many threads as torch has; of several, each by a thread.
 
@@ -250,7 +250,7 @@ class OpenVinoNetwork:
 
 
 def _run_streams(compiled: Any, images: Any, found: list[Any]) -> None:
-    """Run a model on each of (n, 3, h, w), several at a time, into (n, ...) of each output."""
+    """Run a model on each of (n, h, w, 3), several at a time, into (n, ...) of each output."""
 
     def keep(request: Any, number: int) -> None:
         for output, target in enumerate(found):

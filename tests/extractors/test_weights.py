@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from spade_faiss.errors import FeatureError, WeightsError
 from spade_faiss.extractors.features import Features
 from spade_faiss.extractors.registry import Extractor
-from spade_faiss.extractors.weights import _made
+from spade_faiss.extractors.weights import _made, _Unfilled
 from tests.helpers.networks import State, assert_same, load, refused, views
 
 pytestmark = [pytest.mark.usefixtures("one_torch_thread"), pytest.mark.slow]  # `make test-fast` leaves it out
@@ -205,3 +205,12 @@ def test_a_network_whose_weights_follow_draws_no_random_numbers(name: str) -> No
     before = torch.get_rng_state()
     _made(timm.create_model if name.startswith("timm:") else torchvision.models.get_model, name.removeprefix("timm:"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:mean is more than 2 std")
+@pytest.mark.parametrize(("low", "high"), [(-2.0, 2.0), (0.5, 0.6), (1.0, 2.0), (-9.0, -8.0)])
+def test_initialisers_that_draw_until_it_suits_come_to_an_end(low: float, high: float) -> None:
+    with _Unfilled():
+        parameter = torch.nn.Parameter(torch.full((40, 50), float("nan")))
+        torch.nn.init.trunc_normal_(parameter, 0.0, 1.0, low, high)
+    assert parameter.isfinite().all()

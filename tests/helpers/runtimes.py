@@ -18,8 +18,8 @@ def small(forward: Any = None) -> TorchNetwork:
     """A network of one convolution, or another forward pass."""
     kernel = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32))
 
-    def convolution(batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        level = F.conv2d(batch, kernel, stride=4)
+    def convolution(views: Tensor) -> tuple[Tensor, list[Tensor]]:
+        level = F.conv2d(views.permute(0, 3, 1, 2).float() / 64 - 2, kernel, stride=4)
         return level.mean(dim=(2, 3)), [level]
 
     forward = forward or convolution
