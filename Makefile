@@ -36,7 +36,7 @@ gpu: test-gpu
 # What runs in tools that users live in, and what is read back by their own libraries. These pin other versions than the
 # package's, so each has an environment of its own, which shares the packages of .venv.
 test-anomalib: .venv-anomalib/.installed
-	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib*.py tests/peers \
+	.venv-anomalib/bin/python -m pytest tests/adapters/test_anomalib_*.py tests/peers \
 		"tests/test_docs.py::test_python_runs[docs/anomalib.md]"
 
 test-labels: .venv-labels/.installed

@@ -1,7 +1,7 @@
 """The order of the house: which room may import from which, and how large a file or a function may be.
 
 `python tests/house.py [PACKAGE]` counts rooms, files and arrows (imports between files), and lists what is against the
-order. docs/architecture.md says what each room is for.
+order, or too large in the package and in the folders beside it. docs/architecture.md says what each room is for.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ONLY = {  # rooms that stand on less than all of those before them
     "metrics": {*GROUND, "system"},
 }
 
+BESIDE = ("tests", "benchmarks", "docs", "deploy", "examples")  # the folders of programs beside the package
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 70, 6
 KERNELS = ("jit", "njit")  # decorators of compiled functions, which have as many parameters as they have arrays
 
@@ -98,24 +99,33 @@ def circles(package: Path = PACKAGE) -> list[list[str]]:
 
 
 def oversized(package: Path = PACKAGE) -> list[str]:
-    """Files and functions over the limits, but for compiled kernels and for the parameters of the public face."""
-    found = []
-    for path in sorted(package.rglob("*.py")):
-        text, where = path.read_text(encoding="utf-8"), path.relative_to(package.parent).as_posix()
-        if (lines := len(text.splitlines())) > FILE_LINES:
-            found.append(f"{where}: {lines} lines, more than {FILE_LINES}")
-        for function, public in _functions(ast.parse(text), _public(package)):
-            if _is_kernel(function):
-                continue
-            lines = (function.end_lineno or 0) + 1 - function.lineno
-            if lines > FUNCTION_LINES:
-                found.append(f"{where}:{function.lineno}: {function.name}: {lines} lines, more than {FUNCTION_LINES}")
-            arguments = function.args
-            names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-            count = len([name for name in names if name not in ("self", "cls")])
-            if count > PARAMETERS and not public:
-                found.append(f"{where}:{function.lineno}: {function.name}: {count} parameters, more than {PARAMETERS}")
+    """Files and functions over the limits, but for compiled kernels and for the parameters of the public face.
+
+    The folders beside the package have the limits of lines. A test has as many parameters as it has fixtures and cases.
+    """
+    found, names = [], _public(package)
+    for folder in (package, *(package.parent / name for name in BESIDE)):
+        for path in sorted(folder.rglob("*.py")):
+            text, where = path.read_text(encoding="utf-8"), path.relative_to(package.parent).as_posix()
+            if (lines := len(text.splitlines())) > FILE_LINES:
+                found.append(f"{where}: {lines} lines, more than {FILE_LINES}")
+            for function, public in _functions(ast.parse(text), names):
+                over = _over(function, any_parameters=public or folder is not package)
+                found += [f"{where}:{function.lineno}: {function.name}: {what}" for what in over]
     return found
+
+
+def _over(function: ast.FunctionDef, any_parameters: bool) -> Iterator[str]:
+    """What of a function is over the limits."""
+    if _is_kernel(function):
+        return
+    if (lines := (function.end_lineno or 0) + 1 - function.lineno) > FUNCTION_LINES:
+        yield f"{lines} lines, more than {FUNCTION_LINES}"
+    arguments = function.args
+    names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    count = len([name for name in names if name not in ("self", "cls")])
+    if count > PARAMETERS and not any_parameters:
+        yield f"{count} parameters, more than {PARAMETERS}"
 
 
 def _public(package: Path) -> set[str]:

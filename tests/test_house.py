@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import PACKAGE, ROOMS, circles, oversized, violations
+from tests.house import BESIDE, PACKAGE, ROOMS, circles, oversized, violations
 
 
 def test_no_room_imports_from_above_it() -> None:
@@ -75,4 +75,18 @@ def test_what_is_too_large_is_named(package: Path) -> None:
         "401 lines, more than 400",
         "long: 71 lines, more than 70",
         "f: 7 parameters, more than 6",
+    ]
+
+
+@pytest.mark.parametrize("folder", BESIDE)
+def test_what_is_too_long_beside_the_package_is_named(package: Path, folder: str) -> None:
+    assert any((PACKAGE.parent / folder).glob("**/*.py"))
+    beside = package.parent / folder / "deeper"
+    beside.mkdir(parents=True)
+    (beside / "a.py").write_text("\n" * 401)
+    (beside / "b.py").write_text("def long():\n" + "    x = 1\n" * 70)
+    (beside / "c.py").write_text("def test(a, b, c, d, e, f, g): ...\n")  # as many as it has fixtures and cases
+    assert oversized(package) == [
+        f"{folder}/deeper/a.py: 401 lines, more than 400",
+        f"{folder}/deeper/b.py:1: long: 71 lines, more than 70",
     ]

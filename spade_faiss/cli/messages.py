@@ -62,6 +62,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
 COMMANDS = {
     "let the cluster take it up (Cluster.update)": "let the cluster take it up: cluster update",
     "make one with Cluster.create": "make one with cluster create",
+    "make one with Gallery.create": "make one with build",
     "build it from category.normal alone": "build it from the training images alone, with build --dataset",
 }
 UNSAFE = ("Cc", "Zl", "Zp")  # Unicode categories that end a line or move the cursor

@@ -11,6 +11,7 @@ import click
 from PIL import Image
 
 from ..detect.measure_baseline import SAMPLE
+from ..extractors.late import LateExtractor
 from ..extractors.registry import Extractor
 from ..options import MIB, FeatureOptions, Runtime, ScoreOptions, SearchOptions
 from ..report.report import CARDS
@@ -135,6 +136,13 @@ class NetworkFlags:
     def extractor_of(self, opened: GalleryReader) -> Extractor:
         """Load the extractor that made a gallery."""
         return opened.load_extractor(self.weights, self.batch_size, self.device, self.runtime)
+
+    def late_extractor_of(self, opened: GalleryReader) -> Extractor:
+        """Load the extractor that made a gallery once it is needed: at once, if something else than usual is asked."""
+        if self.weights or self.runtime != "auto":
+            return self.extractor_of(opened)
+        options = opened.spec.options(self.batch_size, self.device)
+        return LateExtractor(opened.spec, options.batch_size, partial(self.extractor_of, opened))
 
 
 @dataclass(frozen=True)
@@ -367,14 +375,15 @@ def detector_of(
 ) -> Detector:
     """Make a detector over a gallery, whose image files may be in `normal`, or a federation over a cluster.
 
-    Says if it measures a scale first.
+    Says if it measures a scale first. Without a calibration it is to compare normal images with each other, and loads
+    the network only if they are not stored.
     """
     from ..cluster.cluster import Cluster
     from ..cluster.federation import Federation
     from ..detect.detector import Detector
 
     options = search.search_options(network.device), search.score_options()
-    extractor = network.extractor_of(opened)
+    extractor = network.extractor_of(opened) if calibrated else network.late_extractor_of(opened)
     if isinstance(opened, Cluster):
         detector: Detector = Federation(opened, extractor, *options, calibrated)
     else:

@@ -5,7 +5,6 @@ These run where anomalib is installed: `make test-anomalib`.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -17,29 +16,19 @@ import torch
 from PIL import Image
 
 import spade_faiss as sf
+from tests.helpers.anomalib_engine import TOY, engine
 from tests.helpers.images import make_images
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its dependencies' own
-    pytest.importorskip("anomalib", reason="anomalib is not installed: make test-anomalib")
     from anomalib.data import Folder
-    from anomalib.engine import Engine
     from torchvision.transforms.v2 import Grayscale, Lambda
 
     from spade_faiss.adapters.anomalib import SpadeFaiss
     from spade_faiss.adapters.anomalib_data import category_of
     from spade_faiss.adapters.anomalib_pixels import pixels_of
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
-
-GIVEN: dict[str, Any] = {"backbone": "toy", "recipe": "paper", "visualizer": False}
-OPTIONS = {"image_size": 32, "crop": 32, "k": 3}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    for name in ("anomalib", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread", "quiet_anomalib")]
 
 
 @pytest.fixture
@@ -58,11 +47,7 @@ def folder(root: Path, normal: str = "good", **options: Any) -> Any:
 
 
 def model(gallery: Path, **options: Any) -> Any:
-    return SpadeFaiss(gallery=gallery, **{"options": OPTIONS} | GIVEN | options)
-
-
-def engine(root: Path, **options: Any) -> Any:
-    return Engine(default_root_dir=root / "results", **{"logger": False, "barebones": True} | options)
+    return SpadeFaiss(gallery=gallery, visualizer=False, **TOY | options)
 
 
 @pytest.mark.parametrize("name", ["layers", "num_neighbors", "pre_trained", "coreset_sampling_ratio", "k"])
@@ -151,7 +136,7 @@ def test_a_fit_goes_on_after_an_image_that_cannot_be_read(parts: Path, tmp_path:
 def test_more_neighbours_than_normal_images(parts: Path, tmp_path: Path) -> None:
     module = folder(parts)
     with pytest.raises(sf.NotEnoughImagesError, match=r"k: expected at most the number of .*, 6, found 7"):
-        engine(tmp_path).fit(model=model(tmp_path / "g", options=OPTIONS | {"k": 7}), datamodule=module)
+        engine(tmp_path).fit(model=model(tmp_path / "g", options=TOY["options"] | {"k": 7}), datamodule=module)
     generation = sf.Gallery.open(tmp_path / "g").generation
     engine(tmp_path).fit(model=model(tmp_path / "g"), datamodule=module)
     assert sf.Gallery.open(tmp_path / "g").generation == generation  # its images were kept

@@ -1,4 +1,4 @@
-"""Networks and files of weights that the tests of extractors share."""
+"""Networks, files of weights and an empty cache folder that the tests of extractors share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from spade_faiss.extractors import runtimes
 from spade_faiss.extractors.features import Features
 from spade_faiss.extractors.registry import Extractor
 from tests.helpers.networks import State, load, random_state, views
@@ -56,3 +57,11 @@ def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     save_file(random_state(partial(timm.create_model, "vit_tiny_patch16_224")), path)
     return path
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(runtimes.VARIABLE)
+    return tmp_path / "cache"

@@ -56,3 +56,9 @@ def read_straight(
     for position, row in enumerate(rows):
         reader.read(row, [level[position] for level in out], verify)
     return out
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    assert found.tobytes() == expected.tobytes()
