@@ -118,7 +118,7 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
         for name in components.keys() - set(COMPONENTS):
             raise OptionError(
                 f"{name}: expected gallery, backbone, recipe, weights, options, {', '.join(COMPONENTS)}, found another "
-                'name; settings go into options, as options={"k": 9, "levels": ("layer2", "layer3")}'
+                'name; settings go into options, as options={"k": 20, "levels": ("layer2", "layer3")}'
             )
         refuse_address(gallery)
         own = Options.of(options or {})
