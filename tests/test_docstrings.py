@@ -18,6 +18,7 @@ import pytest
 
 import spade_faiss as sf
 from spade_faiss.datasets import draw
+from spade_faiss.labels import LabelledImage, joined, outlines
 from tests.helpers.images import write_images
 
 WITHOUT = {"Detector.after_fork", "Federation.after_fork"}  # the system calls it
@@ -39,7 +40,8 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
                             yield f"{name}.{method}", function
 
 
-PUBLIC = dict(public()) | {"datasets.draw": draw}
+LABELS = {"labels.LabelledImage": LabelledImage, "labels.joined": joined, "labels.outlines": outlines}
+PUBLIC = dict(public()) | {"datasets.draw": draw} | LABELS
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,14 @@ from ..detect.detector import Detector
 from ..errors import GalleryNotFoundError, ImageError, NotEnoughImagesError, OptionError
 from ..extractors.registry import Extractor
 from ..gallery.gallery import Gallery
+from ..object_store.address import refuse_address
 from .anomalib_gallery import Filling, Options, extractor_of, record_of, recorded_gallery
 from .anomalib_pixels import pixels_of
 from .anomalib_processing import RankingPostProcessor, ViewPreProcessor
 
 RECORD = "spade_faiss_gallery"  # of a checkpoint
 FIT_FIRST = "fit first, or give gallery=PATH"
+COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")  # of every model
 FOLDER = "spade.gallery"  # in the engine's folder, where no other is given
 
 
@@ -107,7 +109,18 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
         Raises:
             OptionError: an unknown name or a value out of its range.
             WeightsError: weights that are missing or do not fit.
+            GalleryError: the gallery there is damaged, or it is the address of an object store.
+
+        >>> from spade_faiss.adapters.anomalib import SpadeFaiss
+        >>> SpadeFaiss("bottle.gallery", recipe="relative", options={"k": 20}).gallery  # doctest: +SKIP
+        PosixPath('bottle.gallery')
         """
+        for name in components.keys() - set(COMPONENTS):
+            raise OptionError(
+                f"{name}: expected gallery, backbone, recipe, weights, options, {', '.join(COMPONENTS)}, found another "
+                'name; settings go into options, as options={"k": 20, "levels": ("layer2", "layer3")}'
+            )
+        refuse_address(gallery)
         own = Options.of(options or {})
         folder = None if gallery is None else Path(gallery)
         extractor = extractor_of(folder, backbone, recipe, weights, own)

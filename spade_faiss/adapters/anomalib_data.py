@@ -9,6 +9,7 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 
 from ..datasets.category import GOOD, Category, Sample, checked_category
+from ..errors import OptionError
 from ..images.sources import ImageFile
 
 
@@ -21,8 +22,16 @@ def category_of(datamodule: AnomalibDataModule) -> Category:
         datamodule: any of anomalib's with image files. Its validation images are left out, unless they are test images.
 
     Raises:
+        OptionError: it is something else.
         ImageError: it has no images to train or to test with, or masks of only some anomalous images.
+
+    >>> from anomalib.data import MVTecAD  # doctest: +SKIP
+    >>> category = category_of(MVTecAD(category="bottle"))  # doctest: +SKIP
+    >>> len(category.normal), len(category.test)  # doctest: +SKIP
+    (209, 83)
     """
+    if not isinstance(datamodule, AnomalibDataModule):
+        raise OptionError(f"datamodule: expected one of anomalib.data, found {type(datamodule).__name__}")
     if not hasattr(datamodule, "train_data"):  # else it may draw its splits again
         datamodule.setup()
     parts = [_rows(getattr(datamodule, f"{name}_data")) for name in ("train", "test")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ CONFIG = "spade_faiss.adapters.fiftyone_similarity.SpadeSimilarityConfig"
 INSIDE = 255  # value of a region's pixels in a mask
 HOTTEST = 255  # value of a map where the scale is brightest; the app leaves pixels of 0 as they are
 DOCUMENT = 12_000_000  # bytes of a map and a mask in a sample: the database refuses documents of 16 MiB
+NAME = re.compile(r"[^\W_]\w*")  # that fields' names may begin with
 
 Heat = NDArray[np.uint8]  # (H, W)
 Mask = NDArray[np.bool_]  # (H, W)
@@ -48,6 +50,9 @@ def to_fiftyone(
 ) -> Added:
     """Add what a query found to the samples of a FiftyOne data set.
 
+    All results are read before a sample is changed, so that an error leaves the data set as it was. Samples of other
+    images are left alone, as are results of images that no sample has: what is returned names both.
+
     Each sample whose image was queried gets these fields, with `field` before their names:
 
     - `_verdict`: Classification: "normal", "anomalous", or "unjudged" without a calibration; its confidence is the
@@ -59,8 +64,9 @@ def to_fiftyone(
 
     Args:
         dataset: a fiftyone.Dataset, or a view of one, of the images that were queried. It may have the normal ones too.
+            Of groups, all slices that are images.
         results: folder that `query --output` wrote.
-        field: what the fields' names begin with.
+        field: what the fields' names begin with: letters, digits and "_". Values of an earlier call are replaced.
         root: the folder that was queried, where its files are now; None: they have not moved.
         normal: the folder that the gallery was built from; None: samples are its images by their names and contents,
             as long as the gallery is where it was.
@@ -68,25 +74,37 @@ def to_fiftyone(
             million pixels.
 
     Raises:
-        OptionError: fiftyone is not installed; no sample is in the results; or a map that is too large for the
-            database.
-        ResultsError: as Results.open.
-        OutputError: the folder `media` cannot be written.
-        WorkerError: FiftyOne's database does not answer.
+        OptionError: fiftyone is not installed; no data set of images; no sample is in the results; a map that is too
+            large for the database; or a field of that name that is of another kind or read-only.
+        ImageError: a sample that may be a normal image has a file that cannot be read.
+        ResultsError: as Results.open, or a map that is gone or damaged.
+        OutputError: the folder `media` cannot be written. It may have some of the files then.
+        WorkerError: FiftyOne's database does not answer. Some samples may have their fields then: call again.
+
+    >>> from spade_faiss.adapters.fiftyone import to_fiftyone
+    >>> to_fiftyone(dataset, "results").samples  # doctest: +SKIP
+    5
     """
     opened = results if isinstance(results, Results) else Results.open(results)
     fo, by_key = load_fiftyone(), {result.key: result for result in opened}
     with _database():
-        ids, paths = dataset.values(["id", "filepath"])
-        files = dict(zip(ids, paths, strict=True))
+        images = images_of(dataset)
+        files = files_of(images)
         keys = _keys_of_samples(files, opened, root)
         neighbours = _samples_of_normal(files, opened, normal)
-        _declare(fo, dataset._root_dataset, field)
-        for sample in dataset.select(list(keys)).iter_samples(autosave=True, progress=False):
-            for name, value in _fields(fo, by_key[keys[sample.id]], opened, neighbours, media).items():
+        _require_fields(fo, images._root_dataset, field)
+        pictures = dict[str, Any]()
+        for key in keys.values():  # of all, before a sample is changed; arrays are not kept
+            made = _pictures(fo, by_key[key], opened, media)
+            pictures[key] = None if media is None else made
+        _declare(fo, images._root_dataset, field)
+        for sample in images.select(list(keys)).iter_samples(autosave=True, progress=False):
+            key = keys[sample.id]
+            values = pictures[key] or _pictures(fo, by_key[key], opened, media)
+            for name, value in (values | _facts(fo, by_key[key], opened, neighbours)).items():
                 sample[f"{field}_{name}"] = value
-    found = set(keys.values())
-    return Added(len(keys), [one for one in ids if one not in keys], [key for key in by_key if key not in found])
+    others = [one for one in files if one not in keys]
+    return Added(len(keys), others, [key for key in by_key if key not in pictures])
 
 
 def register() -> None:
@@ -123,6 +141,31 @@ def load_fiftyone() -> Any:
             "log/mongo.log in fiftyone.config.database_dir, or name a running one in FIFTYONE_DATABASE_URI"
         ) from error
     return fiftyone
+
+
+def images_of(dataset: Any) -> Any:
+    """Return the images of a data set or a view: itself, or all slices of groups that are images.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    from fiftyone.core.collections import SampleCollection
+
+    expected = "dataset: expected a fiftyone.Dataset of images or a view of one"
+    if not isinstance(dataset, SampleCollection):
+        raise OptionError(f"{expected}, found {type(dataset).__name__}; fiftyone.load_dataset opens one by its name")
+    if dataset._is_generated or dataset._is_dynamic_groups:
+        raise OptionError(f"{expected}, found a {type(dataset).__name__} of {dataset._root_dataset.name}; give that")
+    in_groups = dataset.media_type == "group"
+    kinds = dataset.group_media_types.values() if in_groups else [dataset.media_type or "image"]  # None: it is empty
+    if "image" not in kinds:
+        raise OptionError(f"{expected}, found {', '.join(kinds)} in {dataset.name}; query frames as image files")
+    return dataset.select_group_slices(media_type="image") if in_groups else dataset
+
+
+def files_of(images: Any) -> dict[str, str]:
+    """Return the path of each sample's file, by the sample's id."""
+    return dict(zip(*images.values(["id", "filepath"]), strict=True))
 
 
 @contextmanager
@@ -169,16 +212,12 @@ def _samples_of_normal(files: dict[str, str], results: Results, normal: str | Pa
     except GalleryNotFoundError:
         return {}  # moved: the keys say what the neighbours are
     with gallery:
-        rows = by_content(files, gallery.snapshot())
+        rows = by_content(files, gallery.snapshot(), "normal")
         return dict(zip(gallery.keys(list(rows.values())), rows, strict=True))
 
 
-def _fields(
-    fo: Any, result: Result, results: Results, neighbours: dict[str, str], media: str | Path | None
-) -> dict[str, Any]:
-    line, scores = result.line, result.anomaly_map()
-    thresholds, mask = results.run.thresholds or {}, result.labels(scores) > 0
-    heat = np.rint(results.scale.apply(scores) * HOTTEST).astype(np.uint8)
+def _facts(fo: Any, result: Result, results: Results, neighbours: dict[str, str]) -> dict[str, Any]:
+    line, thresholds = result.line, results.run.thresholds or {}
     nearest = [one["key"] for one in line.get("neighbours", [])]
     verdict = fo.Classification(
         label=line.get("verdict") or "unjudged",
@@ -189,12 +228,22 @@ def _fields(
         pixel_threshold=thresholds.get("pixel"),
         generation=results.run.generation,
     )
-    return {
-        "verdict": verdict,
-        **(_stored(fo, result, heat, mask) if media is None else _written(fo, result, heat, mask, Path(media))),
-        "neighbours": [neighbours[key] for key in nearest if key in neighbours],
-        "neighbour_keys": nearest,
-    }
+    own = [neighbours[key] for key in nearest if key in neighbours]
+    return {"verdict": verdict, "neighbours": own, "neighbour_keys": nearest}
+
+
+def _pictures(fo: Any, result: Result, results: Results, media: str | Path | None) -> dict[str, Any]:
+    """Return an image's map and regions as labels, whose pictures are in them, or in files.
+
+    Raises:
+        ResultsError: the map is gone or damaged.
+        OptionError: it is too large for the database.
+        OutputError: its file cannot be written.
+    """
+    scores = result.anomaly_map()
+    mask = result.labels(scores) > 0
+    heat = np.rint(results.scale.apply(scores) * HOTTEST).astype(np.uint8)
+    return _stored(fo, result, heat, mask) if media is None else _written(fo, result, heat, mask, Path(media))
 
 
 def _stored(fo: Any, result: Result, heat: Heat, mask: Mask) -> dict[str, Any]:
@@ -226,9 +275,36 @@ def _written(fo: Any, result: Result, heat: Heat, mask: Mask, folder: Path) -> d
     }
 
 
+def _require_fields(fo: Any, dataset: Any, field: str) -> None:
+    """Check that a data set takes all fields, before it gets the first.
+
+    Raises:
+        OptionError: no name, or a field of one of the names that is of another kind or read-only.
+    """
+    if not isinstance(field, str) or not NAME.fullmatch(field):
+        raise OptionError(f"field: expected letters, digits and '_' that fields' names begin with, found {field!r}")
+    schema = dataset.get_field_schema()
+    for name, kind in _kinds(fo).items():
+        found = schema.get(f"{field}_{name}", kind)
+        if str(found) != str(kind) or found.read_only:
+            raise OptionError(
+                f"field: expected {field}_{name} of {dataset.name} to be a {kind} that can be written, found "
+                f"{'a read-only one' if found.read_only else found}; choose another name"
+            )
+
+
+def _kinds(fo: Any) -> dict[str, Any]:
+    """Return the type of each field, by the end of its name."""
+    labels = {"verdict": fo.Classification, "map": fo.Heatmap, "regions": fo.Segmentation}
+    kinds = {name: fo.EmbeddedDocumentField(label) for name, label in labels.items()}
+    return kinds | {name: fo.ListField(fo.StringField()) for name in ("neighbours", "neighbour_keys")}
+
+
 def _declare(fo: Any, dataset: Any, field: str) -> None:
-    """Declare what no value says: a list is of text also where it is empty, and what the values of masks mean."""
-    for name in ("neighbours", "neighbour_keys"):
-        dataset.add_sample_field(f"{field}_{name}", fo.ListField, subfield=fo.StringField)
+    """Declare all fields, as a list is of text also where it is empty, and what the values of masks mean."""
+    for name, kind in _kinds(fo).items():
+        is_list = isinstance(kind, fo.ListField)
+        holds = {"subfield": kind.field} if is_list else {"embedded_doc_type": kind.document_type}
+        dataset.add_sample_field(f"{field}_{name}", type(kind), **holds)
     dataset.mask_targets = {**dataset.mask_targets, f"{field}_regions": {INSIDE: "anomaly"}}
     dataset.save()

@@ -5,6 +5,8 @@ FiftyOne builds these classes by their names. It opens them again in other sessi
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,13 @@ import numpy as np
 from fiftyone.brain.similarity import Similarity, SimilarityConfig, SimilarityIndex
 from numpy.typing import NDArray
 
-from ..errors import OptionError
+from ..errors import GalleryNotFoundError, OptionError
 from ..extractors.registry import Extractor
 from ..gallery.gallery import Gallery
-from ..images.decode import read_file
 from ..images.reading import decoding_gate, view_of
 from ..system.prefetch import batched
-from .fiftyone import BACKEND
-from .sample_files import by_content, by_place
+from .fiftyone import BACKEND, files_of, images_of
+from .sample_files import by_content, by_place, content_of
 
 Vectors = NDArray[np.float32]  # (m, d) image features
 
@@ -33,12 +34,28 @@ class SpadeSimilarityConfig(SimilarityConfig):  # type: ignore[misc]
         root: the folder that it was built from; None: its images are found by their names and contents.
         weights: weights file of the gallery's network, where they are not found by themselves.
         kwargs: of SimilarityConfig. `embeddings=False` goes with it, as the gallery has the image features.
+
+    Raises:
+        OptionError: no gallery, an unknown name, or what an index of whole images does not have.
     """
 
-    def __init__(self, gallery: str = "", root: str | None = None, weights: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        gallery: str | os.PathLike[str] = "",
+        root: str | os.PathLike[str] | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        unknown = set(kwargs) - set(inspect.signature(SimilarityConfig).parameters)
+        if unknown:  # which it would keep, and do nothing with
+            raise OptionError(
+                f"{min(unknown)}: expected gallery, root or weights with backend {BACKEND!r}, found an unknown name"
+            )
         super().__init__(**kwargs)
-        if not gallery:
-            raise OptionError(f"gallery: expected the path of a gallery with backend {BACKEND!r}, found none")
+        if not gallery or not isinstance(gallery, (str, os.PathLike)):
+            raise OptionError(
+                f"gallery: expected the path of a gallery with backend {BACKEND!r}, found {gallery or 'none'}"
+            )
         for name in ("patches_field", "roi_field", "embeddings_field", "model"):
             if getattr(self, name) is not None:
                 raise OptionError(
@@ -47,7 +64,7 @@ class SpadeSimilarityConfig(SimilarityConfig):  # type: ignore[misc]
                 )
         self.gallery = str(Path(gallery).resolve())
         self.root = None if root is None else str(Path(root).resolve())
-        self.weights = weights
+        self.weights = None if weights is None else str(Path(weights).resolve())
 
     @property
     def method(self) -> str:
@@ -74,8 +91,24 @@ class SpadeSimilarity(Similarity):  # type: ignore[misc]
     """Opens the index."""
 
     def initialize(self, samples: Any, brain_key: str | None) -> SpadeSimilarityIndex:
-        """Return the index of a gallery over the samples that are its images."""
-        return SpadeSimilarityIndex(samples, self.config, brain_key, backend=self)
+        """Return the index of a gallery over the samples that are its images; after an error, the key is free again.
+
+        Raises:
+            GalleryError: it cannot be opened.
+            OptionError: no data set of images, or none of the gallery's.
+            ImageError: a sample that may be one has a file that cannot be read.
+        """
+        try:
+            return SpadeSimilarityIndex(samples, self.config, brain_key, backend=self)
+        except Exception:
+            _withdraw(samples, brain_key)
+            raise
+
+
+def _withdraw(samples: Any, brain_key: str | None) -> None:
+    """Delete a run without results, which FiftyOne registers before it has any: the key would stay taken."""
+    if brain_key is not None and samples.load_brain_results(brain_key) is None:
+        samples.delete_brain_run(brain_key)
 
 
 class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
@@ -86,7 +119,13 @@ class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
     """
 
     def __init__(self, samples: Any, config: SpadeSimilarityConfig, brain_key: str | None, backend: Any = None) -> None:
-        self._gallery = Gallery.open(config.gallery)
+        try:
+            self._gallery = Gallery.open(config.gallery)
+        except GalleryNotFoundError as error:
+            raise GalleryNotFoundError(
+                f"gallery: expected one in {config.gallery}, found none; put it back, or delete the brain run and "
+                "compute another one"
+            ) from error
         self._extractor: Extractor | None = None
         self._find_samples(samples, config)
         super().__init__(samples, config, brain_key, backend=backend)
@@ -94,10 +133,14 @@ class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
     def _find_samples(self, samples: Any, config: SpadeSimilarityConfig) -> None:
         if self._gallery.spec.tile is not None:
             raise OptionError(f"gallery: expected one of whole images, found {config.gallery}, whose images are tiles")
-        ids, paths = samples.values(["id", "filepath"])
-        files, snapshot = dict(zip(ids, paths, strict=True)), self._gallery.snapshot()
+        if samples.media_type == "group":  # views of groups are of one slice
+            raise OptionError(
+                f"dataset: expected images, found groups in {samples.name}; compute the similarity of "
+                "dataset.select_group_slices(media_type='image').clone()"
+            )
+        files, snapshot = files_of(images_of(samples)), self._gallery.snapshot()
         if config.root is None:
-            self._row_of = by_content(files, snapshot)
+            self._row_of = by_content(files, snapshot, "root")
         else:
             keys = by_place(files, config.root)
             rows = zip(keys, snapshot.find_all(list(keys.values())), strict=True)
@@ -125,6 +168,7 @@ class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
         Raises:
             OptionError: always.
         """
+        _withdraw(self._samples, self.key)
         raise OptionError(
             f"embeddings: expected False with backend {BACKEND!r}, found others: the gallery has its own; give "
             "embeddings=False, and add images by Gallery.add_images"
@@ -179,26 +223,36 @@ class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
             raise OptionError(f"reverse: expected False with backend {BACKEND!r}, found True")
         if query is None:
             raise OptionError(f"query: expected samples or vectors with backend {BACKEND!r}, found none")
+        if k is not None and (not isinstance(k, (int, np.integer)) or k < 1):
+            raise OptionError(f"k: expected a number >= 1, or None for all samples, found {k!r}")
         if aggregation not in (None, "mean"):
             raise OptionError(f"aggregation: expected 'mean' with backend {BACKEND!r}, found {aggregation!r}")
         vectors, is_one = self._vectors(query)
         if aggregation == "mean" and len(vectors) > 1:
             vectors, is_one = vectors.mean(axis=0, keepdims=True), True
-        shown = {self._row_of[one]: str(one) for one in self.current_sample_ids if one in self._row_of}
-        rows, sq_distances = self._search(vectors, set(shown), k)
-        samples = [[shown[row] for row in found] for found in rows.tolist()]
-        answer = (samples, None, list(sq_distances))
+        samples, sq_distances = self._search(vectors, k)
+        answer: tuple[Any, ...] = samples, None, sq_distances
         if is_one or aggregation is not None:
-            answer = samples[0], None, sq_distances[0]  # type: ignore[assignment]
+            answer = samples[0], None, sq_distances[0]
         return answer if return_dists else answer[:2]
 
-    def _search(self, vectors: Vectors, shown: set[int], k: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the gallery's nearest images among those that the current view shows."""
-        k = min(k or len(shown), len(shown))
-        if k == 0:
-            return np.empty((len(vectors), 0), np.int64), np.empty((len(vectors), 0), np.float32)
+    def _search(self, vectors: Vectors, k: int | None) -> tuple[list[list[str]], list[Vectors]]:
+        """Return, for each query, the k nearest samples of the current view, and their squared distances."""
+        shown = dict[int, list[str]]()  # several samples may be one image
+        for one in self.current_sample_ids:
+            if one in self._row_of:
+                shown.setdefault(self._row_of[one], []).append(str(one))
+        count = len(shown) if k is None else min(k, len(shown))
+        if count == 0:
+            return [[] for _ in vectors], [np.empty(0, np.float32) for _ in vectors]
         hidden = np.array([row for row in self._gallery.snapshot().ids().tolist() if row not in shown], np.int64)
-        return self._gallery.search(vectors, k, without=hidden if len(hidden) else None)
+        rows, sq_distances = self._gallery.search(vectors, count, without=hidden if len(hidden) else None)
+        samples = [[one for row in found for one in shown[row]][:k] for found in rows.tolist()]
+        far = [
+            np.repeat(each, [len(shown[row]) for row in found])[:k]
+            for found, each in zip(rows.tolist(), sq_distances, strict=True)
+        ]
+        return samples, far
 
     def _vectors(self, query: Any) -> tuple[Vectors, bool]:
         """Return a query's image features, and whether it is one."""
@@ -224,6 +278,10 @@ class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
                 f"query: expected ids of samples, found {len(samples) - len(ids)} that the data set lacks"
             )
         spec, gate = self._gallery.spec, decoding_gate()
-        views = (view_of(read_file(Path(path)), path, spec.tiling, spec.bits, gate).views[0] for path in paths)
+        contents = (content_of(*pair, "query another one") for pair in zip(ids, paths, strict=True))
+        views = (
+            view_of(content, path, spec.tiling, spec.bits, gate).views[0]
+            for content, path in zip(contents, paths, strict=True)
+        )
         batches = batched(views, self._extractor.batch_size)
         return np.concatenate([self._extractor.extract(batch).image for batch in batches])

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
+from ..errors import ImageError
 from ..images.decode import read_file
 from ..store.snapshot import Snapshot
 from ..store.source_images import FILE_DIGEST, content_digest
@@ -26,7 +27,7 @@ def by_place(files: Mapping[str, str], root: str | Path) -> dict[str, str]:
     return found
 
 
-def by_content(files: Mapping[str, str], snapshot: Snapshot) -> dict[str, int]:
+def by_content(files: Mapping[str, str], snapshot: Snapshot, folder: str) -> dict[str, int]:
     """Return the row of each sample that is an image of a gallery: its path ends with the key, and it has the content.
 
     Only files whose names may be those of the gallery are read.
@@ -34,6 +35,7 @@ def by_content(files: Mapping[str, str], snapshot: Snapshot) -> dict[str, int]:
     Args:
         files: path of each sample's file, by the sample's id.
         snapshot: of the gallery.
+        folder: the caller's parameter that names the folder of the gallery's images, for by_place instead.
 
     Raises:
         ImageError: such a file cannot be read.
@@ -46,10 +48,24 @@ def by_content(files: Mapping[str, str], snapshot: Snapshot) -> dict[str, int]:
             continue
         [kept] = snapshot.digests([row])
         if sample not in contents:
-            contents[sample] = content_digest(read_file(Path(files[sample])))
+            contents[sample] = content_digest(
+                content_of(sample, files[sample], f"give {folder}, the folder of the normal images")
+            )
         if kept.startswith(FILE_DIGEST) and contents[sample] == kept:
             found[sample] = row
     return found
+
+
+def content_of(sample: str, file: str, advice: str) -> bytes:
+    """Read a sample's file.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        return read_file(Path(file))
+    except ImageError as error:
+        raise ImageError(f"{error}; put the file of sample {sample} back, delete the sample, or {advice}") from error
 
 
 def _names(file: str) -> Iterator[str]:

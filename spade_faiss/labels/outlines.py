@@ -30,7 +30,7 @@ def outlines(inside: NDArray[np.bool_], left: int = 0, top: int = 0, tolerance: 
     for this are left out: from each corner the ring goes straight on as far as it can.
 
     Args:
-        inside: the mask.
+        inside: the mask: bool, or integers of which 0 is outside.
         left: x of its first column in the image.
         top: y of its first row.
         tolerance: pixels that a ring may move by along a row or a column, below 0.5; 0: leave out only corners on a
@@ -41,13 +41,25 @@ def outlines(inside: NDArray[np.bool_], left: int = 0, top: int = 0, tolerance: 
         corner and a pixel's centre lies at (0.5, 0.5). None for an empty mask.
 
     Raises:
-        OptionError: contourpy is not installed, or a tolerance out of range.
+        OptionError: contourpy is not installed, no mask, or a tolerance out of range.
+
+    >>> from spade_faiss.labels import outlines
+    >>> mask = np.zeros((4, 5), bool)
+    >>> mask[1, 2] = True
+    >>> outlines(mask)[0][0].tolist()
+    [[2.0, 1.5], [2.5, 1.0], [3.0, 1.5], [2.5, 2.0]]
     """
     if not 0 <= tolerance < 0.5:
         raise OptionError(f"tolerance: expected pixels from 0 to below 0.5, found {tolerance!r}")
+    inside = np.asarray(inside)
+    if inside.ndim != 2 or inside.dtype.kind not in "biu":
+        raise OptionError(
+            f"inside: expected an (h, w) mask of bool, found {inside.shape} {inside.dtype}; compare scores with "
+            "a threshold, as scores > 0.5"
+        )
     contourpy = _contourpy()
     generator = contourpy.contour_generator(
-        z=np.pad(inside, 1).astype(np.float64), name="serial", fill_type=contourpy.FillType.OuterOffset
+        z=np.pad(inside != 0, 1).astype(np.float64), name="serial", fill_type=contourpy.FillType.OuterOffset
     )
     # Corners lie halfway between two pixels, which the level just below a half moves a little. Padding moved all by 1.
     shift = np.array([left - 0.5, top - 0.5])
@@ -72,6 +84,18 @@ def joined(rings: list[Ring]) -> Ring:
 
     A cut goes from each hole to the nearest corner of the outer ring, and back: it has no area, so that the ring's
     inside is the same.
+
+    Args:
+        rings: the outer ring, then its holes, each (n, 2) corners (x, y), as a part of outlines().
+
+    Returns:
+        (n, 2) float64 corners (x, y), not closed.
+
+    >>> from spade_faiss.labels import joined, outlines
+    >>> mask = np.ones((5, 5), bool)
+    >>> mask[2, 2] = False
+    >>> [len(ring) for ring in outlines(mask)[0]], len(joined(outlines(mask)[0]))
+    ([4, 4], 10)
     """
     from scipy.spatial import cKDTree
 

@@ -33,6 +33,10 @@ class LabelledImage:
         regions: as `labels` numbers them.
         thresholds: "image", "pixel" and "false_alarms"; None where nothing was judged.
         facts: what else is known of the image, as JSON values: verdict, image_score, p_value, generation and others.
+
+    >>> from spade_faiss.labels import LabelledImage
+    >>> LabelledImage(1, "a/000.png", np.zeros((4, 5), np.uint8)).size
+    (4, 5)
     """
 
     number: int

@@ -1,7 +1,12 @@
-"""Routes of Label Studio's ML back end: a gallery gives predictions for its tasks. No URL is fetched."""
+"""Routes of Label Studio's ML back end: a gallery gives predictions for its tasks. No URL is fetched.
+
+Label Studio keeps what it gets as the task's prediction and does not ask again, so that an empty one for an image that
+cannot be read would stand for a normal part. An error for the request makes it keep none.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
@@ -13,13 +18,17 @@ from xml.etree import ElementTree
 from fastapi import APIRouter, Depends, Request
 
 from .._version import __version__
-from ..errors import ImageError
+from ..errors import ImageError, SpadeError
 from ..images.regular_file import read_regular
 from ..labels.label_studio import KINDS, Controls, prediction
+from ..labels.regions import LabelledImage
 from ..labels.shapes import Shapes
 from .access import ERRORS, Name, Ours, needs
-from .errors import ServiceError
+from .bodies import printable
+from .errors import ServiceError, as_service_error
 from .exports import labelled
+from .generations import Generation
+from .inspecting import prepare
 from .middleware import request_id_of
 from .service import Post, Service
 from .tokens import Caller
@@ -34,6 +43,7 @@ Inspector = Annotated[Caller, Depends(needs("inspect", as_password=True))]
 TAGS: dict[str, Shapes] = {"brushlabels": "masks", "polygonlabels": "polygons"}
 LOCAL_FILES = "/data/local-files/"
 INSPECTED = re.compile(r"/v1/inspections/([0-9a-zA-Z]{1,64})/picture")
+NAMED = 5  # tasks that an error names at the most
 
 
 @router.get("/health", response_model=dict[str, Any], summary="Whether Label Studio may ask.")
@@ -49,27 +59,72 @@ async def setup(request: Request, service: Ours, caller: Inspector, name: Name) 
     body = await _json(request)
     controls_of(body.get("schema"))
     _, generation = await service.loaded(name)
+    _require_thresholds(name, generation.calibration)
     return {"model_version": f"spade-faiss {__version__}, generation {generation.number}"}
 
 
 @router.post("/predict", openapi_extra=BODY, response_model=dict[str, Any], summary="Predict regions of tasks.")
 async def predict(request: Request, service: Ours, caller: Inspector, name: Name) -> Any:
-    """Inspect the images of tasks, and answer with a prediction for each, in their order."""
+    """Answer with a prediction for each task, in their order; if one has no image that can be inspected, none is."""
     service.registry.named(name)
     body = await _json(request)
     controls, shapes, label = controls_of(body.get("label_config"))
-    tasks = body.get("tasks")
-    if not isinstance(tasks, list) or not 0 < len(tasks) <= service.settings.queue:
-        raise ServiceError(422, "bad_task", f"Expected 1 to {service.settings.queue} tasks in a list.")
+    tasks, most = body.get("tasks"), service.settings.queue
+    if not isinstance(tasks, list) or not 0 < len(tasks) <= most:
+        found = f"{len(tasks)} of them" if isinstance(tasks, list) else "none"
+        raise ServiceError(422, "bad_task", f"Expected a list of 1 to {most} (--queue) tasks, found {found}.")
+    await _require_images(service, name, tasks, controls)
     results = []
-    for image_url in [_image_of(task, number, controls) for number, task in enumerate(tasks)]:
-        uid = await _inspected(service, request, (name, caller.name), image_url)
-        line = await service.helped(service.inspections.named, uid)
-        image = await service.helped(labelled, service.inspections, line)
-        if image is None:
-            raise ServiceError(404, "not_kept", f"The map of inspection {uid} is not kept any more.")
-        results.append(prediction(image, shapes, label, controls))
+    for image in [_image_of(task, controls) for task in tasks]:
+        uid = _earlier(image) or await _inspected(service, request, (name, caller.name), image)
+        inspected = await service.helped(_labelled, service, name, uid)
+        results.append(prediction(inspected, shapes, label, controls))
     return {"results": results}
+
+
+async def _require_images(service: Service, name: str, tasks: list[Any], controls: Controls) -> None:
+    """Read and decode the images of all tasks, before one of them is inspected.
+
+    Raises:
+        ServiceError: that of the first that cannot be, naming all of these tasks.
+    """
+    _, generation = await service.loaded(name)
+    checks = [service.helped(_problem, service, generation, (name, task, controls)) for task in tasks]
+    found = enumerate(zip(tasks, await asyncio.gather(*checks), strict=True))
+    problems = [(_name_of(task, number), error) for number, (task, error) in found if error is not None]
+    if problems:
+        told = [f"Task {task}: {error.message}" for task, error in problems[:NAMED]]
+        more = [f"{len(problems) - NAMED} more tasks likewise."] if len(problems) > NAMED else []
+        none = ["No task was inspected."] if len(tasks) > 1 else []
+        first = problems[0][1]
+        raise ServiceError(first.status, first.code, " ".join(told + more + none), first.headers)
+
+
+def _problem(service: Service, generation: Generation, of: tuple[str, Any, Controls]) -> ServiceError | None:
+    """Return why a task's image cannot be inspected, or was not; None: it can."""
+    name, task, controls = of
+    try:
+        image = _image_of(task, controls)
+        if earlier := _earlier(image):
+            _labelled(service, name, earlier)
+        else:
+            _require_thresholds(name, generation.calibration)
+            prepare(*content_of(image, service), generation, service.settings.pixels)
+    except (ServiceError, SpadeError) as error:
+        return as_service_error(error)
+    return None
+
+
+def _name_of(task: Any, number: int) -> str:
+    """Return a task's id in Label Studio, or else its place in the request."""
+    return printable(str(task.get("id", number) if isinstance(task, dict) else number))
+
+
+def _require_thresholds(name: str, found: object) -> None:
+    if found is None:
+        raise ServiceError(
+            409, "not_calibrated", f"Gallery {name} is not calibrated, so that it has no regions; calibrate it first."
+        )
 
 
 async def _json(request: Request) -> dict[str, Any]:
@@ -106,22 +161,46 @@ def controls_of(config: object) -> tuple[Controls, Shapes, str]:
     raise ServiceError(422, "bad_label_config", f"Expected {' or '.join(KINDS.values())} of an Image, found neither.")
 
 
-def _image_of(task: Any, number: int, controls: Controls) -> str:
+def _image_of(task: Any, controls: Controls) -> str:
     data = task.get("data") if isinstance(task, dict) else None
     found = data.get(controls.data) if isinstance(data, dict) else None
     if not isinstance(found, str) or not found:
-        raise ServiceError(422, "bad_task", f"Expected data.{controls.data} in task {number}, found none.")
+        others = ", ".join(f"data.{printable(name)}" for name in data or ()) if isinstance(data, dict) else ""
+        raise ServiceError(
+            422, "bad_task",
+            f"Expected the address of an image in data.{controls.data}, as the labelling configuration has it, found "
+            f"{others[:300] or 'none'}.",
+        )  # fmt: skip
     return found
 
 
-async def _inspected(service: Service, request: Request, of: tuple[str, str], image: str) -> str:
-    """Return the id of an image's inspection: of an earlier one, or of a new one."""
+def _earlier(image: str) -> str | None:
+    """Return the id of the inspection whose picture an address is."""
     address = _parsed(image)
-    if address.scheme == "" and (earlier := INSPECTED.fullmatch(address.path)):
-        line = await service.helped(service.inspections.named, earlier[1])
-        if line["gallery"] != of[0]:
-            raise ServiceError(422, "bad_task", f"Expected an inspection of {of[0]}, found one of another gallery.")
-        return earlier[1]
+    found = INSPECTED.fullmatch(address.path) if not address.scheme and not address.netloc else None
+    return found[1] if found else None
+
+
+def _labelled(service: Service, name: str, uid: str) -> LabelledImage:
+    """Return what an inspection has found.
+
+    Raises:
+        ServiceError: there is none, it is of another gallery, it failed, had no thresholds, or its map is not kept.
+    """
+    line = service.inspections.named(uid)
+    if line["gallery"] != name:
+        raise ServiceError(422, "bad_task", f"Expected an inspection of {name}, found one of another gallery.")
+    image = labelled(service.inspections, line)
+    if image is None:
+        raise ServiceError(
+            404, "not_kept", f"Expected inspection {uid} with its map, found none: it failed, or was too long ago."
+        )
+    _require_thresholds(name, (image.thresholds or {}).get("pixel"))
+    return image
+
+
+async def _inspected(service: Service, request: Request, of: tuple[str, str], image: str) -> str:
+    """Return the id of an image's new inspection."""
     name, content = await service.helped(content_of, image, service)
     post = Post(of[0], [(name, content)], of[1], request_id_of(request))
     [answer] = await service.inspect(post, request.is_disconnected)

@@ -25,7 +25,7 @@ def test_content_tells_files_of_one_name_apart(tmp_path: Path, toy: sf.Extractor
     with sf.Gallery.create(tmp_path / "toy.gallery", toy.spec) as gallery:
         gallery.add_images(normal, toy)
         gallery.remove(["002.png"])
-        found = by_content(files, gallery.snapshot())
+        found = by_content(files, gallery.snapshot(), "root")
         names = dict(zip(found, gallery.keys(list(found.values())), strict=True))
     assert names == {f"{folder.name}/{name}": name for folder in (copy, normal) for name in ("000.png", "001.png")}
     assert other.exists()

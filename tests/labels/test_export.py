@@ -18,6 +18,7 @@ from scipy import ndimage
 import spade_faiss as sf
 from spade_faiss.labels import export
 from spade_faiss.report.results import Results
+from tests.helpers.polygons import filled
 from tests.helpers.results import RUN, write_results
 from tests.labels.conftest import Masks
 
@@ -82,6 +83,32 @@ def test_label_studio_brush_masks(tmp_path: Path, results: Path) -> None:
             assert (result["type"], result["value"]["brushlabels"]) == ("brushlabels", ["anomaly"])
             np.testing.assert_array_equal(unpacked(result["value"]["rle"]).reshape(*mask.shape, 4)[..., 3] > 0, mask)
             assert 0.5 < result["score"] < 1
+
+
+def polygons(path: Path, shapes: dict[str, list[Mask]]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Each region's polygon in pixels, with the image's name, from a file of Label Studio or CVAT."""
+    if path.suffix == ".xml":
+        for name, found in shapes_of(path):
+            for one in found:
+                yield name, np.array([pair.split(",") for pair in one.attrib["points"].split(";")], float)
+        return
+    for task in json.loads(path.read_text()):
+        name = task["data"]["name"]
+        for one in task["predictions"][0]["result"]:
+            size = np.array([one["original_width"], one["original_height"]])
+            assert size.tolist() == list(shapes[name][0].shape[::-1])
+            yield name, np.array(one["value"]["points"]) * size / 100
+
+
+@pytest.mark.parametrize(("format", "name"), [("labelstudio", "tasks.json"), ("cvat", "annotations.xml")])
+def test_polygons_have_the_pixels_of_their_regions(tmp_path: Path, results: Path, format: Any, name: str) -> None:
+    """One pixel, the whole image, holes."""
+    export(results, tmp_path / name, format, "polygons")
+    left = regions_of(results)
+    for key, corners in polygons(tmp_path / name, regions_of(results)):
+        mask = left[key].pop(0)
+        np.testing.assert_array_equal(filled([corners], (mask.shape[0], mask.shape[1])), mask)
+    assert not any(left.values())
 
 
 def test_label_studio_polygons_are_in_percent(tmp_path: Path, results: Path) -> None:

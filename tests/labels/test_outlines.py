@@ -9,26 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy import ndimage
 
 import spade_faiss as sf
 from spade_faiss.detect.regions import EIGHT_CONNECTED
 from spade_faiss.labels import joined, outlines
+from tests.helpers.polygons import filled
 from tests.helpers.results import masks
-
-Mask = NDArray[np.bool_]
-
-
-def filled(rings: list[NDArray[np.float64]], shape: tuple[int, int]) -> Mask:
-    """The pixels whose centres lie inside an odd number of rings: the rays to the right cross as many edges."""
-    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
-    inside = np.zeros(shape, np.bool_)
-    for ring in rings:
-        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-            if y0 != y1:
-                inside ^= ((y0 <= y) != (y1 <= y)) & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
-    return inside
 
 
 @pytest.mark.parametrize("key", masks())
@@ -85,6 +72,16 @@ def test_compiled_code_keeps_the_same_corners(monkeypatch: pytest.MonkeyPatch) -
 def test_a_tolerance_that_loses_pixels_is_refused() -> None:
     with pytest.raises(sf.OptionError, match=r"tolerance: expected pixels from 0 to below 0\.5, found 0\.5"):
         outlines(np.ones((2, 2), np.bool_), tolerance=0.5)
+
+
+def test_masks_of_integers_and_what_is_none() -> None:
+    mask = masks()["a/ring.png"]
+    for same in (mask.astype(np.uint8) * 255, mask.astype(int), mask.tolist()):
+        for pair in zip(chain.from_iterable(outlines(same)), chain.from_iterable(outlines(mask)), strict=True):
+            np.testing.assert_array_equal(*pair)
+    for other in (mask.astype(np.float32), mask[..., None], np.zeros(3, np.bool_)):
+        with pytest.raises(sf.OptionError, match=r"inside: expected an \(h, w\) mask of bool, found \("):
+            outlines(other)
 
 
 def test_without_contourpy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

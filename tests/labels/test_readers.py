@@ -12,6 +12,7 @@ import pytest
 from spade_faiss.labels import export
 from spade_faiss.report.results import Results
 from tests.helpers.images import write_images
+from tests.helpers.polygons import filled
 from tests.labels.conftest import Masks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -69,4 +70,6 @@ def test_datumaro_reads_cvat(tmp_path: Path, results: Path, drawn: Masks, shapes
             if shapes == "masks":
                 np.testing.assert_array_equal(annotation.image, labels == number)
             else:
-                assert annotation.get_area() <= annotation.get_bbox()[2] * annotation.get_bbox()[3]
+                corners = np.array(annotation.points).reshape(-1, 2)
+                height, width = labels.shape
+                np.testing.assert_array_equal(filled([corners], (height, width)), labels == number)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,13 @@ def white() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (48, 40), (255, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def huge() -> bytes:
+    """A PNG whose header says 8192 x 8192 px."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 8192, 8192, 8, 2, 0, 0, 0)
+    content = white()
+    return content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:]
 
 
 def data_uri(content: bytes) -> str:
@@ -68,13 +79,93 @@ def test_images_that_are_none(shared: Served, image: object) -> None:
     assert answer.json()["error"]["code"] in ("bad_task", "bad_image")
 
 
-def test_a_task_that_is_none_is_refused_before_others_are_inspected(shared: Served) -> None:
+@pytest.mark.parametrize(
+    ("bad", "status", "code", "message"),
+    [
+        ({}, 422, "bad_task", r"Task 8: Expected the address of an image in data\.image, .* found none\."),
+        ({"photo": "a.png"}, 422, "bad_task", r"in data\.image, as the labelling .* has it, found data\.photo\."),
+        ({"image": "/data/upload/1/a.png"}, 422, "bad_task", "Task 8: Expected an image as a data: URI"),
+        ({"image": "data/local-files/?d=a.png"}, 422, "bad_task", "Task 8: Expected an image as a data: URI"),
+        ({"image": "data:image/png;base64,"}, 422, "bad_image", "found an empty body"),
+        ({"image": data_uri(white()[:-30])}, 422, "bad_image", "Task 8: image: "),  # cut short
+        ({"image": data_uri(huge())}, 413, "too_many_pixels", "at most 64000000 pixels, found 8192 x 8192"),
+        ({"image": "/v1/inspections/0/picture"}, 404, "unknown_inspection", "Task 8: "),
+        ({"image": "/data/local-files/?d=a.png"}, 422, "no_local_files", "start with --label-files DIR"),
+    ],
+)
+def test_one_bad_task_leaves_all_uninspected(shared: Served, bad: Any, status: int, code: str, message: str) -> None:
     before = shared.get("/v1/inspections", last=1)
-    tasks = [{"data": {"image": data_uri(white())}}, {"data": {}}]
+    tasks = [{"id": 7, "data": {"image": data_uri(white())}}, {"id": 8, "data": bad}]
     answer = shared.client.post(f"{URL}/predict", json={"tasks": tasks})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_task")
-    assert "in task 1" in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert re.search(message, error["message"])
+    assert error["message"].endswith(" No task was inspected.")
+    assert "Task 7" not in error["message"]
     assert shared.get("/v1/inspections", last=1) == before
+
+
+def test_all_bad_tasks_are_named(shared: Served) -> None:
+    tasks: list[Any] = [{"id": number, "data": {"image": "http://host/a.png"}} for number in range(10, 17)] + [3]
+    answer = shared.client.post(f"{URL}/predict", json={"tasks": tasks})
+    message = answer.json()["error"]["message"]
+    assert re.findall(r"Task (\d+):", message) == ["10", "11", "12", "13", "14"]
+    assert message.endswith("nothing is fetched. 3 more tasks likewise. No task was inspected.")
+    answer = shared.client.post(f"{URL}/predict", json={"tasks": [{"data": {"image": data_uri(white())}}] * 33})
+    assert answer.json()["error"]["message"] == "Expected a list of 1 to 32 (--queue) tasks, found 33 of them."
+
+
+def test_tasks_of_one_id_are_answered_in_their_order(shared: Served) -> None:
+    tasks = [{"id": 1, "data": {"image": data_uri(content)}} for content in (white(), png(1), white())]
+    found = shared.client.post(f"{URL}/predict", json={"tasks": tasks}).json()["results"]
+    assert found[0] == found[2] != found[1]
+
+
+def test_local_files_are_those_of_the_folder(serve: Callable[..., Any], tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "a.png").write_bytes(white())
+    (files / "large.png").write_bytes(white() + bytes(5000))
+    (files / "none.png").write_text("no image")
+    (tmp_path / "outside.png").write_bytes(white())
+    (files / "link.png").symlink_to(tmp_path / "outside.png")
+    os.mkfifo(files / "pipe.png")
+    with serve(label_files=files, body_bytes=4000) as served:
+
+        def outcome(place: str) -> tuple[int, str]:
+            answer = predict(served, f"/data/local-files/?d={place}")
+            return answer.status_code, answer.json().get("error", {}).get("code", "none")
+
+        for place in ("a.png", "./a.png", "none/../a.png"):
+            assert outcome(place) == (200, "none")
+        for place in ("link.png", "pipe.png", "gone.png", "../outside.png", "%2e%2e/outside.png"):
+            assert outcome(place) == (422, "bad_task"), place
+        assert outcome("none.png") == (422, "bad_image")
+        assert outcome("large.png") == (413, "too_large")
+
+
+def test_a_gallery_without_thresholds_predicts_nothing(serve: Callable[..., Any], workspace: Path) -> None:
+    """An empty prediction would stand for a normal part."""
+    (workspace / "tiles.gallery" / "calibration.json").unlink()
+    with serve() as served:
+        uid = served.inspect(white()).json()["id"]
+        for answer in (
+            served.client.post(f"{URL}/setup", json={}),
+            predict(served, data_uri(white())),
+            predict(served, f"/v1/inspections/{uid}/picture"),
+        ):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_calibrated")
+
+
+def test_an_inspection_that_has_no_map(serve: Callable[..., Any]) -> None:
+    with serve(kept=1) as served:
+        served.inspect(b"no image")
+        [failed] = served.get("/v1/inspections", last=1)["inspections"]
+        old = served.inspect(white()).json()["id"]
+        served.inspect(white())
+        for uid in (failed["id"], old):
+            answer = predict(served, f"/v1/inspections/{uid}/picture")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_kept")
 
 
 @pytest.mark.parametrize(
