@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.recipes import DEFAULT_RECIPE
 from tests.helpers.command_line import TOY, Spade
 from tests.helpers.images import make_images
 from tests.helpers.processes import Program
@@ -89,7 +90,7 @@ def test_query_writes_results_maps_and_overlays(tmp_path: Path, normal: Path, sp
         assert matches["keys"].tolist() == [neighbour["key"] for neighbour in line["neighbours"]]
     assert not (out / "skipped.jsonl").exists()
     # The same numbers as from Python.
-    extractor = sf.load_extractor("toy", options=sf.RECIPES["relative"].features)
+    extractor = sf.load_extractor("toy", options=sf.RECIPES[DEFAULT_RECIPE].features)
     detector = sf.Detector(sf.Gallery.open(gallery), extractor, sf.SearchOptions(k=3, kappa=2, k_score=5))
     assert detector.query(line["path"]).image_score == pytest.approx(line["image_score"], rel=1e-6)
 

@@ -15,6 +15,7 @@ from spade_faiss.datasets.category import Category
 from spade_faiss.datasets.folders import from_folders
 from spade_faiss.datasets.layouts import open_dataset
 from spade_faiss.evaluate import evaluate
+from spade_faiss.recipes import DEFAULT_RECIPE
 from tests.helpers.command_line import TOY, Spade
 from tests.helpers.datasets import BUILDS, make_set
 from tests.helpers.images import make_images
@@ -107,7 +108,7 @@ def test_any_folders(tmp_path: Path, spade: Spade, folders: list[Path]) -> None:
     run = spade("evaluate", gallery, *words, "--masks", masks, "-k", 2, "--json", "--quiet")
     assert (run.status, run.err) == (0, "")
     category = from_folders(normal, abnormal, masks, seed=3)
-    small = dataclasses.replace(sf.RECIPES["relative"].features, image_size=64)
+    small = dataclasses.replace(sf.RECIPES[DEFAULT_RECIPE].features, image_size=64)
     with sf.Gallery.open(gallery) as opened:
         expected = evaluate(
             sf.Detector(opened, sf.load_extractor("toy", options=small), sf.SearchOptions(k=2)),
