@@ -31,17 +31,22 @@ class RankingPostProcessor(PostProcessor):
 
     The clamp gives all scores beyond those of the validation set one value, and with it one rank, which moves AUROC.
     Here thresholds lie at 0.5 too, and every larger score stays larger: y = 1/2 + z / (1 + 2 |z|), where z is the score
-    minus the threshold, divided by the range of the validation set's scores.
+    minus the threshold, divided by the range of the validation set's scores. Without a validation set z is the score:
+    scores are never left as they are, because torchmetrics takes a batch with values beyond [0, 1] for logits, and one
+    without for probabilities, so that scores of two batches would not be in their order.
     """
 
     @staticmethod
     def _normalize(
         preds: torch.Tensor | None, norm_min: torch.Tensor, norm_max: torch.Tensor, threshold: torch.Tensor
     ) -> torch.Tensor | None:
-        """Return scores in (0, 1) in the order of `preds`; as they are, where there was no validation."""
-        if preds is None or bool(torch.isnan(norm_min)) or bool(torch.isnan(norm_max)):
-            return preds
-        middle = torch.where(torch.isnan(threshold), (norm_max + norm_min) / 2, threshold)
+        """Return scores in (0, 1) in the order of `preds`."""
+        if preds is None:
+            return None
         spread = norm_max - norm_min
+        if bool(torch.isnan(spread)):
+            middle, spread = torch.zeros_like(spread), torch.ones_like(spread)
+        else:
+            middle = torch.where(torch.isnan(threshold), (norm_max + norm_min) / 2, threshold)
         z = (preds - middle) / torch.where(spread == 0, torch.ones_like(spread), spread)
         return 0.5 + z / (1 + 2 * z.abs())

@@ -23,6 +23,7 @@ from tests.helpers.parts import write_parts
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its dependencies' own
     from anomalib.post_processing import PostProcessor
+    from torchmetrics.classification import BinaryAUROC
     from torchvision.transforms.v2 import Normalize
     from torchvision.tv_tensors import Mask
 
@@ -79,9 +80,10 @@ def test_features_scores_and_maps_equal_those_of_files(parts: Path, tmp_path: Pa
         assert scores[path] == pytest.approx(found.image_score, rel=1e-6)
 
 
-def test_metrics_equal_those_of_evaluate(parts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("validation", [{}, {"limit_val_batches": 0}], ids=["validated", "not_validated"])
+def test_metrics_equal_those_of_evaluate(parts: Path, tmp_path: Path, validation: dict[str, int]) -> None:
     model = SpadeFaiss(gallery=tmp_path / "theirs", visualizer=False, pre_processor=False, **TOY)
-    runner, module = engine(tmp_path), folder(parts)
+    runner, module = engine(tmp_path, **validation), folder(parts)
     runner.fit(model=model, datamodule=module)
     [found] = runner.test(model=model, datamodule=module)
 
@@ -178,3 +180,15 @@ def test_scores_beyond_those_of_the_validation_keep_their_order() -> None:
     assert found.max() < 1
     clamped = PostProcessor._normalize(scores, low, high, threshold)
     assert (clamped.diff() == 0).any()  # which is why
+
+
+def test_scores_without_a_validation_keep_their_order_in_batches_of_one() -> None:
+    """torchmetrics takes a batch with a value beyond [0, 1] for logits."""
+    scores, labels = torch.tensor([0.8, 0.9, 0.95, 1.05, 1.2, 900.0]), torch.tensor([0, 0, 0, 1, 1, 1])
+    unknown = torch.tensor(float("nan"))
+    raw, ours = BinaryAUROC(), BinaryAUROC()
+    for score, label in zip(scores.split(1), labels.split(1), strict=True):
+        raw.update(score, label)
+        ours.update(RankingPostProcessor._normalize(score, unknown, unknown, unknown), label)
+    assert raw.compute() < 0.5  # which is why
+    assert ours.compute() == 1
