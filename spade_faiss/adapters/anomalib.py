@@ -115,10 +115,10 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
         >>> SpadeFaiss("bottle.gallery", recipe="sharp", options={"k": 20}).gallery  # doctest: +SKIP
         PosixPath('bottle.gallery')
         """
-        for name in components.keys() - set(COMPONENTS):
+        if unknown := components.keys() - set(COMPONENTS):
             raise OptionError(
-                f"{name}: expected gallery, backbone, recipe, weights, options, {', '.join(COMPONENTS)}, found another "
-                'name; settings go into options, as options={"k": 20, "levels": ("layer2", "layer3")}'
+                f"{min(unknown)}: expected gallery, backbone, recipe, weights, options, {', '.join(COMPONENTS)}, found "
+                'another name; settings go into options, as options={"k": 20, "levels": ("layer2", "layer3")}'
             )
         refuse_address(gallery)
         own = Options.of(options or {})

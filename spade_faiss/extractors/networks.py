@@ -29,6 +29,8 @@ from .weights import load_model, state_digest
 
 LAYER_STRIDES = {"layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}  # a ResNet's
 
+Views = tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]  # crop (h, w) px, mean, standard deviation
+
 
 class NetworkExtractor:
     """A network in evaluation mode; see registry.Extractor. `runtime` says what runs it: torch or openvino."""
@@ -113,9 +115,6 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
         weights_path=str(weights.absolute()) if weights else "",
     )
     return NetworkExtractor(spec, forward, replace(options, device=device, runtime=runtime), weights)
-
-
-Views = tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]  # crop (h, w) px, mean, standard deviation
 
 
 def _torch_network(name: str, pyramid: _Pyramid, digest: str, views: Views, options: FeatureOptions) -> TorchNetwork:

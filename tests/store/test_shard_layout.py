@@ -73,13 +73,19 @@ def test_levels_outside_the_file_are_refused(tmp_path: Path, features: sf.Featur
         reader_of(shard)
 
 
+def move(file: h5py.File, name: str, to: Path) -> tuple[int, ...]:
+    """Move a dataset to another file; returns its shape."""
+    with h5py.File(to, "w") as other:
+        other[name] = file[name][:]
+        shape: tuple[int, ...] = other[name].shape
+    del file[name]
+    return shape
+
+
 def other_file(path: Path, name: str) -> None:
     """Put a dataset that lies in another file, of the same shape, into a shard's place of one."""
     with h5py.File(path, "r+") as file:
-        values = file[name][:]
-        del file[name]
-        with h5py.File(path.with_name("other.h5"), "w") as other:
-            other[name] = values
+        move(file, name, path.with_name("other.h5"))
         file[name] = h5py.ExternalLink(path.with_name("other.h5"), name)
 
 
@@ -95,12 +101,9 @@ def raw_file(path: Path, name: str) -> None:
 
 def virtual(path: Path, name: str) -> None:
     with h5py.File(path, "r+") as file:
-        values = file[name][:]
-        del file[name]
-        with h5py.File(path.with_name("other.h5"), "w") as other:
-            other[name] = values
-        layout = h5py.VirtualLayout(values.shape, values.dtype)
-        layout[:] = h5py.VirtualSource(path.with_name("other.h5"), name, values.shape)
+        dtype, shape = file[name].dtype, move(file, name, path.with_name("other.h5"))
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[:] = h5py.VirtualSource(path.with_name("other.h5"), name, shape)
         file.create_virtual_dataset(name, layout)
 
 
