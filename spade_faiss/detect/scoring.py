@@ -51,8 +51,25 @@ def anomaly_map(
     columns = _axis(image_size[1], view.resized[1], left, width, grid.shape[1], (sigma, truncate))
     result = np.zeros(image_size, np.float32)
     x0, y0, x1, y1 = view.region(image_size)
-    result[y0:y1, x0:x1] = rows @ grid @ columns.T
+    result[y0:y1, x0:x1] = _product(rows, grid, columns)
     return result
+
+
+def _product(rows: NDArray[np.float64], grid: NDArray[np.float64], columns: NDArray[np.float64]) -> Array:
+    """Return rows @ grid @ columns.T.
+
+    By torch in one thread: the threads of NumPy's OpenBLAS wait for the next product with all they have for tens of
+    milliseconds, and so take a core from the next query's search.
+    """
+    import torch  # here, as it takes long
+
+    from ..system.threads import in_one_thread
+
+    def multiply() -> torch.Tensor:
+        first = torch.from_numpy(rows) @ torch.from_numpy(grid)
+        return first @ torch.from_numpy(columns).T
+
+    return in_one_thread(multiply).numpy()
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -147,3 +153,28 @@ def test_distances_are_left_alone() -> None:
     np.testing.assert_array_equal(
         anomaly_map(sq_distances, (64, 33), CROPPED, 4), anomaly_map(before, (64, 33), CROPPED, 4)
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="what threads do is read from /proc")
+def test_no_thread_waits_busily_after_a_map() -> None:
+    # A thread of OpenBLAS does, for tens of milliseconds after a product: the next search would share a core with it.
+    code = """
+        import os, time
+        from pathlib import Path
+        import numpy as np, torch
+        from spade_faiss.detect.scoring import anomaly_map
+        from spade_faiss.images.view import View
+        torch.set_num_threads(2)
+        view = View(resized=(320, 320), crop=(320, 320))
+        for _ in range(3):
+            anomaly_map(np.ones((40, 40, 1), np.float32), (320, 320), view, 2.8)
+            time.sleep(0.01)
+            tasks = [path for path in Path("/proc/self/task").iterdir() if int(path.name) != os.getpid()]
+            print(*[(path / "stat").read_text().rsplit(")", 1)[1].split()[0] for path in tasks])
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "R" not in done.stdout.split(), done.stdout
+    assert done.stdout.split()
