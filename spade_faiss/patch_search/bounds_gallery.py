@@ -180,48 +180,53 @@ class BoundsGallery:
         self._kept.clear()
 
     def _prepare(self, some: range, projection: Projection, cells: Floats) -> Prepared:
-        found = np.zeros((len(some), projection.rows + 1, self.n), np.float32)  # coordinates, and squared norms
-        sq_norms, squares = found[:, -1], np.zeros((len(some), self.n), np.float32)
+        directions, m = projection.directions, projection.width
+        rows = m if directions is None else projection.rows + 1
+        found = (np.empty if directions is None else np.zeros)((len(some), rows, self.n), np.float32)  # coordinates
+        sq_norms, squares = np.zeros((2, len(some), self.n), np.float32)
         operands, start, first = [], 0, 0
         for at, shift in enumerate(self.shifts):
             part = slice(first, first + len(shift))
             target = (start, len(shift)) if self.is_mixed else (first, self.depth)
-            if projection.directions is not None and self.grids[at] == self.grids[0]:
-                self._load(at, some, projection, cells, target, found)
+            if self.grids[at] == self.grids[0]:
+                row = first if directions is None else 0
+                self._load(at, some, projection, (cells, target), (found, row, sq_norms))
+                operands += [torch.from_numpy(found[:, part])] if directions is None else []
             else:
                 values = _shifted(as_tensor(self.levels[at][some.start : some.stop]).flatten(2), shift)
                 panels.turn(values.numpy(), cells, target)
-                if self.grids[at] == self.grids[0]:
-                    panels.move(values.numpy(), np.float32(self.scale), self.centre[part], sq_norms)
-                else:
-                    self._move(at, values.numpy(), self.centre[part], sq_norms, squares)
+                self._move(at, values.numpy(), self.centre[part], sq_norms, squares)
                 operands.append(self._raised(at, projection.along(values, part)))
             start, first = start + self.levels[at][0].size, first + len(shift)
-        if projection.directions is not None:
-            operands.append(torch.from_numpy(found[:, : len(projection.directions)]))
         bound = (sq_norms + squares).max(axis=1)
         largest = np.where(np.isfinite(bound), np.sqrt(bound), 0).astype(np.float32)
-        operand = projection.joined(operands, torch.from_numpy(sq_norms)[:, None])
-        return Prepared(projection, cells, packed(projection, operand, sq_norms, largest), largest)
+        if not self.is_mixed:
+            if directions is not None:
+                panels.add_rests(found, sq_norms, m - 1, np.float32(2 * projection.doubt))
+        else:
+            if directions is not None:
+                operands.append(torch.from_numpy(found[:, : len(directions)]))
+            found = projection.joined(operands, torch.from_numpy(sq_norms)[:, None]).contiguous().numpy()
+        return Prepared(projection, cells, packed(projection, found, sq_norms, largest), largest)
 
     def _load(
-        self, at: int, some: range, projection: Projection, cells: Floats, target: tuple[int, int], found: Floats
-    ) -> None:
-        """Load a level of the finest grid, see load_level."""
+        self, at: int, some: range, projection: Projection, to: tuple[Floats, tuple[int, int]],
+        out: tuple[Floats, int, Floats],
+    ) -> None:  # fmt: skip
+        """Load a level of the finest grid, see load_level: `to` its cells and target, `out` the last arguments."""
         first = sum(self.channels[:at])
         directions, used = projection.blocks(first, self.channels[at])
         shift, centre = self.shifts[at].reshape(-1).numpy(), self.centre[first : first + self.channels[at]]
-        for number, neighbour in enumerate(some):
-            level = np.ascontiguousarray(self.levels[at][neighbour])
-            if level.dtype == np.float16 and READS_HALVES:
-                level = level.view(np.uint16)
-            elif level.dtype != np.float32:
-                level = _shifted(as_tensor(level.reshape(len(level), -1)), self.shifts[at]).numpy()
-                shift = np.zeros_like(shift)
-            load_level(
-                np.empty(0, level.dtype), (level.ctypes.data, self.n), (shift, centre), np.float32(self.scale),
-                directions, used, cells[number], target, found[number],
-            )  # fmt: skip
+        level = np.ascontiguousarray(self.levels[at][some.start : some.stop])
+        if level.dtype == np.float16 and READS_HALVES:
+            level = level.view(np.uint16)
+        elif level.dtype != np.float32:
+            level = _shifted(as_tensor(level.reshape(len(level), len(shift), -1)), self.shifts[at]).numpy()
+            shift = np.zeros_like(shift)
+        load_level(
+            np.empty(0, level.dtype), (level.ctypes.data, self.n), (shift, centre), np.float32(self.scale),
+            directions, used, to[0], to[1], out[0], out[1], out[2],
+        )  # fmt: skip
 
     def _move(self, at: int, values: Floats, centre: Floats, sq_norms: Floats, squares: Floats) -> None:
         """Move and scale a coarser level in place, and add the squared norms of what is interpolated from it.
@@ -258,16 +263,15 @@ def spread(n: int, number: int) -> Ints:
     return drawn
 
 
-def packed(projection: Projection, operand: torch.Tensor, sq_norms: Floats, largest: Floats) -> Floats:
-    """Cut (s, width, n) projected patches into panels of words."""
-    s, width, n = operand.shape
+def packed(projection: Projection, operand: Floats, sq_norms: Floats, largest: Floats) -> Floats:
+    """Cut projected patches, the first rows of (s, >= width, n), into panels of words."""
+    (s, _, n), width = operand.shape, projection.width
     words = -(-width // 2) if projection.is_paired else width
     out = np.empty((s, -(-n // WIDTH), words + 1, WIDTH), np.float32)
-    values = np.ascontiguousarray(operand.numpy())
     if projection.is_paired:
-        panels.pack_pairs(values, sq_norms, largest, out, out.view(np.int16))
+        panels.pack_pairs(operand, width, sq_norms, largest, out, out.view(np.int16))
     else:
-        panels.pack(values, sq_norms, largest, out)
+        panels.pack(operand, width, sq_norms, largest, out)
     return out
 
 
@@ -292,7 +296,7 @@ def _shifted(level: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 def _columns(levels: Array, cells: Ints) -> torch.Tensor:
     """Return some cells of levels (s, c, n), (s, c, m)."""
-    return as_tensor(levels[:, :, cells])
+    return as_tensor(np.take(levels, cells, axis=2))
 
 
 def _scale(*sides: torch.Tensor) -> float:

@@ -146,21 +146,35 @@ def turn_rest(
 
 @jit
 def load_level(
-    kind: Any, source: Any, terms: Any, scale: Any, directions: Any, used: Any, cells: Any, target: Any, out: Any
-) -> None:
-    """Turn a level of one neighbour, and add its part of the patches' coordinates and squared norms.
+    kind: Any, source: Any, terms: Any, scale: Any, directions: Any, used: Any, cells: Any, target: Any, out: Any,
+    row: int, norms: Any,
+) -> None:  # fmt: skip
+    """Turn a level of some neighbours, and add its part of the patches' coordinates and squared norms.
 
     Args:
         kind: an array of the level's dtype: float32, or uint16, the bits of float16.
-        source: address of the level (c, n), and n.
+        source: address of the levels (s, c, n), and n.
         terms: shift (c,) float32, subtracted; centre (c,) float32, at scale, subtracted of the products' side alone.
         scale: of the products, float32.
-        directions: (blocks, c, ROWS) float32.
+        directions: (blocks, c, ROWS) float32; of no blocks, coordinates are the channels at scale, about the centre.
         used: (parts,) which parts of CHANNELS channels have directions that are not 0.
-        cells: (m,) float32, where the shifted values are written with a patch's channels side by side.
+        cells: (s, m) float32, where the shifted values are written with a patch's channels side by side.
         target: where in cells the first patch begins, and the distance between patches.
-        out: (blocks * ROWS + 1, n) float32: coordinates and, last, squared norms are added.
+        out: (s, rows, n) float32: coordinates are added, or, if they are channels, set.
+        row: the first of these rows.
+        norms: (s, n) float32: squared norms are added.
     """
+    for number in range(len(cells)):
+        own = source[0] + number * len(terms[0]) * source[1] * kind.itemsize, source[1]
+        load_one(kind, own, terms, scale, directions, used, cells[number], target, out[number], row, norms[number])
+
+
+@jit
+def load_one(
+    kind: Any, source: Any, terms: Any, scale: Any, directions: Any, used: Any, cells: Any, target: Any, out: Any,
+    first: int, norms: Any,
+) -> None:  # fmt: skip
+    """Do as load_level, for one neighbour."""
     base, n = source
     shift, centre = terms
     offset, length = target
@@ -168,7 +182,7 @@ def load_level(
     moved, squares = np.empty((CHANNELS, WIDTH), np.float32), np.empty(WIDTH, np.float32)
     sums = np.empty((blocks, ROWS, WIDTH), np.float32)
     shifts, centres, to = address_of(shift), address_of(centre), address_of(cells)
-    ways, own, totals, norms = address_of(directions), address_of(moved), address_of(sums), address_of(squares)
+    ways, own, totals, sums_at = address_of(directions), address_of(moved), address_of(sums), address_of(squares)
     for start in range(0, n, WIDTH):
         stop = min(n, start + WIDTH)
         sums[:], squares[:] = 0, 0
@@ -178,7 +192,7 @@ def load_level(
             for channel in range(begin, whole, 8):
                 addresses = (
                     base + (channel * n + start) * size, shifts + channel * 4, centres + channel * 4,
-                    to + (offset + start * length + channel) * 4, own + (channel - begin) * WIDTH * 4, norms,
+                    to + (offset + start * length + channel) * 4, own + (channel - begin) * WIDTH * 4, sums_at,
                 )  # fmt: skip
                 turn_tile(kind, addresses, (n, length), scale)
             if whole < end:
@@ -189,9 +203,13 @@ def load_level(
                     ways + (block * channels + begin) * ROWS * 4, own, totals + block * ROWS * WIDTH * 4
                 )  # fmt: skip
                 project(addresses_, np.int64(end - begin))
+            if blocks == 0:
+                for channel in range(begin, end):
+                    for i in range(stop - start):
+                        out[first + channel, start + i] = moved[channel - begin, i]
         for i in range(stop - start):
-            out[-1, start + i] += squares[i]
+            norms[start + i] += squares[i]
         for block in range(blocks):
             for row in range(ROWS):
                 for i in range(stop - start):
-                    out[block * ROWS + row, start + i] += sums[block, row, i]
+                    out[first + block * ROWS + row, start + i] += sums[block, row, i]

@@ -50,17 +50,39 @@ def move(values: Any, scale: Any, centre: Any, sq_norms: Any) -> None:
 
 
 @jit
-def pack(operand: Any, sq_norms: Any, largest: Any, panels: Any) -> None:
+def add_rests(coordinates: Any, sq_norms: Any, m: int, doubt: Any) -> None:
+    """Set the row m of coordinates (s, > m, n) to the lengths that m directions leave of patches, rounded up.
+
+    Args:
+        coordinates: float32.
+        sq_norms: (s, n) float32, of the patches.
+        m: number of directions.
+        doubt: float32, what a length's square may be short of, relative to the patch's.
+    """
+    n = coordinates.shape[2]
+    for number in range(len(coordinates)):
+        rests, norms = coordinates[number, m], sq_norms[number]
+        rests[:] = norms
+        for row in range(m):
+            along = coordinates[number, row]
+            for i in range(n):
+                rests[i] -= along[i] * along[i]
+        for i in range(n):
+            rests[i] = np.sqrt(max(rests[i], np.float32(0)) + norms[i] * doubt)
+
+
+@jit
+def pack(operand: Any, channels: int, sq_norms: Any, largest: Any, panels: Any) -> None:
     """Cut operands into panels, with half squared norms as the last of the words.
 
     Args:
-        operand: (s, channels, n) float32.
+        operand: (s, >= channels, n) float32.
+        channels: how many count.
         sq_norms: (s, n) float32.
         largest: (s,) float32 largest norms; 0: not known, and all patches will be measured.
         panels: (s, panels, channels + 1, WIDTH) float32, set; what is padded is infinitely far away.
     """
-    channels, n = operand.shape[1:]
-    wide = panels.shape[3]
+    n, wide = operand.shape[2], panels.shape[3]
     for number in range(len(operand)):
         for panel in range(panels.shape[1]):
             target, start = panels[number, panel], panel * wide
@@ -75,18 +97,18 @@ def pack(operand: Any, sq_norms: Any, largest: Any, panels: Any) -> None:
 
 
 @jit
-def pack_pairs(operand: Any, sq_norms: Any, largest: Any, panels: Any, shorts: Any) -> None:
+def pack_pairs(operand: Any, channels: int, sq_norms: Any, largest: Any, panels: Any, shorts: Any) -> None:
     """Do as `pack`, with two channels as int16 in each word.
 
     Args:
-        operand: (s, channels, n) float32, none longer than `largest`.
+        operand: as for pack, none longer than `largest`.
+        channels: as for pack.
         sq_norms: as for pack.
         largest: as for pack; LARGEST stands for it.
         panels: (s, panels, words + 1, WIDTH) float32, set; words are half the channels, rounded up.
         shorts: the same memory, (s, panels, words + 1, 2 * WIDTH) int16.
     """
-    channels, n = operand.shape[1:]
-    words, wide = panels.shape[2] - 1, panels.shape[3]
+    n, words, wide = operand.shape[2], panels.shape[2] - 1, panels.shape[3]
     for number in range(len(operand)):
         factor = np.float32(LARGEST / largest[number]) if largest[number] > 0 else np.float32(0)
         for panel in range(panels.shape[1]):

@@ -22,6 +22,8 @@ PARTS = 5  # of the neighbours, with directions of their own number
 SPARE = 22  # more, that the subspace is found with
 EXPLAINED = 0.9  # share of the variance that directions have to hold before it is known how far matches are
 
+NOTHING = np.empty((0, 0, ROWS), np.float32), np.zeros(0, np.bool_)  # to be multiplied by
+
 # Nanoseconds on one core with AVX2. Only their ratios matter.
 MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
@@ -83,8 +85,9 @@ class Projection:
 
     def blocks(self, first: int, channels: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the directions of a level's channels as load_level takes them, and which parts of these it needs."""
+        if self.directions is None:
+            return NOTHING
         if first not in self._blocks:
-            assert self.directions is not None
             padded = np.zeros((self.rows, channels), np.float32)
             padded[: len(self.directions)] = self.directions[:, first : first + channels].numpy()
             blocks = np.ascontiguousarray(padded.reshape(-1, ROWS, channels).transpose(0, 2, 1))

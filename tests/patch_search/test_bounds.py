@@ -299,7 +299,7 @@ def test_products_of_16_bits_are_bounds(width: int) -> None:
     along = projection.along(patches[None], slice(None))
     coordinates = projection.joined([along], torch.from_numpy(sq_norms.astype(np.float32))[None, None])
     largest = np.full(1, longest, np.float32)
-    panels = packed(projection, coordinates, sq_norms.astype(np.float32)[None], largest)[0]
+    panels = packed(projection, coordinates.numpy(), sq_norms.astype(np.float32)[None], largest)[0]
     words = panels.shape[1] - 1
     theirs = np.moveaxis(panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2), 1, 2)
     theirs = theirs.reshape(-1, 2 * words)[:90].astype(np.int64)
