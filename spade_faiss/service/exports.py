@@ -37,7 +37,7 @@ class Exported:
     name: str
 
 
-def export(inspections: Inspections, gallery: str, kind: str, last: int) -> Exported:
+def export(inspections: Inspections, gallery: str, kind: str, last: int, judged_only: bool = False) -> Exported:
     """Return the newest inspections of a gallery as a file.
 
     Args:
@@ -45,13 +45,20 @@ def export(inspections: Inspections, gallery: str, kind: str, last: int) -> Expo
         gallery: its name.
         kind: csv, jsonl, coco or masks.
         last: how many.
+        judged_only: leave out those that were not judged; see is_judged.
+
+    Raises:
+        ServiceError: coco or masks of inspections of which some were not judged.
     """
     lines = inspections.last(gallery, last)
+    if judged_only:
+        lines = [line for line in lines if is_judged(line)]
     if kind == "csv":
         return Exported(_csv(lines), "text/csv; charset=utf-8", "inspections.csv")
     if kind == "jsonl":
         text = "".join(json.dumps(as_result(line)) + "\n" for line in lines)
         return Exported(text.encode(), "application/x-ndjson", "inspections.jsonl")
+    _require_judged(lines)
     if kind == "coco":
         found = coco((image for _, image in _labelled(inspections, lines)), "polygons")
         return Exported(json.dumps(found).encode(), "application/json", "coco.json")
@@ -65,13 +72,35 @@ def _csv(lines: Sequence[Line]) -> bytes:
     for line in lines:
         result = as_result(line)
         cells = [result[name] for name in FIELDS]
-        cells += [len(result["regions"]), result["error"]["code"] if result["error"] else ""]
+        regions = len(result["regions"]) if is_judged(line) else ""  # 0 would stand for a normal part
+        cells += [regions, result["error"]["code"] if result["error"] else ""]
         writer.writerow([_harmless(cell) for cell in cells])
     return buffer.getvalue().encode()
 
 
 def _harmless(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+
+def is_judged(line: Line) -> bool:
+    """Return whether the gallery's thresholds have judged a part: only then do no regions mean that it is normal."""
+    return (line["facts"].get("thresholds") or {}).get("pixel") is not None
+
+
+def _require_judged(lines: Sequence[Line]) -> None:
+    """Check that every part that was inspected was judged; those that failed are in no file of labels.
+
+    Raises:
+        ServiceError: the newest that was not, and how many there are.
+    """
+    unjudged = [line for line in lines if line["error"] is None and not is_judged(line)]
+    if unjudged:
+        raise ServiceError(
+            409, "not_judged",
+            f"Expected a verdict by the gallery's thresholds for each of {len(lines)} parts, found {len(unjudged)} "
+            f"without, the newest is {unjudged[0]['uid']}: they have no regions, as if they were normal. Calibrate the "
+            "gallery and inspect them again, or leave them out with judged_only=true.",
+        )  # fmt: skip
 
 
 def labelled(inspections: Inspections, line: Line) -> LabelledImage | None:

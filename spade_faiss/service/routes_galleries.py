@@ -28,6 +28,7 @@ router = APIRouter(prefix="/v1", responses=ERRORS)
 SHOWN = 480  # px of a normal image's small picture
 AUDITED = 500  # normal images that an audit queries at the most
 LAST = Annotated[int, Query(ge=1, le=10_000, description="so many of the newest parts")]
+JUDGED_ONLY = Annotated[bool, Query(description="leave out parts without a verdict by the gallery's thresholds")]
 RATE = Annotated[float, Query(gt=0, lt=1, allow_inf_nan=False)]
 
 
@@ -245,9 +246,14 @@ async def exported(
     name: Name,
     kind: Annotated[Literal["csv", "jsonl", "coco", "masks"], Query()] = "csv",
     last: LAST = 1000,
+    judged_only: JUDGED_ONLY = False,
 ) -> Response:
-    """Answer with the newest parts as CSV, JSON lines, COCO annotations, or a ZIP of masks."""
+    """Answer with the newest parts as CSV, JSON lines, COCO annotations, or a ZIP of masks.
+
+    COCO and masks need a verdict by the gallery's thresholds for each part, as without one it has no regions, like a
+    normal part. Parts that could not be read are left out, and defects whose map is no longer kept.
+    """
     service.registry.named(name)
-    made: Exported = await service.helped(export, service.inspections, name, kind, last)
+    made: Exported = await service.helped(export, service.inspections, name, kind, last, judged_only)
     disposition = f'attachment; filename="{name}-{made.name}"'
     return Response(made.content, media_type=made.media_type, headers={"Content-Disposition": disposition})

@@ -26,7 +26,7 @@ from ..labels.shapes import Shapes
 from .access import ERRORS, Name, Ours, needs
 from .bodies import printable
 from .errors import ServiceError, as_service_error
-from .exports import labelled
+from .exports import is_judged, labelled
 from .generations import Generation
 from .inspecting import prepare
 from .middleware import request_id_of
@@ -120,8 +120,8 @@ def _name_of(task: Any, number: int) -> str:
     return printable(str(task.get("id", number) if isinstance(task, dict) else number))
 
 
-def _require_thresholds(name: str, found: object) -> None:
-    if found is None:
+def _require_thresholds(name: str, calibration: object) -> None:
+    if calibration is None:
         raise ServiceError(
             409, "not_calibrated", f"Gallery {name} is not calibrated, so that it has no regions; calibrate it first."
         )
@@ -185,7 +185,7 @@ def _labelled(service: Service, name: str, uid: str) -> LabelledImage:
     """Return what an inspection has found.
 
     Raises:
-        ServiceError: there is none, it is of another gallery, it failed, had no thresholds, or its map is not kept.
+        ServiceError: there is none, it is of another gallery, it failed, was not judged, or its map is not kept.
     """
     line = service.inspections.named(uid)
     if line["gallery"] != name:
@@ -195,7 +195,12 @@ def _labelled(service: Service, name: str, uid: str) -> LabelledImage:
         raise ServiceError(
             404, "not_kept", f"Expected inspection {uid} with its map, found none: it failed, or was too long ago."
         )
-    _require_thresholds(name, (image.thresholds or {}).get("pixel"))
+    if not is_judged(line):
+        raise ServiceError(
+            409, "not_judged",
+            f"Expected inspection {uid} with a verdict by the gallery's thresholds, found none: it has no regions, as "
+            "if it were normal. Calibrate the gallery and inspect the part again.",
+        )  # fmt: skip
     return image
 
 

@@ -149,12 +149,20 @@ def test_a_gallery_without_thresholds_predicts_nothing(serve: Callable[..., Any]
     (workspace / "tiles.gallery" / "calibration.json").unlink()
     with serve() as served:
         uid = served.inspect(white()).json()["id"]
-        for answer in (
-            served.client.post(f"{URL}/setup", json={}),
-            predict(served, data_uri(white())),
-            predict(served, f"/v1/inspections/{uid}/picture"),
+        for answer, code in (
+            (served.client.post(f"{URL}/setup", json={}), "not_calibrated"),
+            (predict(served, data_uri(white())), "not_calibrated"),
+            (predict(served, f"/v1/inspections/{uid}/picture"), "not_judged"),
         ):
-            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_calibrated")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, code)
+
+
+@pytest.mark.parametrize("query", [{"k": 3}, {"k": 3, "threshold": 0.1}])
+def test_a_part_without_thresholds_of_a_calibrated_gallery(shared: Served, query: dict[str, Any]) -> None:
+    uid = shared.inspect(white(), **query).json()["id"]
+    answer = predict(shared, f"/v1/inspections/{uid}/picture")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_judged")
+    assert re.search(f"Expected inspection {uid} with a verdict .* found none: ", answer.json()["error"]["message"])
 
 
 def test_an_inspection_that_has_no_map(serve: Callable[..., Any]) -> None:

@@ -260,7 +260,7 @@ async function begin() {
   state.parts = (await ask(`/v1/inspections?gallery=${encodeURIComponent(state.gallery)}&last=50`)).inspections;
   list();
   show((!state.follow && shown && state.parts.find((one) => one.id === shown.id)) || state.parts[0] || null);
-  at("exports").replaceChildren(...[["csv", "CSV"], ["jsonl", "JSON lines"], ["coco", "COCO"], ["masks", "Masks"]].map(([kind, name]) => make("a", { href: inGallery(`/export?kind=${kind}`), download: "" }, name)));
+  at("exports").replaceChildren(...[["csv", "CSV"], ["jsonl", "JSON lines"], ["coco&judged_only=true", "COCO"], ["masks&judged_only=true", "Masks"]].map(([kind, name]) => make("a", { href: inGallery(`/export?kind=${kind}`), download: "" }, name)));
   await statistics();
 }
 
