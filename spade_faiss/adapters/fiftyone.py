@@ -58,7 +58,7 @@ def to_fiftyone(
     - `_verdict`: Classification: "normal", "anomalous", or "unjudged" without a calibration; its confidence is the
       calibrated score, with the image score, the p-value, the thresholds and the gallery's generation beside it;
     - `_map`: Heatmap of the pixel scores on the run's fixed scale: 0 where colour begins, 255 where it is brightest;
-    - `_regions`: Segmentation, 255 in regions;
+    - `_regions`: Segmentation, 255 in regions; None without a calibration;
     - `_neighbours`: ids of the samples that are the nearest normal images, nearest first; None if no image is one;
     - `_neighbour_keys`: keys of all of these images, as not all may be samples.
 
@@ -241,13 +241,14 @@ def _pictures(fo: Any, result: Result, results: Results, media: str | Path | Non
         OutputError: its file cannot be written.
     """
     scores = result.anomaly_map()
-    mask = result.labels(scores) > 0
+    # Without thresholds an empty mask would stand for a normal image.
+    mask = result.labels(scores) > 0 if results.run.thresholds else None
     heat = np.rint(results.scale.apply(scores) * HOTTEST).astype(np.uint8)
     return _stored(fo, result, heat, mask) if media is None else _written(fo, result, heat, mask, Path(media))
 
 
-def _stored(fo: Any, result: Result, heat: Heat, mask: Mask) -> dict[str, Any]:
-    if heat.nbytes + mask.nbytes > DOCUMENT:
+def _stored(fo: Any, result: Result, heat: Heat, mask: Mask | None) -> dict[str, Any]:
+    if heat.nbytes + (0 if mask is None else mask.nbytes) > DOCUMENT:
         height, width = heat.shape
         raise OptionError(
             f"media: expected a folder for maps, as that of {result.key}, {width} x {height} px, is more than the "
@@ -255,23 +256,24 @@ def _stored(fo: Any, result: Result, heat: Heat, mask: Mask) -> dict[str, Any]:
         )
     return {
         "map": fo.Heatmap(map=heat, range=[0, HOTTEST]),
-        "regions": fo.Segmentation(mask=mask.astype(np.uint8) * INSIDE),
+        "regions": None if mask is None else fo.Segmentation(mask=mask.astype(np.uint8) * INSIDE),
     }
 
 
-def _written(fo: Any, result: Result, heat: Heat, mask: Mask, folder: Path) -> dict[str, Any]:
+def _written(fo: Any, result: Result, heat: Heat, mask: Mask | None, folder: Path) -> dict[str, Any]:
     from PIL import Image
 
     name = Path(result.line["map"]).with_suffix(".png")
     heatmap, regions = folder / name, folder / "regions" / name
     with output_errors(f"cannot write maps to {folder}"):
-        for path in (heatmap, regions):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        heatmap.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(heat).save(heatmap)
-        regions.write_bytes(mask_png(mask))
+        if mask is not None:
+            regions.parent.mkdir(parents=True, exist_ok=True)
+            regions.write_bytes(mask_png(mask))
     return {
         "map": fo.Heatmap(map_path=str(heatmap.resolve()), range=[0, HOTTEST]),
-        "regions": fo.Segmentation(mask_path=str(regions.resolve())),
+        "regions": None if mask is None else fo.Segmentation(mask_path=str(regions.resolve())),
     }
 
 

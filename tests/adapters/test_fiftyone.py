@@ -80,8 +80,7 @@ def test_results_become_fields(built: Path, dataset: Any) -> None:
         assert sample.spade_verdict.label == result.line["verdict"]
         assert sample.spade_verdict.confidence == result.line["score"]
         assert sample.spade_verdict.p_value == result.line["p_value"]
-        keys = [one["key"] for one in result.line["neighbours"]]
-        assert sample.spade_neighbour_keys == keys
+        assert sample.spade_neighbour_keys == (keys := [one["key"] for one in result.line["neighbours"]])
         assert sample.spade_neighbours == [id_of[key] for key in keys]
     assert dataset.mask_targets["spade_regions"] == {255: "anomaly"}
     assert dataset.match_tags("normal").first().spade_map is None
@@ -96,6 +95,18 @@ def test_maps_as_files(built: Path, dataset: Any, tmp_path: Path) -> None:
         expected = np.rint(results.scale.apply(result.anomaly_map()) * 255)
         np.testing.assert_array_equal(sample.run_map.get_map(), expected)
         np.testing.assert_array_equal(sample.run_regions.get_mask() > 0, result.labels() > 0)
+
+
+def test_without_a_calibration_there_are_no_masks(built: Path, dataset: Any, tmp_path: Path) -> None:
+    """An empty one would stand for a normal image; those of an earlier run are taken back."""
+    results, view = shutil.copytree(built / "results", tmp_path / "results"), dataset.match_tags("test")
+    for name, judged in (("run.json", r'(?<="thresholds": ){.*?}'), ("results.jsonl", r'(?<="verdict": )"\w+"')):
+        (results / name).write_text(re.sub(judged, "null", (results / name).read_text()))
+    for media in (None, tmp_path / "media"):
+        to_fiftyone(dataset, built / "results", media=media)
+        assert None not in view.values("spade_regions")
+        to_fiftyone(dataset, results, media=media)
+        assert view.values(["spade_regions", "spade_verdict.label"]) == ([None] * 5, ["unjudged"] * 5)
 
 
 def test_files_that_have_moved_are_found_by_their_places(built: Path, tmp_path: Path) -> None:
