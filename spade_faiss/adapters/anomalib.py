@@ -24,7 +24,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from ..detect.detector import Detector
-from ..errors import GalleryNotFoundError, ImageError, NotEnoughImagesError, OptionError
+from ..errors import GalleryNotFoundError, ImageError, NotEnoughImagesError, OptionError, SpadeError
 from ..extractors.registry import Extractor
 from ..gallery.gallery import Gallery
 from ..object_store.address import refuse_address
@@ -201,8 +201,8 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
             filling.stop()
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Return anomalib's own, and what ends a fit that fails."""
-        return [*super().configure_callbacks(), _EndsFailedFits()]
+        """Return anomalib's own, and what is done after an error."""
+        return [*super().configure_callbacks(), _AfterErrors()]
 
     # Validation, test and predict.
 
@@ -272,9 +272,13 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
     to_openvino = to_torch
 
 
-class _EndsFailedFits(Callback):
-    """Keeps what a fit has done when an error, or Ctrl-C, ends it."""
+class _AfterErrors(Callback):
+    """Keeps what a fit has done when an error, or Ctrl-C, ends it, and has errors of loading workers in one line."""
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Commit the complete batches."""
+        """Commit the complete batches; torch raises a worker's error with its traceback as the message."""
         pl_module.stop()
+        text = str(exception).rstrip()
+        if isinstance(exception, SpadeError) and text.startswith("Caught ") and "\n" in text:
+            _, _, message = text.splitlines()[-1].partition(": ")  # after the class
+            exception.args = (message,)

@@ -5,6 +5,7 @@ These run where anomalib is installed: `make test-anomalib`.
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_a_fit_goes_on_after_tensors_that_were_refused(
     assert len(sf.Gallery.open(tmp_path / "g")) == 0
     fit()  # the lock is free
     assert len(sf.Gallery.open(tmp_path / "g")) == 6
+
+
+@pytest.mark.parametrize("phase", ["fit", "test"])
+def test_an_error_in_a_loading_worker_is_one_line(parts: Path, tmp_path: Path, phase: str) -> None:
+    """The resizing is done there, and torch makes the worker's traceback the message."""
+    fitted, grey = model(tmp_path / "g"), {"num_workers": 1, "train_augmentations": Grayscale(1)}
+    if phase == "test":
+        engine(tmp_path).fit(model=fitted, datamodule=folder(parts))
+        grey = {"num_workers": 1, "test_augmentations": Grayscale(1)}
+    with pytest.raises(sf.ImageError) as caught:
+        getattr(engine(tmp_path), phase)(model=fitted, datamodule=folder(parts, **grey))
+    assert re.fullmatch(
+        r"image: expected \(n, 3, H, W\) tensors .*, found \(1, 1, .*in the datamodule", str(caught.value)
+    )
+    assert len(sf.Gallery.open(tmp_path / "g")) == (0 if phase == "fit" else 6)
 
 
 def test_a_fit_goes_on_after_an_image_that_cannot_be_read(parts: Path, tmp_path: Path) -> None:
