@@ -13,8 +13,14 @@ PatchCore gets the extractor's network, its two levels of stride 8 and 16, and 8
 its network loaded. A query is a call of the model with one image, network included: the median of `predict`, which
 takes --predicted of the test images.
 
+PatchCore keeps --ratio of the patches, or --bank N of them: it chooses one after the other by its distance to all, so
+that 1 % of a set of hundreds of images takes hours. `bank` of a row is how many it kept. `fit_mib` does not depend on
+it: all patches are in memory as the choice begins, 8 MiB an image. Rad keeps all patches of four layers, 8 MiB an image
+by the default --network. --limit bounds both. A side that the kernel ends for its memory says "signal 9", and the next
+one runs.
+
 --images N also makes N normal images, as crops and mirrored crops of those of the first DATASET, and measures the
-memory of fit and predict. PatchCore keeps --bank patches there: choosing 1 % takes hours, and its peak comes before.
+memory of fit and predict. PatchCore keeps 1000 patches there, or --bank.
 
 Needs the extra `anomalib`.
 """
@@ -93,7 +99,20 @@ def model_of(side: str, args: argparse.Namespace, folder: Path) -> Any:
     )  # fmt: skip
     model.model.feature_extractor = _Levels(extractor)  # its own was made, not loaded
     model.model.layers = list(extractor.spec.level_names)
+    if args.bank:
+        _keep(model.model, args.bank)
     return model
+
+
+def _keep(model: Any, bank: int) -> None:
+    """Have PatchCore keep a number of patches, whatever share of them that is; all, if there are no more."""
+    subsample: Callable[[float], None] = model.subsample_embedding
+
+    def kept(_: float) -> None:
+        patches = sum(len(one) for one in model.embedding_store)
+        subsample(min(1, (bank + 0.5) / patches))  # it takes the integer below
+
+    model.subsample_embedding = kept
 
 
 def datamodule_of(root: Path, args: argparse.Namespace, batch: int) -> Any:
@@ -139,6 +158,8 @@ def run(side: str, root: Path, args: argparse.Namespace, folder: Path) -> dict[s
         "images": len(module.train_data), "fit_seconds": round(fit_seconds, 2),
         "fit_mib": round(fit.peak - start_mib), "start_mib": round(start_mib),
     }  # fmt: skip
+    if side == "patchcore":
+        row["bank"] = len(model.model.memory_bank)
     if not args.memory_only:
         runner = engine(folder)
         runner.validate(model=model, datamodule=module)
@@ -216,7 +237,7 @@ def measure(side: str, root: Path, args: argparse.Namespace, *more: str) -> dict
     command = [
         sys.executable, __file__, str(root), "--one", side, "--backbone", args.backbone, "--recipe", args.recipe,
         "-k", str(args.k), "--limit", str(args.limit), "--queries", "0", "--network", args.network,
-        "--ratio", str(args.ratio), "--predicted", str(args.predicted),
+        "--ratio", str(args.ratio), "--bank", str(args.bank), "--predicted", str(args.predicted),
         *(["--weights", str(args.weights)] if args.weights else []), *more,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -247,7 +268,9 @@ def main() -> None:
     parser.add_argument("--predicted", type=int, default=50, help="images that predict takes; 0: all")
     parser.add_argument("--images", type=int, default=0, help="also measure memory with so many made normal images")
     parser.add_argument("--queries", type=int, default=10, help="test images with made normal images")
-    parser.add_argument("--bank", type=int, default=1000, help="patches that PatchCore keeps of made images")
+    parser.add_argument(
+        "--bank", type=int, default=0, help="patches that PatchCore keeps; 0: --ratio, of --images 1000"
+    )
     parser.add_argument("--ratio", type=float, default=0.01, help="share of the patches that PatchCore keeps")
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--recipe", default="relative", choices=sf.RECIPES)
@@ -276,8 +299,7 @@ def main() -> None:
         if args.images:
             made = make_images(args.datasets[0], Path(folder) / "made", args.images)
             for side in (side for side in args.sides if side != "own"):
-                patches = args.images * (sf.RECIPES[args.recipe].features.image_size[0] // 8) ** 2
-                own = argparse.Namespace(**{**vars(args), "limit": 0, "ratio": args.bank / patches})
+                own = argparse.Namespace(**{**vars(args), "limit": 0, "bank": args.bank or 1000})
                 large.append(measure(side, made, own, "--queries", str(args.queries), "--memory-only"))
                 print(large[-1], flush=True)
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
