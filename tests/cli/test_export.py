@@ -36,6 +36,28 @@ def test_a_query_is_exported(tmp_path: Path, results: Path, gallery: Path, spade
     np.testing.assert_array_equal(mask > 0, result.labels() > 0)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_results_without_thresholds_are_refused(tmp_path: Path, gallery: Path, spade: Spade, several: bool) -> None:
+    """They have no regions, as if every image were normal; a calibration afterwards does not change them."""
+    for number in range(1 + several):
+        (tmp_path / "queried").mkdir(exist_ok=True)
+        Image.new("RGB", (48, 40), "white").save(tmp_path / "queried" / f"{number}.png")
+    query = ("query", gallery, tmp_path / "queried", "--output", tmp_path / "results", "--no-report", "--quiet")
+    assert spade(*query).status == 0
+    for calibrated in (False, True):
+        if calibrated:
+            assert spade("calibrate", gallery, "--false-alarms", "0.2", "--quiet").status == 0
+        for kind in ("coco", "labelstudio", "cvat", "masks"):
+            run = spade("export", tmp_path / "results", "--format", kind, "-o", tmp_path / "labels")
+            assert run.status == 1
+            assert run.error.endswith("so that there are no regions; run `calibrate`, then `query` again")
+            assert not (tmp_path / "labels").exists()
+    assert (
+        spade(*query).status == spade("export", tmp_path / "results", "--format", "coco", "-o", tmp_path / "l").status
+    )
+    assert (tmp_path / "l").exists()
+
+
 def test_what_cannot_be_exported(tmp_path: Path, gallery: Path, spade: Spade) -> None:
     run = spade("export", gallery, "--format", "coco", "-o", tmp_path / "regions.json")
     assert run.status == 1
