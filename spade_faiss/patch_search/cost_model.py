@@ -11,7 +11,7 @@ from ..system import gpu_costs
 
 # Nanoseconds on one core with AVX-512 at about 200 GFLOP/s. Only their ratios matter: threads divide all of them.
 MULTIPLY = 0.01  # per channel of a pair of patches
-FLAT_PAIR = 1.6  # per pair: keeping the nearest of FAISS's products
+FLAT_PAIR = 3.2  # per pair: keeping the nearest of FAISS's products; fitted where flat and pyramid are close
 FLAT_FILL = 4.5  # per channel of an upsampled gallery patch
 FLAT_COPY = 3.0  # per channel of a gallery patch that needs no upsampling
 FLAT_MEASURE = 2.0  # per channel of a match: measuring it
@@ -25,6 +25,7 @@ BOUNDS_UNIT = 0.8  # of these nanoseconds in one of bounds_plan's; fitted where 
 BOUNDS_LEAST = 1e7  # for levels of one grid: below it, the search by bounds is not tried
 # For levels of several grids, per channel: to find out that bounds leave too much then takes a tenth of it at the most.
 BOUNDS_CHANNEL = 3e5
+BOUNDS_CHANNEL_NARROW = 4.5e5  # where pyramid multiplies bfloat16: it takes two thirds of the time
 
 
 def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
@@ -52,14 +53,17 @@ def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
     return "pyramid" if pyramid_cost(shapes, k, kappa) < flat_cost(shapes, k, kappa) else "flat"
 
 
-def bounds_budget(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
+def bounds_budget(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, is_narrow: bool = False) -> float:
     """Return how long the search by bounds may take to be the fastest, in bounds_plan's nanoseconds; 0: not tried.
+
+    `is_narrow` says whether `pyramid` multiplies bfloat16.
 
     How much bounds leave depends on the features: the engine finds that out, and hands over. An answer must not depend
     on whether it did, so it stands in for `pyramid` alone, whose distances it finds bit for bit.
     """
     other, is_mixed = pyramid_cost(shapes, k, kappa), len({shape[1:] for shape in shapes}) > 1
-    least = BOUNDS_CHANNEL * sum(shape[0] for shape in shapes) if is_mixed else BOUNDS_LEAST
+    a_channel = BOUNDS_CHANNEL_NARROW if is_narrow else BOUNDS_CHANNEL
+    least = a_channel * sum(shape[0] for shape in shapes) if is_mixed else BOUNDS_LEAST
     return other / BOUNDS_UNIT if least < other < flat_cost(shapes, k, kappa) else 0.0
 
 

@@ -39,6 +39,11 @@ TOO_MANY = 20_000  # candidates of crowded patches; to measure more takes longer
 CLUSTERS = 4  # groups of query patches in the second search
 
 
+def is_narrow(kappa: int) -> bool:
+    """Return whether products are of bfloat16 on this machine, for kappa matches."""
+    return kappa <= NARROW_KAPPA and bfloat16_pays()
+
+
 def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tuple[Floats, Ints]:
     """Search all neighbours on the CPU with torch's number of threads; see search_patches.
 
@@ -48,8 +53,7 @@ def search_pyramid(query: list[Array], gallery: list[Array], kappa: int) -> tupl
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
-    narrow = kappa <= NARROW_KAPPA and bfloat16_pays()
-    plan = in_one_thread(Plan.make, query, narrow)
+    plan = in_one_thread(Plan.make, query, is_narrow(kappa))
     best, best_at, undecided = _search(plan, plan, gallery, kappa, False)
     for lanes in in_one_thread(_clusters, plan, np.flatnonzero(undecided)):
         centred = in_one_thread(plan.centred, query, lanes)

@@ -235,7 +235,7 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
     engine, budget = settings.engine, 0.0
     if engine == "auto":
         of = [level.shape for level in query], len(gallery[0]), kappa
-        engine, budget = (faster(*of), bounds_budget(*of)) if where == "cpu" else ("pyramid", 0.0)
+        engine, budget = (faster(*of), _budget(*of)) if where == "cpu" else ("pyramid", 0.0)
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if engine == "flat" or where == "cpu":
@@ -265,6 +265,13 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
     from .pyramid_torch import search_pyramid_torch
 
     return search_pyramid_torch(query, gallery, kappa, where)
+
+
+def _budget(shapes: list[Any], k: int, kappa: int) -> float:
+    """Return how long the search by bounds may take on this CPU; see bounds_budget."""
+    from .pyramid import is_narrow
+
+    return bounds_budget(shapes, k, kappa, is_narrow(kappa))
 
 
 def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> str:

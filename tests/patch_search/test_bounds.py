@@ -201,6 +201,7 @@ def test_auto_takes_bounds_where_they_pay_and_hands_over_where_they_do_not(
 ) -> None:
     monkeypatch.setattr(cost_model, "BOUNDS_LEAST", 0)
     monkeypatch.setattr(cost_model, "BOUNDS_CHANNEL", 0)
+    monkeypatch.setattr(cost_model, "BOUNDS_CHANNEL_NARROW", 0)
     monkeypatch.setattr(cost_model, "FLAT_PAIR", 1e9)
     monkeypatch.setattr(bounds, "WORTH", -1)
     monkeypatch.setattr(bounds, "LOAD", 0)
