@@ -22,6 +22,7 @@ from ..arrays import Array
 from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
+from .bounds_choices import CHOICES
 from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query, spread
 from .bounds_panels import squares_of
 from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, provisional
@@ -71,6 +72,8 @@ def search_levels_by_bounds(
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
+    if np.isfinite(budget) and CHOICES.take(_kind([level.shape for level in gallery], query, kappa, False, budget)):
+        raise TooMuchLeftError
     with np.errstate(over="ignore", invalid="ignore"):
         prepared = in_one_thread(BoundsGallery, gallery, query)
     return search_prepared(prepared, query, kappa, budget=budget)
@@ -100,7 +103,7 @@ def search_prepared(
         chunks = [range(k)[start : start + together] for start in range(0, k, together)]
         if not gallery.projections:
             first = chunks[: -(-(FIRST + (kappa if distinct else 0)) // together)]
-            in_one_thread(_choose, gallery, query, distinct, first, kappa, budget)
+            in_one_thread(_take_choice, gallery, query, distinct, first, kappa, budget)
         search = in_one_thread(_Search.of, gallery, query, distinct)
         if not np.isfinite(search.longest):
             gallery.projections = [gallery.plain]
@@ -157,6 +160,31 @@ class _Search:
             found = packed_query(projection, projection.joined([along], sq_norms)[0], self.longest)
             self.operands[id(projection)] = found
         return self.operands[id(projection)]
+
+
+def _kind(
+    shapes: Sequence[tuple[int, ...]], query: Sequence[Array], kappa: int, distinct: bool, budget: float
+) -> tuple[object, ...]:
+    """Return what tells a search from those that earlier choices are not for."""
+    return tuple(shapes), query[0][0].size, kappa, distinct, bool(np.isfinite(budget))
+
+
+def _take_choice(
+    gallery: BoundsGallery, query: Sequence[Array], distinct: bool, first: list[range], kappa: int, budget: float
+) -> None:
+    """Project the gallery as an earlier one of its kind, or as `_choose` does."""
+    kind = _kind([level.shape for level in gallery.levels], query, kappa, distinct, budget)
+    known = CHOICES.take(kind, gallery.centred_sample)
+    if known is not None and known.projections:
+        gallery.projections = known.projections
+        return
+    try:
+        _choose(gallery, query, distinct, first, kappa, budget)
+    except TooMuchLeftError:
+        CHOICES.keep(kind, [], gallery.centred_sample)
+        raise
+    if gallery.projections[0].directions is not None:
+        CHOICES.keep(kind, gallery.projections, gallery.centred_sample)
 
 
 def _choose(

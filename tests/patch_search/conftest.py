@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from spade_faiss.patch_search import pyramid
+from spade_faiss.patch_search.bounds_choices import CHOICES
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +16,9 @@ def float32_products() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyramid, "bfloat16_pays", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen() -> None:
+    """Let no search know what that of another test has found out."""
+    CHOICES.clear()
