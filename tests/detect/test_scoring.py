@@ -168,9 +168,13 @@ def test_no_thread_waits_busily_after_a_map() -> None:
         view = View(resized=(320, 320), crop=(320, 320))
         for _ in range(3):
             anomaly_map(np.ones((40, 40, 1), np.float32), (320, 320), view, 2.8)
-            time.sleep(0.01)
-            tasks = [path for path in Path("/proc/self/task").iterdir() if int(path.name) != os.getpid()]
-            print(*[(path / "stat").read_text().rsplit(")", 1)[1].split()[0] for path in tasks])
+            for _ in range(10):  # whoever has only not had a core yet soon sleeps
+                time.sleep(0.001)
+                tasks = [path for path in Path("/proc/self/task").iterdir() if int(path.name) != os.getpid()]
+                states = [(path / "stat").read_text().rsplit(")", 1)[1].split()[0] for path in tasks]
+                if "R" not in states:
+                    break
+            print(*states)
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run(
