@@ -24,9 +24,10 @@ from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
 from .bounds_choices import CHOICES
 from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query, spread
-from .bounds_panels import squares_of
-from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, provisional
+from .bounds_panels import TILES, squares_of
+from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, narrow, provisional
 from .bounds_simd import LOOK, ROWS, WIDTH
+from .bounds_tiles import LINE, TILE_ROWS, lined_up
 from .pyramid_kernels import keep_nearest
 from .sharing import share_out
 
@@ -183,7 +184,7 @@ def _take_choice(
     except TooMuchLeftError:
         CHOICES.keep(kind, [], gallery.centred_sample)
         raise
-    if gallery.projections[0].directions is not None:
+    if gallery.projections[0].directions is not None or gallery.projections[0].kind == TILES:
         CHOICES.keep(kind, gallery.projections, gallery.centred_sample)
 
 
@@ -198,7 +199,7 @@ def _choose(
     patches = query[0][0].size
     pairs = gallery.k * gallery.n * patches
     if pairs * gallery.depth * MULTIPLY <= WORTH:
-        gallery.projections = [Projection(gallery.depth, None, True)]
+        gallery.projections = [Projection(gallery.depth, None, narrow())]
         return
     asked = _Search.of(gallery, query, distinct, spread(patches, ASKED))
     gallery.projections = [provisional(gallery.centred_sample, gallery.directions)]
@@ -238,8 +239,9 @@ class _Worker:
             np.empty(kappa, np.float32), np.empty(kappa, np.int64),
             np.empty((made, search.gallery.depth), np.float32), np.full(made, -1, np.int64),
         )  # fmt: skip
+        rows = TILE_ROWS if narrow() == TILES else ROWS
         self.scratch = (
-            np.full((ROWS, -(-n // LOOK) * LOOK), np.inf, np.float32), np.empty((ROWS, WIDTH), np.float32),
+            lined_up((rows, -(-n // LOOK) * LOOK + LINE), np.inf), lined_up((rows, WIDTH)),
             np.empty(q, np.float64), np.empty(q, np.int64), small,
         )  # fmt: skip
 
@@ -264,7 +266,7 @@ class _Worker:
             search.query, search.operand(projection), search.sq_norms, theirs.cells, gallery.mix, gallery.parts,
             theirs.panels, theirs.largest, some.start * gallery.n,
             (gallery.scale**2, projection.doubt, projection.coarseness, search.longest),
-            (gallery.n, search.distinct, projection.is_paired, self.guess),
+            (gallery.n, search.distinct, projection.kind, self.guess),
             self.best, self.best_at, self.reach, self.scratch,
         )  # fmt: skip
         return count

@@ -16,6 +16,7 @@ from . import pyramid_kernels
 from .bounds_loading import READS_HALVES, load_level
 from .bounds_plan import Projection, measure_cost, parts_of, principal
 from .bounds_simd import ROWS, WIDTH
+from .bounds_tiles import TILE_ROWS, lined_up
 from .pyramid_plan import Upsampling, lifted
 from .upsampling import as_tensor, shift_of
 
@@ -50,7 +51,7 @@ class BoundsGallery:
         self.k, self.n = len(levels[0]), self.grids[0][0] * self.grids[0][1]
         self.channels = [level.shape[1] for level in levels]
         self.depth = sum(self.channels)
-        self.plain = Projection(self.depth, None, False)
+        self.plain = Projection(self.depth, None, panels.SINGLE)
         self.projections: list[Projection] = []  # of equal parts of the neighbours; none: to be chosen
         self._kept_bytes = kept_bytes
         self._kept: dict[int, Prepared] = {}
@@ -171,9 +172,8 @@ class BoundsGallery:
 
     def _size(self, projection: Projection) -> float:
         """Return the bytes of a neighbour that is prepared."""
-        words = -(-projection.width // 2) if projection.is_paired else projection.width
         cells: int = sum(level[0].size for level in self.levels)
-        return 4.0 * (cells + (words + 1) * -(-self.n // WIDTH) * WIDTH)
+        return 4.0 * (cells + (projection.words + 1) * -(-self.n // WIDTH) * WIDTH)
 
     def forget(self) -> None:
         """Prepare neighbours again when they are needed."""
@@ -266,25 +266,45 @@ def spread(n: int, number: int) -> Ints:
 def packed(projection: Projection, operand: Floats, sq_norms: Floats, largest: Floats) -> Floats:
     """Cut projected patches, the first rows of (s, >= width, n), into panels of words."""
     (s, _, n), width = operand.shape, projection.width
-    words = -(-width // 2) if projection.is_paired else width
-    out = np.empty((s, -(-n // WIDTH), words + 1, WIDTH), np.float32)
-    if projection.is_paired:
+    out = lined_up((s, -(-n // WIDTH), projection.words + 1, WIDTH))
+    if projection.kind == panels.PAIRS:
         panels.pack_pairs(operand, width, sq_norms, largest, out, out.view(np.int16))
+    elif projection.kind == panels.TILES:
+        panels.pack_tiles(operand, width, sq_norms, largest, out, out.view(np.uint32))
     else:
         panels.pack(operand, width, sq_norms, largest, out)
     return out
 
 
 def packed_query(projection: Projection, operand: torch.Tensor, longest: float) -> Floats:
-    """Return the query's side of the products, (width, q), as (blocks, words, ROWS), the last block padded."""
+    """Return the query's side of the products, (width, q), in blocks of words, the last block padded.
+
+    Returns:
+        (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words).
+    """
+    if projection.kind == panels.TILES:
+        return _packed_for_tiles(projection, operand)
     width, q = operand.shape
-    words, each = (-(-width // 2), 2) if projection.is_paired else (width, 1)
-    padded = np.zeros((words * each, -(-q // ROWS) * ROWS), np.float32)
+    each = 2 if projection.kind == panels.PAIRS else 1
+    padded = np.zeros((projection.words * each, -(-q // ROWS) * ROWS), np.float32)
     padded[:width, :q] = operand.numpy()
-    blocks = padded.reshape(words, each, -1, ROWS).transpose(2, 0, 3, 1)  # (blocks, words, ROWS, each)
-    if projection.is_paired:
+    blocks = padded.reshape(projection.words, each, -1, ROWS).transpose(2, 0, 3, 1)  # (blocks, words, ROWS, each)
+    if projection.kind == panels.PAIRS:
         blocks = np.rint(blocks * (panels.LARGEST / longest if longest > 0 else 0)).astype(np.int16)
     return np.ascontiguousarray(blocks).view(np.float32)[..., 0]
+
+
+def _packed_for_tiles(projection: Projection, operand: torch.Tensor) -> Floats:
+    """Return what panels of pack_tiles are multiplied by, negative; see bounds_tiles."""
+    (width, q), words = operand.shape, projection.words
+    rounded = operand.bfloat16()
+    error, length = ((operand - rounded.float()).norm(dim=0), rounded.float().norm(dim=0))
+    padded = torch.zeros(-(-q // TILE_ROWS) * TILE_ROWS, 2 * words, dtype=torch.bfloat16)
+    padded[:q, :width] = -rounded.T
+    padded[:q, -2:] = -float(panels.ABOVE) * torch.stack([error, length], dim=1)
+    out = lined_up((len(padded) // TILE_ROWS, TILE_ROWS, words))
+    out.view(np.int16)[:] = padded.view(torch.int16).numpy().reshape(-1, TILE_ROWS, 2 * words)
+    return out
 
 
 def _shifted(level: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

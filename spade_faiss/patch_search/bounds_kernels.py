@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from .bounds_loading import address_of
-from .bounds_panels import LARGEST, patch_at
+from .bounds_panels import LARGEST, PAIRS, TILES, patch_at
 from .bounds_simd import LOOK, ROWS, at_most, float_at, lowest, multiply, multiply_pairs, sq_difference, sq_distance
+from .bounds_tiles import TILE_ROWS, begin_tiles, end_tiles, multiply_tiles
 from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
 
@@ -202,7 +203,8 @@ def compare(
 
     Args:
         query: (q, c) float32 patches.
-        operand: (blocks, words, ROWS) float32 of theirs, or two int16 in each word, the last block padded.
+        operand: (blocks, words, ROWS) float32 of theirs, or two int16 in each word; for tiles (blocks, TILE_ROWS,
+            words), two bfloat16 in each; the last block padded.
         sq_norms: (q,) float64 squared norms, at scale.
         cells: (s, m) float32 cells of s neighbours.
         mix: how patches are made of them, see bounds_panels.patch_at.
@@ -213,23 +215,27 @@ def compare(
         place: position of the first patch.
         figures: scale of the products squared; the doubt of half a squared distance, relative to the square of the sum
             of both norms, and relative to the product of the largest norms; the query's largest norm.
-        flags: number of patches of a neighbour, whether each neighbour has one match at most, whether words are pairs
-            of int16, and whether only the likeliest patches of each neighbour are measured.
+        flags: number of patches of a neighbour, whether each neighbour has one match at most, the kind of products (see
+            bounds_panels), and whether only the likeliest patches of each neighbour are measured.
         best: (q, kappa) float32 heaps of the nearest.
         best_at: (q, kappa) int64, their positions.
         reach: (q,) float32, a bound of the kappa-th nearest, shared by all threads.
-        scratch: (ROWS, >= n) and (ROWS, WIDTH) float32; (q,) float64 and int64; scratch of search_row.
+        scratch: (rows, >= n) and (rows, WIDTH) float32, rows of a block; (q,) float64 and int64; scratch of search_row.
 
     Returns:
         number of patches that were measured.
     """
     out, least, near, near_at, small = scratch
-    n, distinct, paired, guess = flags
-    words, depth, wide = operand.shape[1], query.shape[1], panels.shape[3]
+    n, distinct, kind, guess = flags
+    words, depth, wide = np.int64(panels.shape[2] - 1), query.shape[1], panels.shape[3]
+    rows = TILE_ROWS if kind == TILES else ROWS
     square, relative, coarse, longest = figures
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
     step = max(1, TILE_BYTES // (4 * (words + 1) * wide))
     measured, stride, mine, values = 0, np.int64(out.shape[1]), address_of(query), address_of(out)
+    saved = np.empty(64, np.uint8)
+    if kind == TILES:
+        begin_tiles(address_of(saved))
     for number in range(len(cells)):
         near[:] = np.inf
         first = place + number * n
@@ -247,12 +253,14 @@ def compare(
             padded = np.int64((min(panel + step, panels.shape[1]) - panel) * wide)
             for block in range(len(operand)):
                 addresses = address_of(operand[block]), address_of(panels[number, panel]), values, address_of(least)
-                if paired:
-                    multiply_pairs(addresses, factor, np.int64(words), stride, padded)
+                if kind == TILES:
+                    multiply_tiles(addresses, words, stride, padded)
+                elif kind == PAIRS:
+                    multiply_pairs(addresses, factor, words, stride, padded)
                 else:
-                    multiply(addresses, factor, np.int64(words), stride, padded)
-                for r in range(min(ROWS, len(query) - block * ROWS)):
-                    row = block * ROWS + r
+                    multiply(addresses, factor, words, stride, padded)
+                for r in range(min(rows, len(query) - block * rows)):
+                    row = block * rows + r
                     low = least_of(least[r])
                     top = min(best[row, 0], reach[row])
                     doubt = relative * (np.sqrt(sq_norms[row]) + largest[number]) ** 2
@@ -264,4 +272,6 @@ def compare(
                         mine + 4 * depth * row, theirs, values + 4 * stride * r, (start, count, first, distinct, guess),
                         (square, sq_norms[row], doubt), slack, best, best_at, row, reach, near, near_at, small, low,
                     )  # fmt: skip
+    if kind == TILES:
+        end_tiles(address_of(saved))
     return measured

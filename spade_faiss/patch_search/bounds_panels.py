@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .pyramid_simd import jit
+from .pyramid_simd import as_bits, as_float, jit
 
+SINGLE, PAIRS, TILES = range(3)  # products of float32, of int16, of bfloat16 by tile registers
 BLOCK = 16  # cells that are turned together: a line of a cache of each channel
+ABOVE = np.float32(1 + 2.0**-7)  # times a length, rounded to bfloat16, is never below it
 LARGEST = 32_700  # that a coordinate becomes as int16, if it is as long as the largest patch
 
 
@@ -122,6 +124,50 @@ def pack_pairs(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
                     target[word, 2 * i + 1] = np.int16(np.rint(odd[start + i] * other))
                 for i in range(2 * end, 2 * wide):
                     target[word, i] = 0
+            halves(sq_norms[number], start, largest[number], panels[number, panel, words])
+
+
+@jit
+def to_bfloat16(value: Any) -> Any:
+    """Return the bits of the float32 that is a float32 rounded to bfloat16."""
+    bits = as_bits(value)
+    return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+
+
+@jit
+def pack_tiles(operand: Any, channels: int, sq_norms: Any, largest: Any, panels: Any, bits: Any) -> None:
+    """Do as `pack`, with two channels as bfloat16 in each word.
+
+    Of the last of these words, the lower half is a patch's length, and the upper that of what rounding takes from it.
+
+    Args:
+        operand: as for pack.
+        channels: as for pack.
+        sq_norms: as for pack.
+        largest: as for pack.
+        panels: (s, panels, words + 1, WIDTH) float32, set.
+        bits: the same memory, uint32.
+    """
+    n, words, wide = operand.shape[2], panels.shape[2] - 1, panels.shape[3]
+    lengths, errors = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    for number in range(len(operand)):
+        for panel in range(panels.shape[1]):
+            target, start = bits[number, panel], panel * wide
+            end = min(wide, n - start) if largest[number] > 0 else 0
+            lengths[:], errors[:], target[:] = 0, 0, 0
+            for channel in range(channels):
+                source, out = operand[number, channel], target[channel // 2]
+                shift = np.uint32(16 if channel % 2 == 0 else 0)
+                for i in range(end):
+                    value = source[start + i]
+                    rounded = to_bfloat16(value)
+                    error = value - as_float(rounded)
+                    out[i] |= rounded >> shift
+                    lengths[i] += value * value
+                    errors[i] += error * error
+            for i in range(end):
+                length, error = np.sqrt(lengths[i]) * ABOVE, np.sqrt(errors[i]) * ABOVE
+                target[words - 1, i] = (to_bfloat16(length) >> np.uint32(16)) | to_bfloat16(error)
             halves(sq_norms[number], start, largest[number], panels[number, panel, words])
 
 

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import ROUNDING
-from .bounds_panels import LARGEST
+from .bounds_panels import LARGEST, PAIRS, SINGLE, TILES
 from .bounds_simd import CHANNELS, ROWS
+from .bounds_tiles import STEP, has_tiles
 
 COUNTS = 6, 12, 18, 24, 36, 48, 66  # of directions that are tried, whole blocks of ROWS
 LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
@@ -27,7 +28,10 @@ NOTHING = np.empty((0, 0, ROWS), np.float32), np.zeros(0, np.bool_)  # to be mul
 # Nanoseconds on one core with AVX2. Only their ratios matter.
 MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
+MULTIPLY_TILES = 0.15  # per STEP words of a pair, as bfloat16
+BESIDE_TILES = 2.5  # times as long to measure a patch, where they are: the rest of such a processor is no faster
 PROJECT = 0.03  # per channel and direction of a patch
+ROUNDED = 2.0**-8 * 0.7  # of the product of two patches' norms: what rounding to bfloat16 leaves open, usually
 PAIR = 0.08  # per pair, whatever it is
 MEASURE = 30.0  # per patch that is measured
 MEASURE_CHANNEL = 0.07  # and per channel of it that has to be looked at
@@ -63,7 +67,7 @@ class Projection:
 
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
-    is_paired: bool  # whether products are of int16
+    kind: int  # of the products: SINGLE, PAIRS or TILES
     _blocks: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -71,12 +75,25 @@ class Projection:
     @property
     def is_plain(self) -> bool:
         """Whether products are of all channels in float32: what rounding leaves open is least."""
-        return self.directions is None and not self.is_paired
+        return self.directions is None and self.kind == SINGLE
 
     @property
     def width(self) -> int:
         """Numbers that a patch becomes."""
         return self.channels if self.directions is None else len(self.directions) + 1
+
+    @property
+    def words(self) -> int:
+        """Words of four bytes that these become in a panel."""
+        pairs = -(-self.width // 2)
+        return {SINGLE: self.width, PAIRS: pairs, TILES: -(-(pairs + 1) // STEP) * STEP}[self.kind]
+
+    @property
+    def cost(self) -> float:
+        """Nanoseconds that the product of a pair of patches takes."""
+        if self.kind == TILES:
+            return PAIR + self.words // STEP * MULTIPLY_TILES
+        return PAIR + self.width * (MULTIPLY if self.kind == SINGLE else MULTIPLY_PAIRS)
 
     @property
     def rows(self) -> int:
@@ -102,7 +119,7 @@ class Projection:
         ROUNDING times the root of c bounds the error of one sum of c products. With directions, each of m coordinates
         has such an error; the lengths of the rests are raised by it in `joined`, so that they are never too short.
         """
-        own: float = ROUNDING * self.channels**0.5 / 2
+        own: float = ROUNDING * (self.channels + 2) ** 0.5 / 2  # tiles have two products more
         return own if self.directions is None else 4 * own * float(len(self.directions) ** 0.5)
 
     @property
@@ -111,7 +128,7 @@ class Projection:
 
         A coordinate as int16 is off by half of a step at most, of which the largest norm has LARGEST.
         """
-        return 1.05 * float(self.width**0.5) / LARGEST if self.is_paired else 0.0
+        return 1.05 * float(self.width**0.5) / LARGEST if self.kind == PAIRS else 0.0
 
     def along(self, patches: torch.Tensor, part: slice) -> torch.Tensor:
         """Project some channels of patches (s, c, n); returns (s, m, n), or the patches."""
@@ -128,6 +145,11 @@ class Projection:
         return torch.cat([along, rest.add_(sq_norms, alpha=2 * self.doubt).sqrt_()], dim=1)
 
 
+def narrow() -> int:
+    """Return the fastest kind of products."""
+    return TILES if has_tiles() else PAIRS
+
+
 def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
     """Choose how many of some directions to take while nothing has been found.
 
@@ -139,8 +161,8 @@ def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
     shares = (directions @ sample).square().sum(dim=1).cumsum(0) / sample.square().sum().clamp(min=1e-30)
     for number in COUNTS:
         if number <= len(directions) and number + 1 < channels and shares[number - 1] >= EXPLAINED:
-            return Projection(channels, directions[:number].contiguous(), True)
-    return Projection(channels, None, len(directions) > 0)
+            return Projection(channels, directions[:number].contiguous(), narrow())
+    return Projection(channels, None, narrow() if len(directions) > 0 else SINGLE)
 
 
 def likely_reach(sample: torch.Tensor, query: torch.Tensor, patches: int) -> torch.Tensor:
@@ -210,20 +232,22 @@ def fitted(
     channels, count = sample.shape
     patches, measure = figures
     if not len(directions) or not all(bool(side.isfinite().all()) for side in (sample, query, reach)):
-        return [Projection(channels, None, False)], float("inf")
+        return [Projection(channels, None, SINGLE)], float("inf")
     edges = [count * part // PARTS for part in range(PARTS + 1)]
     own, others = query.square().sum(dim=0), sample.square().sum(dim=0)
-    sq_norms, longest = own[:, None] + others, float(own.amax().sqrt() * others.amax().sqrt())
+    sq_norms, norms = own[:, None] + others, own.sqrt()[:, None] * others.sqrt()
+    longest = float(norms.amax())
 
     def costs(products: torch.Tensor, tried: Projection, projecting: float) -> list[float]:
-        limits = reach[:, None] + 2 * tried.coarseness * longest
+        unsure = ROUNDED * norms if tried.kind == TILES else tried.coarseness * longest
+        limits = reach[:, None] + 2 * unsure
         left = (sq_norms - 2 * products <= limits).float().mean(dim=0).tolist()
-        multiply = MULTIPLY_PAIRS if tried.is_paired else MULTIPLY
-        of_all = PAIR + tried.width * multiply + projecting
-        return [of_all + sum(left[start:end]) / max(1, end - start) * measure for start, end in pairwise(edges)]
+        of_all = tried.cost + projecting
+        each = measure * (BESIDE_TILES if tried.kind == TILES else 1)
+        return [of_all + sum(left[start:end]) / max(1, end - start) * each for start, end in pairwise(edges)]
 
     exact = query.T @ sample
-    tried = [Projection(channels, None, is_paired) for is_paired in (False, True)]
+    tried = [Projection(channels, None, kind) for kind in (SINGLE, narrow())]
     found = [costs(exact, each, 0) for each in tried]
     mine, theirs = directions @ query, directions @ sample
     rests = [
@@ -235,7 +259,7 @@ def fitted(
         if number > len(directions) or number + 1 >= channels:
             break
         some, share = trimmed(directions[:number], float(rests[1][number - 1].sum()), parts)
-        tried.append(Projection(channels, some, True))
+        tried.append(Projection(channels, some, narrow()))
         products = mine[:number].T @ theirs[:number] + lengths[0][number - 1][:, None] * lengths[1][number - 1]
         found.append(costs(products, tried[-1], number * share * channels * PROJECT / patches))
     best = [min(range(len(tried)), key=lambda each: found[each][part]) for part in range(PARTS)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
 from spade_faiss.patch_search.bounds_gallery import packed, packed_query
-from spade_faiss.patch_search.bounds_panels import LARGEST
+from spade_faiss.patch_search.bounds_panels import LARGEST, PAIRS, SINGLE, TILES
+from spade_faiss.patch_search.bounds_tiles import begin_tiles, end_tiles, has_tiles, multiply_tiles
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import search_spaced
 from tests import reference
@@ -40,14 +43,21 @@ def low_rank(c: int, k: int, side: int, patches: int, noise: float, seed: int = 
     return draw(patches).T, neighbours
 
 
-@pytest.fixture
-def directions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+@pytest.fixture(params=["pairs", "tiles"])
+def directions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let few directions be chosen early and whatever they cost; their numbers are noted."""
+    if request.param == "tiles" and not has_tiles():
+        pytest.skip("no tile registers here")
+    monkeypatch.setattr(bounds_plan, "has_tiles", lambda: request.param == "tiles")
     chosen: list[int] = []
     fitted = bounds_plan.fitted
 
     def noted(*args: Any) -> Any:
-        projections, a_pair = fitted(*args)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bounds_plan, "has_tiles", lambda: False)  # all channels of these tests are one step of tiles
+            projections, a_pair = fitted(*args)
+        if request.param == "tiles":
+            projections = [replace(each, kind=TILES if each.kind == PAIRS else each.kind) for each in projections]
         chosen.extend(0 if each.directions is None else len(each.directions) for each in projections)
         return projections, a_pair
 
@@ -171,7 +181,7 @@ def test_projections_are_bounds() -> None:
     """Exactly, when what rounding can do is counted."""
     rng = np.random.default_rng(5)
     patches = torch.from_numpy((rng.normal(size=(20, 300)) * np.geomspace(1, 1e-3, 20)[:, None]).astype(np.float32))
-    projection = bounds_plan.Projection(20, bounds_plan.principal(patches)[:6], False)
+    projection = bounds_plan.Projection(20, bounds_plan.principal(patches)[:6], SINGLE)
     wide = patches.double()
     sq_norms = wide.square().sum(dim=0)
     along = projection.along(patches[None], slice(None))
@@ -288,12 +298,11 @@ def test_bounds_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         sf.search_patches([np.ones((2, 3, 3))], [np.ones((3, 2, 3, 3))], 1, "bounds", "cuda:0")
 
 
-@pytest.mark.parametrize("width", [3, 6, 20])
-def test_products_of_16_bits_are_bounds(width: int) -> None:
-    """Half squared distances by them are never above the true ones by more than their doubt, and some are above."""
+def packed_products(width: int, kind: int) -> tuple[Any, Any, Any, Any, float]:
+    """Both sides of the products of 90 patches with themselves, their true halves, the doubt, and the largest norm."""
     rng = np.random.default_rng(6)
     patches = torch.from_numpy((rng.normal(size=(20, 90)) * np.geomspace(1, 1e-3, 20)[:, None]).astype(np.float32))
-    projection = bounds_plan.Projection(20, None if width == 20 else bounds_plan.principal(patches)[:width], True)
+    projection = bounds_plan.Projection(20, None if width == 20 else bounds_plan.principal(patches)[:width], kind)
     wide = patches.double().numpy()
     sq_norms = np.square(wide).sum(axis=0)
     longest = float(np.sqrt(sq_norms.max()))
@@ -301,13 +310,68 @@ def test_products_of_16_bits_are_bounds(width: int) -> None:
     coordinates = projection.joined([along], torch.from_numpy(sq_norms.astype(np.float32))[None, None])
     largest = np.full(1, longest, np.float32)
     panels = packed(projection, coordinates.numpy(), sq_norms.astype(np.float32)[None], largest)[0]
+    true = (np.square(wide[:, :, None] - wide[:, None]).sum(axis=0) - sq_norms[:, None]) / 2
+    doubt = projection.doubt * (np.sqrt(sq_norms)[:, None] + longest) ** 2 + projection.coarseness * longest**2
+    return panels, packed_query(projection, coordinates[0], longest), true, doubt, longest
+
+
+@pytest.mark.parametrize("width", [3, 6, 20])
+def test_products_of_16_bits_are_bounds(width: int) -> None:
+    """Half squared distances by them are never above the true ones by more than their doubt, and some are above."""
+    panels, mine, true, doubt, longest = packed_products(width, PAIRS)
     words = panels.shape[1] - 1
     theirs = np.moveaxis(panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2), 1, 2)
     theirs = theirs.reshape(-1, 2 * words)[:90].astype(np.int64)
-    mine = packed_query(projection, coordinates[0], longest)
     mine = mine.view(np.int16).reshape(len(mine), words, -1, 2).transpose(0, 2, 1, 3).reshape(-1, 2 * words)[:90]
     halves = panels[:, words].reshape(-1)[:90] - (longest / LARGEST) ** 2 * (mine.astype(np.int64) @ theirs.T)
-    true = (np.square(wide[:, :, None] - wide[:, None]).sum(axis=0) - sq_norms[:, None]) / 2
-    doubt = projection.doubt * (np.sqrt(sq_norms)[:, None] + longest) ** 2 + projection.coarseness * longest**2
     assert (halves - doubt <= true).all()
     assert (halves > true).any()
+
+
+def halves_of_bfloat16(panels: Any, mine: Any) -> Any:
+    """The halves (q, n) of panels and a query packed for tiles, in float64."""
+    words = panels.shape[1] - 1
+
+    def values(array: Any) -> Any:  # of each word, the lower half and the upper
+        bits = np.ascontiguousarray(array).view(np.uint32)
+        return np.stack([bits << 16, bits & 0xFFFF0000], axis=-1).view(np.float32).astype(np.float64)
+
+    theirs = values(panels[:, :words]).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
+    return panels[:, words].reshape(-1) + values(mine).reshape(-1, 2 * words) @ theirs.T
+
+
+@pytest.mark.parametrize("width", [3, 6, 20])
+def test_products_of_bfloat16_are_bounds(width: int) -> None:
+    """What rounding can do is in the product, so that nothing is above; and what it takes is little."""
+    panels, mine, true, doubt, longest = packed_products(width, TILES)
+    halves = halves_of_bfloat16(panels, mine)[:90, :90]
+    assert (halves - doubt <= true).all()
+    if width == 20:  # directions leave more
+        assert (true - halves <= 2.0**-7 * longest**2).all()
+
+
+@pytest.mark.skipif(not has_tiles(), reason="no tile registers here")
+def test_tiles_multiply_as_bfloat16_does() -> None:
+    """In a thread whose tiles nobody has configured, and that has them as before when it is done."""
+    panels, mine, _, _, longest = packed_products(20, TILES)
+    expected, words = halves_of_bfloat16(panels, mine), panels.shape[1] - 1
+    out, least = np.empty((32, 96 + 16), np.float32), np.empty((32, 32), np.float32)
+
+    @numba.njit
+    def multiply(at: Any) -> Any:
+        before, after = np.zeros(64, np.uint8), np.ones(64, np.uint8)
+        begin_tiles(before.ctypes.data)
+        multiply_tiles(at, np.int64(words), np.int64(112), np.int64(96))
+        end_tiles(before.ctypes.data)
+        begin_tiles(after.ctypes.data)
+        end_tiles(before.ctypes.data)
+        return before, after
+
+    for block in range(len(mine)):
+        arrays = mine[block], panels, out, least
+        before, after = multiply(tuple(np.int64(array.ctypes.data) for array in arrays))
+        rows = expected[32 * block : 32 * block + 32]
+        np.testing.assert_allclose(out[:, :90], rows[:, :90], atol=1e-6 * longest**2)
+        assert (out[:, 90:96] == np.inf).all()
+        np.testing.assert_array_equal(least, out[:, :96].reshape(32, 3, 32).min(axis=1))
+        np.testing.assert_array_equal(before, after)

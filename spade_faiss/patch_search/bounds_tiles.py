@@ -1,0 +1,156 @@
+"""Products on the tile registers of a processor that has them (AMX), in bfloat16: eight times those of 16-bit pairs.
+
+A tile holds 16 rows of 64 bytes, and one instruction adds the product of two tiles to a third. Let u' be u after
+rounding to bfloat16. Then <u, v> <= <u', v'> + |u - u'| |v| + |u'| |v - v'|. Both products of lengths are two more
+coordinates, so that what rounding can do is counted for each pair of patches, in the product itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from .bounds_simd import FLOATS, WIDTH, WORD
+
+TILE_ROWS = 32  # query patches multiplied at a time: two tiles, with two of the gallery's, and four of sums
+STEP = 16  # words, of two coordinates each, multiplied at a time
+TILE_WIDTH = 32  # patches of a panel
+LINE = 16  # float32 of a line of the cache
+
+_FEATURES = binding.get_host_cpu_features()
+_HAS_INSTRUCTIONS = WIDTH == TILE_WIDTH and all(_FEATURES.get(f"amx-{part}", False) for part in ("tile", "bf16"))
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
+
+BYTE = ir.IntType(8)
+ADDRESS = BYTE.as_pointer()
+# Palette 1, then for each of eight tiles its bytes a row from byte 16 on, and its rows from byte 48 on.
+_CONFIGURATION = bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
+
+
+@cache
+def has_tiles() -> bool:
+    """Return whether the processor has tile registers, and the system lets this process use them; it is asked once."""
+    if not _HAS_INSTRUCTIONS or not sys.platform.startswith("linux"):
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+
+
+def lined_up(shape: tuple[int, ...], value: float | None = None) -> NDArray[np.float32]:
+    """Return memory for float32 that begins with a line of the cache: rows of tiles that lie in two take twice as long.
+
+    Args:
+        shape: of the array.
+        value: that it is filled with; None: with nothing.
+    """
+    size = int(np.prod(shape))
+    raw = np.empty(size + LINE, np.float32)
+    first = -raw.ctypes.data // 4 % LINE
+    found = raw[first : first + size].reshape(shape)
+    if value is not None:
+        found[:] = value
+    return found
+
+
+def _call(builder: Any, name: str, *args: Any) -> None:
+    """Call one of LLVM's intrinsics for tiles."""
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def begin_tiles(context: Any, saved: Any) -> Any:
+    """Configure this thread's tiles; what they were is written to 64 bytes at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_INSTRUCTIONS:
+            wanted = cgutils.global_constant(builder, "tiles", cgutils.make_bytearray(_CONFIGURATION))
+            _call(builder, "sttilecfg", builder.inttoptr(args[0], ADDRESS))
+            _call(builder, "ldtilecfg", builder.bitcast(wanted, ADDRESS))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def end_tiles(context: Any, saved: Any) -> Any:
+    """Configure this thread's tiles as they were."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_INSTRUCTIONS:
+            _call(builder, "ldtilecfg", builder.inttoptr(args[0], ADDRESS))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def multiply_tiles(context: Any, addresses: Any, words: Any, stride: Any, n: Any) -> Any:
+    """Set out[r, i] = cells[words, i] + sum over words of query[r, word] * cells[word, i]; take minima.
+
+    Args:
+        context: the compiler's.
+        addresses: those of query (TILE_ROWS, words), two bfloat16 in each word; cells (panels, words + 1, WIDTH), the
+            same, but for the last of the words, which are float32; out (TILE_ROWS, stride) float32; least
+            (TILE_ROWS, WIDTH) float32, set to the least of every WIDTH-th value of out.
+        words: a multiple of STEP.
+        stride: length of a row of out.
+        n: how many cells count, a multiple of WIDTH.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_INSTRUCTIONS:
+            _multiply(builder, args)
+        return context.get_dummy_value()
+
+    return types.void(addresses, words, stride, n), generate
+
+
+def _multiply(builder: Any, args: Any) -> None:
+    addresses, words, stride, n = args
+    query, cells, out, least = (
+        builder.inttoptr(builder.extract_value(addresses, number), ADDRESS) for number in range(4)
+    )
+
+    def along(base: Any, count: Any, size: int) -> Any:
+        """Return the address `count` times `size` bytes on."""
+        return builder.gep(base, [builder.mul(count, WORD(size))])
+
+    def values(base: Any, count: Any) -> Any:
+        return builder.bitcast(along(base, count, 4), FLOATS.as_pointer())
+
+    row, across = builder.mul(words, WORD(4)), builder.mul(stride, WORD(4))
+    tiles = [(2 * r + side, r, side) for r in range(2) for side in range(2)]  # sums, and what they are sums of
+    infinite = ir.Constant(FLOATS, [float("inf")] * WIDTH)
+    for r in range(TILE_ROWS):
+        builder.store(infinite, values(least, WORD(r * WIDTH)), align=4)
+    panel = builder.mul(builder.add(words, WORD(1)), WORD(WIDTH))
+    with cgutils.for_range_slice(builder, WORD(0), n, WORD(WIDTH), inc=True) as (i, _):
+        here = along(cells, builder.mul(builder.udiv(i, WORD(WIDTH)), panel), 4)
+        start = along(here, words, 4 * WIDTH)
+        for number, _, side in tiles:  # all rows begin with the same: their distance is 0
+            _call(builder, "tileloadd64", BYTE(number), along(start, WORD(side), 64), WORD(0))
+        with cgutils.for_range_slice(builder, WORD(0), words, WORD(STEP), inc=True) as (word, _):
+            mine, theirs = along(query, word, 4), along(here, word, 4 * WIDTH)
+            for r in range(2):
+                _call(builder, "tileloadd64", BYTE(4 + r), along(mine, builder.mul(words, WORD(16 * r)), 4), row)
+            for side in range(2):
+                _call(builder, "tileloadd64", BYTE(6 + side), along(theirs, WORD(side), 64), WORD(4 * WIDTH))
+            for number, r, side in tiles:
+                _call(builder, "tdpbf16ps", BYTE(number), BYTE(4 + r), BYTE(6 + side))
+        first = along(out, i, 4)
+        for number, r, side in tiles:
+            place = along(along(first, builder.mul(stride, WORD(16 * r)), 4), WORD(side), 64)
+            _call(builder, "tilestored64", BYTE(number), place, across)
+        for r in range(TILE_ROWS):
+            total = builder.load(values(first, builder.mul(stride, WORD(r))), align=4)
+            before = builder.load(values(least, WORD(r * WIDTH)), align=4)
+            low = builder.select(builder.fcmp_ordered("<", total, before), total, before)
+            builder.store(low, values(least, WORD(r * WIDTH)), align=4)
