@@ -266,7 +266,8 @@ class SearchOptions:
     block_bytes: int = 256 * MIB  # memory limit of the flat engine's temporary gallery
     device: str = "auto"  # where patches are searched: auto (a GPU where it is faster), cpu, cuda, cuda:N
     # Memory limit of the cache of normal images' levels; queries share neighbours. The most recent are kept. K = 50
-    # images take 134 MiB for wide_resnet50_2 and 13 MiB for efficientnet_lite0. 0: no cache
+    # images take 134 MiB for wide_resnet50_2 and 13 MiB for efficientnet_lite0. 0: no cache. What searches of levels
+    # apart have prepared of neighbours is kept too, in up to half as much on top: 46 MiB for 50 of the latter
     cache_bytes: int = 512 * MIB
     # The same for the cache on a GPU, which every engine but flat uses there; it has not run on one yet. Copies of the
     # current queries' neighbours come on top. 0: no cache

@@ -15,19 +15,18 @@ from ..gallery.reader import GalleryReader
 from ..images.inputs import ImageLike
 from ..images.sources import ImageFile
 from ..options import ScoreOptions, SearchOptions
-from ..pyramids.cache import PyramidCache
-from ..pyramids.device_cache import device_cache
 from ..pyramids.recomputed import pyramids_of
 from ..store.snapshot import Snapshot
 from ..store.trusted import FILE as TRUSTED
 from ..store.trusted import Trusted, read_trusted_file
 from ..system.forks import remember
 from .baseline import Baseline
+from .caches import Caches
 from .calibration import FILE as CALIBRATION
 from .calibration import Calibration
 from .detection import Detection
 from .measure_baseline import measure
-from .pipeline import Caches, Pipeline
+from .pipeline import Pipeline
 from .query import AnyImage
 from .settings import Settings
 
@@ -90,8 +89,7 @@ class Detector:
         self.calibration = self._fitting(found)
         self._baseline = self.calibration.baseline if self.calibration else None
         self._check_localise()
-        host = PyramidCache(self.search.cache_bytes)
-        self._caches = Caches(host, device_cache(self.search, host))
+        self._caches = Caches.of(self.search)
         self._lock = threading.Lock()
         remember(self)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..options import SearchOptions
+from ..patch_search.kept import KeptLevel
 from ..patch_search.search import search_checked, search_levels_checked, search_spaced_checked
 from ..system.devices import as_arrays
 from .baseline import Baseline
@@ -53,6 +54,7 @@ def match(
     settings: Settings,
     baseline: Baseline | None,
     trusted: NDArray[np.bool_] | None = None,
+    kept: Sequence[KeptLevel] | None = None,
 ) -> Matched:
     """Match the patches of a query.
 
@@ -62,10 +64,11 @@ def match(
         settings: of the query.
         baseline: the scale of normal images; None: distances as they are.
         trusted: (K,) which neighbours a person has confirmed, see `trusting`; None: none of them.
+        kept: what other queries have prepared of these neighbours, by level; None: nothing.
     """
     scales, search = baseline.level_scales if baseline else (), settings.search
     if search.matching == "by_level":
-        found = match_levels(query, neighbours, search, settings.is_relative)
+        found = match_levels(query, neighbours, search, settings.is_relative, kept)
         if trusted is not None:
             found = trusted_levels(found, trusted)
         return fused(found, baseline, settings)
@@ -78,8 +81,9 @@ def match(
 
 
 def match_levels(
-    query: Sequence[Array], neighbours: Sequence[Any], options: SearchOptions, with_spacing: bool
-) -> list[LevelMatches]:
+    query: Sequence[Array], neighbours: Sequence[Any], options: SearchOptions, with_spacing: bool,
+    kept: Sequence[KeptLevel] | None = None,
+) -> list[LevelMatches]:  # fmt: skip
     """Search each level of a query, [(c, h, w), ...], among those of its neighbours, [(K, c, h, w), ...].
 
     Args:
@@ -87,12 +91,14 @@ def match_levels(
         neighbours: levels, arrays or tensors.
         options: of the search, filled in.
         with_spacing: whether to measure the spacing of what was matched.
+        kept: what other queries have prepared of these neighbours, by level; None: nothing.
     """
     if options.distinct:  # a small gallery has fewer, and so has an image that is compared with the others
         options = replace(options, kappa=min(options.kappa or 1, len(neighbours[0])))
     scan, with_spacing = not options.verify_reads, with_spacing and len(neighbours[0]) > 1
     if options.distinct and with_spacing:
-        return [LevelMatches(*as_arrays(one)) for one in search_spaced_checked(query, neighbours, options, scan)]
+        found = search_spaced_checked(query, neighbours, options, scan, kept)
+        return [LevelMatches(*as_arrays(one)) for one in found]
     matches = [LevelMatches(*as_arrays(one)) for one in search_levels_checked(query, neighbours, options, scan)]
     if not with_spacing:
         return matches

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,8 +21,6 @@ from ..extractors.registry import Extractor
 from ..images.decode import decode
 from ..images.inputs import ImageLike, require_several
 from ..images.tiling import Box, place_of, size_of
-from ..pyramids.cache import LevelCache, PyramidCache
-from ..pyramids.device_cache import DeviceCache
 from ..pyramids.reader import PyramidSource
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
@@ -31,6 +28,7 @@ from ..store.trusted import Trusted
 from ..system.devices import search_device
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
+from .caches import Caches
 from .calibration import Calibration, Judgement
 from .detection import Detection, Neighbours, TileMatches
 from .matching import Matched, match
@@ -39,19 +37,6 @@ from .query import AnyImage, Decoded, Query, Stopwatch, Tile, path_of
 from .scoring import anomaly_map, knn_score, top_score
 from .settings import Settings
 from .trust import TrustedImages
-
-
-@dataclass(frozen=True)
-class Caches:
-    """Pyramid levels of normal images that were needed lately, in memory and on a GPU; shared by all runs."""
-
-    host: PyramidCache
-    device: DeviceCache | None
-
-    def for_neighbours(self, pyramids: PyramidSource, n: int) -> LevelCache[Any]:
-        """Return the cache for n neighbours: the GPU's if they fit its bound, as they are copied there."""
-        return self.device if self.device is not None and self.device.fits(pyramids, n) else self.host
-
 
 Choice = Callable[[Sequence[Query]], int]  # the index of the query that comes next, among those left of a batch
 
@@ -317,7 +302,8 @@ class Pipeline:
             return Matched.none(query.levels[0].shape[1:])
         with query.watch("match"):
             trusted = self.trusted.among(query.ids[: self.k])
-            return match(query.levels, neighbour_levels, self.settings, self.baseline, trusted)
+            kept = self._caches.prepared_of(self.pyramids, query.ids[: self.k])
+            return match(query.levels, neighbour_levels, self.settings, self.baseline, trusted, kept)
 
     def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:
         """Make the map and the image score, and judge them; None for a tile, unless it is the last of its image."""

@@ -57,7 +57,7 @@ def search_bounds(query: Array, gallery: Array, kappa: int, distinct: bool = Fal
         FeatureError: a squared distance does not fit float32.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, [gallery], [query])
+        prepared = in_one_thread(BoundsGallery, [gallery], [query], 0, None, distinct)
     return search_prepared(prepared, [query], kappa, distinct)
 
 
@@ -101,20 +101,23 @@ def search_prepared(
     k, threads = gallery.k, torch_threads()
     with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
         together = max(1, min(CHUNK_BYTES // (4 * gallery.n * gallery.depth), -(-k // threads)))
-        chunks = [range(k)[start : start + together] for start in range(0, k, together)]
+        chunks = gallery.chunks(together, threads)
         if not gallery.projections:
             first = chunks[: -(-(FIRST + (kappa if distinct else 0)) // together)]
             in_one_thread(_take_choice, gallery, query, distinct, first, kappa, budget)
+            gallery.settle()
         search = in_one_thread(_Search.of, gallery, query, distinct)
         if not np.isfinite(search.longest):
             gallery.projections = [gallery.plain]
         reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
+        in_one_thread(search.operand, gallery.projection(0))  # else each thread would make it
         number = min(threads, k)
         workers = [_Worker(search, kappa, reach, number) for _ in range(number)]
         if not distinct and gallery.projection(0).directions is not None:
             guesses = [_Worker(search, kappa, reach, guess=True) for _ in range(number)]
             share_out(chunks[: GUESSES * number], guesses)
         share_out(chunks, workers)
+        gallery.measured(sum(worker.measured for worker in workers))
     best, best_at = workers[0].best, workers[0].best_at
     for other in workers[1:]:
         lanes, entries = np.nonzero(other.best_at >= 0)
@@ -231,6 +234,7 @@ class _Worker:
         """
         q, n = len(search.query), search.gallery.n
         self.search, self.reach, self.is_crowded, self.guess = search, reach, False, guess
+        self.measured = 0
         self.most = CROWD * q * n * search.gallery.k * search.gallery.depth * MULTIPLY / workers
         self.best, self.best_at = np.full((q, kappa), np.inf, np.float32), np.full((q, kappa), -1, np.int64)
         self.room: Floats | None = None
@@ -248,11 +252,10 @@ class _Worker:
     def run(self, work: Iterator[range]) -> None:
         """Compare neighbours, ascending, until there are no more."""
         with np.errstate(over="ignore", invalid="ignore"):
-            measured, gallery = 0, self.search.gallery
             for some in work:
-                measured += self.compare(some)
+                self.measured += self.compare(some)
                 # More is left than the sample has shown. The nearest neighbours come first, and most is left there.
-                self.is_crowded = measured * gallery.measure_cost > self.most
+                self.is_crowded = self.measured * self.search.gallery.measure_cost > self.most
 
     def compare(self, some: range) -> int:
         """Compare some neighbours; returns the number of patches that were measured."""
@@ -263,8 +266,8 @@ class _Worker:
         theirs = gallery.prepared(some, wanted, self.room, self.guess)
         projection = theirs.projection
         count: int = kernels.compare(
-            search.query, search.operand(projection), search.sq_norms, theirs.cells, gallery.mix, gallery.parts,
-            theirs.panels, theirs.largest, some.start * gallery.n,
+            search.query, search.operand(projection), search.sq_norms, theirs.cells, theirs.cells_at, gallery.mix,
+            gallery.parts, theirs.panels_at, np.int64(projection.words), theirs.largest, some.start * gallery.n,
             (gallery.scale**2, projection.doubt, projection.coarseness, search.longest),
             (gallery.n, search.distinct, projection.kind, self.guess),
             self.best, self.best_at, self.reach, self.scratch,

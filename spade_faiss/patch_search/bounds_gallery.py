@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,21 +34,59 @@ class Prepared:
 
     projection: Projection
     cells: Floats  # (s, m), see bounds_panels
-    panels: Floats  # (s, panels, words + 1, WIDTH)
+    cells_at: Ints  # (s,) their addresses
+    panels_at: Ints  # (s,) addresses of panels, (panels, words + 1, WIDTH) float32 each
     largest: Floats  # (s,) largest norm of each, at scale; 0: not finite
+    held: tuple[Any, ...] = ()  # what lies at the addresses
+
+    @classmethod
+    def of(cls, projection: Projection, cells: Floats, panels: Floats, largest: Floats) -> Prepared:
+        """Return neighbours whose cells and panels, (s, ...), lie side by side."""
+        cells_at, panels_at = (each.ctypes.data + np.arange(len(each)) * each.strides[0] for each in (cells, panels))
+        return cls(projection, cells, cells_at, panels_at, largest, (panels,))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the products' side of patches begins, and what is known of patches there."""
+
+    scale: float  # a power of two
+    centre: Floats  # (c,) at scale
+    spreads: NDArray[np.float64]  # how much patches differ in each part of the channels, see bounds_plan.parts_of
+
+    @classmethod
+    def of(cls, sample: torch.Tensor, like: Sequence[Array], channels: Sequence[int]) -> Frame:
+        """Return that of a sample (c, s) of the gallery, for levels of a query like these."""
+        scale = _scale(*(as_tensor(level).float() for level in like), sample)
+        scaled = sample * scale
+        centre = scaled.mean(dim=1)
+        squares = (scaled - centre[:, None]).double().square().sum(dim=1).numpy()
+        spreads = [squares[first : first + number].sum() for first, number in parts_of(channels)]
+        return cls(scale, centre.numpy(), np.array(spreads))
 
 
 class BoundsGallery:
     """The levels of all neighbours, and what makes patches of them."""
 
-    def __init__(self, levels: Sequence[Array], like: Sequence[Array], kept_bytes: int = 0) -> None:
-        """Take levels [(K, c, h, w), ...], the finest first; the mean of `like` [(c, ...), ...] is subtracted.
+    def __init__(
+        self, levels: Sequence[Array], like: Sequence[Array], kept_bytes: int = 0, frame: Frame | None = None,
+        distinct: bool = False,
+    ) -> None:  # fmt: skip
+        """Take levels [(K, c, h, w), ...], the finest first.
 
-        Prepared neighbours are kept for another search if all of them take no more than `kept_bytes`.
+        Args:
+            levels: of the neighbours.
+            like: [(c, ...), ...] levels of a query.
+            kept_bytes: prepared neighbours are kept for another search if all of them take no more than this.
+            frame: of patches like these; None: that of these.
+            distinct: whether matches will be. Then nothing is subtracted from what float32 holds as it is; else the
+                mean of `like` is, before both sides become float32, as `pyramid` does.
         """
         self.levels = list(levels)
         self.grids: list[tuple[int, int]] = [level.shape[2:] for level in levels]
         self.shifts = [shift_of(level.reshape(len(level), 1, -1)).reshape(-1, 1) for level in like]
+        if distinct and is_exact(*levels, *like):
+            self.shifts = [torch.zeros_like(shift) for shift in self.shifts]
         self.k, self.n = len(levels[0]), self.grids[0][0] * self.grids[0][1]
         self.channels = [level.shape[1] for level in levels]
         self.depth = sum(self.channels)
@@ -55,9 +94,9 @@ class BoundsGallery:
         self.projections: list[Projection] = []  # of equal parts of the neighbours; none: to be chosen
         self._kept_bytes = kept_bytes
         self._kept: dict[int, Prepared] = {}
-        sample = self.sample
-        self.scale = _scale(*(as_tensor(level).float() for level in like), sample)
-        self.centre: Floats = (sample * self.scale).mean(dim=1).numpy()
+        self.kept_at = np.zeros(self.k, np.int64)  # addresses of cells that are kept; 0: they are not
+        self.frame = frame or Frame.of(self.sample, like, self.channels)
+        self.scale, self.centre = self.frame.scale, self.frame.centre
 
     @property
     def is_mixed(self) -> bool:
@@ -98,6 +137,22 @@ class BoundsGallery:
         panels.patches_of(torch.cat([level.reshape(-1) for level in native]).numpy(), at, self.mix, out)
         return out
 
+    @property
+    def has_all(self) -> bool:
+        """Whether all neighbours are kept as they were prepared, their cells being their patches, unshifted."""
+        return bool(self.kept_at.all()) and not self.is_mixed and not any(bool(shift.any()) for shift in self.shifts)
+
+    def cells_of(self, places: Ints) -> Floats:
+        """Return cells (n, c) of one level at positions (n,), counted through neighbour, row and column."""
+        if not self.has_all:
+            neighbours, at = np.divmod(places, self.n)
+            level = self.levels[0]
+            found: Floats = level.reshape(self.k, level.shape[1], -1)[neighbours, :, at]
+            return found
+        out = np.empty((len(places), self.depth), np.float32)
+        panels.cells_of(self.kept_at, places, self.n, out)
+        return out
+
     @cached_property
     def sample(self) -> torch.Tensor:
         """Some patches from everywhere in the gallery, (c, s) float32, shifted."""
@@ -118,26 +173,20 @@ class BoundsGallery:
     @cached_property
     def parts(self) -> Ints:
         """Parts of the channels, (p, 2) first and number: those that differ most among patches first."""
-        return np.array(parts_of(self.channels), np.int64)[np.argsort(-self._spreads, kind="stable")]
+        return np.array(parts_of(self.channels), np.int64)[np.argsort(-self.frame.spreads, kind="stable")]
 
     @property
     def spare_parts(self) -> dict[tuple[int, int], float]:
         """Parts of the finest grid's channels, and their spreads: they cost less if they are not projected."""
         finest = np.repeat([grid == self.grids[0] for grid in self.grids], self.channels)
-        every = zip(parts_of(self.channels), self._spreads.tolist(), strict=True)
+        every = zip(parts_of(self.channels), self.frame.spreads.tolist(), strict=True)
         return {part: spread for part, spread in every if finest[part[0]]}
-
-    @cached_property
-    def _spreads(self) -> NDArray[np.float64]:
-        """How much patches differ in each part of the channels."""
-        squares = self.centred_sample.double().square().sum(dim=1).numpy()
-        return np.array([squares[first : first + number].sum() for first, number in parts_of(self.channels)])
 
     @cached_property
     def measure_cost(self) -> float:
         """Nanoseconds that it takes to measure a patch: until the parts that differ most rule it out."""
-        order = np.argsort(-self._spreads, kind="stable")
-        return measure_cost(self._spreads[order], self.parts[:, 1])
+        order = np.argsort(-self.frame.spreads, kind="stable")
+        return measure_cost(self.frame.spreads[order], self.parts[:, 1])
 
     @cached_property
     def directions(self) -> torch.Tensor:
@@ -148,6 +197,21 @@ class BoundsGallery:
     def centred_sample(self) -> torch.Tensor:
         """The sample at scale, about the centre."""
         return self.sample * self.scale - torch.from_numpy(self.centre)[:, None]
+
+    def settle(self) -> None:
+        """Take note that the projections are chosen."""
+
+    def chunks(self, together: int, threads: int) -> list[range]:
+        """Return which neighbours are compared at a time.
+
+        Args:
+            together: as many as a core's cache holds while they are prepared.
+            threads: that compare.
+        """
+        return [range(self.k)[start : start + together] for start in range(0, self.k, together)]
+
+    def measured(self, number: int) -> None:
+        """Take note of how many patches a search has measured."""
 
     def projection(self, neighbour: int) -> Projection:
         """Return what a neighbour is prepared by."""
@@ -168,6 +232,7 @@ class BoundsGallery:
             found = self._prepare(some, projection, self.room(len(some)) if keep else room[: len(some)])
             if keep:
                 self._kept[some.start] = found
+                self.kept_at[some.start : some.stop] = found.cells_at
         return found
 
     def _size(self, projection: Projection) -> float:
@@ -178,6 +243,7 @@ class BoundsGallery:
     def forget(self) -> None:
         """Prepare neighbours again when they are needed."""
         self._kept.clear()
+        self.kept_at[:] = 0
 
     def _prepare(self, some: range, projection: Projection, cells: Floats) -> Prepared:
         directions, m = projection.directions, projection.width
@@ -207,7 +273,7 @@ class BoundsGallery:
             if directions is not None:
                 operands.append(torch.from_numpy(found[:, : len(directions)]))
             found = projection.joined(operands, torch.from_numpy(sq_norms)[:, None]).contiguous().numpy()
-        return Prepared(projection, cells, packed(projection, found, sq_norms, largest), largest)
+        return Prepared.of(projection, cells, packed(projection, found, sq_norms, largest), largest)
 
     def _load(
         self, at: int, some: range, projection: Projection, to: tuple[Floats, tuple[int, int]],
@@ -255,6 +321,11 @@ class BoundsGallery:
         return torch.from_numpy(lifted(flat, self.grids[at], self.grids[0])).reshape(len(along), -1, self.n)
 
 
+def is_exact(*sides: Array) -> bool:
+    """Return whether float32 holds all values as they are, so that no shift has to spare their last digits."""
+    return all(side.dtype in (np.float16, np.float32) for side in sides)
+
+
 def spread(n: int, number: int) -> Ints:
     """Return at most so many of n positions, ascending: one of each of equal parts, of another column each."""
     number = min(n, number)
@@ -282,9 +353,11 @@ def packed_query(projection: Projection, operand: torch.Tensor, longest: float) 
     Returns:
         (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words).
     """
-    if projection.kind == panels.TILES:
-        return _packed_for_tiles(projection, operand)
     width, q = operand.shape
+    if projection.kind == panels.TILES:
+        tiles = lined_up((-(-q // TILE_ROWS), TILE_ROWS, projection.words), 0)
+        panels.pack_query_tiles(operand.contiguous().numpy(), tiles.view(np.uint32))
+        return tiles
     each = 2 if projection.kind == panels.PAIRS else 1
     padded = np.zeros((projection.words * each, -(-q // ROWS) * ROWS), np.float32)
     padded[:width, :q] = operand.numpy()
@@ -292,19 +365,6 @@ def packed_query(projection: Projection, operand: torch.Tensor, longest: float) 
     if projection.kind == panels.PAIRS:
         blocks = np.rint(blocks * (panels.LARGEST / longest if longest > 0 else 0)).astype(np.int16)
     return np.ascontiguousarray(blocks).view(np.float32)[..., 0]
-
-
-def _packed_for_tiles(projection: Projection, operand: torch.Tensor) -> Floats:
-    """Return what panels of pack_tiles are multiplied by, negative; see bounds_tiles."""
-    (width, q), words = operand.shape, projection.words
-    rounded = operand.bfloat16()
-    error, length = ((operand - rounded.float()).norm(dim=0), rounded.float().norm(dim=0))
-    padded = torch.zeros(-(-q // TILE_ROWS) * TILE_ROWS, 2 * words, dtype=torch.bfloat16)
-    padded[:q, :width] = -rounded.T
-    padded[:q, -2:] = -float(panels.ABOVE) * torch.stack([error, length], dim=1)
-    out = lined_up((len(padded) // TILE_ROWS, TILE_ROWS, words))
-    out.view(np.int16)[:] = padded.view(torch.int16).numpy().reshape(-1, TILE_ROWS, 2 * words)
-    return out
 
 
 def _shifted(level: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from .bounds_loading import address_of
 from .bounds_panels import LARGEST, PAIRS, TILES, patch_at
-from .bounds_simd import LOOK, ROWS, at_most, float_at, lowest, multiply, multiply_pairs, sq_difference, sq_distance
+from .bounds_simd import (
+    LOOK,
+    ROWS,
+    WIDTH,
+    address_of,
+    at_most,
+    float_at,
+    lowest,
+    multiply,
+    multiply_pairs,
+    sq_difference,
+    sq_distance,
+)
 from .bounds_tiles import TILE_ROWS, begin_tiles, end_tiles, multiply_tiles
 from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
@@ -196,8 +207,8 @@ def least_of(values: Any) -> Any:
 
 @jit
 def compare(
-    query: Any, operand: Any, sq_norms: Any, cells: Any, mix: Any, parts: Any, panels: Any, largest: Any,
-    place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any, scratch: Any,
+    query: Any, operand: Any, sq_norms: Any, cells: Any, cells_at: Any, mix: Any, parts: Any, panels_at: Any,
+    words: int, largest: Any, place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any, scratch: Any,
 ) -> Any:  # fmt: skip
     """Compare all query patches with those of some neighbours, and keep the nearest.
 
@@ -206,11 +217,13 @@ def compare(
         operand: (blocks, words, ROWS) float32 of theirs, or two int16 in each word; for tiles (blocks, TILE_ROWS,
             words), two bfloat16 in each; the last block padded.
         sq_norms: (q,) float64 squared norms, at scale.
-        cells: (s, m) float32 cells of s neighbours.
+        cells: (s, m) float32 cells of s neighbours; if patches are cells, whatever holds these.
+        cells_at: (s,) their addresses.
         mix: how patches are made of them, see bounds_panels.patch_at.
         parts: (p, 2) int64 first channels and numbers of channels, those that differ most first.
-        panels: (s, panels, words + 1, WIDTH) float32 operands: the last of the words are half squared norms, infinite
-            for what is padded.
+        panels_at: (s,) addresses of operands (panels, words + 1, WIDTH) float32: the last of the words are half squared
+            norms, infinite for what is padded.
+        words: of a patch.
         largest: (s,) float32 largest norm of each, at scale.
         place: position of the first patch.
         figures: scale of the products squared; the doubt of half a squared distance, relative to the square of the sum
@@ -227,32 +240,37 @@ def compare(
     """
     out, least, near, near_at, small = scratch
     n, distinct, kind, guess = flags
-    words, depth, wide = np.int64(panels.shape[2] - 1), query.shape[1], panels.shape[3]
+    depth, panel_bytes, panels = query.shape[1], 4 * (words + 1) * WIDTH, -(-n // WIDTH)
     rows = TILE_ROWS if kind == TILES else ROWS
     square, relative, coarse, longest = figures
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
-    step = max(1, TILE_BYTES // (4 * (words + 1) * wide))
+    step = max(1, TILE_BYTES // panel_bytes)
     measured, stride, mine, values = 0, np.int64(out.shape[1]), address_of(query), address_of(out)
     saved = np.empty(64, np.uint8)
     if kind == TILES:
         begin_tiles(address_of(saved))
-    for number in range(len(cells)):
+    for number in range(len(cells_at)):
         near[:] = np.inf
         first = place + number * n
         theirs = (
             depth,
-            address_of(small[2]) if len(mix[0]) > 0 else address_of(cells[number]),
-            cells[number],
+            address_of(small[2]) if len(mix[0]) > 0 else cells_at[number],
+            cells[number if len(mix[0]) > 0 else 0],
             mix,
             parts,
         )
         factor = np.float32(longest * largest[number] / (LARGEST * LARGEST))
-        for panel in range(0, panels.shape[1], step):
-            start = panel * wide
-            count = min(n - start, step * wide)
-            padded = np.int64((min(panel + step, panels.shape[1]) - panel) * wide)
+        for panel in range(0, panels, step):
+            start = panel * WIDTH
+            count = min(n - start, step * WIDTH)
+            padded = np.int64((min(panel + step, panels) - panel) * WIDTH)
             for block in range(len(operand)):
-                addresses = address_of(operand[block]), address_of(panels[number, panel]), values, address_of(least)
+                addresses = (
+                    address_of(operand[block]),
+                    panels_at[number] + panel * panel_bytes,
+                    values,
+                    address_of(least),
+                )
                 if kind == TILES:
                     multiply_tiles(addresses, words, stride, padded)
                 elif kind == PAIRS:

@@ -15,7 +15,7 @@ from llvmlite import binding, ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .bounds_simd import CHANNELS, FLOAT, INT, ROWS, WIDTH, WORD, project
+from .bounds_simd import CHANNELS, FLOAT, INT, ROWS, WIDTH, WORD, address_of, project
 from .pyramid_simd import jit
 
 EIGHT = ir.VectorType(FLOAT, 8)  # patches, or channels, that are turned at a time
@@ -54,12 +54,6 @@ def _splat(builder: Any, value: Any) -> Any:
     undefined = ir.Constant(EIGHT, ir.Undefined)
     one = builder.insert_element(undefined, value, INT(0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT, 8), [0] * 8))
-
-
-@jit
-def address_of(array: Any) -> Any:
-    """Return where an array begins."""
-    return np.int64(array.ctypes.data)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

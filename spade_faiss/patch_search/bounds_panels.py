@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .bounds_simd import address_of, float_at, sq_distance
 from .pyramid_simd import as_bits, as_float, jit
 
 SINGLE, PAIRS, TILES = range(3)  # products of float32, of int16, of bfloat16 by tile registers
@@ -172,6 +173,33 @@ def pack_tiles(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
 
 
 @jit
+def pack_query_tiles(operand: Any, out: Any) -> None:
+    """Set out (blocks, rows, words) uint32 to what panels of pack_tiles are multiplied by: negative, in bfloat16.
+
+    Args:
+        operand: (width, q) float32, C-contiguous.
+        out: zeros, the last block padded; of the last word, the lower half is what rounding takes from a patch, and
+            the upper its length after it, so that their products with a panel's are what rounding leaves open.
+    """
+    width, q = operand.shape
+    rows, words = out.shape[1:]
+    lengths, errors = np.zeros(q, np.float32), np.zeros(q, np.float32)
+    sign = np.uint32(0x80000000)
+    for channel in range(width):
+        shift = np.uint32(16 if channel % 2 == 0 else 0)
+        for i in range(q):
+            value = operand[channel, i]
+            rounded = to_bfloat16(value)
+            near = as_float(rounded)
+            lengths[i] += near * near
+            errors[i] += (value - near) * (value - near)
+            out[i // rows, i % rows, channel // 2] |= (rounded ^ sign) >> shift
+    for i in range(q):
+        length, error = to_bfloat16(np.sqrt(lengths[i]) * ABOVE), to_bfloat16(np.sqrt(errors[i]) * ABOVE)
+        out[i // rows, i % rows, words - 1] = ((error ^ sign) >> np.uint32(16)) | (length ^ sign)
+
+
+@jit
 def halves(sq_norms: Any, start: int, largest: Any, out: Any) -> None:
     """Set out (WIDTH,) to half of squared norms (n,) from `start` on."""
     for i in range(len(out)):
@@ -234,3 +262,38 @@ def squares_of(patches: Any, scale: Any, centre: Any, out: Any) -> None:
             own = np.float32(np.float32(patch[channel] * scale) - centre[channel])
             total += np.float64(own) * np.float64(own)
         out[i] = total
+
+
+@jit
+def cells_of(kept_at: Any, places: Any, size: int, out: Any) -> None:
+    """Set out (n, c) float32 to the cells at places (n,), of neighbours of `size` cells kept at addresses (K,)."""
+    channels = out.shape[1]
+    for i in range(len(out)):
+        first = kept_at[places[i] // size] + 4 * channels * (places[i] % size)
+        for channel in range(channels):
+            out[i, channel] = float_at(first + 4 * channel)
+
+
+@jit
+def nth_of(kept_at: Any, patches: Any, others: Any, size: int, nth: int, out: Any) -> None:
+    """Set out (n,) float64 to the nth least squared distance of each patch (n, c) from cells at places (n, m).
+
+    Args:
+        kept_at: as for cells_of.
+        patches: float32, as the cells.
+        others: int64, m of them at least `nth`.
+        size: as for cells_of.
+        nth: counted from 1.
+        out: set.
+    """
+    channels, least = patches.shape[1], np.empty(nth, np.float64)
+    base = address_of(patches)
+    for i in range(len(out)):
+        least[:] = np.inf
+        for place in others[i]:
+            theirs = kept_at[place // size] + 4 * channels * (place % size)
+            found = sq_distance(base + 4 * channels * i, theirs, np.int64(channels))
+            for at in range(nth):
+                if found < least[at]:
+                    found, least[at] = least[at], found
+        out[i] = least[nth - 1]

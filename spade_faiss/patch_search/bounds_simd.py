@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from .pyramid_simd import jit
 
 ROWS = 6  # query patches multiplied at a time
 # Patches multiplied at a time: with ROWS accumulators of that length, 12 registers of AVX-512 or of AVX2.
@@ -23,6 +26,12 @@ STEP = 8  # channels of which differences are summed at a time
 FLOAT, INT, WORD, SHORT = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(16)
 FLOATS, INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT, WIDTH)
 SHORTS, WIDE = ir.VectorType(SHORT, 2 * WIDTH), ir.VectorType(INT, 2 * WIDTH)
+
+
+@jit
+def address_of(array: Any) -> Any:
+    """Return where an array begins."""
+    return np.int64(array.ctypes.data)
 
 
 def _load(builder: Any, base: Any, offset: Any) -> Any:

@@ -17,6 +17,7 @@ from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
 from .cost_model import bounds_budget, faster, gpu_pays
+from .kept import KeptLevel
 from .levels import as_levels, check_levels
 from .settings import ENGINES, SearchSettings
 
@@ -149,13 +150,18 @@ def search_levels_checked(
 
 
 def search_spaced_checked(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
-) -> list[tuple[Any, Any, Any]]:
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False,
+    kept: Sequence[KeptLevel | None] | None = None,
+) -> list[tuple[Any, Any, Any]]:  # fmt: skip
     """Search as search_levels_checked does with `distinct`, among K >= 2; add the spacing (h, w), see spacing.spacing.
 
-    The neighbours are prepared once for both.
+    The neighbours are prepared once for both, on the CPU; and if what other queries have prepared is kept, by level,
+    once for all of them.
     """
-    return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, spaced=True, mixed=True)
+    settings = SearchSettings.of(options)
+    query, gallery, like = _checked(query_levels, neighbour_levels, settings, scan, mixed=True)
+    sides = zip(query, gallery, kept or [None] * len(query), strict=True)
+    return [_found([own], [others], like, settings, True, prepared) for own, others, prepared in sides]
 
 
 def _together(
@@ -182,24 +188,36 @@ def _together(
 
 
 def _apart(
-    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool,
-    spaced: bool = False, mixed: bool = False,
-) -> list[Any]:  # fmt: skip
+    query_levels: Sequence[Any],
+    neighbour_levels: Sequence[Any],
+    settings: SearchSettings,
+    scan: bool,
+    mixed: bool = False,
+) -> list[Any]:
     """Check the levels and search each by itself."""
+    query, gallery, like = _checked(query_levels, neighbour_levels, settings, scan, mixed)
+    return [_found([own], [others], like, settings) for own, others in zip(query, gallery, strict=True)]
+
+
+def _checked(
+    query_levels: Sequence[Any], neighbour_levels: Sequence[Any], settings: SearchSettings, scan: bool, mixed: bool
+) -> tuple[list[Array], list[Any], Any]:
+    """Return levels that are searched each by itself, checked, and see as_levels."""
     query, gallery, like = as_levels(query_levels, neighbour_levels, mixed)
     check_levels(query, gallery, scan, finest_first=False)
     settings.check([level.shape[1:] for level in query], len(gallery[0]))
-    return [_found([own], [others], like, settings, spaced) for own, others in zip(query, gallery, strict=True)]
+    return query, gallery, like
 
 
 def _found(
-    query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings, spaced: bool = False
-) -> tuple[Any, ...]:
+    query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings, spaced: bool = False,
+    kept: KeptLevel | None = None,
+) -> tuple[Any, ...]:  # fmt: skip
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
     on = "cpu" if settings.engine == "flat" else search_device(settings.device)
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
-        sq_distances, places, *rest = _search(query, gallery, settings, spaced)
+        sq_distances, places, *rest = _search(query, gallery, settings, spaced, kept)
         if settings.metric == "cosine":
             from .cosine import settled
 
@@ -213,15 +231,17 @@ def _found(
     return tuple(torch.from_numpy(array).to(like) for array in found)
 
 
-def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool) -> tuple[Array, ...]:
+def _search(
+    query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool, kept: KeptLevel | None
+) -> tuple[Array, ...]:
     """Run an engine: squared distances and positions, (h * w, kappa), and if `spaced` the spacing (h * w,)."""
     kappa, where = settings.kappa, "cpu" if settings.engine == "flat" else _place(query, gallery, settings)
     if settings.distinct:
         from .distinct import search_distinct
         from .spacing import search_spaced
 
-        [own], [others] = query, gallery
-        return (search_spaced if spaced else search_distinct)(own.reshape(len(own), -1), others, kappa, where)
+        own, [others] = query[0].reshape(len(query[0]), -1), gallery
+        return search_spaced(own, others, kappa, where, kept) if spaced else search_distinct(own, others, kappa, where)
     radius = settings.radius(query[0].shape[1:])
     if radius is not None:
         is_cosine = settings.metric == "cosine"

@@ -14,7 +14,10 @@ from ..system.devices import as_arrays, as_typed, search_device
 from ..system.threads import in_one_thread
 from .bounds import search_prepared
 from .bounds_gallery import BoundsGallery, Floats, Ints
+from .bounds_panels import nth_of
+from .bounds_shared import SharedGallery
 from .distinct import search_distinct
+from .kept import KeptLevel
 from .levels import check_levels
 from .matched import NEAREST, mean_of_others, positions
 
@@ -41,7 +44,7 @@ def nearest_of_each(
         if on != "cpu":
             return search_distinct(turned, level, count, on)
         with np.errstate(over="ignore", invalid="ignore"):
-            gallery = in_one_thread(BoundsGallery, as_arrays([level]), [like])
+            gallery = in_one_thread(BoundsGallery, as_arrays([level]), [like], 0, None, True)
         return search_prepared(gallery, [turned], count, True)
 
 
@@ -79,15 +82,29 @@ class Searched:
         return search_prepared(self.gallery, [np.ascontiguousarray(patches.T)], count, True, reach)
 
 
-def _searched(query: Array, level: Array, kappa: int) -> tuple[BoundsGallery, Floats, Ints]:
+def _searched(
+    query: Array, level: Array, kappa: int, kept: KeptLevel | None = None
+) -> tuple[BoundsGallery, Floats, Ints]:
     """Search as search_distinct on the CPU; returns the neighbours as they were prepared, too."""
     with np.errstate(over="ignore", invalid="ignore"):
-        gallery = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES)
+        if kept is not None and SharedGallery.serves(level, query, kept):
+            gallery: BoundsGallery = in_one_thread(SharedGallery, level, query, kept)
+        else:
+            gallery = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES, None, True)
     return gallery, *search_prepared(gallery, [query], kappa, True)
 
 
-def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints, Floats]:
+def search_spaced(
+    query: Array, gallery: Any, kappa: int, device: str = "cpu", kept: KeptLevel | None = None
+) -> tuple[Floats, Ints, Floats]:
     """Search as search_distinct, among K >= 2 neighbours, and measure the spacing where the nearest was matched.
+
+    Args:
+        query: as for search_distinct.
+        gallery: as for search_distinct.
+        kappa: as for search_distinct.
+        device: as for search_distinct.
+        kept: on the CPU, what other queries have prepared of these neighbours; None: nothing.
 
     Returns:
         as search_distinct, and the spacing (m,): see `spacing`. On the CPU, neighbours are prepared once for both.
@@ -96,7 +113,7 @@ def search_spaced(query: Array, gallery: Any, kappa: int, device: str = "cpu") -
         sq_distances, matches = search_distinct(query, gallery, kappa, device)
         return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
     [level] = as_arrays([gallery])
-    prepared, sq_distances, matches = _searched(query, level, kappa)
+    prepared, sq_distances, matches = _searched(query, level, kappa, kept)
     return sq_distances, matches, spacing_of(prepared, matches)
 
 
@@ -119,7 +136,7 @@ def spacing(
         return _spacing_on(on, level, places, number)
     [level] = as_arrays([level])
     with np.errstate(over="ignore", invalid="ignore"):
-        gallery = in_one_thread(BoundsGallery, [level], [level[0]])
+        gallery = in_one_thread(BoundsGallery, [level], [level[0]], 0, None, True)
     return spacing_of(gallery, places.reshape(-1, 1), number).reshape(matches.shape[:2])
 
 
@@ -135,15 +152,13 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
     Returns:
         (q,) float32.
     """
-    n, level = gallery.n, gallery.levels[0]
-    cells = level.reshape(gallery.k, len(level[0]), -1)
-    _, rows, which = np.unique(matches[:, 0], return_index=True, return_inverse=True)
-    own, places = np.divmod(matches[rows], n)
-    patches = cells[own[:, 0], :, places[:, 0]]  # (patches, c)
+    places, rows, which = np.unique(matches[:, 0], return_index=True, return_inverse=True)
+    patches = gallery.cells_of(places)
     count = min(number, gallery.k - 1)
     reach = _reach(gallery, patches, matches[rows, 1:], count)
     sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
-    return mean_of_others(sq_distances, at // n == own[:, :1])[which.reshape(-1)]
+    is_own = at // gallery.n == places[:, None] // gallery.n
+    return mean_of_others(sq_distances, is_own)[which.reshape(-1)]
 
 
 def _reach(gallery: BoundsGallery, patches: Array, others: Ints, nth: int) -> Floats:
@@ -156,14 +171,20 @@ def _reach(gallery: BoundsGallery, patches: Array, others: Ints, nth: int) -> Fl
         nth: counted from 1.
     """
     reach = np.full(len(patches), np.inf, np.float32)
-    if others.shape[1] >= nth:
+    if others.shape[1] < nth:
+        return reach
+    if gallery.has_all and patches.dtype == np.float32:
+        near = np.empty(len(patches))
+        nth_of(gallery.kept_at, np.ascontiguousarray(patches), others, gallery.n, nth, near)
+        reach[:] = near * (1 + 1e-5)
+    else:
         cells = gallery.levels[0].reshape(gallery.k, patches.shape[1], -1)
         own, places = np.divmod(others, gallery.n)
         wide = patches.astype(np.float64)
-        near = [np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T, places.T, strict=True)]
+        every = [np.square(cells[one, :, at] - wide).sum(axis=1) for one, at in zip(own.T, places.T, strict=True)]
         # The search's patches are float32, less a shift that may be far larger than the distances.
         rounding = 2.0**-20 * np.sqrt(np.square(wide - gallery.shifts[0].numpy().T).sum(axis=1))
-        reach[:] = (np.sqrt(np.sort(near, axis=0)[nth - 1]) + rounding) ** 2 * (1 + 1e-5)
+        reach[:] = (np.sqrt(np.sort(every, axis=0)[nth - 1]) + rounding) ** 2 * (1 + 1e-5)
     return reach
 
 

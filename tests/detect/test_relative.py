@@ -16,6 +16,8 @@ import spade_faiss as sf
 from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.level_matches import FLOOR, HIGH, LOW, LevelMatches, LevelStats, averaged, relative, telling
 from spade_faiss.detect.scoring import top_score
+from spade_faiss.patch_search import bounds
+from spade_faiss.patch_search.bounds_gallery import BoundsGallery
 from spade_faiss.patch_search.spacing import NEAREST
 from tests import reference
 from tests.helpers.galleries import make_gallery
@@ -120,6 +122,40 @@ def test_a_query_equals_the_oracle(tmp_path: Path, toy: sf.Extractor, recipe: sf
     np.testing.assert_allclose(detection.anomaly_map, whole, rtol=1e-4)
     at_view = reference.anomaly_map(expected[..., None], view.resized, view.resized, view.crop, sigma)
     assert detection.image_score == pytest.approx(reference.top_score(at_view), rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [RELATIVE, SHARP], ids=["relative", "sharp"])
+def test_what_queries_prepare_for_each_other_changes_no_answer(
+    tmp_path: Path, toy: sf.Extractor, recipe: sf.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it when the normal set has changed; and neighbours are prepared once."""
+    prepared: list[int] = []
+    prepare = BoundsGallery._prepare
+
+    def noted(self: Any, some: range, *args: Any) -> Any:
+        prepared.append(len(some))
+        return prepare(self, some, *args)
+
+    gallery = normal_gallery(tmp_path, 9)
+    images = [np.asarray(Image.open(file)) for file in sorted(make_images(tmp_path / "some", 4, seed=99).iterdir())]
+    options = {"k": 5, "matching": "by_level", "kappa": 3, "distinct": True}
+    kept = sf.Detector(gallery, toy, sf.SearchOptions(**options), recipe.score)
+    for change in ([], [gallery.keys()[0]]):
+        if change:
+            gallery.remove(change)
+            before, kept = kept, sf.Detector(gallery, toy, sf.SearchOptions(**options), recipe.score)
+            kept.share_caches(before)
+        alone = sf.Detector(gallery, toy, sf.SearchOptions(**options, cache_bytes=0), recipe.score)
+        for image in images * 2:
+            found, expected = kept.query(image), alone.query(image)
+            np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+            np.testing.assert_array_equal(found.matches, expected.matches)
+    monkeypatch.setattr(BoundsGallery, "_prepare", noted)
+    monkeypatch.setattr(bounds, "CROWD", 1e6)  # on so small a grid, what is left always takes longer than all products
+    kept.query(images[0])
+    prepared.clear()
+    kept.query(images[0])
+    assert prepared == []
 
 
 def test_figures_survive_being_written(tmp_path: Path, toy: sf.Extractor) -> None:
