@@ -22,10 +22,11 @@ PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
 BOUNDS_UNIT = 0.8  # of these nanoseconds in one of bounds_plan's; fitted where both engines are close, on several grids
+BOUNDS_UNIT_TILES = 0.65  # the same, where bounds_tiles multiplies
 BOUNDS_LEAST = 1e7  # for levels of one grid: below it, the search by bounds is not tried
 # For levels of several grids, per channel: to find out that bounds leave too much then takes a tenth of it at the most.
 BOUNDS_CHANNEL = 3e5
-BOUNDS_CHANNEL_NARROW = 4.5e5  # where pyramid multiplies bfloat16: it takes two thirds of the time
+BOUNDS_CHANNEL_NARROW = 4.5e5  # where pyramid alone multiplies bfloat16: it takes two thirds of the time
 
 
 def flat_cost(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> float:
@@ -53,18 +54,21 @@ def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
     return "pyramid" if pyramid_cost(shapes, k, kappa) < flat_cost(shapes, k, kappa) else "flat"
 
 
-def bounds_budget(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, is_narrow: bool = False) -> float:
+def bounds_budget(
+    shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, is_narrow: bool = False, has_tiles: bool = False
+) -> float:
     """Return how long the search by bounds may take to be the fastest, in bounds_plan's nanoseconds; 0: not tried.
 
-    `is_narrow` says whether `pyramid` multiplies bfloat16.
+    `is_narrow` says whether `pyramid` multiplies bfloat16, and `has_tiles` whether the search by bounds does.
 
     How much bounds leave depends on the features: the engine finds that out, and hands over. An answer must not depend
     on whether it did, so it stands in for `pyramid` alone, whose distances it finds bit for bit.
     """
     other, is_mixed = pyramid_cost(shapes, k, kappa), len({shape[1:] for shape in shapes}) > 1
-    a_channel = BOUNDS_CHANNEL_NARROW if is_narrow else BOUNDS_CHANNEL
+    a_channel = BOUNDS_CHANNEL_NARROW if is_narrow and not has_tiles else BOUNDS_CHANNEL
+    unit = BOUNDS_UNIT_TILES if has_tiles else BOUNDS_UNIT
     least = a_channel * sum(shape[0] for shape in shapes) if is_mixed else BOUNDS_LEAST
-    return other / BOUNDS_UNIT if least < other < flat_cost(shapes, k, kappa) else 0.0
+    return other / unit if least < other < flat_cost(shapes, k, kappa) else 0.0
 
 
 def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float | None:

@@ -289,9 +289,10 @@ def _search(
 
 def _budget(shapes: list[Any], k: int, kappa: int) -> float:
     """Return how long the search by bounds may take on this CPU; see bounds_budget."""
+    from .bounds_tiles import has_tiles
     from .pyramid import is_narrow
 
-    return bounds_budget(shapes, k, kappa, is_narrow(kappa))
+    return bounds_budget(shapes, k, kappa, is_narrow(kappa), has_tiles())
 
 
 def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> str:
