@@ -19,7 +19,7 @@ class SharedGallery(BoundsGallery):
         """Take a level (K, c, h, w) of the neighbours; `query` (c, ...) is one that is compared with them."""
         self._own = kept
         self._way = kept.store.way(kept.level)
-        self._held: dict[int, list[Any]] = {}  # so that no other query's neighbours take their place
+        self._held: dict[int, Prepared] = {}  # by neighbour: what lies at the addresses, whoever lets go of it
         super().__init__([level], [query], frame=self._way.frame if self._way else None, distinct=True)
         if self._way is not None:
             self.projections = [self._way.projection]
@@ -57,15 +57,15 @@ class SharedGallery(BoundsGallery):
         names = self._own.names[some.start : some.stop]
         found: list[Any] = store.take(level, names, way)
         for at, name in enumerate(names):
+            neighbour = some.start + at
             if found[at] is None:
-                here = range(some.start + at, some.start + at + 1)
-                found[at] = self._prepare(here, projection, self.room(1))
+                found[at] = self._prepare(range(neighbour, neighbour + 1), projection, self.room(1))
                 store.keep(level, name, way, found[at])
+            self._held[neighbour] = found[at]
         cells_at, panels_at, largest = (
             np.concatenate([getattr(one, part) for one in found]) for part in ("cells_at", "panels_at", "largest")
         )
         self.kept_at[some.start : some.stop] = cells_at
-        self._held[some.start] = found
         return Prepared(projection, found[0].cells, cells_at, panels_at, largest, tuple(found))
 
     def measured(self, number: int) -> None:
