@@ -269,7 +269,7 @@ class SearchOptions:
     # images take 134 MiB for wide_resnet50_2 and 13 MiB for efficientnet_lite0. 0: no cache. What searches of levels
     # apart have prepared of neighbours is kept too, in up to half as much on top: 46 MiB for 50 of the latter
     cache_bytes: int = 512 * MIB
-    # The same for the cache on a GPU, which every engine but flat uses there; it has not run on one yet. Copies of the
+    # The same for the cache on a GPU, which every engine but flat uses there. Copies of the
     # current queries' neighbours come on top. 0: no cache
     device_cache_bytes: int = 512 * MIB
     verify_reads: bool = True  # whether to compare what is read from a gallery's files with its checksums

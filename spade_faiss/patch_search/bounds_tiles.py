@@ -1,4 +1,4 @@
-"""Products on the tile registers of a processor that has them (AMX), in bfloat16: eight times those of 16-bit pairs.
+"""Products on the tile registers of a processor that has them (AMX), in bfloat16.
 
 A tile holds 16 rows of 64 bytes, and one instruction adds the product of two tiles to a third. Let u' be u after
 rounding to bfloat16. Then <u, v> <= <u', v'> + |u - u'| |v| + |u'| |v - v'|. Both products of lengths are two more

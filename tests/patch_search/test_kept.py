@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, kept
 from spade_faiss.patch_search.bounds_gallery import BoundsGallery
 from spade_faiss.patch_search.bounds_tiles import has_tiles
@@ -139,6 +140,6 @@ def test_values_that_no_float32_holds_are_refused_as_without_it() -> None:
     levels, store = images(6).astype(np.float32), KeptNeighbours(2**20)
     search(levels, 0, [1, 2, 3], store)
     levels[4:] *= np.float32(1e30)
-    with pytest.raises(Exception, match="squared distances fit float32"):
+    with pytest.raises(sf.FeatureError, match="squared distances fit float32"):
         search(levels, 0, [4, 5], store)
     assert_equal(search(levels, 0, [1, 2, 3], store), search(levels, 0, [1, 2, 3]))
