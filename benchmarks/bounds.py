@@ -44,7 +44,7 @@ def low_rank(k: int) -> tuple[Levels, Levels]:
     for c, h, w in WIDE:
         basis = rng.standard_normal((RANK, c), dtype=np.float32) / np.sqrt(RANK)
         smooth = torch.nn.functional.interpolate(coarse, (h, w), mode="bilinear").numpy()
-        level = np.einsum("krhw,rc->kchw", smooth, basis, optimize=True).astype(np.float16)
+        level = np.einsum("krhw,rc->kchw", smooth, basis, optimize=True).astype(np.float16, order="C")
         for one in level:  # not all noise at once
             one += (NOISE * rng.standard_normal(one.shape, dtype=np.float32)).astype(np.float16)
         query.append(level[0])

@@ -23,11 +23,15 @@ from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
 from . import bounds_kernels as kernels
 from .bounds_choices import CHOICES
-from .bounds_gallery import BoundsGallery, Floats, Ints, packed_query, spread
+from .bounds_gallery import BoundsGallery, spread
 from .bounds_panels import TILES, squares_of
 from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, narrow, provisional
+from .bounds_prepared import Prepared, packed_query
 from .bounds_simd import LOOK, ROWS, WIDTH
+from .bounds_sources import Floats, Ints
+from .bounds_stripes import Striper, whole
 from .bounds_tiles import LINE, TILE_ROWS, lined_up
+from .levels import check_neighbours
 from .pyramid_kernels import keep_nearest
 from .sharing import share_out
 
@@ -38,6 +42,7 @@ WORTH = 5e7  # nanoseconds of products of all channels that are worth the choice
 LOAD = 12.0  # nanoseconds that a value of a neighbour takes to be prepared
 CROWD = 0.5  # times what all products of all channels take: more time for what is left, and directions are given up
 ASKED = 64  # patches of the query that try directions
+WHOLE = whole()  # no stripes: the neighbours are prepared
 
 
 def search_bounds(query: Array, gallery: Array, kappa: int, distinct: bool = False) -> tuple[Floats, Ints]:
@@ -66,9 +71,16 @@ class TooMuchLeftError(Exception):
 
 
 def search_levels_by_bounds(
-    query: list[Array], gallery: list[Array], kappa: int, budget: float = np.inf
+    query: list[Array], gallery: list[Array], kappa: int, budget: float = np.inf, scan: bool = False
 ) -> tuple[Floats, Ints]:
     """Search all levels together on the CPU, with torch's number of threads; see search_patches and search_prepared.
+
+    Args:
+        query: levels.
+        gallery: levels.
+        kappa: number of nearest patches.
+        budget: see search_prepared.
+        scan: whether values of the neighbours may not be finite.
 
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
@@ -77,6 +89,7 @@ def search_levels_by_bounds(
         raise TooMuchLeftError
     with np.errstate(over="ignore", invalid="ignore"):
         prepared = in_one_thread(BoundsGallery, gallery, query)
+    prepared.scan = scan
     return search_prepared(prepared, query, kappa, budget=budget)
 
 
@@ -96,7 +109,7 @@ def search_prepared(
 
     Raises:
         TooMuchLeftError: it will take more.
-        FeatureError: a squared distance does not fit float32.
+        FeatureError: a squared distance does not fit float32, or a value of the neighbours is not finite.
     """
     k, threads = gallery.k, torch_threads()
     with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
@@ -238,6 +251,7 @@ class _Worker:
         self.most = CROWD * q * n * search.gallery.k * search.gallery.depth * MULTIPLY / workers
         self.best, self.best_at = np.full((q, kappa), np.inf, np.float32), np.full((q, kappa), -1, np.int64)
         self.room: Floats | None = None
+        self.striper = Striper(search.gallery)
         made = n if search.gallery.is_mixed else 0
         small = (
             np.empty(kappa, np.float32), np.empty(kappa, np.int64),
@@ -261,15 +275,21 @@ class _Worker:
         """Compare some neighbours; returns the number of patches that were measured."""
         search, gallery = self.search, self.search.gallery
         wanted = gallery.plain if self.is_crowded else gallery.projection(some.start)
-        if self.room is None:
-            self.room = gallery.room(len(some))  # the first are the most
-        theirs = gallery.prepared(some, wanted, self.room, self.guess)
+        if not self.guess and gallery.is_striped(some):
+            theirs, stripes = Prepared.none(wanted, len(some)), self.striper.stripes(some, wanted)
+        else:
+            if self.room is None:
+                self.room = gallery.room(len(some))  # the first are the most
+            theirs, stripes = gallery.prepared(some, wanted, self.room, self.guess), WHOLE
         projection = theirs.projection
-        count: int = kernels.compare(
+        count, is_finite = kernels.compare(
             search.query, search.operand(projection), search.sq_norms, theirs.cells, theirs.cells_at, gallery.mix,
-            gallery.parts, theirs.panels_at, np.int64(projection.words), theirs.largest, some.start * gallery.n,
+            gallery.parts, theirs.panels_at, stripes, np.int64(projection.words), theirs.largest,
+            some.start * gallery.n,
             (gallery.scale**2, projection.doubt, projection.coarseness, search.longest),
-            (gallery.n, search.distinct, projection.kind, self.guess),
+            (gallery.n, gallery.length, search.distinct, projection.kind, self.guess),
             self.best, self.best_at, self.reach, self.scratch,
         )  # fmt: skip
-        return count
+        if gallery.scan and not is_finite:
+            check_neighbours([level[some.start : some.stop] for level in gallery.levels])
+        return int(count)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,37 +12,19 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from . import bounds_panels as panels
-from . import pyramid_kernels
-from .bounds_loading import READS_HALVES, load_level
 from .bounds_plan import Projection, measure_cost, parts_of, principal
-from .bounds_simd import ROWS, WIDTH
-from .bounds_tiles import TILE_ROWS, lined_up
-from .pyramid_plan import Upsampling, lifted
+from .bounds_prepared import Prepared, Sides, prepare
+from .bounds_simd import WIDTH
+from .bounds_sources import Floats, Ints, Source, is_read_in_place, layouts_of, sample_level, shifted
+from .bounds_tiles import LINE, lined_up
+from .pyramid_plan import Upsampling
 from .upsampling import as_tensor, shift_of
 
+FEW = 8  # neighbours that are compared one by one, as they may be prepared as a whole; the others need no more memory
+LARGE = 2**20  # bytes of a neighbour's patches
 SAMPLE = 512  # patches of the gallery that directions are fitted to
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 Mix = tuple[Ints, Ints, Floats]  # how patches are made of cells: see bounds_panels.patch_at
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Some neighbours, ready to be compared."""
-
-    projection: Projection
-    cells: Floats  # (s, m), see bounds_panels
-    cells_at: Ints  # (s,) their addresses
-    panels_at: Ints  # (s,) addresses of panels, (panels, words + 1, WIDTH) float32 each
-    largest: Floats  # (s,) largest norm of each, at scale; 0: not finite
-    held: tuple[Any, ...] = ()  # what lies at the addresses
-
-    @classmethod
-    def of(cls, projection: Projection, cells: Floats, panels: Floats, largest: Floats) -> Prepared:
-        """Return neighbours whose cells and panels, (s, ...), lie side by side."""
-        cells_at, panels_at = (each.ctypes.data + np.arange(len(each)) * each.strides[0] for each in (cells, panels))
-        return cls(projection, cells, cells_at, panels_at, largest, (panels,))
 
 
 @dataclass(frozen=True)
@@ -84,14 +65,20 @@ class BoundsGallery:
         """
         self.levels = list(levels)
         self.grids: list[tuple[int, int]] = [level.shape[2:] for level in levels]
-        self.shifts = [shift_of(level.reshape(len(level), 1, -1)).reshape(-1, 1) for level in like]
         if distinct and is_exact(*levels, *like):
-            self.shifts = [torch.zeros_like(shift) for shift in self.shifts]
+            self.shifts = [torch.zeros((len(level), 1)) for level in like]
+        else:
+            self.shifts = [shift_of(level.reshape(len(level), 1, -1)).reshape(-1, 1) for level in like]
+        self.shift: Floats = torch.cat(self.shifts).reshape(-1).numpy()
         self.k, self.n = len(levels[0]), self.grids[0][0] * self.grids[0][1]
         self.channels = [level.shape[1] for level in levels]
         self.depth = sum(self.channels)
+        # Between patches, float32: at many lines of a cache, few of its sets would hold them all.
+        self.length = self.depth + (LINE if self.depth % (LINE * LINE) == 0 else 0)
+        self.layouts = layouts_of(self.grids, self.channels, None if self.is_mixed else self.length)
         self.plain = Projection(self.depth, None, panels.SINGLE)
         self.projections: list[Projection] = []  # of equal parts of the neighbours; none: to be chosen
+        self.scan = False  # whether values may not be finite
         self._kept_bytes = kept_bytes
         self._kept: dict[int, Prepared] = {}
         self.kept_at = np.zeros(self.k, np.int64)  # addresses of cells that are kept; 0: they are not
@@ -126,7 +113,7 @@ class BoundsGallery:
             at: (q,) numbers of the patches; all of them.
         """
         native = [
-            _shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T
+            shifted(as_tensor(level.reshape(len(level), -1))[None], shift)[0].T
             for level, shift in zip(levels, self.shifts, strict=True)
         ]
         if not self.is_mixed:
@@ -150,25 +137,22 @@ class BoundsGallery:
             found: Floats = level.reshape(self.k, level.shape[1], -1)[neighbours, :, at]
             return found
         out = np.empty((len(places), self.depth), np.float32)
-        panels.cells_of(self.kept_at, places, self.n, out)
+        panels.cells_of(self.kept_at, places, (self.n, self.length), out)
         return out
 
     @cached_property
     def sample(self) -> torch.Tensor:
         """Some patches from everywhere in the gallery, (c, s) float32, shifted."""
-        number = min(self.n, -(-SAMPLE // self.k))
-        patches = spread(self.n, number)
-        parts = []
-        for at, (level, shift) in enumerate(zip(self.levels, self.shifts, strict=True)):
-            some = level[:: -(-self.k // SAMPLE)]
-            some = some.reshape(len(some), len(shift), -1)
-            if self.grids[at] == self.grids[0]:
-                parts.append(_shifted(_columns(some, patches), shift))
-                continue
-            taps, weights = self.upsampling.under(at, patches)
-            corners = torch.stack([_shifted(_columns(some, cells), shift) for cells in taps], dim=2)
-            parts.append((corners * torch.from_numpy(weights)).sum(dim=2))
-        return torch.cat([part.transpose(0, 1).reshape(part.shape[1], -1) for part in parts])
+        patches, step = spread(self.n, min(self.n, -(-SAMPLE // self.k))), -(-self.k // SAMPLE)
+        out, first = np.empty((len(range(0, self.k, step)) * len(patches), self.depth), np.float32), 0
+        for at, (level, number) in enumerate(zip(self.levels, self.channels, strict=True)):
+            under = patches[None], np.ones((1, len(patches)), np.float32)
+            if self.grids[at] != self.grids[0]:
+                under = self.upsampling.under(at, patches)
+            some, shift = level[::step], self.shift[first : first + number]
+            sample_level(some.reshape(len(some), number, -1), shift, under, first, out)
+            first += number
+        return torch.from_numpy(out).T
 
     @cached_property
     def parts(self) -> Ints:
@@ -208,7 +192,10 @@ class BoundsGallery:
             together: as many as a core's cache holds while they are prepared.
             threads: that compare.
         """
-        return [range(self.k)[start : start + together] for start in range(0, self.k, together)]
+        if not self._is_large or not is_read_in_place(self.levels):
+            return [range(self.k)[start : start + together] for start in range(0, self.k, together)]
+        one_by_one = [range(start, start + 1) for start in range(min(self.k, FEW))]
+        return one_by_one + fewer_and_fewer(range(len(one_by_one), self.k), threads)
 
     def measured(self, number: int) -> None:
         """Take note of how many patches a search has measured."""
@@ -219,7 +206,7 @@ class BoundsGallery:
 
     def room(self, neighbours: int) -> Floats:
         """Return memory for the cells of some neighbours, (s, m); to ask for it again and again takes long."""
-        return np.empty((neighbours, sum(level[0].size for level in self.levels)), np.float32)
+        return lined_up((neighbours, self._size_of_cells))
 
     def prepared(self, some: range, projection: Projection, room: Floats, keep: bool = False) -> Prepared:
         """Return neighbours ready to be compared: by this projection, or as they were prepared before.
@@ -237,8 +224,20 @@ class BoundsGallery:
 
     def _size(self, projection: Projection) -> float:
         """Return the bytes of a neighbour that is prepared."""
-        cells: int = sum(level[0].size for level in self.levels)
-        return 4.0 * (cells + (projection.words + 1) * -(-self.n // WIDTH) * WIDTH)
+        return 4.0 * (self._size_of_cells + (projection.words + 1) * -(-self.n // WIDTH) * WIDTH)
+
+    @property
+    def _size_of_cells(self) -> int:
+        """Return how many float32 the cells of a neighbour are."""
+        return sum(level[0].size for level in self.levels) if self.is_mixed else self.n * self.length
+
+    def is_striped(self, some: range) -> bool:
+        """Return whether some neighbours are better compared by stripes: they are larger than caches, and not kept."""
+        return self._is_large and some.start not in self._kept
+
+    @property
+    def _is_large(self) -> bool:
+        return 4 * self.n * self.length > LARGE and not self.is_mixed and not self._kept_bytes
 
     def forget(self) -> None:
         """Prepare neighbours again when they are needed."""
@@ -246,79 +245,22 @@ class BoundsGallery:
         self.kept_at[:] = 0
 
     def _prepare(self, some: range, projection: Projection, cells: Floats) -> Prepared:
-        directions, m = projection.directions, projection.width
-        rows = m if directions is None else projection.rows + 1
-        found = (np.empty if directions is None else np.zeros)((len(some), rows, self.n), np.float32)  # coordinates
-        sq_norms, squares = np.zeros((2, len(some), self.n), np.float32)
-        operands, start, first = [], 0, 0
-        for at, shift in enumerate(self.shifts):
-            part = slice(first, first + len(shift))
-            target = (start, len(shift)) if self.is_mixed else (first, self.depth)
-            if self.grids[at] == self.grids[0]:
-                row = first if directions is None else 0
-                self._load(at, some, projection, (cells, target), (found, row, sq_norms))
-                operands += [torch.from_numpy(found[:, part])] if directions is None else []
-            else:
-                values = _shifted(as_tensor(self.levels[at][some.start : some.stop]).flatten(2), shift)
-                panels.turn(values.numpy(), cells, target)
-                self._move(at, values.numpy(), self.centre[part], sq_norms, squares)
-                operands.append(self._raised(at, projection.along(values, part)))
-            start, first = start + self.levels[at][0].size, first + len(shift)
-        bound = (sq_norms + squares).max(axis=1)
-        largest = np.where(np.isfinite(bound), np.sqrt(bound), 0).astype(np.float32)
-        if not self.is_mixed:
-            if directions is not None:
-                panels.add_rests(found, sq_norms, m - 1, np.float32(2 * projection.doubt))
-        else:
-            if directions is not None:
-                operands.append(torch.from_numpy(found[:, : len(directions)]))
-            found = projection.joined(operands, torch.from_numpy(sq_norms)[:, None]).contiguous().numpy()
-        return Prepared.of(projection, cells, packed(projection, found, sq_norms, largest), largest)
+        sources = [Source.of(self.levels, self.shift, layout, some) for layout in self.layouts]
+        return prepare(sources, Sides(self.n, self.upsampling, self.scale, self.centre), projection, cells)
 
-    def _load(
-        self, at: int, some: range, projection: Projection, to: tuple[Floats, tuple[int, int]],
-        out: tuple[Floats, int, Floats],
-    ) -> None:  # fmt: skip
-        """Load a level of the finest grid, see load_level: `to` its cells and target, `out` the last arguments."""
-        first = sum(self.channels[:at])
-        directions, used = projection.blocks(first, self.channels[at])
-        shift, centre = self.shifts[at].reshape(-1).numpy(), self.centre[first : first + self.channels[at]]
-        level = np.ascontiguousarray(self.levels[at][some.start : some.stop])
-        if level.dtype == np.float16 and READS_HALVES:
-            level = level.view(np.uint16)
-        elif level.dtype != np.float32:
-            level = _shifted(as_tensor(level.reshape(len(level), len(shift), -1)), self.shifts[at]).numpy()
-            shift = np.zeros_like(shift)
-        load_level(
-            np.empty(0, level.dtype), (level.ctypes.data, self.n), (shift, centre), np.float32(self.scale),
-            directions, used, to[0], to[1], out[0], out[1], out[2],
-        )  # fmt: skip
+    def source(self, some: range) -> Source:
+        """Return where some neighbours lie, of levels of one grid."""
+        return Source.of(self.levels, self.shift, self.layouts[0], some)
 
-    def _move(self, at: int, values: Floats, centre: Floats, sq_norms: Floats, squares: Floats) -> None:
-        """Move and scale a coarser level in place, and add the squared norms of what is interpolated from it.
 
-        `squares` gets what these are short of an upper bound.
-        """
-        up, (height, width) = self.upsampling, self.grids[0]
-        sums, norms = np.empty((6, values.shape[2]), np.float32), np.zeros((4, height, width), np.float32)
-        for number, level in enumerate(values):
-            panels.move(level[None], np.float32(self.scale), centre, np.zeros((1, level.shape[1]), np.float32))
-            nothing = np.zeros(len(level), np.float32)
-            pyramid_kernels.prepare(level, self.grids[at][1], nothing, np.float32(1), False, True, level, sums)
-            norms[:] = 0
-            pyramid_kernels.add_norms(
-                sums, self.grids[at][1], up.rows[at], up.row_weights[at], up.columns[at], up.column_weights[at], False,
-                norms,
-            )  # fmt: skip
-            sq_norms[number] += norms[0].reshape(-1)
-            squares[number] += np.maximum(norms[1] - norms[0], 0).reshape(-1)
-
-    def _raised(self, at: int, along: torch.Tensor) -> torch.Tensor:
-        """Interpolate (s, m, cells) of a level to the finest grid."""
-        if self.grids[at] == self.grids[0]:
-            return along
-        flat = np.ascontiguousarray(along.reshape(-1, along.shape[2]).numpy())
-        return torch.from_numpy(lifted(flat, self.grids[at], self.grids[0])).reshape(len(along), -1, self.n)
+def fewer_and_fewer(some: range, threads: int) -> list[range]:
+    """Cut a range into parts for so many threads: the last are short, so that none waits long for another."""
+    found, start = [], some.start
+    while start < some.stop:
+        number = max(1, (some.stop - start) // (2 * threads))
+        found.append(range(start, start + number))
+        start += number
+    return found
 
 
 def is_exact(*sides: Array) -> bool:
@@ -332,51 +274,6 @@ def spread(n: int, number: int) -> Ints:
     edges = np.arange(number + 1) * n // number
     drawn: Ints = edges[:-1] + (np.random.default_rng(0).random(number) * np.diff(edges)).astype(np.int64)
     return drawn
-
-
-def packed(projection: Projection, operand: Floats, sq_norms: Floats, largest: Floats) -> Floats:
-    """Cut projected patches, the first rows of (s, >= width, n), into panels of words."""
-    (s, _, n), width = operand.shape, projection.width
-    out = lined_up((s, -(-n // WIDTH), projection.words + 1, WIDTH))
-    if projection.kind == panels.PAIRS:
-        panels.pack_pairs(operand, width, sq_norms, largest, out, out.view(np.int16))
-    elif projection.kind == panels.TILES:
-        panels.pack_tiles(operand, width, sq_norms, largest, out, out.view(np.uint32))
-    else:
-        panels.pack(operand, width, sq_norms, largest, out)
-    return out
-
-
-def packed_query(projection: Projection, operand: torch.Tensor, longest: float) -> Floats:
-    """Return the query's side of the products, (width, q), in blocks of words, the last block padded.
-
-    Returns:
-        (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words).
-    """
-    width, q = operand.shape
-    if projection.kind == panels.TILES:
-        tiles = lined_up((-(-q // TILE_ROWS), TILE_ROWS, projection.words), 0)
-        panels.pack_query_tiles(operand.contiguous().numpy(), tiles.view(np.uint32))
-        return tiles
-    each = 2 if projection.kind == panels.PAIRS else 1
-    padded = np.zeros((projection.words * each, -(-q // ROWS) * ROWS), np.float32)
-    padded[:width, :q] = operand.numpy()
-    blocks = padded.reshape(projection.words, each, -1, ROWS).transpose(2, 0, 3, 1)  # (blocks, words, ROWS, each)
-    if projection.kind == panels.PAIRS:
-        blocks = np.rint(blocks * (panels.LARGEST / longest if longest > 0 else 0)).astype(np.int16)
-    return np.ascontiguousarray(blocks).view(np.float32)[..., 0]
-
-
-def _shifted(level: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Return levels (s, c, n) as float32 of their own, less the shift (c, 1)."""
-    if level.dtype != torch.float64:  # in place, and in the type of the product's: half the time
-        return level.to(torch.float32, copy=True).sub_(shift)
-    return (level - shift).float()
-
-
-def _columns(levels: Array, cells: Ints) -> torch.Tensor:
-    """Return some cells of levels (s, c, n), (s, c, m)."""
-    return as_tensor(np.take(levels, cells, axis=2))
 
 
 def _scale(*sides: torch.Tensor) -> float:

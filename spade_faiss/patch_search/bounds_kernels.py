@@ -23,6 +23,7 @@ from .bounds_simd import (
     sq_difference,
     sq_distance,
 )
+from .bounds_stripes import load_stripe
 from .bounds_tiles import TILE_ROWS, begin_tiles, end_tiles, multiply_tiles
 from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
@@ -115,8 +116,8 @@ def search_row(
 
     Args:
         mine: address of the (c,) float32 patch.
-        theirs: number of channels, address of a neighbour's patches, its cells, how patches are made of them (see
-            bounds_panels.patch_at), and parts of the channels, see `compare`.
+        theirs: number of channels, address of a neighbour's patches and the distance between them, its cells, how
+            patches are made of them (see bounds_panels.patch_at), and parts of the channels, see `compare`.
         values: address of float32 lower bounds of the halves of some of its patches, off by no more than the doubt.
         span: the first of these, their number, the position of the neighbour's first patch, whether it has one match
             at most, and whether only the likeliest are measured.
@@ -137,7 +138,7 @@ def search_row(
     """
     start, cells, first, distinct, guess = span
     square, sq_norm, doubt = terms
-    channels, base, own_cells, mix, parts = theirs
+    channels, base, length, own_cells, mix, parts = theirs
     keys, keys_at, made, made_of = scratch
     measured, before = 0, near[row]
     nothing = np.float32(np.inf)
@@ -168,7 +169,7 @@ def search_row(
                 if done:
                     continue
                 measured += 1
-                patch = base + 4 * channels * (start + i)
+                patch = base + 4 * length * (start + i)
                 if is_mixed and made_of[start + i] != first:
                     patch_at(own_cells, start + i, channels, mix, made[start + i])
                     made_of[start + i] = first
@@ -208,7 +209,8 @@ def least_of(values: Any) -> Any:
 @jit
 def compare(
     query: Any, operand: Any, sq_norms: Any, cells: Any, cells_at: Any, mix: Any, parts: Any, panels_at: Any,
-    words: int, largest: Any, place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any, scratch: Any,
+    stripes: Any, words: int, largest: Any, place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any,
+    scratch: Any,
 ) -> Any:  # fmt: skip
     """Compare all query patches with those of some neighbours, and keep the nearest.
 
@@ -223,51 +225,57 @@ def compare(
         parts: (p, 2) int64 first channels and numbers of channels, those that differ most first.
         panels_at: (s,) addresses of operands (panels, words + 1, WIDTH) float32: the last of the words are half squared
             norms, infinite for what is padded.
+        stripes: s neighbours that are not prepared, see load_stripe; none: they are.
         words: of a patch.
         largest: (s,) float32 largest norm of each, at scale.
         place: position of the first patch.
         figures: scale of the products squared; the doubt of half a squared distance, relative to the square of the sum
             of both norms, and relative to the product of the largest norms; the query's largest norm.
-        flags: number of patches of a neighbour, whether each neighbour has one match at most, the kind of products (see
-            bounds_panels), and whether only the likeliest patches of each neighbour are measured.
+        flags: number of patches of a neighbour, the distance between their cells, whether each neighbour has one match
+            at most, the kind of products (see bounds_panels), and whether only the likeliest patches of each neighbour
+            are measured.
         best: (q, kappa) float32 heaps of the nearest.
         best_at: (q, kappa) int64, their positions.
         reach: (q,) float32, a bound of the kappa-th nearest, shared by all threads.
         scratch: (rows, >= n) and (rows, WIDTH) float32, rows of a block; (q,) float64 and int64; scratch of search_row.
 
     Returns:
-        number of patches that were measured.
+        number of patches that were measured, and whether all norms are known to be finite.
     """
     out, least, near, near_at, small = scratch
-    n, distinct, kind, guess = flags
+    n, length, distinct, kind, guess = flags
     depth, panel_bytes, panels = query.shape[1], 4 * (words + 1) * WIDTH, -(-n // WIDTH)
     rows = TILE_ROWS if kind == TILES else ROWS
     square, relative, coarse, longest = figures
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
-    step = max(1, TILE_BYTES // panel_bytes)
+    is_striped = stripes[1].shape[0] > 0
+    step = stripes[6][0] // WIDTH if is_striped else max(1, TILE_BYTES // panel_bytes)
     measured, stride, mine, values = 0, np.int64(out.shape[1]), address_of(query), address_of(out)
-    saved = np.empty(64, np.uint8)
+    saved, is_finite = np.empty(64, np.uint8), bool((largest > 0).all()) or is_striped
     if kind == TILES:
         begin_tiles(address_of(saved))
     for number in range(len(cells_at)):
         near[:] = np.inf
         first = place + number * n
-        theirs = (
-            depth,
-            address_of(small[2]) if len(mix[0]) > 0 else cells_at[number],
-            cells[number if len(mix[0]) > 0 else 0],
-            mix,
-            parts,
-        )
-        factor = np.float32(longest * largest[number] / (LARGEST * LARGEST))
+        base, between = cells_at[number], length
+        if len(mix[0]) > 0:
+            base, between = address_of(small[2]), depth
+        panels_here, most = panels_at[number], largest[number]
         for panel in range(0, panels, step):
             start = panel * WIDTH
             count = min(n - start, step * WIDTH)
             padded = np.int64((min(panel + step, panels) - panel) * WIDTH)
+            if is_striped:
+                most = load_stripe(stripes, number, (start, start + count), n, kind, words)
+                is_finite &= most > 0
+                base = address_of(stripes[7][0]) - 4 * length * start
+                panels_here = address_of(stripes[7][2]) - panel * panel_bytes
+            theirs = depth, base, between, cells[number if len(mix[0]) > 0 else 0], mix, parts
+            factor = np.float32(longest * most / (LARGEST * LARGEST))
             for block in range(len(operand)):
                 addresses = (
                     address_of(operand[block]),
-                    panels_at[number] + panel * panel_bytes,
+                    panels_here + panel * panel_bytes,
                     values,
                     address_of(least),
                 )
@@ -281,8 +289,8 @@ def compare(
                     row = block * rows + r
                     low = least_of(least[r])
                     top = min(best[row, 0], reach[row])
-                    doubt = relative * (np.sqrt(sq_norms[row]) + largest[number]) ** 2
-                    doubt += coarse * longest * largest[number]
+                    doubt = relative * (np.sqrt(sq_norms[row]) + most) ** 2
+                    doubt += coarse * longest * most
                     is_settled = best[row, 0] == 0 and best_at[row, 0] < first  # by exact matches
                     if is_settled or low > half_limit(top, square, sq_norms[row], doubt):
                         continue
@@ -292,4 +300,4 @@ def compare(
                     )  # fmt: skip
     if kind == TILES:
         end_tiles(address_of(saved))
-    return measured
+    return measured, is_finite

@@ -8,52 +8,84 @@ read memory again: for a transformer, whose patches are few and long, that took 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .bounds_simd import CHANNELS, FLOAT, INT, ROWS, WIDTH, WORD, address_of, project
+from .bounds_tiles import LINE, TILE_ROWS, begin_tiles, end_tiles, project_tiles, round_pairs, rounded_pair
 from .pyramid_simd import jit
 
-EIGHT = ir.VectorType(FLOAT, 8)  # patches, or channels, that are turned at a time
+LANES = WIDTH // 2  # patches, and channels, that are turned at a time: a register of them
+FEW = 8  # the same, for what channels are left
+AHEAD = 8  # channels of which values are asked for before they are read
 
 # Elsewhere no instruction converts float16, and the compiler has no function for it.
 READS_HALVES = binding.get_host_cpu_features().get("f16c", False) or platform.machine() in ("arm64", "aarch64")
 
 
 def _turned(builder: Any, rows: list[Any]) -> list[Any]:
-    """Transpose 8 vectors of 8 floats."""
+    """Transpose 8 vectors of 8 floats, or 16 of 16: within blocks of 4 floats, then the blocks."""
+    lanes = len(rows)
 
-    def pairs(a: Any, b: Any, mask: list[int]) -> Any:
-        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT, 8), mask))
+    def both(a: Any, b: Any, *picks: list[int]) -> list[Any]:
+        """Return what two picks take of a, whose places begin at 0, and b, whose places begin at `lanes`."""
+        masks = (ir.Constant(ir.VectorType(INT, lanes), pick) for pick in picks)
+        return [builder.shuffle_vector(a, b, mask) for mask in masks]
 
-    low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
-    first = [pairs(rows[i], rows[i + 1], mask) for i in (0, 2, 4, 6) for mask in (low, high)]
-    low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
-    second = [pairs(first[i], first[i + 2], mask) for i in (0, 1, 4, 5) for mask in (low, high)]
-    near, far = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
-    return [pairs(second[i], second[i + 4], mask) for mask in (near, far) for i in range(4)]
+    def in_blocks(*places: int) -> list[int]:
+        return [at + place for at in range(0, lanes, 4) for place in places]
+
+    def every_other(first: int) -> list[int]:
+        return [side + at + i for side in (0, lanes) for at in range(first, lanes, 8) for i in range(4)]
+
+    def turned(some: Sequence[Any]) -> list[Any]:
+        if len(some) == 1:
+            return list(some)
+        halves = [both(some[i], some[i + 1], every_other(0), every_other(4)) for i in range(0, len(some), 2)]
+        sides = [turned([half[side] for half in halves]) for side in (0, 1)]
+        return [block for pair in zip(*sides, strict=True) for block in pair]
+
+    low, high = in_blocks(0, lanes, 1, lanes + 1), in_blocks(2, lanes + 2, 3, lanes + 3)
+    near, far = in_blocks(0, 1, lanes, lanes + 1), in_blocks(2, 3, lanes + 2, lanes + 3)
+    pairs = [both(rows[i], rows[i + 1], low, high) for i in range(0, lanes, 2)]
+    fours = [
+        [column for side in (0, 1) for column in both(pairs[i][side], pairs[i + 1][side], near, far)]
+        for i in range(0, lanes // 2, 2)
+    ]  # of 4 rows each, the 4 columns of all blocks
+    columns = [turned([four[column] for four in fours]) for column in range(4)]
+    return [columns[at % 4][at // 4] for at in range(lanes)]
 
 
-def _values(builder: Any, kind: Any, base: Any, offset: Any, wide: bool) -> Any:
-    """Load one value or 8, as float32."""
+def _values(builder: Any, kind: Any, base: Any, offset: Any, lanes: int) -> Any:
+    """Load so many values as float32; 0: one, and not a vector of it."""
     is_half = kind.dtype == types.uint16
     own = ir.HalfType() if is_half else FLOAT
     at = builder.gep(builder.inttoptr(base, own.as_pointer()), [offset])
-    if wide:
-        at = builder.bitcast(at, ir.VectorType(own, 8).as_pointer())
+    if lanes:
+        at = builder.bitcast(at, ir.VectorType(own, lanes).as_pointer())
     value = builder.load(at, align=2 if is_half else 4)
-    return builder.fpext(value, EIGHT if wide else FLOAT) if is_half else value
+    return builder.fpext(value, ir.VectorType(FLOAT, lanes) if lanes else FLOAT) if is_half else value
 
 
-def _splat(builder: Any, value: Any) -> Any:
+def _prefetch(builder: Any, kind: Any, base: Any, offset: Any) -> None:
+    """Ask for the line of a value that will be needed soon."""
+    at = builder.add(base, builder.mul(offset, WORD(kind.dtype.bitwidth // 8)))
+    place = builder.inttoptr(at, ir.IntType(8).as_pointer())
+    kinds = ir.FunctionType(ir.VoidType(), [place.type, INT, INT, INT])
+    call = cgutils.get_or_insert_function(builder.module, kinds, "llvm.prefetch.p0i8")
+    builder.call(call, [place, INT(0), INT(2), INT(1)])
+
+
+def _splat(builder: Any, value: Any, lanes: int) -> Any:
     """Repeat one float."""
-    undefined = ir.Constant(EIGHT, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
     one = builder.insert_element(undefined, value, INT(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT, 8), [0] * 8))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -61,149 +93,268 @@ def value_of(context: Any, kind: Any, address: Any, offset: Any) -> Any:
     """Return one value of an array like `kind`, float32 or the bits of float16 as uint16, at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _values(builder, kind, args[1], args[2], False)
+        return _values(builder, kind, args[1], args[2], 0)
 
     return types.float32(kind, types.int64, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def turn_tile(context: Any, kind: Any, addresses: Any, strides: Any, scale: Any) -> Any:
-    """Shift 8 channels of WIDTH patches, and turn them; scale and centre the same, and add their squares.
-
-    Args:
-        context: the compiler's.
-        kind: an array of the values' dtype: float32, or uint16, the bits of float16.
-        addresses: those of values (8, stride), shift (8,), centre (8,), cells (WIDTH, stride), moved (8, WIDTH) and
-            squares (WIDTH,), the last four float32.
-        strides: of values and of cells.
-        scale: of the patches, float32.
-    """
+def prefetch(context: Any, kind: Any, address: Any, offset: Any) -> Any:
+    """Ask for the line of a value that will be needed soon, see value_of; it need not be there."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, *bases = (builder.extract_value(args[1], number) for number in range(6))
-        shift, centre, cells, moved, squares = (builder.inttoptr(base, FLOAT.as_pointer()) for base in bases)
-        stride, length = (builder.extract_value(args[2], number) for number in range(2))
-        scales = _splat(builder, args[3])
-
-        def at(base: Any, offset: Any) -> Any:
-            return builder.bitcast(builder.gep(base, [offset]), EIGHT.as_pointer())
-
-        shifts, centres = (
-            [_splat(builder, builder.load(builder.gep(base, [WORD(i)]))) for i in range(8)] for base in (shift, centre)
-        )
-        for start in range(0, WIDTH, 8):
-            rows, total = [], builder.load(at(squares, WORD(start)), align=4)
-            for i in range(8):
-                offset = builder.add(builder.mul(stride, WORD(i)), WORD(start))
-                row = builder.fsub(_values(builder, kind, source, offset, True), shifts[i])
-                rows.append(row)
-                own = builder.fsub(builder.fmul(row, scales, flags=("contract",)), centres[i], flags=("contract",))
-                builder.store(own, at(moved, WORD(i * WIDTH + start)), align=4)
-                total = builder.fadd(total, builder.fmul(own, own, flags=("contract",)), flags=("contract",))
-            builder.store(total, at(squares, WORD(start)), align=4)
-            for i, column in enumerate(_turned(builder, rows)):
-                builder.store(column, at(cells, builder.mul(length, WORD(start + i))), align=4)
+        _prefetch(builder, kind, args[1], args[2])
         return context.get_dummy_value()
 
-    return types.void(kind, addresses, strides, scale), generate
+    return types.void(kind, types.int64, types.int64), generate
+
+
+def _turner(lanes: int, rounds: bool = False) -> Any:
+    """Return `turn_tile` for so many channels; if it rounds, `moved` are words of two channels as bfloat16."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def turn_tile(context: Any, kind: Any, addresses: Any, strides: Any, scale: Any) -> Any:
+        """Shift channels of WIDTH patches, and turn them; scale and centre the same, and add their squares.
+
+        Args:
+            context: the compiler's.
+            kind: an array of the values' dtype: float32, or uint16, the bits of float16.
+            addresses: those of values (channels, stride), shift (channels,), centre (channels,), cells (WIDTH, stride),
+                moved (channels, WIDTH), squares (WIDTH,) and errors (WIDTH,), the last five float32; errors are as for
+                round_pairs.
+            strides: of values and of cells.
+            scale: of the patches, float32.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            source, *bases = (builder.extract_value(args[1], number) for number in range(7))
+            shift, centre, cells, moved, squares, errors = (
+                builder.inttoptr(base, FLOAT.as_pointer()) for base in bases
+            )
+            stride, length = (builder.extract_value(args[2], number) for number in range(2))
+            scales = _splat(builder, args[3], lanes)
+
+            def at(base: Any, offset: Any) -> Any:
+                return builder.bitcast(builder.gep(base, [offset]), ir.VectorType(FLOAT, lanes).as_pointer())
+
+            def each(base: Any, number: int) -> Any:  # loaded where it is used: there are not registers for all
+                return _splat(builder, builder.load(builder.gep(base, [WORD(number)])), lanes)
+
+            for start in range(0, WIDTH, lanes):
+                rows, total = [], builder.load(at(squares, WORD(start)), align=4)
+                before, lost = None, builder.load(at(errors, WORD(start)), align=4)
+                for i in range(lanes):
+                    offset = builder.add(builder.mul(stride, WORD(i)), WORD(start))
+                    if start == 0:
+                        _prefetch(builder, kind, source, builder.add(offset, WORD(2 * WIDTH)))
+                    row = builder.fsub(_values(builder, kind, source, offset, lanes), each(shift, i))
+                    rows.append(row)
+                    scaled = builder.fmul(row, scales, flags=("contract",))
+                    own = builder.fsub(scaled, each(centre, i), flags=("contract",))
+                    if not rounds:
+                        builder.store(own, at(moved, WORD(i * WIDTH + start)), align=4)
+                    elif i % 2 == 0:
+                        before = own
+                    else:
+                        word, lost = rounded_pair(builder, before, own, lost)
+                        place = at(moved, WORD(i // 2 * WIDTH + start))
+                        builder.store(builder.bitcast(word, own.type), place, align=4)
+                    total = builder.fadd(total, builder.fmul(own, own, flags=("contract",)), flags=("contract",))
+                builder.store(total, at(squares, WORD(start)), align=4)
+                builder.store(lost, at(errors, WORD(start)), align=4)
+                for i, column in enumerate(_turned(builder, rows)):
+                    builder.store(column, at(cells, builder.mul(length, WORD(start + i))), align=4)
+            return context.get_dummy_value()
+
+        return types.void(kind, addresses, strides, scale), generate
+
+    return turn_tile
+
+
+turn_tile, turn_few, turn_rounded = _turner(LANES), _turner(FEW), _turner(LANES, rounds=True)
 
 
 @jit
-def turn_rest(
-    kind: Any, source: Any, span: Any, terms: Any, scale: Any, cells: Any, target: Any, moved: Any, squares: Any
+def from_line(shape: Any) -> Any:
+    """Return memory for float32 that begins with a line of the cache, as bounds_tiles.lined_up does."""
+    size = 1
+    for number in shape:
+        size *= number
+    raw = np.empty(size + LINE, np.float32)
+    first = -address_of(raw) // 4 % LINE
+    return raw[first : first + size].reshape(shape)
+
+
+@jit
+def interpolate(kind: Any, at: Any, n: int, shift: Any, taps: Any, weights: Any, first: int, out: Any) -> None:
+    """Set columns of out (s * m, all channels) to m patches of a level of s neighbours, shifted.
+
+    Args:
+        kind: as for load_levels.
+        at: addresses (s,) of the levels, (c, n) each.
+        n: cells of a level.
+        shift: (c,) float32, subtracted.
+        taps: (t, m) int64, cells that each patch is interpolated from.
+        weights: (t, m) float32 of these.
+        first: of the columns.
+        out: float32.
+    """
+    number = taps.shape[1]
+    for neighbour in range(len(at)):
+        for channel in range(len(shift)):
+            for i in range(number):
+                prefetch(kind, at[neighbour], (channel + AHEAD) * n + taps[0, i])
+            for i in range(number):
+                total = np.float32(0)
+                for tap in range(len(taps)):
+                    value = value_of(kind, at[neighbour], channel * n + taps[tap, i])
+                    total += weights[tap, i] * np.float32(value - shift[channel])
+                out[neighbour * number + i, first + channel] = total
+
+
+@jit
+def load_levels(
+    kind: Any, source: Any, parts: Any, terms: Any, scale: Any, directions: Any, cells: Any, out: Any, norms: Any,
+    errors: Any,
+) -> None:  # fmt: skip
+    """Turn levels of some neighbours, and find their patches' coordinates and squared norms.
+
+    Args:
+        kind: an array of the levels' dtype: float32, or uint16, the bits of float16.
+        source: addresses (s, parts) of the parts of the levels, and n.
+        parts: see load_patches.
+        terms: likewise.
+        scale: likewise.
+        directions: likewise.
+        cells: (s, m) float32, see load_patches.
+        out: (s, rows, n) float32, likewise.
+        norms: (s, n) float32, likewise.
+        errors: (s, n) float32, likewise.
+    """
+    n, saved = source[1], np.empty(64, np.uint8)
+    if len(directions[1]) > 0:
+        begin_tiles(address_of(saved))
+    for number in range(len(cells)):
+        load_patches(
+            kind, (source[0][number], n), (0, n), parts, terms, scale, directions, cells[number], out[number],
+            norms[number], errors[number],
+        )  # fmt: skip
+    if len(directions[1]) > 0:
+        end_tiles(address_of(saved))
+
+
+@jit
+def load_patches(
+    kind: Any, source: Any, span: Any, parts: Any, terms: Any, scale: Any, directions: Any, cells: Any, out: Any,
+    norms: Any, errors: Any,
+) -> None:  # fmt: skip
+    """Turn some patches of a neighbour, and find their coordinates and squared norms; tiles are configured if needed.
+
+    Args:
+        kind: as for load_levels.
+        source: addresses (parts,) of the parts of the levels, and n.
+        span: the first patch, and the end.
+        parts: (parts, 4) int64: first channel, number of channels, where in `cells` they begin, and the distance there
+            between patches.
+        terms: shift (c,) float32, subtracted; centre (c,) float32, at scale, subtracted of the products' side alone.
+        scale: of the products, float32.
+        directions: see Projection.blocks; of no blocks, coordinates are the channels at scale, about the centre.
+        cells: float32, where the shifted values are written with a patch's channels side by side.
+        out: (rows, patches) float32, set.
+        norms: (patches,) float32, set.
+        errors: (patches,) float32, set: lengths of what rounding takes from a patch before it is projected.
+    """
+    at, n = source
+    zero, last = span
+    singles, pairs, used = directions
+    blocks = max(singles.shape[1], pairs.shape[1])
+    rows = ROWS if singles.shape[1] > 0 else TILE_ROWS
+    moved, (squares, lost) = from_line((CHANNELS, WIDTH)), np.empty((2, WIDTH), np.float32)
+    halves, sums = from_line((CHANNELS // 2, WIDTH)), from_line((blocks, rows, WIDTH))
+    is_rounded, words = pairs.shape[1] > 0, np.int64(CHANNELS // 2)
+    own, near, totals = address_of(moved), address_of(halves), address_of(sums)
+    for start in range(zero, last, WIDTH):
+        stop = min(last, start + WIDTH)
+        sums[:], squares[:], lost[:] = 0, 0, 0
+        for part in range(len(parts)):
+            turn_part(
+                kind, (at[part], n), (start, stop, zero), parts[part], terms, scale, cells, moved,
+                (squares, lost, halves, is_rounded and used[part]),
+            )  # fmt: skip
+            for block in range(blocks if used[part] else 0):
+                target = totals + block * rows * WIDTH * 4
+                if is_rounded:
+                    project_tiles((address_of(pairs[part, block]), near, target), words)
+                else:
+                    project((address_of(singles[part, block]), own, target), parts[part, 1])
+            if blocks == 0:
+                begin = parts[part, 0]
+                for channel in range(parts[part, 1]):
+                    for i in range(stop - start):
+                        out[begin + channel, start - zero + i] = moved[channel, i]
+        for i in range(stop - start):
+            norms[start - zero + i] = squares[i]
+            errors[start - zero + i] = np.sqrt(lost[i])
+        for block in range(blocks):
+            for row in range(rows):
+                for i in range(stop - start):
+                    out[block * rows + row, start - zero + i] = sums[block, row, i]
+
+
+@jit
+def turn_part(
+    kind: Any, source: Any, span: Any, part: Any, terms: Any, scale: Any, cells: Any, moved: Any, sums: Any
 ) -> None:
-    """Do as turn_tile for channels first to end of patches start to stop, one by one; see load_level.
+    """Turn a part of the channels of at most WIDTH patches.
 
     Args:
         kind: as for turn_tile.
-        source: address and number of patches of the level.
-        span: first and end, the channel that `moved` begins with, start and stop.
-        terms: shift and centre.
-        scale: of the patches.
-        cells: see load_level.
-        target: see load_level.
-        moved: (CHANNELS, WIDTH).
-        squares: (WIDTH,).
+        source: address of the part, and n.
+        span: the first patch and the end, and the patch that cells begin with.
+        part: (4,), see load_patches.
+        terms: likewise.
+        scale: likewise.
+        cells: likewise.
+        moved: (CHANNELS, WIDTH) float32, set; what is not there is 0.
+        sums: (WIDTH,) float32 squares, to be added to, and the same of what rounding takes; (CHANNELS / 2, WIDTH) words
+            of two channels as bfloat16; and whether these are wanted, in place of `moved`.
     """
-    first, end, begin, start, stop = span
-    base, n = source
+    at, n = source
+    start, stop, zero = span
     shift, centre = terms
-    offset, length = target
-    for channel in range(first, end):
+    begin, number, offset, length = part
+    squares, lost, halves, rounds = sums
+    to, done = address_of(cells) + (offset + (start - zero) * length) * 4, 0
+    shifts, centres, own = address_of(shift) + begin * 4, address_of(centre) + begin * 4, address_of(moved)
+    is_whole, near = stop == start + WIDTH, address_of(halves)
+    is_even = is_whole and number % LANES == 0
+    while is_whole and done + FEW <= number:
+        target = own + done * WIDTH * 4
+        if rounds and is_even:
+            target = near + done // 2 * WIDTH * 4
+        addresses = (
+            at + (done * n + start) * kind.itemsize, shifts + done * 4, centres + done * 4, to + done * 4, target,
+            address_of(squares), address_of(lost),
+        )  # fmt: skip
+        if rounds and is_even:
+            turn_rounded(kind, addresses, (n, length), scale)
+            done += LANES
+        elif done + LANES <= number:
+            turn_tile(kind, addresses, (n, length), scale)
+            done += LANES
+        else:
+            turn_few(kind, addresses, (n, length), scale)
+            done += FEW
+    if rounds and is_even:
+        halves[done // 2 :] = 0
+        return
+    moved[done:] = 0
+    for channel in range(done, number):
         for i in range(start, stop):
-            value = np.float32(value_of(kind, base, channel * n + i) - shift[channel])
-            cells[offset + i * length + channel] = value
-            own = np.float32(value * scale - centre[channel])
-            moved[channel - begin, i - start] = own
-            squares[i - start] += own * own
-
-
-@jit
-def load_level(
-    kind: Any, source: Any, terms: Any, scale: Any, directions: Any, used: Any, cells: Any, target: Any, out: Any,
-    row: int, norms: Any,
-) -> None:  # fmt: skip
-    """Turn a level of some neighbours, and add its part of the patches' coordinates and squared norms.
-
-    Args:
-        kind: an array of the level's dtype: float32, or uint16, the bits of float16.
-        source: address of the levels (s, c, n), and n.
-        terms: shift (c,) float32, subtracted; centre (c,) float32, at scale, subtracted of the products' side alone.
-        scale: of the products, float32.
-        directions: (blocks, c, ROWS) float32; of no blocks, coordinates are the channels at scale, about the centre.
-        used: (parts,) which parts of CHANNELS channels have directions that are not 0.
-        cells: (s, m) float32, where the shifted values are written with a patch's channels side by side.
-        target: where in cells the first patch begins, and the distance between patches.
-        out: (s, rows, n) float32: coordinates are added, or, if they are channels, set.
-        row: the first of these rows.
-        norms: (s, n) float32: squared norms are added.
-    """
-    for number in range(len(cells)):
-        own = source[0] + number * len(terms[0]) * source[1] * kind.itemsize, source[1]
-        load_one(kind, own, terms, scale, directions, used, cells[number], target, out[number], row, norms[number])
-
-
-@jit
-def load_one(
-    kind: Any, source: Any, terms: Any, scale: Any, directions: Any, used: Any, cells: Any, target: Any, out: Any,
-    first: int, norms: Any,
-) -> None:  # fmt: skip
-    """Do as load_level, for one neighbour."""
-    base, n = source
-    shift, centre = terms
-    offset, length = target
-    channels, blocks, size = len(shift), len(directions), kind.itemsize
-    moved, squares = np.empty((CHANNELS, WIDTH), np.float32), np.empty(WIDTH, np.float32)
-    sums = np.empty((blocks, ROWS, WIDTH), np.float32)
-    shifts, centres, to = address_of(shift), address_of(centre), address_of(cells)
-    ways, own, totals, sums_at = address_of(directions), address_of(moved), address_of(sums), address_of(squares)
-    for start in range(0, n, WIDTH):
-        stop = min(n, start + WIDTH)
-        sums[:], squares[:] = 0, 0
-        for begin in range(0, channels, CHANNELS):
-            end = min(channels, begin + CHANNELS)
-            whole = begin + (end - begin) // 8 * 8 if stop == start + WIDTH else begin
-            for channel in range(begin, whole, 8):
-                addresses = (
-                    base + (channel * n + start) * size, shifts + channel * 4, centres + channel * 4,
-                    to + (offset + start * length + channel) * 4, own + (channel - begin) * WIDTH * 4, sums_at,
-                )  # fmt: skip
-                turn_tile(kind, addresses, (n, length), scale)
-            if whole < end:
-                moved[whole - begin :] = 0
-                turn_rest(kind, source, (whole, end, begin, start, stop), terms, scale, cells, target, moved, squares)
-            for block in range(blocks if used[begin // CHANNELS] else 0):
-                addresses_ = (
-                    ways + (block * channels + begin) * ROWS * 4, own, totals + block * ROWS * WIDTH * 4
-                )  # fmt: skip
-                project(addresses_, np.int64(end - begin))
-            if blocks == 0:
-                for channel in range(begin, end):
-                    for i in range(stop - start):
-                        out[first + channel, start + i] = moved[channel - begin, i]
-        for i in range(stop - start):
-            norms[start + i] += squares[i]
-        for block in range(blocks):
-            for row in range(ROWS):
-                for i in range(stop - start):
-                    out[first + block * ROWS + row, start + i] += sums[block, row, i]
+            value = np.float32(value_of(kind, at, channel * n + i) - shift[begin + channel])
+            cells[offset + (i - zero) * length + channel] = value
+            mine = np.float32(value * scale - centre[begin + channel])
+            moved[channel, i - start] = mine
+            squares[i - start] += mine * mine
+    if rounds:
+        round_pairs((own, near, address_of(lost)), np.int64(CHANNELS // 2))

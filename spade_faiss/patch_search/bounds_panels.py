@@ -10,62 +10,55 @@ from typing import Any
 
 import numpy as np
 
-from .bounds_simd import address_of, float_at, sq_distance
+from .bounds_simd import address_of, float_at, sq_difference, sq_distance
+from .pyramid_kernels import ANTIDIAGONAL, BELOW, DIAGONAL, RIGHT, SQUARES
 from .pyramid_simd import as_bits, as_float, jit
 
 SINGLE, PAIRS, TILES = range(3)  # products of float32, of int16, of bfloat16 by tile registers
-BLOCK = 16  # cells that are turned together: a line of a cache of each channel
 ABOVE = np.float32(1 + 2.0**-7)  # times a length, rounded to bfloat16, is never below it
 LARGEST = 32_700  # that a coordinate becomes as int16, if it is as long as the largest patch
 
 
 @jit
-def turn(values: Any, cells: Any, target: Any) -> None:
-    """Set a level's part of cells (s, m) to values (s, c, n) float32.
+def sum_neighbouring(cells: Any, place: Any, width: int, scale: Any, sq_norms: Any, sums: Any) -> None:
+    """Sum products of neighbouring cells of a level, by their distances: 2 <a, b> = |a|^2 + |b|^2 - |a - b|^2.
 
     Args:
-        values: the level.
-        cells: float32.
-        target: where in the cells of a neighbour the level's first begins, and the distance between them.
+        cells: (m,) float32 of a neighbour.
+        place: where in them the level begins, and its number of channels.
+        width: number of cells in a row.
+        scale: of the sums, float32.
+        sq_norms: (n,) float32, of the level's cells, at scale.
+        sums: (6, n) float32, set, see pyramid_kernels.prepare.
     """
-    channels, n = values.shape[1:]
-    offset, length = target
-    for number in range(len(values)):
-        source, out = values[number], cells[number]
-        for first in range(0, n, BLOCK):
-            for i in range(first, min(first + BLOCK, n)):
-                for channel in range(channels):
-                    out[offset + i * length + channel] = source[channel, i]
+    n, channels = len(sq_norms), np.int64(place[1])
+    base, square = address_of(cells) + 4 * place[0], scale * scale
+    sums[:] = 0
+    sums[SQUARES] = sq_norms
+    for row, first, second in ((RIGHT, 0, 1), (BELOW, 0, width), (DIAGONAL, 0, width + 1), (ANTIDIAGONAL, 1, width)):
+        for i in range(n - second):
+            a, b = i + first, i + second
+            apart = sq_difference(base + 4 * channels * a, base + 4 * channels * b, channels) * square
+            sums[row, i] = (sq_norms[a] + sq_norms[b] - apart) / 2
 
 
 @jit
-def move(values: Any, scale: Any, centre: Any, sq_norms: Any) -> None:
-    """Scale values (s, c, n) float32, move them from centre (c,) to 0, and add their squares to sq_norms (s, n)."""
-    channels, n = values.shape[1:]
-    for number in range(len(values)):
-        norms = sq_norms[number]
-        for channel in range(channels):
-            row, middle = values[number, channel], centre[channel]
-            for i in range(n):
-                moved = row[i] * scale - middle
-                row[i] = moved
-                norms[i] += moved * moved
-
-
-@jit
-def add_rests(coordinates: Any, sq_norms: Any, m: int, doubt: Any) -> None:
+def add_rests(coordinates: Any, sq_norms: Any, errors: Any, m: int, doubt: Any) -> None:
     """Set the row m of coordinates (s, > m, n) to the lengths that m directions leave of patches, rounded up.
 
     Args:
         coordinates: float32.
         sq_norms: (s, n) float32, of the patches.
+        errors: (s, n) float32, lengths of what the patches that were projected differ by; see load_patches.
         m: number of directions.
         doubt: float32, what a length's square may be short of, relative to the patch's.
     """
     n = coordinates.shape[2]
     for number in range(len(coordinates)):
         rests, norms = coordinates[number, m], sq_norms[number]
-        rests[:] = norms
+        for i in range(n):
+            longest = np.sqrt(norms[i]) + errors[number, i]
+            rests[i] = longest * longest
         for row in range(m):
             along = coordinates[number, row]
             for i in range(n):
@@ -136,26 +129,28 @@ def to_bfloat16(value: Any) -> Any:
 
 
 @jit
-def pack_tiles(operand: Any, channels: int, sq_norms: Any, largest: Any, panels: Any, bits: Any) -> None:
+def pack_tiles(operand: Any, channels: int, sq_norms: Any, errors: Any, largest: Any, panels: Any, bits: Any) -> None:
     """Do as `pack`, with two channels as bfloat16 in each word.
 
-    Of the last of these words, the lower half is a patch's length, and the upper that of what rounding takes from it.
+    Of the last of these words, the lower half is a patch's length, and the upper that of what rounding takes from it,
+    here and before it was projected.
 
     Args:
         operand: as for pack.
         channels: as for pack.
         sq_norms: as for pack.
+        errors: (s, n) float32, see load_patches.
         largest: as for pack.
         panels: (s, panels, words + 1, WIDTH) float32, set.
         bits: the same memory, uint32.
     """
     n, words, wide = operand.shape[2], panels.shape[2] - 1, panels.shape[3]
-    lengths, errors = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    lengths, lost = np.empty(wide, np.float32), np.empty(wide, np.float32)
     for number in range(len(operand)):
         for panel in range(panels.shape[1]):
             target, start = bits[number, panel], panel * wide
             end = min(wide, n - start) if largest[number] > 0 else 0
-            lengths[:], errors[:], target[:] = 0, 0, 0
+            lengths[:], lost[:], target[:] = 0, 0, 0
             for channel in range(channels):
                 source, out = operand[number, channel], target[channel // 2]
                 shift = np.uint32(16 if channel % 2 == 0 else 0)
@@ -165,9 +160,9 @@ def pack_tiles(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
                     error = value - as_float(rounded)
                     out[i] |= rounded >> shift
                     lengths[i] += value * value
-                    errors[i] += error * error
+                    lost[i] += error * error
             for i in range(end):
-                length, error = np.sqrt(lengths[i]) * ABOVE, np.sqrt(errors[i]) * ABOVE
+                length, error = np.sqrt(lengths[i]) * ABOVE, (np.sqrt(lost[i]) + errors[number, start + i]) * ABOVE
                 target[words - 1, i] = (to_bfloat16(length) >> np.uint32(16)) | to_bfloat16(error)
             halves(sq_norms[number], start, largest[number], panels[number, panel, words])
 
@@ -256,42 +251,45 @@ def patches_of(cells: Any, places: Any, mix: Any, out: Any) -> None:
 @jit
 def squares_of(patches: Any, scale: Any, centre: Any, out: Any) -> None:
     """Set out (q,) float64 to the squared norms of patches (q, c) float32, at scale and about the centre (c,)."""
+    own, nothing = np.empty(len(centre), np.float32), np.zeros(len(centre), np.float32)
     for i in range(len(out)):
-        patch, total = patches[i], 0.0
+        patch = patches[i]
         for channel in range(len(centre)):
-            own = np.float32(np.float32(patch[channel] * scale) - centre[channel])
-            total += np.float64(own) * np.float64(own)
-        out[i] = total
+            own[channel] = np.float32(patch[channel] * scale) - centre[channel]
+        out[i] = sq_distance(address_of(own), address_of(nothing), np.int64(len(centre)))
 
 
 @jit
-def cells_of(kept_at: Any, places: Any, size: int, out: Any) -> None:
-    """Set out (n, c) float32 to the cells at places (n,), of neighbours of `size` cells kept at addresses (K,)."""
-    channels = out.shape[1]
+def cells_of(kept_at: Any, places: Any, sizes: Any, out: Any) -> None:
+    """Set out (n, c) float32 to the cells at places (n,) of neighbours kept at addresses (K,).
+
+    `sizes` are the number of cells of a neighbour, and the distance between them.
+    """
+    channels, (size, length) = out.shape[1], sizes
     for i in range(len(out)):
-        first = kept_at[places[i] // size] + 4 * channels * (places[i] % size)
+        first = kept_at[places[i] // size] + 4 * length * (places[i] % size)
         for channel in range(channels):
             out[i, channel] = float_at(first + 4 * channel)
 
 
 @jit
-def nth_of(kept_at: Any, patches: Any, others: Any, size: int, nth: int, out: Any) -> None:
+def nth_of(kept_at: Any, patches: Any, others: Any, sizes: Any, nth: int, out: Any) -> None:
     """Set out (n,) float64 to the nth least squared distance of each patch (n, c) from cells at places (n, m).
 
     Args:
         kept_at: as for cells_of.
         patches: float32, as the cells.
         others: int64, m of them at least `nth`.
-        size: as for cells_of.
+        sizes: as for cells_of.
         nth: counted from 1.
         out: set.
     """
-    channels, least = patches.shape[1], np.empty(nth, np.float64)
+    channels, least, (size, length) = patches.shape[1], np.empty(nth, np.float64), sizes
     base = address_of(patches)
     for i in range(len(out)):
         least[:] = np.inf
         for place in others[i]:
-            theirs = kept_at[place // size] + 4 * channels * (place % size)
+            theirs = kept_at[place // size] + 4 * length * (place % size)
             found = sq_distance(base + 4 * channels * i, theirs, np.int64(channels))
             for at in range(nth):
                 if found < least[at]:

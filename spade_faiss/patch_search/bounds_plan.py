@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from ..arrays import ROUNDING
 from .bounds_panels import LARGEST, PAIRS, SINGLE, TILES
 from .bounds_simd import CHANNELS, ROWS
-from .bounds_tiles import STEP, has_tiles
+from .bounds_tiles import STEP, TILE_ROWS, has_tiles, lined_up
 
-COUNTS = 6, 12, 18, 24, 36, 48, 66  # of directions that are tried, whole blocks of ROWS
+# Of directions that are tried: whole blocks of ROWS, and as many as steps of tiles hold beside what else is in them.
+COUNTS = 6, 12, 18, 24, 36, 48, 66
+TILE_COUNTS = 29, 61, 93
 LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
 FEWER = 8  # times: patches of a part of the sample
 TELLING = 0.85  # share of a squared distance that shows that a patch is too far
@@ -23,14 +26,20 @@ PARTS = 5  # of the neighbours, with directions of their own number
 SPARE = 22  # more, that the subspace is found with
 EXPLAINED = 0.9  # share of the variance that directions have to hold before it is known how far matches are
 
-NOTHING = np.empty((0, 0, ROWS), np.float32), np.zeros(0, np.bool_)  # to be multiplied by
+Blocks = tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.bool_]]  # see Projection.blocks
+NO_PAIRS = np.empty((0, 0, TILE_ROWS, CHANNELS // 2), np.uint32)
+NO_SINGLES = np.empty((0, 0, CHANNELS, ROWS), np.float32)
 
 # Nanoseconds on one core with AVX2. Only their ratios matter.
 MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
-MULTIPLY_TILES = 0.15  # per STEP words of a pair, as bfloat16
+MULTIPLY_TILES = 0.065  # per STEP words of a pair, as bfloat16
+MULTIPLY_TILES_FAR = 0.25  # and for each beyond NEAR_STEPS, as the nearest cache holds no more
+NEAR_STEPS = 8
+PAIR_TILES = 0.14  # and whatever its words are: tiles go by way of memory
 BESIDE_TILES = 2.5  # times as long to measure a patch, where they are: the rest of such a processor is no faster
 PROJECT = 0.03  # per channel and direction of a patch
+PROJECT_TILES = 0.004  # by tiles
 ROUNDED = 2.0**-8 * 0.7  # of the product of two patches' norms: what rounding to bfloat16 leaves open, usually
 PAIR = 0.08  # per pair, whatever it is
 MEASURE = 30.0  # per patch that is measured
@@ -68,7 +77,7 @@ class Projection:
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
     kind: int  # of the products: SINGLE, PAIRS or TILES
-    _blocks: dict[int, tuple[NDArray[np.float32], NDArray[np.bool_]]] = field(
+    _blocks: dict[tuple[tuple[int, int], ...], Blocks] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -92,25 +101,57 @@ class Projection:
     def cost(self) -> float:
         """Nanoseconds that the product of a pair of patches takes."""
         if self.kind == TILES:
-            return PAIR + self.words // STEP * MULTIPLY_TILES
+            steps = self.words // STEP
+            far = max(0, steps - NEAR_STEPS)
+            return PAIR + PAIR_TILES + steps * MULTIPLY_TILES + far * MULTIPLY_TILES_FAR
         return PAIR + self.width * (MULTIPLY if self.kind == SINGLE else MULTIPLY_PAIRS)
+
+    @cached_property
+    def used(self) -> torch.Tensor:
+        """The directions (m, c) as they are used: for tiles, in bfloat16, and so that they still make no patch longer.
+
+        They need not be orthonormal, see `trimmed`.
+        """
+        if self.directions is None or self.kind != TILES:
+            return torch.empty(0, self.channels) if self.directions is None else self.directions
+        found, shorter = self.directions, 1.0
+        while len(found):
+            found = (self.directions * shorter).bfloat16().float()
+            longest = float(torch.linalg.matrix_norm(found.double(), 2))
+            if not longest > 1:
+                break
+            shorter *= (1 - 2.0**-16) / longest
+        return found
 
     @property
     def rows(self) -> int:
         """Rows of directions in blocks."""
-        return 0 if self.directions is None else -(-len(self.directions) // ROWS) * ROWS
-
-    def blocks(self, first: int, channels: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return the directions of a level's channels as load_level takes them, and which parts of these it needs."""
         if self.directions is None:
-            return NOTHING
-        if first not in self._blocks:
-            padded = np.zeros((self.rows, channels), np.float32)
-            padded[: len(self.directions)] = self.directions[:, first : first + channels].numpy()
-            blocks = np.ascontiguousarray(padded.reshape(-1, ROWS, channels).transpose(0, 2, 1))
-            used = [bool(padded[:, start : start + number].any()) for start, number in parts_of([channels])]
-            self._blocks[first] = blocks, np.array(used)
-        return self._blocks[first]
+            return 0
+        block = TILE_ROWS if self.kind == TILES else ROWS
+        return -(-len(self.directions) // block) * block
+
+    def blocks(self, parts: Sequence[tuple[int, int]]) -> Blocks:
+        """Return the directions as load_patches takes them, for some parts of the channels, first and number.
+
+        Returns:
+            (parts, blocks, CHANNELS, ROWS) float32, padded; for tiles (parts, blocks, TILE_ROWS, CHANNELS / 2) words of
+            two bfloat16; and for which parts they are not 0. One of the first two is empty.
+        """
+        if self.directions is None:
+            return NO_SINGLES, NO_PAIRS, np.zeros(len(parts), np.bool_)
+        key = tuple(parts)
+        if key not in self._blocks:
+            padded = np.zeros((len(parts), self.rows, CHANNELS), np.float32)
+            for target, (first, number) in zip(padded, parts, strict=True):
+                target[: len(self.directions), :number] = self.used[:, first : first + number].numpy()
+            singles, pairs = NO_SINGLES, NO_PAIRS
+            if self.kind == TILES:
+                pairs = as_pairs(padded.reshape(len(parts), -1, TILE_ROWS, CHANNELS))
+            else:
+                singles = np.ascontiguousarray(padded.reshape(len(parts), -1, ROWS, CHANNELS).swapaxes(2, 3))
+            self._blocks[key] = singles, pairs, np.asarray(padded.any(axis=(1, 2)))
+        return self._blocks[key]
 
     @property
     def doubt(self) -> float:
@@ -132,7 +173,7 @@ class Projection:
 
     def along(self, patches: torch.Tensor, part: slice) -> torch.Tensor:
         """Project some channels of patches (s, c, n); returns (s, m, n), or the patches."""
-        return patches if self.directions is None else torch.matmul(self.directions[:, part], patches)
+        return patches if self.directions is None else torch.matmul(self.used[:, part], patches)
 
     def joined(self, parts: list[torch.Tensor], sq_norms: torch.Tensor) -> torch.Tensor:
         """Join the projections of all channels, of patches with squared norms (s, 1, n); returns (s, width, n)."""
@@ -145,9 +186,22 @@ class Projection:
         return torch.cat([along, rest.add_(sq_norms, alpha=2 * self.doubt).sqrt_()], dim=1)
 
 
+def as_pairs(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Return what bfloat16 holds, (..., c), as words of two, (..., c / 2)."""
+    bits = values.view(np.uint32)
+    out = lined_up((*values.shape[:-1], values.shape[-1] // 2)).view(np.uint32)
+    found: NDArray[np.uint32] = np.bitwise_or(bits[..., ::2] >> np.uint32(16), bits[..., 1::2], out=out)
+    return found
+
+
 def narrow() -> int:
     """Return the fastest kind of products."""
     return TILES if has_tiles() else PAIRS
+
+
+def counts() -> Sequence[int]:
+    """Return the numbers of directions to try."""
+    return TILE_COUNTS if narrow() == TILES else COUNTS
 
 
 def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
@@ -159,7 +213,7 @@ def provisional(sample: torch.Tensor, directions: torch.Tensor) -> Projection:
     """
     channels = len(sample)
     shares = (directions @ sample).square().sum(dim=1).cumsum(0) / sample.square().sum().clamp(min=1e-30)
-    for number in COUNTS:
+    for number in counts():
         if number <= len(directions) and number + 1 < channels and shares[number - 1] >= EXPLAINED:
             return Projection(channels, directions[:number].contiguous(), narrow())
     return Projection(channels, None, narrow() if len(directions) > 0 else SINGLE)
@@ -255,20 +309,21 @@ def fitted(
         sample.square().sum(dim=0) - theirs.square().cumsum(0),
     ]
     lengths = [rest.clamp_(min=0).sqrt() for rest in rests]
-    for number in COUNTS:
+    for number in counts():
         if number > len(directions) or number + 1 >= channels:
             break
         some, share = trimmed(directions[:number], float(rests[1][number - 1].sum()), parts)
         tried.append(Projection(channels, some, narrow()))
         products = mine[:number].T @ theirs[:number] + lengths[0][number - 1][:, None] * lengths[1][number - 1]
-        found.append(costs(products, tried[-1], number * share * channels * PROJECT / patches))
+        projecting = tried[-1].rows * (PROJECT_TILES if tried[-1].kind == TILES else PROJECT)
+        found.append(costs(products, tried[-1], projecting * share * channels / patches))
     best = [min(range(len(tried)), key=lambda each: found[each][part]) for part in range(PARTS)]
     return [tried[each] for each in best], sum(found[each][part] for part, each in enumerate(best)) / PARTS
 
 
 def principal(sample: torch.Tensor) -> torch.Tensor:
     """Return about the first principal directions of patches (c, s), (m, c), the most telling first; none of NaN."""
-    channels, count = len(sample), min(COUNTS[-1] + SPARE, *sample.shape)
+    channels, count = len(sample), min(counts()[-1] + SPARE, *sample.shape)
     if not bool(sample.square().sum().isfinite()):
         return torch.empty(0, channels)
     if channels <= 2 * count:
@@ -280,5 +335,5 @@ def principal(sample: torch.Tensor) -> torch.Tensor:
         basis = torch.linalg.qr(draw.double()).Q
         small = basis.T @ sample.double()
     _, vectors = torch.linalg.eigh(small @ small.T)  # ascending
-    found: torch.Tensor = (basis @ vectors.flip(1)[:, : COUNTS[-1]]).T.float().contiguous()
+    found: torch.Tensor = (basis @ vectors.flip(1)[:, : counts()[-1]]).T.float().contiguous()
     return found

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from .bounds_gallery import BoundsGallery, Floats, Prepared, is_exact
+from .bounds_gallery import BoundsGallery, fewer_and_fewer, is_exact
 from .bounds_plan import Projection
+from .bounds_prepared import Prepared
+from .bounds_sources import Floats
 from .kept import KeptLevel, Way
 
 
@@ -42,12 +44,7 @@ class SharedGallery(BoundsGallery):
         """See BoundsGallery. Of what is prepared, more at a time take less; the last are few: no thread waits long."""
         if self._way is None or None in self._own.store.take(self._own.level, self._own.names, self._way):
             return super().chunks(together, threads)
-        found, start = [], 0
-        while start < self.k:
-            number = max(1, (self.k - start) // (2 * threads))
-            found.append(range(start, start + number))
-            start += number
-        return found
+        return fewer_and_fewer(range(self.k), threads)
 
     def prepared(self, some: range, projection: Projection, room: Floats, keep: bool = False) -> Prepared:
         """See BoundsGallery."""
@@ -67,6 +64,10 @@ class SharedGallery(BoundsGallery):
         )
         self.kept_at[some.start : some.stop] = cells_at
         return Prepared(projection, found[0].cells, cells_at, panels_at, largest, tuple(found))
+
+    def is_striped(self, some: range) -> bool:
+        """See BoundsGallery: they will be kept."""
+        return False
 
     def measured(self, number: int) -> None:
         """See BoundsGallery."""

@@ -154,3 +154,91 @@ def _multiply(builder: Any, args: Any) -> None:
             before = builder.load(values(least, WORD(r * WIDTH)), align=4)
             low = builder.select(builder.fcmp_ordered("<", total, before), total, before)
             builder.store(low, values(least, WORD(r * WIDTH)), align=4)
+
+
+def _constant(value: int, lanes: int) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), lanes), [value] * lanes)
+
+
+def rounded_pair(builder: Any, even: Any, odd: Any, errors: Any) -> tuple[Any, Any]:
+    """Round two vectors of floats to bfloat16; returns the words of both, and `errors` with squares of what it takes.
+
+    Halves are rounded away from 0, as that takes fewer instructions.
+    """
+    lanes, bits = even.type.count, []
+    for value in (even, odd):
+        kind = ir.VectorType(ir.IntType(32), lanes)
+        raised = builder.add(builder.bitcast(value, kind), _constant(0x8000, lanes))
+        bits.append(builder.and_(raised, _constant(0xFFFF0000, lanes)))
+        error = builder.fsub(value, builder.bitcast(bits[-1], value.type))
+        errors = builder.fadd(errors, builder.fmul(error, error, flags=("contract",)), flags=("contract",))
+    return builder.or_(builder.lshr(bits[0], _constant(16, lanes)), bits[1]), errors
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def round_pairs(context: Any, addresses: Any, pairs: Any) -> Any:
+    """Round float32 to bfloat16, two channels in each word.
+
+    Args:
+        context: the compiler's.
+        addresses: those of values (2 * pairs, WIDTH) float32; of words (pairs, WIDTH), set; and of errors (WIDTH,)
+            float32: squares of what rounding takes are added.
+        pairs: of channels.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, words, errors = (
+            builder.inttoptr(builder.extract_value(args[0], number), FLOATS.as_pointer()) for number in range(3)
+        )
+        total = cgutils.alloca_once_value(builder, builder.load(errors, align=4))
+        with cgutils.for_range(builder, args[1]) as loop:
+            first = builder.shl(loop.index, WORD(1))
+            even, odd = (builder.load(builder.gep(values, [builder.add(first, WORD(i))]), align=4) for i in (0, 1))
+            word, added = rounded_pair(builder, even, odd, builder.load(total))
+            builder.store(builder.bitcast(word, FLOATS), builder.gep(words, [loop.index]), align=4)
+            builder.store(added, total)
+        builder.store(builder.load(total), errors, align=4)
+        return context.get_dummy_value()
+
+    return types.void(addresses, pairs), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def project_tiles(context: Any, addresses: Any, words: Any) -> Any:
+    """Add to sums[r, i] the sum over channels of directions[r, channel] * patches[channel, i], all bfloat16.
+
+    Args:
+        context: the compiler's.
+        addresses: those of directions (TILE_ROWS, words), patches (words, WIDTH), and sums (TILE_ROWS, WIDTH) float32.
+        words: of two channels, a multiple of STEP.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_INSTRUCTIONS:
+            _project(builder, args)
+        return context.get_dummy_value()
+
+    return types.void(addresses, words), generate
+
+
+def _project(builder: Any, args: Any) -> None:
+    addresses, words = args
+    directions, patches, sums = (
+        builder.inttoptr(builder.extract_value(addresses, number), ADDRESS) for number in range(3)
+    )
+    row, line = builder.mul(words, WORD(4)), WORD(4 * WIDTH)
+    tiles = [(2 * r + side, r, side) for r in range(2) for side in range(2)]
+    places = {number: builder.gep(sums, [WORD(4 * WIDTH * 16 * r + 64 * side)]) for number, r, side in tiles}
+    for number, place in places.items():
+        _call(builder, "tileloadd64", BYTE(number), place, line)
+    with cgutils.for_range_slice(builder, WORD(0), words, WORD(STEP), inc=True) as (word, _):
+        for r in range(2):
+            first = builder.add(builder.mul(row, WORD(16 * r)), builder.mul(word, WORD(4)))
+            _call(builder, "tileloadd64", BYTE(4 + r), builder.gep(directions, [first]), row)
+        for side in range(2):
+            place = builder.gep(patches, [builder.add(builder.mul(word, line), WORD(64 * side))])
+            _call(builder, "tileloadd64", BYTE(6 + side), place, line)
+        for number, r, side in tiles:
+            _call(builder, "tdpbf16ps", BYTE(number), BYTE(4 + r), BYTE(6 + side))
+    for number, place in places.items():
+        _call(builder, "tilestored64", BYTE(number), place, line)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..system.devices import as_arrays
 from .bounds import search_bounds
-from .bounds_gallery import Floats, Ints
+from .bounds_sources import Floats, Ints
 
 
 def search_distinct(query: Any, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints]:

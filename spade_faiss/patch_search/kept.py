@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from ..system.forks import remember
 
 if TYPE_CHECKING:
-    from .bounds_gallery import Frame, Prepared
+    from .bounds_gallery import Frame
     from .bounds_plan import Projection
+    from .bounds_prepared import Prepared
 
 AGAIN = 64  # searches that take a way before it is chosen anew
 MORE = 4  # times the patches to measure of the first of them, and it is, too

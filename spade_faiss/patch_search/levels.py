@@ -11,6 +11,8 @@ from ..arrays import Array, all_finite
 from ..errors import FeatureError
 from ..system.devices import as_arrays
 
+LARGE = 2**24  # bytes that several threads look at
+
 
 def as_levels(query: Sequence[Any], gallery: Sequence[Any], mixed: bool = False) -> tuple[list[Array], list[Any], Any]:
     """Return the query as arrays, the gallery as arrays or tensors, and the torch device of tensors, else None.
@@ -42,8 +44,13 @@ def as_levels(query: Sequence[Any], gallery: Sequence[Any], mixed: bool = False)
 
 def _is_finite(level: Any) -> bool:
     """Return whether no value of an array or tensor is NaN or infinite."""
-    if isinstance(level, np.ndarray):
+    if isinstance(level, np.ndarray) and level.nbytes < LARGE:
         return all_finite(level)
+    if isinstance(level, np.ndarray):
+        from ..system.threads import single_threads, torch_threads  # here, as it takes torch
+
+        threads = min(torch_threads(), len(level))
+        return all(single_threads(threads).map(all_finite, np.array_split(level, threads)))
     import torch
 
     # all_finite, on the level's own device.
@@ -77,7 +84,17 @@ def check_levels(query: list[Array], gallery: list[Any], scan: bool, finest_firs
                 f"level {number}: expected the finest level first, found {level.shape} after {query[0].shape}"
             )
         _check_values(f"level {number} of the query", level, scan=True)
-        _check_values(f"level {number} of the neighbours", others, scan)
+        _check_values(_neighbours(number), others, scan)
+
+
+def check_neighbours(gallery: Sequence[Any]) -> None:
+    """Check that the values of levels [(K, c, h, w), ...] are finite."""
+    for number, level in enumerate(gallery):
+        _check_values(_neighbours(number), level, scan=True)
+
+
+def _neighbours(number: int) -> str:
+    return f"level {number} of the neighbours"
 
 
 def _check_values(name: str, array: Any, scan: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
 from .cost_model import bounds_budget, faster, gpu_pays
 from .kept import KeptLevel
-from .levels import as_levels, check_levels
+from .levels import as_levels, check_levels, check_neighbours
 from .settings import ENGINES, SearchSettings
 
 __all__ = ["ENGINES", "search_checked", "search_levels", "search_levels_checked", "search_patches"]
@@ -160,8 +161,17 @@ def search_spaced_checked(
     """
     settings = SearchSettings.of(options)
     query, gallery, like = _checked(query_levels, neighbour_levels, settings, scan, mixed=True)
-    sides = zip(query, gallery, kept or [None] * len(query), strict=True)
-    return [_found([own], [others], like, settings, True, prepared) for own, others, prepared in sides]
+    sides = list(zip(query, gallery, kept or [None] * len(query), strict=True))
+
+    def found(side: tuple[Array, Any, KeptLevel | None]) -> tuple[Any, ...]:
+        own, others, prepared = side
+        return _found([own], [others], like, settings, True, prepared)
+
+    if not all(isinstance(level, np.ndarray) for level in gallery) or search_device(settings.device) != "cpu":
+        return [found(side) for side in sides]
+    from ..system.threads import side_by_side
+
+    return side_by_side(found, sides)
 
 
 def _together(
@@ -173,7 +183,7 @@ def _together(
 ) -> tuple[Any, ...]:
     """Check the levels and search them concatenated."""
     query, gallery, like = as_levels(query_levels, neighbour_levels, mixed)
-    check_levels(query, gallery, scan, finest_first=True)
+    check_levels(query, gallery, False, finest_first=True)
     if settings.distinct:
         raise OptionError("distinct: goes with matching 'by_level', found levels concatenated")
     finest: tuple[int, int] = query[0].shape[1:]
@@ -184,7 +194,7 @@ def _together(
             f"metric: expected l2 for concatenated levels of different grids, found cosine for {finest} and {other}; "
             "search by level"
         )
-    return _found(query, gallery, like, settings)
+    return _found(query, gallery, like, replace(settings, scan=scan))
 
 
 def _apart(
@@ -243,6 +253,13 @@ def _search(
         own, [others] = query[0].reshape(len(query[0]), -1), gallery
         return search_spaced(own, others, kappa, where, kept) if spaced else search_distinct(own, others, kappa, where)
     radius = settings.radius(query[0].shape[1:])
+    engine, budget = settings.engine, 0.0
+    if engine == "auto" and radius is None:
+        of = [level.shape for level in query], len(gallery[0]), kappa
+        engine, budget = (faster(*of), _budget(*of)) if where == "cpu" else ("pyramid", 0.0)
+    bounds_see = (budget > 0 or engine == "bounds") and settings.metric == "l2"
+    if settings.scan and not bounds_see:
+        check_neighbours(gallery)
     if radius is not None:
         is_cosine = settings.metric == "cosine"
         if where == "cpu":
@@ -252,10 +269,6 @@ def _search(
         from .window_torch import search_window_torch
 
         return search_window_torch(query, gallery, kappa, radius, is_cosine, where)
-    engine, budget = settings.engine, 0.0
-    if engine == "auto":
-        of = [level.shape for level in query], len(gallery[0]), kappa
-        engine, budget = (faster(*of), _budget(*of)) if where == "cpu" else ("pyramid", 0.0)
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if engine == "flat" or where == "cpu":
@@ -268,7 +281,9 @@ def _search(
         from .bounds import TooMuchLeftError, search_levels_by_bounds
 
         with suppress(TooMuchLeftError):
-            return search_levels_by_bounds(query, gallery, kappa, budget)
+            return search_levels_by_bounds(query, gallery, kappa, budget, settings.scan)
+        if settings.scan and bounds_see:  # they have not looked at all
+            check_neighbours(gallery)
     if engine == "flat":
         from .flat import search_flat
 
@@ -277,7 +292,7 @@ def _search(
     if engine == "bounds":
         from .bounds import search_levels_by_bounds
 
-        return search_levels_by_bounds(query, gallery, kappa)
+        return search_levels_by_bounds(query, gallery, kappa, scan=settings.scan)
     if where == "cpu":
         from .pyramid import search_pyramid
 

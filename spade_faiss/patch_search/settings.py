@@ -33,6 +33,7 @@ class SearchSettings:
     metric: str = "l2"
     window: Any = None
     distinct: bool = False
+    scan: bool = False  # whether the neighbours' values may not be finite
 
     @classmethod
     def of(cls, options: SearchOptions) -> SearchSettings:

@@ -13,9 +13,10 @@ from ..arrays import Array
 from ..system.devices import as_arrays, as_typed, search_device
 from ..system.threads import in_one_thread
 from .bounds import search_prepared
-from .bounds_gallery import BoundsGallery, Floats, Ints
+from .bounds_gallery import BoundsGallery
 from .bounds_panels import nth_of
 from .bounds_shared import SharedGallery
+from .bounds_sources import Floats, Ints
 from .distinct import search_distinct
 from .kept import KeptLevel
 from .levels import check_levels
@@ -175,7 +176,7 @@ def _reach(gallery: BoundsGallery, patches: Array, others: Ints, nth: int) -> Fl
         return reach
     if gallery.has_all and patches.dtype == np.float32:
         near = np.empty(len(patches))
-        nth_of(gallery.kept_at, np.ascontiguousarray(patches), others, gallery.n, nth, near)
+        nth_of(gallery.kept_at, np.ascontiguousarray(patches), others, (gallery.n, gallery.length), nth, near)
         reach[:] = near * (1 + 1e-5)
     else:
         cells = gallery.levels[0].reshape(gallery.k, patches.shape[1], -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,11 +13,11 @@ import torch
 
 from .forks import free_at_forks
 
+S = TypeVar("S")
 T = TypeVar("T")
 _lock = free_at_forks(threading.Lock())
-_pools: dict[
-    tuple[int, int], ThreadPoolExecutor
-] = {}  # by process, because a forked process has none of its parent's threads
+# By process, because a forked process has none of its parent's threads; by number, and torch's threads in each.
+_pools: dict[tuple[int, int, int], ThreadPoolExecutor] = {}
 
 
 def torch_threads() -> int:
@@ -31,14 +31,30 @@ def single_threads(number: int) -> ThreadPoolExecutor:
 
     torch's setting belongs to a thread, but threads that start later inherit it. So it is restored at once.
     """
-    key = os.getpid(), number
+    return _threads(number, 1)
+
+
+def side_by_side(call: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """Return call(item) of each, in threads of their own where torch has several: while one waits, others compute.
+
+    Torch has as many threads in each as here.
+    """
+    threads = torch_threads()
+    if threads == 1 or len(items) < 2:
+        return [call(item) for item in items]
+    return list(_threads(len(items), threads).map(call, items))
+
+
+def _threads(number: int, torch_number: int) -> ThreadPoolExecutor:
+    """Return a pool of so many threads in which torch computes with so many."""
+    key = os.getpid(), number, torch_number
     with _lock:
         if key not in _pools:
             before, all_there = torch.get_num_threads(), threading.Barrier(number)
 
             def start() -> None:
                 torch.get_num_threads()  # else the thread's first product would take the inherited number after all
-                torch.set_num_threads(1)
+                torch.set_num_threads(torch_number)
                 all_there.wait()
 
             pool = ThreadPoolExecutor(number, "spade-faiss-search")

@@ -76,7 +76,7 @@ def searching(engine: str, device: str, variant: str) -> Iterator[Search]:
         elif variant == "directed":  # what it does where directions pay
             patch.setattr(bounds, "WORTH", -1)
             patch.setattr(bounds, "FIRST", 1)
-            patch.setattr(bounds_plan, "COUNTS", (1, 2, 4))
+            patch.setattr(bounds_plan, "counts", lambda: (1, 2, 4))
             patch.setattr(bounds_plan, "EXPLAINED", 0)
             patch.setattr(bounds_plan, "MEASURE", 0)
             patch.setattr(bounds_plan, "MEASURE_CHANNEL", 0)

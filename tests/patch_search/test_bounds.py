@@ -13,34 +13,13 @@ import torch
 import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
-from spade_faiss.patch_search.bounds_gallery import packed, packed_query
 from spade_faiss.patch_search.bounds_panels import LARGEST, PAIRS, SINGLE, TILES
+from spade_faiss.patch_search.bounds_prepared import packed, packed_query
 from spade_faiss.patch_search.bounds_tiles import begin_tiles, end_tiles, has_tiles, multiply_tiles
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import search_spaced
 from tests import reference
-
-
-def expected_of(query: np.ndarray, neighbours: np.ndarray, kappa: int, distinct: bool) -> tuple[Any, Any]:
-    """The oracle's squared distances and positions, (q, kappa)."""
-    if distinct:
-        return reference.search_distinct(query, neighbours, kappa)
-    cells = neighbours.astype(np.float64).transpose(0, 2, 3, 1).reshape(-1, len(query))
-    every = np.array([((cells - patch) ** 2).sum(axis=1) for patch in query.astype(np.float64).T])
-    places = np.argsort(every, axis=1, kind="stable")[:, :kappa]
-    return np.take_along_axis(every, places, 1), places
-
-
-def low_rank(c: int, k: int, side: int, patches: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Patches near three directions, (c, q) and (K, c, h, w) float32."""
-    rng = np.random.default_rng(seed)
-    basis = rng.normal(size=(3, c))
-
-    def draw(n: int) -> Any:
-        return (rng.normal(size=(n, 3)) @ basis + noise * rng.normal(size=(n, c)) + 5).astype(np.float32)
-
-    neighbours = draw(k * side * side).reshape(k, side, side, c).transpose(0, 3, 1, 2)
-    return draw(patches).T, neighbours
+from tests.helpers.bounds import expected_of, halves_of_bfloat16, low_rank
 
 
 @pytest.fixture(params=["pairs", "tiles"])
@@ -66,7 +45,7 @@ def directions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bounds, "CHUNK_BYTES", 1)
     monkeypatch.setattr(bounds, "fitted", noted)
     monkeypatch.setattr(bounds_plan, "EXPLAINED", 0)
-    monkeypatch.setattr(bounds_plan, "COUNTS", (2, 3, 5))
+    monkeypatch.setattr(bounds_plan, "counts", lambda: (2, 3, 5))
     monkeypatch.setattr(bounds_plan, "MEASURE", 0)
     monkeypatch.setattr(bounds_plan, "MEASURE_CHANNEL", 0.1)
     return chosen
@@ -255,7 +234,7 @@ def test_distances_are_those_of_pyramid_bit_for_bit(
 ) -> None:  # fmt: skip
     """So an answer by "auto" depends on the images alone, however they are shared out among galleries."""
     monkeypatch.setattr(bounds_plan, "MEASURE_CHANNEL", 10)
-    monkeypatch.setattr(bounds_plan, "COUNTS", (5, 9))
+    monkeypatch.setattr(bounds_plan, "counts", lambda: (5, 9))
     rng = np.random.default_rng(8)
     every = [low_rank(c, 9, 7, 0, 0.05, seed=c)[1].repeat(2, axis=3)[:, :, :h, :w] for c, h, w in shapes]
     every = [(level * rng.normal(1, 0.01, level.shape)).astype(dtype) for level in every]
@@ -309,7 +288,8 @@ def packed_products(width: int, kind: int) -> tuple[Any, Any, Any, Any, float]:
     along = projection.along(patches[None], slice(None))
     coordinates = projection.joined([along], torch.from_numpy(sq_norms.astype(np.float32))[None, None])
     largest = np.full(1, longest, np.float32)
-    panels = packed(projection, coordinates.numpy(), sq_norms.astype(np.float32)[None], largest)[0]
+    norms = sq_norms.astype(np.float32)[None], np.zeros((1, 90), np.float32)
+    panels = packed(projection, coordinates.numpy(), norms, largest)[0]
     true = (np.square(wide[:, :, None] - wide[:, None]).sum(axis=0) - sq_norms[:, None]) / 2
     doubt = projection.doubt * (np.sqrt(sq_norms)[:, None] + longest) ** 2 + projection.coarseness * longest**2
     return panels, packed_query(projection, coordinates[0], longest), true, doubt, longest
@@ -326,18 +306,6 @@ def test_products_of_16_bits_are_bounds(width: int) -> None:
     halves = panels[:, words].reshape(-1)[:90] - (longest / LARGEST) ** 2 * (mine.astype(np.int64) @ theirs.T)
     assert (halves - doubt <= true).all()
     assert (halves > true).any()
-
-
-def halves_of_bfloat16(panels: Any, mine: Any) -> Any:
-    """The halves (q, n) of panels and a query packed for tiles, in float64."""
-    words = panels.shape[1] - 1
-
-    def values(array: Any) -> Any:  # of each word, the lower half and the upper
-        bits = np.ascontiguousarray(array).view(np.uint32)
-        return np.stack([bits << 16, bits & 0xFFFF0000], axis=-1).view(np.float32).astype(np.float64)
-
-    theirs = values(panels[:, :words]).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
-    return panels[:, words].reshape(-1) + values(mine).reshape(-1, 2 * words) @ theirs.T
 
 
 @pytest.mark.parametrize("width", [3, 6, 20])

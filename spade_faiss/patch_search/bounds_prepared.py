@@ -1,0 +1,156 @@
+"""Neighbours made ready to be compared: their patches' cells, and coordinates cut into panels of words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import bounds_panels as panels
+from . import pyramid_kernels
+from .bounds_loading import load_levels
+from .bounds_plan import Projection
+from .bounds_simd import ROWS, WIDTH
+from .bounds_sources import Floats, Ints, Source
+from .bounds_tiles import TILE_ROWS, lined_up
+from .pyramid_plan import Upsampling, lifted
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Some neighbours, ready to be compared."""
+
+    projection: Projection
+    cells: Floats  # (s, m), see bounds_panels
+    cells_at: Ints  # (s,) their addresses
+    panels_at: Ints  # (s,) addresses of panels, (panels, words + 1, WIDTH) float32 each
+    largest: Floats  # (s,) largest norm of each, at scale; 0: not finite
+    held: tuple[Any, ...] = ()  # what lies at the addresses
+
+    @classmethod
+    def none(cls, projection: Projection, number: int) -> Prepared:
+        """Return so many neighbours that are not prepared."""
+        nothing = np.zeros(number, np.int64)
+        return cls(projection, np.empty((1, 0), np.float32), nothing, nothing, np.zeros(number, np.float32))
+
+    @classmethod
+    def of(cls, projection: Projection, cells: Floats, panels: Floats, largest: Floats) -> Prepared:
+        """Return neighbours whose cells and panels, (s, ...), lie side by side."""
+        cells_at, panels_at = (each.ctypes.data + np.arange(len(each)) * each.strides[0] for each in (cells, panels))
+        return cls(projection, cells, cells_at, panels_at, largest, (panels,))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What the patches of all neighbours have in common."""
+
+    n: int  # patches of a neighbour
+    upsampling: Upsampling
+    scale: float
+    centre: Floats  # (c,) at scale
+
+
+def prepare(sources: Sequence[Source], sides: Sides, projection: Projection, cells: Floats) -> Prepared:
+    """Prepare some neighbours.
+
+    Args:
+        sources: where their levels lie, those of the finest grid first.
+        sides: of the patches.
+        projection: of theirs.
+        cells: (s, m), set.
+    """
+    number, is_plain = len(cells), projection.directions is None
+    m = len(sides.centre) if is_plain else projection.width - 1
+    found = np.empty((number, m if is_plain else projection.rows + 1, sides.n), np.float32)  # coordinates
+    sq_norms, more, sq_errors = np.zeros((3, number, sides.n), np.float32)
+    for source in sources:
+        layout, grid, is_finest = source.layout, source.layout.grid, source is sources[0]
+        rows, size = layout.channels.stop - layout.channels.start if is_plain else found.shape[1], grid[0] * grid[1]
+        own = found if is_finest else np.empty((number, rows, size), np.float32)
+        norms, errors = np.empty((2, number, size), np.float32)
+        load_levels(
+            source.kind, (source.at, size), layout.parts, (source.shift, sides.centre[layout.channels]),
+            np.float32(sides.scale), projection.blocks(layout.spans), cells, own, norms, errors,
+        )  # fmt: skip
+        if is_finest:
+            sq_norms += norms
+            sq_errors += errors * errors
+            continue
+        _add_norms(source, sides, cells, norms, (sq_norms, more))
+        if not is_plain:
+            own[:, m], rows = errors, m + 1
+        raised = lifted(own[:, :rows].reshape(-1, size), grid, sources[0].layout.grid).reshape(number, rows, -1)
+        if is_plain:
+            found[:, layout.channels] = raised
+        else:  # no interpolated error is longer than the mean of the cells'
+            found[:, :m] += raised[:, :m]
+            sq_errors += raised[:, m] * raised[:, m]
+    errors = np.sqrt(sq_errors)
+    bound = (sq_norms + more).max(axis=1)
+    largest = np.where(np.isfinite(bound), np.sqrt(bound), 0).astype(np.float32)
+    if not is_plain:
+        panels.add_rests(found, sq_norms, errors, m, np.float32(2 * projection.doubt))
+    return Prepared.of(projection, cells, packed(projection, found, (sq_norms, errors), largest), largest)
+
+
+def _add_norms(source: Source, sides: Sides, cells: Floats, norms: Floats, out: tuple[Floats, Floats]) -> None:
+    """Add squared norms of what is interpolated from cells of a coarser level with these; and how far from a bound.
+
+    Args:
+        source: of the level.
+        sides: of the patches.
+        cells: (s, m), the level's among them.
+        norms: (s, cells) squared, at scale.
+        out: (s, n) each: squared norms, and what they are short of an upper bound.
+    """
+    (at,), grid, up = source.layout.numbers, source.layout.grid, sides.upsampling
+    start, length = (int(each) for each in source.layout.parts[0, 2:])
+    sums, found = np.empty((6, grid[0] * grid[1]), np.float32), np.empty((4, sides.n), np.float32)
+    for number, own in enumerate(cells):
+        panels.sum_neighbouring(own, (start, length), grid[1], np.float32(sides.scale), norms[number], sums)
+        found[:] = 0
+        pyramid_kernels.add_norms(
+            sums, grid[1], up.rows[at], up.row_weights[at], up.columns[at], up.column_weights[at], False,
+            found.reshape(4, len(up.rows[at]), -1),
+        )  # fmt: skip
+        out[0][number] += found[0]
+        out[1][number] += np.maximum(found[1] - found[0], 0)
+
+
+def packed(projection: Projection, operand: Floats, norms: tuple[Floats, Floats], largest: Floats) -> Floats:
+    """Cut projected patches, the first rows of (s, >= width, n), into panels of words.
+
+    `norms` are their squared norms (s, n), and lengths of what rounding took before they were projected.
+    """
+    (s, _, n), width, (sq_norms, errors) = operand.shape, projection.width, norms
+    out = lined_up((s, -(-n // WIDTH), projection.words + 1, WIDTH))
+    if projection.kind == panels.PAIRS:
+        panels.pack_pairs(operand, width, sq_norms, largest, out, out.view(np.int16))
+    elif projection.kind == panels.TILES:
+        panels.pack_tiles(operand, width, sq_norms, errors, largest, out, out.view(np.uint32))
+    else:
+        panels.pack(operand, width, sq_norms, largest, out)
+    return out
+
+
+def packed_query(projection: Projection, operand: torch.Tensor, longest: float) -> Floats:
+    """Return the query's side of the products, (width, q), in blocks of words, the last block padded.
+
+    Returns:
+        (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words).
+    """
+    width, q = operand.shape
+    if projection.kind == panels.TILES:
+        tiles = lined_up((-(-q // TILE_ROWS), TILE_ROWS, projection.words), 0)
+        panels.pack_query_tiles(operand.contiguous().numpy(), tiles.view(np.uint32))
+        return tiles
+    each = 2 if projection.kind == panels.PAIRS else 1
+    padded = np.zeros((projection.words * each, -(-q // ROWS) * ROWS), np.float32)
+    padded[:width, :q] = operand.numpy()
+    blocks = padded.reshape(projection.words, each, -1, ROWS).transpose(2, 0, 3, 1)  # (blocks, words, ROWS, each)
+    if projection.kind == panels.PAIRS:
+        blocks = np.rint(blocks * (panels.LARGEST / longest if longest > 0 else 0)).astype(np.int16)
+    return np.ascontiguousarray(blocks).view(np.float32)[..., 0]

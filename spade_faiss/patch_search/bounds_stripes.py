@@ -1,0 +1,108 @@
+"""Neighbours that are compared stripe by stripe, each of few enough patches to stay in a core's cache until it is.
+
+A neighbour of a transformer is larger than that: prepared as a whole, it would be written to memory and read again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .bounds_gallery import BoundsGallery
+from .bounds_loading import load_patches
+from .bounds_panels import PAIRS, TILES, add_rests, pack, pack_pairs, pack_tiles
+from .bounds_plan import NO_PAIRS, NO_SINGLES, Projection
+from .bounds_simd import WIDTH
+from .bounds_sources import Source
+from .bounds_tiles import lined_up
+from .pyramid_simd import jit
+
+STRIPE_BYTES = 2**20  # of patches
+
+Stripes = tuple[Any, ...]  # see load_stripe
+
+
+def whole() -> Stripes:
+    """Return what says that neighbours are prepared."""
+    none = np.empty(0, np.float32)
+    source = none, np.empty((0, 0), np.int64), np.empty((0, 4), np.int64), (none, none), np.float32(1)
+    directions = NO_SINGLES, NO_PAIRS, np.empty(0, np.bool_)
+    return *source, directions, (0, 0, 0, np.float32(0)), _room(0, 0, 0)
+
+
+def _room(cells: int, coordinates: int, panels: int) -> tuple[Any, ...]:
+    """Return memory for a stripe; that of panels as float32, int16 and uint32."""
+    words = lined_up((panels,))
+    return lined_up((cells,)), lined_up((coordinates,)), words, words.view(np.int16), words.view(np.uint32)
+
+
+class Striper:
+    """One thread's memory for stripes of a gallery's neighbours."""
+
+    def __init__(self, gallery: BoundsGallery) -> None:
+        """Take the gallery; nothing is allocated yet."""
+        self._gallery, self._projection = gallery, gallery.plain
+        self.patches = max(WIDTH, STRIPE_BYTES // (4 * gallery.length) // WIDTH * WIDTH)
+        self._room: tuple[Any, ...] | None = None
+        self._source: Source | None = None
+
+    def stripes(self, some: range, projection: Projection) -> Stripes:
+        """Return neighbours as load_stripe takes them."""
+        gallery, size = self._gallery, self.patches
+        rows = gallery.depth if projection.directions is None else projection.rows + 1
+        if self._room is None or projection is not self._projection:
+            panels = size // WIDTH * (projection.words + 1) * WIDTH
+            self._room, self._projection = _room(size * gallery.length, rows * size, panels), projection
+        source = self._source = gallery.source(some)  # what lies at its addresses has to stay until it is compared
+        figures = size, rows, projection.width, np.float32(2 * projection.doubt)
+        return (
+            source.kind, source.at, source.layout.parts, (source.shift, gallery.centre), np.float32(gallery.scale),
+            projection.blocks(source.layout.spans), figures, self._room,
+        )  # fmt: skip
+
+
+@jit
+def load_stripe(stripes: Any, number: int, span: Any, n: int, kind: int, words: int) -> Any:
+    """Load some patches of a neighbour.
+
+    Args:
+        stripes: an array of the levels' dtype, addresses (s, parts), parts, terms, scale and directions, see
+            load_levels; patches of a stripe, rows of coordinates, numbers that a patch becomes, and what a length's
+            square may be short of, see add_rests; and memory for cells, coordinates, and panels as float32, int16 and
+            uint32, the last four set.
+        number: of the neighbour.
+        span: the first patch, and the end.
+        n: patches of a neighbour.
+        kind: of products.
+        words: of a patch.
+
+    Returns:
+        the largest norm of a patch; 0: not finite.
+    """
+    dtype, at, parts, terms, scale, directions, figures, room = stripes
+    _, rows, width, doubt = figures
+    cells, flat, singles, shorts, bits = room
+    count = span[1] - span[0]
+    panels, blocks = -(-count // WIDTH), max(directions[0].shape[1], directions[1].shape[1])
+    coordinates = flat[: rows * count].reshape(1, rows, count)
+    sq_norms, errors = np.empty((1, count), np.float32), np.empty((1, count), np.float32)
+    load_patches(
+        dtype, (at[number], n), span, parts, terms, scale, directions, cells, coordinates[0], sq_norms[0], errors[0]
+    )
+    if blocks > 0:
+        add_rests(coordinates, sq_norms, errors, width - 1, doubt)
+    largest = np.empty(1, np.float32)
+    largest[0] = np.sqrt(sq_norms.max())
+    if not largest[0] < np.inf:
+        largest[0] = 0
+    size = panels * (words + 1) * WIDTH
+    out = singles[:size].reshape(1, panels, words + 1, WIDTH)
+    if kind == TILES:
+        pack_tiles(coordinates, width, sq_norms, errors, largest, out, bits[:size].reshape(1, panels, words + 1, WIDTH))
+    elif kind == PAIRS:
+        halves = shorts[: 2 * size].reshape(1, panels, words + 1, 2 * WIDTH)
+        pack_pairs(coordinates, width, sq_norms, largest, out, halves)
+    else:
+        pack(coordinates, width, sq_norms, largest, out)
+    return largest[0]

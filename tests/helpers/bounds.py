@@ -1,0 +1,43 @@
+"""Features that few directions hold most of, and what is expected of the search by bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tests import reference
+
+
+def expected_of(query: np.ndarray, neighbours: np.ndarray, kappa: int, distinct: bool) -> tuple[Any, Any]:
+    """The oracle's squared distances and positions, (q, kappa)."""
+    if distinct:
+        return reference.search_distinct(query, neighbours, kappa)
+    cells = neighbours.astype(np.float64).transpose(0, 2, 3, 1).reshape(-1, len(query))
+    every = np.array([((cells - patch) ** 2).sum(axis=1) for patch in query.astype(np.float64).T])
+    places = np.argsort(every, axis=1, kind="stable")[:, :kappa]
+    return np.take_along_axis(every, places, 1), places
+
+
+def low_rank(c: int, k: int, side: int, patches: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Patches near three directions, (c, q) and (K, c, h, w) float32."""
+    rng = np.random.default_rng(seed)
+    basis = rng.normal(size=(3, c))
+
+    def draw(n: int) -> Any:
+        return (rng.normal(size=(n, 3)) @ basis + noise * rng.normal(size=(n, c)) + 5).astype(np.float32)
+
+    neighbours = draw(k * side * side).reshape(k, side, side, c).transpose(0, 3, 1, 2)
+    return draw(patches).T, neighbours
+
+
+def halves_of_bfloat16(panels: Any, mine: Any) -> Any:
+    """The halves (q, n) of panels and a query packed for tiles, in float64."""
+    words = panels.shape[1] - 1
+
+    def values(array: Any) -> Any:  # of each word, the lower half and the upper
+        bits = np.ascontiguousarray(array).view(np.uint32)
+        return np.stack([bits << 16, bits & 0xFFFF0000], axis=-1).view(np.float32).astype(np.float64)
+
+    theirs = values(panels[:, :words]).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
+    return panels[:, words].reshape(-1) + values(mine).reshape(-1, 2 * words) @ theirs.T

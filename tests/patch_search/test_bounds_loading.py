@@ -1,0 +1,221 @@
+"""How the search by bounds reads neighbours: whole or by stripes, and that what it makes of them are bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spade_faiss as sf
+from spade_faiss import arrays
+from spade_faiss.patch_search import bounds, bounds_gallery, bounds_plan, bounds_stripes, cost_model, levels
+from spade_faiss.patch_search.bounds_gallery import BoundsGallery
+from spade_faiss.patch_search.bounds_loading import interpolate
+from spade_faiss.patch_search.bounds_panels import PAIRS, SINGLE, TILES
+from spade_faiss.patch_search.bounds_plan import Projection
+from spade_faiss.patch_search.bounds_prepared import packed_query
+from spade_faiss.patch_search.bounds_tiles import has_tiles
+from tests.helpers.bounds import expected_of, halves_of_bfloat16, low_rank
+
+needs_tiles = pytest.mark.skipif(not has_tiles(), reason="no tile registers here")
+KINDS = [SINGLE, PAIRS, pytest.param(TILES, marks=needs_tiles)]
+
+
+def pyramid(shapes: list[tuple[int, int, int]], k: int, dtype: Any) -> tuple[list[Any], list[Any]]:
+    """Levels of a query and of k neighbours, near three directions."""
+    every = []
+    for number, (c, h, w) in enumerate(shapes):
+        level = low_rank(c, k + 1, max(h, w), 0, 0.1, seed=number)[1][:, :, :h, :w]
+        every.append(np.ascontiguousarray(level.astype(dtype)))
+    return [level[0] for level in every], [level[1:] for level in every]
+
+
+@pytest.fixture
+def by_stripes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Compare all neighbours by the smallest stripes; the numbers of those that are."""
+    monkeypatch.setattr(bounds_gallery, "LARGE", 0)
+    monkeypatch.setattr(bounds_stripes, "STRIPE_BYTES", 1)
+    monkeypatch.setattr(bounds, "GUESSES", 0)  # which are prepared as a whole
+    taken: list[int] = []
+    stripes = bounds_stripes.Striper.stripes
+
+    def noted(self: Any, some: range, projection: Projection) -> Any:
+        taken.extend(some)
+        return stripes(self, some, projection)
+
+    monkeypatch.setattr(bounds_stripes.Striper, "stripes", noted)
+    return taken
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("m", [0, 5])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shapes", [[(40, 7, 9)], [(16, 10, 8), (130, 10, 8)]], ids=["partial", "two-levels"])
+@pytest.mark.parametrize("kappa", [1, 3])
+def test_stripes_find_what_whole_neighbours_do(
+    by_stripes: list[int], monkeypatch: pytest.MonkeyPatch, kind: int, m: int, dtype: Any, shapes: Any, kappa: int
+) -> None:
+    query, neighbours = pyramid(shapes, 13, dtype)
+
+    def found() -> Any:
+        gallery = BoundsGallery(neighbours, query)
+        gallery.projections = [Projection(gallery.depth, gallery.directions[:m] if m else None, kind)]
+        return bounds.search_prepared(gallery, query, kappa)
+
+    striped = found()
+    assert by_stripes
+    monkeypatch.setattr(bounds_gallery, "LARGE", np.inf)
+    by_stripes.clear()
+    for ours, whole in zip(striped, found(), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    assert not by_stripes
+    patches = [np.concatenate([level.reshape(len(level), -1) for level in query])]
+    flat = np.concatenate(neighbours, axis=1)
+    np.testing.assert_array_equal(striped[1], expected_of(patches[0], flat, kappa, False)[1])
+
+
+@pytest.mark.parametrize("kappa", [1, 4])
+def test_stripes_find_the_nearest_of_each_neighbour(by_stripes: list[int], two_threads: None, kappa: int) -> None:
+    [query], [neighbours] = pyramid([(24, 9, 9)], 21, np.float32)
+    neighbours[7] = neighbours[3]
+    neighbours[5, :, 8, 8] = query[:, 0, 0]
+    found = bounds.search_bounds(query.reshape(24, -1), neighbours, kappa, True)
+    expected = expected_of(query.reshape(24, -1), neighbours, kappa, True)
+    assert set(by_stripes) == set(range(21))
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_few_neighbours_are_copied_at_a_time(by_stripes: list[int], dtype: Any, turned: bool) -> None:
+    query, [level] = pyramid([(24, 7, 7)], 40, dtype)
+    level = np.asfortranarray(level) if turned else level
+    longest = max(map(len, BoundsGallery([level], query).chunks(1, 2)))
+    assert (longest == 1) == (turned or dtype == np.float64)
+    found = sf.search_patches(query, [level], 2, "bounds", "cpu")
+    expected = sf.search_patches(query, [level], 2, "pyramid", "cpu")
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert set(by_stripes) == set(range(40))
+
+
+@pytest.mark.parametrize("kind", [PAIRS, pytest.param(TILES, marks=needs_tiles)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("offset", [0, 30])
+@pytest.mark.parametrize(
+    "shapes", [[(40, 7, 9)], [(300, 8, 8)], [(16, 8, 9), (150, 4, 5), (9, 2, 2)]], ids=["few", "many", "mixed"]
+)
+def test_what_neighbours_become_are_bounds(kind: int, dtype: Any, offset: float, shapes: Any) -> None:
+    """Halves of projected patches are never above the true ones by more than their doubt; norms are the patches'."""
+    query, neighbours = pyramid(shapes, 4, dtype)
+    neighbours = [(level + level.dtype.type(offset)).astype(dtype) for level in neighbours]
+    gallery = BoundsGallery(neighbours, query)
+    gallery.projections = [Projection(gallery.depth, gallery.directions[:5], kind)]
+    projection = gallery.projections[0]
+    search = bounds._Search.of(gallery, query, False)
+    wide = search.own.double().numpy()
+    for number in range(4):
+        theirs = gallery.prepared(range(number, number + 1), projection, gallery.room(1))
+        largest = float(theirs.largest[0])
+        patches = torch.from_numpy(gallery.patches([level[number] for level in neighbours])).T * gallery.scale
+        patches = (patches - torch.from_numpy(gallery.centre)[:, None]).double().numpy()
+        true = (np.square(wide[:, :, None] - patches[:, None]).sum(axis=0) - search.sq_norms[:, None]) / 2
+        [panels] = theirs.held[0]
+        words = projection.words
+        sq_norms = np.square(patches).sum(axis=0)
+        np.testing.assert_allclose(panels[:, words].reshape(-1)[: gallery.n], sq_norms / 2, rtol=1e-4)
+        assert largest == pytest.approx(np.sqrt(sq_norms.max()), rel=0.5)
+        assert largest >= np.sqrt(sq_norms.max()) * (1 - 1e-5)
+        mine = search.operand(projection)
+        if kind == TILES:
+            halves = halves_of_bfloat16(panels, mine)
+        else:
+            rows = panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2)
+            rows = np.moveaxis(rows, 1, 2).reshape(-1, 2 * words).astype(np.int64)
+            each = mine.view(np.int16).reshape(len(mine), words, -1, 2).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
+            factor = search.longest * largest / 32_700**2
+            halves = panels[:, words].reshape(-1) - factor * (each.astype(np.int64) @ rows.T)
+        halves = halves[: gallery.n, : gallery.n]
+        doubt = projection.doubt * (np.sqrt(search.sq_norms)[:, None] + largest) ** 2
+        doubt = doubt + projection.coarseness * search.longest * largest
+        assert (halves - doubt <= true).all()
+        assert (true - halves).mean() < 0.3 * (search.sq_norms.mean() + sq_norms.mean())  # and tell something
+
+
+@pytest.mark.parametrize("m", [1, 7, 60])
+def test_directions_for_tiles_make_no_patch_longer(m: int) -> None:
+    directions = torch.linalg.qr(torch.from_numpy(np.random.default_rng(0).normal(size=(200, m)))).Q.T.float()
+    used = Projection(200, directions, TILES).used
+    assert (used == used.bfloat16().float()).all()
+    assert 0.99 < float(torch.linalg.matrix_norm(used.double(), 2)) <= 1
+    assert Projection(200, directions, PAIRS).used is directions
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [5, 8, 16, 31, 40, 150])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_are_the_values_of_levels_turned(dtype: Any, channels: int, kind: int) -> None:
+    """Whatever number of channels is left over, and of patches."""
+    query, [level] = pyramid([(channels, 7, 10)], 3, dtype)
+    gallery = BoundsGallery([level], query, distinct=True)
+    directions = gallery.directions[:2] if channels > 5 else None
+    found = gallery.prepared(range(1, 3), Projection(channels, directions, kind), gallery.room(2))
+    cells = found.cells.reshape(2, gallery.n, -1)[:, :, :channels]
+    expected = level[1:].reshape(2, channels, -1).transpose(0, 2, 1) - gallery.shift
+    np.testing.assert_array_equal(cells, expected.astype(np.float32))
+
+
+def test_a_patch_lies_over_the_cells_of_a_level() -> None:
+    level = np.arange(24, dtype=np.float32).reshape(2, 3, 4)  # two neighbours, three channels
+    taps, weights = np.array([[0, 3], [1, 3]]), np.array([[0.75, 1], [0.25, 0]], np.float32)
+    out = np.full((4, 5), -1, np.float32)
+    at = level.ctypes.data + np.arange(2) * level.strides[0]
+    interpolate(level.reshape(-1)[:0], at, np.int64(4), np.float32([0, 1, 2]), taps, weights, 1, out)
+    patches = (level[:, :, taps] * weights).sum(axis=2).transpose(0, 2, 1).reshape(4, 3)
+    np.testing.assert_array_equal(out, np.pad(patches - [0, 1, 2], ((0, 0), (1, 1)), constant_values=-1))
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 12), (1, 5)], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("engine", ["bounds", "auto"])
+@pytest.mark.parametrize("small", [True, False])
+def test_what_is_not_finite_is_named_by_bounds_too(
+    by_stripes: list[int], monkeypatch: pytest.MonkeyPatch, place: Any, value: float, engine: str, small: bool
+) -> None:
+    """They see it as they read, so that nothing is read twice."""
+    monkeypatch.setattr(cost_model, "BOUNDS_LEAST", 0)
+    monkeypatch.setattr(bounds_plan, "has_tiles", lambda: False)
+    if not small:
+        monkeypatch.setattr(bounds_gallery, "LARGE", np.inf)
+    query, neighbours = pyramid([(16, 7, 6), (9, 7, 6)], 13, np.float16)
+    level, neighbour = place
+    neighbours[level][neighbour, 3, 6, 5] = value
+    with pytest.raises(sf.FeatureError, match=f"^level {level} of the neighbours: expected finite values"):
+        sf.search_patches(query, neighbours, 1, engine, "cpu")
+
+
+def test_zeros_are_finite() -> None:
+    query, neighbours = [np.zeros((4, 3, 3))], [np.zeros((5, 4, 3, 3))]
+    assert (sf.search_patches(query, neighbours, 2, "bounds", "cpu")[0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("at", [0, 63, 64, 999])
+def test_finite_is_found_out_piece_by_piece(monkeypatch: pytest.MonkeyPatch, dtype: Any, at: int) -> None:
+    monkeypatch.setattr(arrays, "_PIECE", 64 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(levels, "LARGE", 0)
+    values = np.ones(1000, dtype).reshape(20, 50)
+    assert arrays.all_finite(values)
+    assert levels._is_finite(values)
+    values.reshape(-1)[at] = -np.inf
+    for array in (values, values.T, values[:, ::-1]):
+        assert not arrays.all_finite(array)
+        assert not levels._is_finite(array)
+
+
+def test_a_query_is_packed_for_its_projection() -> None:
+    """What a kind of products takes does not depend on how many directions there are."""
+    for kind, shape in ((SINGLE, (2, 6, 6)), (PAIRS, (2, 3, 6)), (TILES, (1, 32, 16))):
+        assert packed_query(Projection(20, torch.eye(20)[:5], kind), torch.ones(6, 9), 3.0).shape == shape
