@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ FIELDS = (
     "generation", "ms", "width", "height",
 )  # fmt: skip
 FACTS = ("id", "sha256", "verdict", "label", "image_score", "score", "p_value", "generation")  # for label tools
+LeftOut = dict[str, str]  # id, name, why
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so
 
 
@@ -35,6 +36,7 @@ class Exported:
     content: bytes
     media_type: str
     name: str
+    left_out: int = 0  # inspections that were asked for and are not in it
 
 
 def export(inspections: Inspections, gallery: str, kind: str, last: int, judged_only: bool = False) -> Exported:
@@ -50,19 +52,28 @@ def export(inspections: Inspections, gallery: str, kind: str, last: int, judged_
     Raises:
         ServiceError: coco or masks of inspections of which some were not judged.
     """
-    lines = inspections.last(gallery, last)
+    lines, left_out = inspections.last(gallery, last), list[LeftOut]()
     if judged_only:
+        left_out = [_left_out(line, "not_judged") for line in lines if not is_judged(line)]
         lines = [line for line in lines if is_judged(line)]
     if kind == "csv":
-        return Exported(_csv(lines), "text/csv; charset=utf-8", "inspections.csv")
+        return Exported(_csv(lines), "text/csv; charset=utf-8", "inspections.csv", len(left_out))
     if kind == "jsonl":
         text = "".join(json.dumps(as_result(line)) + "\n" for line in lines)
-        return Exported(text.encode(), "application/x-ndjson", "inspections.jsonl")
+        return Exported(text.encode(), "application/x-ndjson", "inspections.jsonl", len(left_out))
     _require_judged(lines)
+    images = _labelled(inspections, lines, left_out)
     if kind == "coco":
-        found = coco((image for _, image in _labelled(inspections, lines)), "polygons")
-        return Exported(json.dumps(found).encode(), "application/json", "coco.json")
-    return Exported(_masks(inspections, lines), "application/zip", "masks.zip")
+        found = coco((image for _, image in images), "polygons")
+        found["info"]["left_out"] = left_out
+        return Exported(json.dumps(found).encode(), "application/json", "coco.json", len(left_out))
+    return Exported(_masks(images, left_out), "application/zip", "masks.zip", len(left_out))
+
+
+def _left_out(line: Line, why: str) -> LeftOut:
+    """Say which inspection is not in a file, and why: the code of its error, if it has one."""
+    result = as_result(line)
+    return {"id": result["id"], "name": result["name"], "why": result["error"]["code"] if result["error"] else why}
 
 
 def _csv(lines: Sequence[Line]) -> bytes:
@@ -125,20 +136,26 @@ def labelled(inspections: Inspections, line: Line) -> LabelledImage | None:
     return LabelledImage(line.id, result["name"], labels, regions, thresholds, facts)
 
 
-def _labelled(inspections: Inspections, lines: Sequence[Line]) -> Iterator[tuple[Line, LabelledImage]]:
+def _labelled(
+    inspections: Inspections, lines: Sequence[Line], left_out: list[LeftOut]
+) -> Iterator[tuple[Line, LabelledImage]]:
+    """Yield inspections as label tools take them; those that they cannot take are added to `left_out`."""
     for line in lines:
         image = labelled(inspections, line)
         if image is not None:
             yield line, image
+        else:
+            left_out.append(_left_out(line, "map_not_kept"))
 
 
-def _masks(inspections: Inspections, lines: Sequence[Line]) -> bytes:
-    """Return a zip file of a mask for each part, and what is known of them."""
+def _masks(images: Iterable[tuple[Line, LabelledImage]], left_out: list[LeftOut]) -> bytes:
+    """Return a zip file of a mask for each part, what is known of them, and which parts have none."""
     buffer, index = io.BytesIO(), list[dict[str, Any]]()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for line, image in _labelled(inspections, lines):
+        for line, image in images:
             file = f"{line['uid']}.png"
             archive.writestr(file, mask_png(image.mask))
             index.append({"file": file, "name": image.name, "thresholds": image.thresholds, **image.facts})
         archive.writestr("index.json", json.dumps(index, indent=1))
+        archive.writestr("left_out.json", json.dumps(left_out, indent=1))
     return buffer.getvalue()

@@ -251,9 +251,10 @@ async def exported(
     """Answer with the newest parts as CSV, JSON lines, COCO annotations, or a ZIP of masks.
 
     COCO and masks need a verdict by the gallery's thresholds for each part, as without one it has no regions, like a
-    normal part. Parts that could not be read are left out, and defects whose map is no longer kept.
+    normal part. Parts that could not be read are left out, and defects whose map is no longer kept: the header
+    X-Left-Out says how many, `info.left_out` of COCO and `left_out.json` beside the masks which and why.
     """
     service.registry.named(name)
     made: Exported = await service.helped(export, service.inspections, name, kind, last, judged_only)
-    disposition = f'attachment; filename="{name}-{made.name}"'
-    return Response(made.content, media_type=made.media_type, headers={"Content-Disposition": disposition})
+    headers = {"Content-Disposition": f'attachment; filename="{name}-{made.name}"', "X-Left-Out": str(made.left_out)}
+    return Response(made.content, media_type=made.media_type, headers=headers)

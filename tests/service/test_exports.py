@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,17 @@ def error_of(served: Served, kind: str, **query: Any) -> str:
     return message
 
 
-def coco_ids(served: Served, **query: Any) -> list[str]:
-    """The inspections in a COCO export, which are those in an export of masks."""
-    ids = [one["id"] for one in served.get(EXPORT, kind="coco", **query)["images"]]
-    content = served.client.get(EXPORT, params={"kind": "masks", **query}).content
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+def coco_ids(served: Served, left_out: Sequence[tuple[str, str]] = (), **query: Any) -> list[str]:
+    """The inspections in a COCO export, which are those in an export of masks; both say which are not, and why."""
+    answers = [served.client.get(EXPORT, params={"kind": kind, **query}) for kind in ("coco", "masks")]
+    assert [answer.headers["X-Left-Out"] for answer in answers] == [str(len(left_out))] * 2
+    coco = answers[0].json()
+    ids = [one["id"] for one in coco["images"]]
+    with zipfile.ZipFile(io.BytesIO(answers[1].content)) as archive:
         assert [one["id"] for one in json.loads(archive.read("index.json"))] == ids
-        assert set(archive.namelist()) == {"index.json", *(f"{one}.png" for one in ids)}
+        assert set(archive.namelist()) == {"index.json", "left_out.json", *(f"{one}.png" for one in ids)}
+        assert json.loads(archive.read("left_out.json")) == coco["info"]["left_out"]
+    assert [(one["id"], one["why"]) for one in coco["info"]["left_out"]] == list(left_out)
     return ids
 
 
@@ -58,7 +62,7 @@ def test_parts_of_a_gallery_that_is_not_calibrated(
         ids = [served.inspect(red()).json()["id"] for _ in range(count)]
         message = error_of(served, kind)
         assert f"for each of {count} parts, found {count} without, the newest is {ids[-1]}:" in message
-        assert coco_ids(served, judged_only=True) == []
+        assert coco_ids(served, [(one, "not_judged") for one in ids[::-1]], judged_only=True) == []
         for row in rows_of(served):
             assert (row["verdict"], row["regions"], row["error"]) == ("", "", "")
         lines = served.client.get(EXPORT, params={"kind": "jsonl"}).text.splitlines()
@@ -76,7 +80,8 @@ def test_a_gallery_that_was_calibrated_between(serve: Callable[..., Any], worksp
         assert after["regions"] != []
         for kind in ("coco", "masks"):
             assert f"found 1 without, the newest is {before}:" in error_of(served, kind)
-        assert coco_ids(served, last=1) == coco_ids(served, judged_only=True) == [after["id"]]
+        assert coco_ids(served, last=1) == [after["id"]]
+        assert coco_ids(served, [(before, "not_judged")], judged_only=True) == [after["id"]]
         rows = [(row["verdict"], row["regions"]) for row in rows_of(served)]
         assert rows == [("anomalous", str(len(after["regions"]))), ("", "")]
 
@@ -90,7 +95,7 @@ def test_parts_that_were_not_judged_by_the_gallerys_thresholds(
     with serve() as served:
         first, other, last = (served.inspect(red(), **query).json()["id"] for query in ({}, {"k": k, **own}, {}))
         assert f"each of 3 parts, found 1 without, the newest is {other}:" in error_of(served, "coco")
-        assert coco_ids(served, judged_only=True) == [last, first]
+        assert coco_ids(served, [(other, "not_judged")], judged_only=True) == [last, first]
 
 
 def test_a_threshold_of_the_request_is_a_verdict(serve: Callable[..., Any]) -> None:
@@ -105,9 +110,18 @@ def test_failed_parts_are_in_no_file_of_labels(serve: Callable[..., Any]) -> Non
     with serve() as served:
         part = served.inspect(png(1)).json()["id"]
         served.inspect(b"no image")
-        assert coco_ids(served) == [part]
         [failed, _] = rows_of(served)
         assert (failed["error"], failed["regions"]) == ("bad_image", "")
+        for judged_only in (False, True):
+            assert coco_ids(served, [(failed["id"], "bad_image")], judged_only=judged_only) == [part]
+
+
+def test_defects_whose_map_is_gone_are_named(serve: Callable[..., Any]) -> None:
+    with serve(kept=1) as served:
+        ids = [served.inspect(red()).json()["id"] for _ in range(3)]
+        assert coco_ids(served, [(one, "map_not_kept") for one in ids[1::-1]]) == ids[2:]
+        answer = served.client.get(EXPORT, params={"kind": "csv", "judged_only": True})
+        assert answer.headers["X-Left-Out"] == "0"
 
 
 def test_an_empty_log_is_exported(serve: Callable[..., Any]) -> None:
