@@ -126,7 +126,7 @@ def _recipe(recipe: dict[str, Any] | None) -> str:
 
 def index_line(facts: dict[str, Any], state: IndexState) -> str:
     """Return the kind and the state of an image index, and why that kind was chosen."""
-    return f"{facts['kind']}: {state}" + (f" ({facts['reason']})" if facts["file"] else "")
+    return f"{facts['kind']}: {state}" + (f" (when it was made: {facts['reason']})" if facts["file"] else "")
 
 
 @dataclass(frozen=True)
