@@ -80,8 +80,8 @@ def kind_of(dtypes: set[np.dtype[Any]]) -> Array:
 
 def is_read_in_place(levels: Sequence[Array]) -> bool:
     """Return whether compiled loops read levels [(s, ...), ...] of one grid where they are: else they are copied."""
-    dtypes = {level.dtype for level in levels}
-    return kind_of(dtypes).itemsize == levels[0].itemsize and all(level[0].flags.c_contiguous for level in levels)
+    size = kind_of({level.dtype for level in levels}).itemsize
+    return all(level.itemsize == size and level[0].flags.c_contiguous for level in levels)
 
 
 @dataclass(frozen=True)

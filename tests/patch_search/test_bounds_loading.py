@@ -89,14 +89,18 @@ def test_stripes_find_the_nearest_of_each_neighbour(by_stripes: list[int], two_t
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_few_neighbours_are_copied_at_a_time(by_stripes: list[int], dtype: Any, turned: bool) -> None:
-    query, [level] = pyramid([(24, 7, 7)], 40, dtype)
-    level = np.asfortranarray(level) if turned else level
-    longest = max(map(len, BoundsGallery([level], query).chunks(1, 2)))
-    assert (longest == 1) == (turned or dtype == np.float64)
-    found = sf.search_patches(query, [level], 2, "bounds", "cpu")
-    expected = sf.search_patches(query, [level], 2, "pyramid", "cpu")
+@pytest.mark.parametrize(
+    "dtypes", [(np.float16, np.float16), (np.float32, np.float16), (np.float16, np.float32), (np.float64, np.float64)]
+)
+def test_few_neighbours_are_copied_at_a_time(by_stripes: list[int], dtypes: Any, turned: bool) -> None:
+    query, neighbours = pyramid([(24, 7, 7), (10, 7, 7)], 40, np.float16)
+    neighbours = [
+        level.astype(dtype, order="F" if turned else "C") for level, dtype in zip(neighbours, dtypes, strict=True)
+    ]
+    longest = max(map(len, BoundsGallery(neighbours, query).chunks(1, 2)))
+    assert (longest == 1) == (turned or dtypes != (np.float16, np.float16))
+    found = sf.search_patches(query, neighbours, 2, "bounds", "cpu")
+    expected = sf.search_patches(query, neighbours, 2, "pyramid", "cpu")
     np.testing.assert_array_equal(found[1], expected[1])
     assert set(by_stripes) == set(range(40))
 
