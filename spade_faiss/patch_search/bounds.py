@@ -114,10 +114,10 @@ def search_prepared(
     k, threads = gallery.k, torch_threads()
     with np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances, and is refused there
         together = max(1, min(CHUNK_BYTES // (4 * gallery.n * gallery.depth), -(-k // threads)))
-        chunks = gallery.chunks(together, threads)
+        tried, guessed = -(-(FIRST + (kappa if distinct else 0)) // together), GUESSES * min(threads, k)
+        chunks = gallery.chunks(together, threads, max(tried, guessed))
         if not gallery.projections:
-            first = chunks[: -(-(FIRST + (kappa if distinct else 0)) // together)]
-            in_one_thread(_take_choice, gallery, query, distinct, first, kappa, budget)
+            in_one_thread(_take_choice, gallery, query, distinct, chunks[:tried], kappa, budget)
             gallery.settle()
         search = in_one_thread(_Search.of, gallery, query, distinct)
         if not np.isfinite(search.longest):
@@ -128,7 +128,7 @@ def search_prepared(
         workers = [_Worker(search, kappa, reach, number) for _ in range(number)]
         if not distinct and gallery.projection(0).directions is not None:
             guesses = [_Worker(search, kappa, reach, guess=True) for _ in range(number)]
-            share_out(chunks[: GUESSES * number], guesses)
+            share_out(chunks[:guessed], guesses)
         share_out(chunks, workers)
         gallery.measured(sum(worker.measured for worker in workers))
     best, best_at = workers[0].best, workers[0].best_at

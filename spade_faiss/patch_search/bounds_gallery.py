@@ -20,7 +20,6 @@ from .bounds_tiles import LINE, lined_up
 from .pyramid_plan import Upsampling
 from .upsampling import as_tensor, shift_of
 
-FEW = 8  # neighbours that are compared one by one, as they may be prepared as a whole; the others need no more memory
 LARGE = 2**20  # bytes of a neighbour's patches
 SAMPLE = 512  # patches of the gallery that directions are fitted to
 
@@ -185,17 +184,19 @@ class BoundsGallery:
     def settle(self) -> None:
         """Take note that the projections are chosen."""
 
-    def chunks(self, together: int, threads: int) -> list[range]:
+    def chunks(self, together: int, threads: int, first: int) -> list[range]:
         """Return which neighbours are compared at a time.
 
         Args:
             together: as many as a core's cache holds while they are prepared.
             threads: that compare.
+            first: of the chunks, which may be prepared as a whole. By stripes, those after them need no more memory for
+                more neighbours.
         """
-        if not self._is_large or not is_read_in_place(self.levels):
-            return [range(self.k)[start : start + together] for start in range(0, self.k, together)]
-        one_by_one = [range(start, start + 1) for start in range(min(self.k, FEW))]
-        return one_by_one + fewer_and_fewer(range(len(one_by_one), self.k), threads)
+        found = [range(self.k)[start : start + together] for start in range(0, self.k, together)]
+        if not self._is_large or not is_read_in_place(self.levels) or len(found) <= first:
+            return found
+        return found[:first] + fewer_and_fewer(range(found[first].start, self.k), threads)
 
     def measured(self, number: int) -> None:
         """Take note of how many patches a search has measured."""

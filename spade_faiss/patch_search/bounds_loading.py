@@ -1,4 +1,4 @@
-"""Compiled loops that read a level of the finest grid once, and make of it all that the search by bounds needs.
+"""Compiled loops that read levels once, and make of them all that the search by bounds needs.
 
 For a few patches at a time, a block of their channels is converted, shifted and turned, its squares are summed, and it
 is multiplied by the directions, all in a core's nearest cache. Step by step on a whole neighbour, each of these would

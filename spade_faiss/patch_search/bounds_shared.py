@@ -40,10 +40,10 @@ class SharedGallery(BoundsGallery):
         self._way = Way(self.frame, self.projections[0])
         self._own.store.choose(self._own.level, self._way)
 
-    def chunks(self, together: int, threads: int) -> list[range]:
+    def chunks(self, together: int, threads: int, first: int) -> list[range]:
         """See BoundsGallery. Of what is prepared, more at a time take less; the last are few: no thread waits long."""
         if self._way is None or None in self._own.store.take(self._own.level, self._own.names, self._way):
-            return super().chunks(together, threads)
+            return super().chunks(together, threads, first)
         return fewer_and_fewer(range(self.k), threads)
 
     def prepared(self, some: range, projection: Projection, room: Floats, keep: bool = False) -> Prepared:

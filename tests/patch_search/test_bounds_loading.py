@@ -97,12 +97,37 @@ def test_few_neighbours_are_copied_at_a_time(by_stripes: list[int], dtypes: Any,
     neighbours = [
         level.astype(dtype, order="F" if turned else "C") for level, dtype in zip(neighbours, dtypes, strict=True)
     ]
-    longest = max(map(len, BoundsGallery(neighbours, query).chunks(1, 2)))
+    longest = max(map(len, BoundsGallery(neighbours, query).chunks(1, 2, 4)))
     assert (longest == 1) == (turned or dtypes != (np.float16, np.float16))
     found = sf.search_patches(query, neighbours, 2, "bounds", "cpu")
     expected = sf.search_patches(query, neighbours, 2, "pyramid", "cpu")
     np.testing.assert_array_equal(found[1], expected[1])
     assert set(by_stripes) == set(range(40))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16, 64])
+def test_no_thread_prepares_many_large_neighbours_as_a_whole(
+    by_stripes: list[int], monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Those whose likeliest patches are measured first are kept, so they are few, whatever the number of threads."""
+    query, neighbours = pyramid([(24, 7, 7)], 150, np.float16)
+    monkeypatch.setattr(bounds, "GUESSES", 2)
+    monkeypatch.setattr(bounds, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(bounds, "torch_threads", lambda: threads)
+    monkeypatch.setattr(bounds, "share_out", lambda work, workers: workers[0].run(iter(work)))
+    gallery, whole = BoundsGallery(neighbours, query), []
+    prepare = gallery._prepare
+
+    def noted(some: range, *rest: Any) -> Any:
+        whole.extend(some)
+        return prepare(some, *rest)
+
+    monkeypatch.setattr(gallery, "_prepare", noted)
+    gallery.projections = [Projection(gallery.depth, gallery.directions[:5], PAIRS)]
+    found = bounds.search_prepared(gallery, query, 1)
+    assert set(whole) == set(range(min(150, 2 * threads)))
+    matches = sf.search_patches(query, neighbours, 1, "flat", "cpu")[1]
+    np.testing.assert_array_equal(found[1], (matches @ [49, 7, 1]).reshape(-1, 1))
 
 
 @pytest.mark.parametrize("kind", [PAIRS, pytest.param(TILES, marks=needs_tiles)])
