@@ -26,7 +26,7 @@ from .bounds_choices import CHOICES
 from .bounds_gallery import BoundsGallery, spread
 from .bounds_panels import TILES, squares_of
 from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, narrow, provisional
-from .bounds_prepared import Prepared, packed_query
+from .bounds_prepared import Coordinates, Prepared, packed_query
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .bounds_sources import Floats, Ints
 from .bounds_stripes import Striper, whole
@@ -88,7 +88,7 @@ def search_levels_by_bounds(
     if np.isfinite(budget) and CHOICES.take(_kind([level.shape for level in gallery], query, kappa, False, budget)):
         raise TooMuchLeftError
     with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, gallery, query)
+        prepared = in_one_thread(BoundsGallery, gallery, query, 0, None, False, torch_threads())
     prepared.scan = scan
     return search_prepared(prepared, query, kappa, budget=budget)
 
@@ -149,15 +149,22 @@ class _Search:
     distinct: bool
     query: Floats  # (q, c) patches, shifted
     sq_norms: NDArray[np.float64]  # (q,) squared norms about the centre, at scale
-    operands: dict[int, Floats] = field(default_factory=dict)  # by the identity of projections
+    levels: Sequence[Array]  # of all patches, where they are those of one grid
+    coordinates: dict[int, Coordinates]  # by the identity of projections
+    operands: dict[int, Floats] = field(default_factory=dict)  # likewise
 
     @classmethod
     def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool, at: Ints | None = None) -> _Search:
         """Prepare a query, or those of its patches that `at` numbers."""
-        patches = gallery.patches(query, at)
+        known: dict[int, Coordinates] = {}
+        if gallery.is_mixed or at is not None:
+            query, patches = [], gallery.patches(query, at)
+        else:
+            first = gallery.projection(0)
+            patches, known[id(first)] = gallery.loaded(query, first)
         sq_norms = np.empty(len(patches))
         squares_of(patches, np.float32(gallery.scale), gallery.centre, sq_norms)
-        return cls(gallery, distinct, patches, sq_norms)
+        return cls(gallery, distinct, patches, sq_norms, query, known)
 
     @cached_property
     def own(self) -> torch.Tensor:
@@ -172,10 +179,14 @@ class _Search:
     def operand(self, projection: Projection) -> Floats:
         """Return what the neighbours' panels are multiplied by, (blocks, words, ROWS)."""
         if id(projection) not in self.operands:
-            sq_norms = torch.from_numpy(self.sq_norms.astype(np.float32))[None, None]
-            along = projection.along(self.own[None], slice(None))
-            found = packed_query(projection, projection.joined([along], sq_norms)[0], self.longest)
-            self.operands[id(projection)] = found
+            found = self.coordinates.get(id(projection))
+            if found is None and self.levels:
+                _, found = self.gallery.loaded(self.levels, projection)
+            elif found is None:
+                sq_norms = torch.from_numpy(self.sq_norms.astype(np.float32))[None, None]
+                along = projection.along(self.own[None], slice(None))
+                found = projection.joined([along], sq_norms)[0], np.zeros(len(self.query), np.float32)
+            self.operands[id(projection)] = packed_query(projection, found, self.longest)
         return self.operands[id(projection)]
 
 

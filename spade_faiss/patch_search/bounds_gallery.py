@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import Array
+from ..system.threads import in_single_threads
 from . import bounds_panels as panels
 from .bounds_plan import Projection, measure_cost, parts_of, principal
-from .bounds_prepared import Prepared, Sides, prepare
+from .bounds_prepared import Coordinates, Prepared, Sides, load_query, prepare
 from .bounds_simd import WIDTH
 from .bounds_sources import Floats, Ints, Source, is_read_in_place, layouts_of, sample_level, shifted
 from .bounds_tiles import LINE, lined_up
@@ -37,10 +38,10 @@ class Frame:
     @classmethod
     def of(cls, sample: torch.Tensor, like: Sequence[Array], channels: Sequence[int]) -> Frame:
         """Return that of a sample (c, s) of the gallery, for levels of a query like these."""
-        scale = _scale(*(as_tensor(level).float() for level in like), sample)
+        scale = _scale(*map(as_tensor, like), sample)
         scaled = sample * scale
         centre = scaled.mean(dim=1)
-        squares = (scaled - centre[:, None]).double().square().sum(dim=1).numpy()
+        squares = scaled.sub_(centre[:, None]).square_().sum(dim=1).double().numpy()
         spreads = [squares[first : first + number].sum() for first, number in parts_of(channels)]
         return cls(scale, centre.numpy(), np.array(spreads))
 
@@ -50,7 +51,7 @@ class BoundsGallery:
 
     def __init__(
         self, levels: Sequence[Array], like: Sequence[Array], kept_bytes: int = 0, frame: Frame | None = None,
-        distinct: bool = False,
+        distinct: bool = False, threads: int = 1,
     ) -> None:  # fmt: skip
         """Take levels [(K, c, h, w), ...], the finest first.
 
@@ -61,13 +62,15 @@ class BoundsGallery:
             frame: of patches like these; None: that of these.
             distinct: whether matches will be. Then nothing is subtracted from what float32 holds as it is; else the
                 mean of `like` is, before both sides become float32, as `pyramid` does.
+            threads: that read a sample, if the neighbours are large.
         """
         self.levels = list(levels)
         self.grids: list[tuple[int, int]] = [level.shape[2:] for level in levels]
+        self._threads = threads if max(level[0].nbytes for level in levels) > LARGE // 2 else 1
         if distinct and is_exact(*levels, *like):
             self.shifts = [torch.zeros((len(level), 1)) for level in like]
         else:
-            self.shifts = [shift_of(level.reshape(len(level), 1, -1)).reshape(-1, 1) for level in like]
+            self.shifts = [shift.reshape(-1, 1) for shift in map(shift_of, like)]
         self.shift: Floats = torch.cat(self.shifts).reshape(-1).numpy()
         self.k, self.n = len(levels[0]), self.grids[0][0] * self.grids[0][1]
         self.channels = [level.shape[1] for level in levels]
@@ -123,6 +126,15 @@ class BoundsGallery:
         panels.patches_of(torch.cat([level.reshape(-1) for level in native]).numpy(), at, self.mix, out)
         return out
 
+    def loaded(self, levels: Sequence[Array], projection: Projection) -> tuple[Floats, Coordinates]:
+        """Return patches as `patches` does, of levels of one grid, and their coordinates."""
+        flat = [level.reshape(1, len(level), -1) for level in levels]
+        n, [layout] = flat[0].shape[2], layouts_of(self.grids, self.channels, self.depth)
+        sides = Sides(n, self.upsampling, self.scale, self.centre)
+        patches = np.empty((n, self.depth), np.float32)
+        source = Source.of(flat, self.shift, layout, range(1))
+        return patches, load_query(source, sides, projection, patches.reshape(1, -1))
+
     @property
     def has_all(self) -> bool:
         """Whether all neighbours are kept as they were prepared, their cells being their patches, unshifted."""
@@ -143,14 +155,17 @@ class BoundsGallery:
     def sample(self) -> torch.Tensor:
         """Some patches from everywhere in the gallery, (c, s) float32, shifted."""
         patches, step = spread(self.n, min(self.n, -(-SAMPLE // self.k))), -(-self.k // SAMPLE)
-        out, first = np.empty((len(range(0, self.k, step)) * len(patches), self.depth), np.float32), 0
-        for at, (level, number) in enumerate(zip(self.levels, self.channels, strict=True)):
+        out = np.empty((len(range(0, self.k, step)) * len(patches), self.depth), np.float32)
+
+        def read(at: int) -> None:
             under = patches[None], np.ones((1, len(patches)), np.float32)
             if self.grids[at] != self.grids[0]:
                 under = self.upsampling.under(at, patches)
-            some, shift = level[::step], self.shift[first : first + number]
+            some, number, first = self.levels[at][::step], self.channels[at], sum(self.channels[:at])
+            shift = self.shift[first : first + number]
             sample_level(some.reshape(len(some), number, -1), shift, under, first, out)
-            first += number
+
+        in_single_threads(self._threads, read, range(len(self.levels)))
         return torch.from_numpy(out).T
 
     @cached_property
@@ -179,7 +194,7 @@ class BoundsGallery:
     @cached_property
     def centred_sample(self) -> torch.Tensor:
         """The sample at scale, about the centre."""
-        return self.sample * self.scale - torch.from_numpy(self.centre)[:, None]
+        return (self.sample * self.scale).sub_(torch.from_numpy(self.centre)[:, None])
 
     def settle(self) -> None:
         """Take note that the projections are chosen."""
@@ -279,5 +294,5 @@ def spread(n: int, number: int) -> Ints:
 
 def _scale(*sides: torch.Tensor) -> float:
     """Return a power of two that brings patches of any size near 1."""
-    size = max(float(side.abs().amax()) for side in sides)
+    size = max(float(torch.maximum(-low, high)) for low, high in map(torch.aminmax, sides))
     return float(2.0 ** -np.clip(np.rint(np.log2(size)), -120, 120)) if 0 < size < np.inf else 1.0

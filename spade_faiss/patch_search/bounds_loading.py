@@ -2,7 +2,9 @@
 
 For a few patches at a time, a block of their channels is converted, shifted and turned, its squares are summed, and it
 is multiplied by the directions, all in a core's nearest cache. Step by step on a whole neighbour, each of these would
-read memory again: for a transformer, whose patches are few and long, that took longer than all products.
+read memory again: for a transformer, whose patches are few and long, that took longer than all products. Channels lie
+far apart: what a few panels of patches need of the next block of channels is asked for meanwhile, line after line of a
+channel, which memory gives twice as fast as one line of each.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from .pyramid_simd import jit
 LANES = WIDTH // 2  # patches, and channels, that are turned at a time: a register of them
 FEW = 8  # the same, for what channels are left
 AHEAD = 8  # channels of which values are asked for before they are read
+TOGETHER = max(1, 160 // WIDTH)  # panels that a block of channels is read for at a time
+CACHE_LINE = 64  # bytes
 
 # Elsewhere no instruction converts float16, and the compiler has no function for it.
 READS_HALVES = binding.get_host_cpu_features().get("f16c", False) or platform.machine() in ("arm64", "aarch64")
@@ -145,8 +149,6 @@ def _turner(lanes: int, rounds: bool = False) -> Any:
                 before, lost = None, builder.load(at(errors, WORD(start)), align=4)
                 for i in range(lanes):
                     offset = builder.add(builder.mul(stride, WORD(i)), WORD(start))
-                    if start == 0:
-                        _prefetch(builder, kind, source, builder.add(offset, WORD(2 * WIDTH)))
                     row = builder.fsub(_values(builder, kind, source, offset, lanes), each(shift, i))
                     rows.append(row)
                     scaled = builder.fmul(row, scales, flags=("contract",))
@@ -236,11 +238,17 @@ def load_levels(
         begin_tiles(address_of(saved))
     for number in range(len(cells)):
         load_patches(
-            kind, (source[0][number], n), (0, n), parts, terms, scale, directions, cells[number], out[number],
+            kind, source_of(source[0], number, n), (0, n), parts, terms, scale, directions, cells[number], out[number],
             norms[number], errors[number],
         )  # fmt: skip
     if len(directions[1]) > 0:
         end_tiles(address_of(saved))
+
+
+@jit
+def source_of(at: Any, number: int, n: int) -> Any:
+    """Return what load_patches reads of a neighbour, and what is read after it; at: addresses (s, parts)."""
+    return at[number], n, at[number + 1, 0] if number + 1 < len(at) else at[number, 0]
 
 
 @jit
@@ -252,7 +260,7 @@ def load_patches(
 
     Args:
         kind: as for load_levels.
-        source: addresses (parts,) of the parts of the levels, and n.
+        source: addresses (parts,) of the parts of the levels, n, and the address of what is read after this neighbour.
         span: the first patch, and the end.
         parts: (parts, 4) int64: first channel, number of channels, where in `cells` they begin, and the distance there
             between patches.
@@ -264,46 +272,55 @@ def load_patches(
         norms: (patches,) float32, set.
         errors: (patches,) float32, set: lengths of what rounding takes from a patch before it is projected.
     """
-    at, n = source
+    at, n, after = source
     zero, last = span
     singles, pairs, used = directions
     blocks = max(singles.shape[1], pairs.shape[1])
     rows = ROWS if singles.shape[1] > 0 else TILE_ROWS
-    moved, (squares, lost) = from_line((CHANNELS, WIDTH)), np.empty((2, WIDTH), np.float32)
-    halves, sums = from_line((CHANNELS // 2, WIDTH)), from_line((blocks, rows, WIDTH))
+    most = min(TOGETHER, -(-(last - zero) // WIDTH))
+    moved, (squares, lost) = from_line((CHANNELS, WIDTH)), np.empty((2, most * WIDTH), np.float32)
+    halves, sums = from_line((CHANNELS // 2, WIDTH)), from_line((most, blocks, rows, WIDTH))
     is_rounded, words = pairs.shape[1] > 0, np.int64(CHANNELS // 2)
     own, near, totals = address_of(moved), address_of(halves), address_of(sums)
-    for start in range(zero, last, WIDTH):
-        stop = min(last, start + WIDTH)
+    for first in range(zero, last, most * WIDTH):
+        end = min(last, first + most * WIDTH)
+        panels = -(-(end - first) // WIDTH)
         sums[:], squares[:], lost[:] = 0, 0, 0
         for part in range(len(parts)):
-            turn_part(
-                kind, (at[part], n), (start, stop, zero), parts[part], terms, scale, cells, moved,
-                (squares, lost, halves, is_rounded and used[part]),
-            )  # fmt: skip
-            for block in range(blocks if used[part] else 0):
-                target = totals + block * rows * WIDTH * 4
-                if is_rounded:
-                    project_tiles((address_of(pairs[part, block]), near, target), words)
-                else:
-                    project((address_of(singles[part, block]), own, target), parts[part, 1])
-            if blocks == 0:
-                begin = parts[part, 0]
-                for channel in range(parts[part, 1]):
+            follows = part + 1 if part + 1 < len(parts) else 0
+            begin = first if follows > 0 else end if end < n else 0
+            address = after if follows == 0 and end == n else at[follows]
+            ahead = address + begin * kind.itemsize, parts[follows, 1], min(n - begin, most * WIDTH)
+            for panel in range(panels):
+                start = first + panel * WIDTH
+                stop, own_sums = min(end, start + WIDTH), slice(panel * WIDTH, (panel + 1) * WIDTH)
+                turn_part(
+                    kind, (at[part], n), (start, stop, zero), parts[part], terms, scale, cells, moved,
+                    (squares[own_sums], lost[own_sums], halves, is_rounded and used[part]), (ahead, panel, panels),
+                )  # fmt: skip
+                for block in range(blocks if used[part] else 0):
+                    target = totals + (panel * blocks + block) * rows * WIDTH * 4
+                    if is_rounded:
+                        project_tiles((address_of(pairs[part, block]), near, target), words)
+                    else:
+                        project((address_of(singles[part, block]), own, target), parts[part, 1])
+                for channel in range(parts[part, 1] if blocks == 0 else 0):
                     for i in range(stop - start):
-                        out[begin + channel, start - zero + i] = moved[channel, i]
-        for i in range(stop - start):
-            norms[start - zero + i] = squares[i]
-            errors[start - zero + i] = np.sqrt(lost[i])
-        for block in range(blocks):
-            for row in range(rows):
-                for i in range(stop - start):
-                    out[block * rows + row, start - zero + i] = sums[block, row, i]
+                        out[parts[part, 0] + channel, start - zero + i] = moved[channel, i]
+        for i in range(end - first):
+            norms[first - zero + i] = squares[i]
+            errors[first - zero + i] = np.sqrt(lost[i])
+        for panel in range(panels):
+            start = first + panel * WIDTH
+            for block in range(blocks):
+                for row in range(rows):
+                    for i in range(min(end - start, WIDTH)):
+                        out[block * rows + row, start - zero + i] = sums[panel, block, row, i]
 
 
 @jit
 def turn_part(
-    kind: Any, source: Any, span: Any, part: Any, terms: Any, scale: Any, cells: Any, moved: Any, sums: Any
+    kind: Any, source: Any, span: Any, part: Any, terms: Any, scale: Any, cells: Any, moved: Any, sums: Any, ahead: Any
 ) -> None:
     """Turn a part of the channels of at most WIDTH patches.
 
@@ -318,6 +335,8 @@ def turn_part(
         moved: (CHANNELS, WIDTH) float32, set; what is not there is 0.
         sums: (WIDTH,) float32 squares, to be added to, and the same of what rounding takes; (CHANNELS / 2, WIDTH) words
             of two channels as bfloat16; and whether these are wanted, in place of `moved`.
+        ahead: what is asked for meanwhile: the address of other channels, their number, and how many values of each;
+            and which share of that, of how many.
     """
     at, n = source
     start, stop, zero = span
@@ -326,6 +345,8 @@ def turn_part(
     squares, lost, halves, rounds = sums
     to, done = address_of(cells) + (offset + (start - zero) * length) * 4, 0
     shifts, centres, own = address_of(shift) + begin * 4, address_of(centre) + begin * 4, address_of(moved)
+    (far, channels, values), share, shares = ahead
+    asked = channels * share // shares
     is_whole, near = stop == start + WIDTH, address_of(halves)
     is_even = is_whole and number % LANES == 0
     while is_whole and done + FEW <= number:
@@ -345,6 +366,11 @@ def turn_part(
         else:
             turn_few(kind, addresses, (n, length), scale)
             done += FEW
+        wanted = channels * (share * number + done) // (shares * number)
+        while asked < wanted:
+            for value in range(0, values, CACHE_LINE // kind.itemsize):
+                prefetch(kind, far, asked * n + value)
+            asked += 1
     if rounds and is_even:
         halves[done // 2 :] = 0
         return

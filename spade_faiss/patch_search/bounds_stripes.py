@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .bounds_gallery import BoundsGallery
-from .bounds_loading import load_patches
+from .bounds_loading import load_patches, source_of
 from .bounds_panels import PAIRS, TILES, add_rests, pack, pack_pairs, pack_tiles
 from .bounds_plan import NO_PAIRS, NO_SINGLES, Projection
 from .bounds_simd import WIDTH
@@ -87,9 +87,8 @@ def load_stripe(stripes: Any, number: int, span: Any, n: int, kind: int, words: 
     panels, blocks = -(-count // WIDTH), max(directions[0].shape[1], directions[1].shape[1])
     coordinates = flat[: rows * count].reshape(1, rows, count)
     sq_norms, errors = np.empty((1, count), np.float32), np.empty((1, count), np.float32)
-    load_patches(
-        dtype, (at[number], n), span, parts, terms, scale, directions, cells, coordinates[0], sq_norms[0], errors[0]
-    )
+    source = source_of(at, number, n)
+    load_patches(dtype, source, span, parts, terms, scale, directions, cells, coordinates[0], sq_norms[0], errors[0])
     if blocks > 0:
         add_rests(coordinates, sq_norms, errors, width - 1, doubt)
     largest = np.empty(1, np.float32)

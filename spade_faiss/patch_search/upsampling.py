@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from ..arrays import Array
 from ..system.transfers import as_tensor as as_tensor
 
+BLOCK = 2**15  # values of a level that are read at a time
+
 
 def shift_of(level: Array) -> torch.Tensor:
     """Return roughly the mean of each channel of a (c, h, w) level, as (c, 1, 1).
@@ -19,10 +21,18 @@ def shift_of(level: Array) -> torch.Tensor:
     Subtracting it from both sides leaves distances unchanged, and |q|^2 + |x|^2 - 2 q x loses fewer digits. It is a
     multiple of a power of two near the level's spread, so that features with few digits stay exact.
     """
-    values = level.astype(np.float64)
-    quantum = 2.0 ** np.floor(np.log2(max(values.std(), 1e-30)))
-    means = np.rint(values.mean(axis=(1, 2), keepdims=True) / quantum) * quantum
-    return torch.from_numpy(means).float()
+    flat = level.reshape(len(level), -1)
+    step = max(1, BLOCK // flat.shape[1])
+
+    def blocks() -> Iterator[NDArray[np.float64]]:
+        """Some channels at a time, so that they stay in a core's cache."""
+        return (flat[start : start + step].astype(np.float64) for start in range(0, len(flat), step))
+
+    means = np.concatenate([block.mean(axis=1) for block in blocks()])
+    mean = means.mean()
+    spread = np.sqrt(sum(float(np.square(block - mean).sum()) for block in blocks()) / flat.size)
+    quantum = 2.0 ** np.floor(np.log2(max(spread, 1e-30)))
+    return torch.from_numpy(np.rint(means / quantum) * quantum).float().reshape(-1, 1, 1)
 
 
 def shifts_of(query: list[Array], gallery: Sequence[Array | torch.Tensor]) -> list[torch.Tensor | None]:

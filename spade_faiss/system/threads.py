@@ -45,6 +45,23 @@ def side_by_side(call: Callable[[S], T], items: Sequence[S]) -> list[T]:
     return list(_threads(len(items), threads).map(call, items))
 
 
+def in_single_threads(number: int, call: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """Return call(item) of each, in so many threads in which torch computes with one; 1: in this one."""
+    if number == 1 or len(items) < 2:
+        return [call(item) for item in items]
+    return list(single_threads(number).map(_quiet(call), items))
+
+
+def _quiet(call: Callable[..., T]) -> Callable[..., T]:
+    """Return what calls it with no warning of an overflow: the caller refuses such results."""
+
+    def quietly(*args: Any) -> T:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return call(*args)
+
+    return quietly
+
+
 def _threads(number: int, torch_number: int) -> ThreadPoolExecutor:
     """Return a pool of so many threads in which torch computes with so many."""
     key = os.getpid(), number, torch_number
@@ -71,9 +88,4 @@ def in_one_thread(call: Callable[..., T], *args: Any) -> T:
     """Return call(*args), computed by torch in one thread: for little work, more threads only wait for each other."""
     if torch_threads() == 1:
         return call(*args)
-
-    def quietly() -> T:
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses results that overflow
-            return call(*args)
-
-    return single_threads(1).submit(quietly).result()
+    return single_threads(1).submit(_quiet(call), *args).result()

@@ -130,11 +130,43 @@ def test_no_thread_prepares_many_large_neighbours_as_a_whole(
     np.testing.assert_array_equal(found[1], (matches @ [49, 7, 1]).reshape(-1, 1))
 
 
+def slack_of_bounds(gallery: BoundsGallery, query: list[Any], neighbours: list[Any], number: int) -> Any:
+    """By how much projected halves of a neighbour are below the true ones, none by less than the doubt allows."""
+    [projection] = gallery.projections
+    search = bounds._Search.of(gallery, query, False)
+    theirs = gallery.prepared(range(number, number + 1), projection, gallery.room(1))
+    largest = float(theirs.largest[0])
+    patches = torch.from_numpy(gallery.patches([level[number] for level in neighbours])).T * gallery.scale
+    patches = (patches - torch.from_numpy(gallery.centre)[:, None]).double().numpy()
+    sq_norms, words = np.square(patches).sum(axis=0), projection.words
+    wide = search.own.double().numpy()
+    true = (np.square(wide[:, :, None] - patches[:, None]).sum(axis=0) - search.sq_norms[:, None]) / 2
+    [panels], mine = theirs.held[0], search.operand(projection)
+    np.testing.assert_allclose(panels[:, words].reshape(-1)[: gallery.n], sq_norms / 2, rtol=1e-4)
+    assert largest == pytest.approx(np.sqrt(sq_norms.max()), rel=0.5)
+    assert largest >= np.sqrt(sq_norms.max()) * (1 - 1e-5)
+    if projection.kind == TILES:
+        halves = halves_of_bfloat16(panels, mine)
+    else:
+        rows = panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2)
+        rows = np.moveaxis(rows, 1, 2).reshape(-1, 2 * words).astype(np.int64)
+        each = mine.view(np.int16).reshape(len(mine), words, -1, 2).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
+        factor = search.longest * largest / 32_700**2
+        halves = panels[:, words].reshape(-1) - factor * (each.astype(np.int64) @ rows.T)
+    halves = halves[: gallery.n, : gallery.n]
+    doubt = projection.doubt * (np.sqrt(search.sq_norms)[:, None] + largest) ** 2
+    doubt = doubt + projection.coarseness * search.longest * largest
+    assert (halves - doubt <= true).all()
+    return (true - halves).mean() / (search.sq_norms.mean() + sq_norms.mean())
+
+
 @pytest.mark.parametrize("kind", [PAIRS, pytest.param(TILES, marks=needs_tiles)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("offset", [0, 30])
 @pytest.mark.parametrize(
-    "shapes", [[(40, 7, 9)], [(300, 8, 8)], [(16, 8, 9), (150, 4, 5), (9, 2, 2)]], ids=["few", "many", "mixed"]
+    "shapes",
+    [[(40, 7, 9)], [(300, 8, 8)], [(140, 15, 23)], [(16, 8, 9), (150, 4, 5), (9, 2, 2)]],
+    ids=["few", "many", "panels-apart", "mixed"],
 )
 def test_what_neighbours_become_are_bounds(kind: int, dtype: Any, offset: float, shapes: Any) -> None:
     """Halves of projected patches are never above the true ones by more than their doubt; norms are the patches'."""
@@ -142,35 +174,25 @@ def test_what_neighbours_become_are_bounds(kind: int, dtype: Any, offset: float,
     neighbours = [(level + level.dtype.type(offset)).astype(dtype) for level in neighbours]
     gallery = BoundsGallery(neighbours, query)
     gallery.projections = [Projection(gallery.depth, gallery.directions[:5], kind)]
-    projection = gallery.projections[0]
-    search = bounds._Search.of(gallery, query, False)
-    wide = search.own.double().numpy()
     for number in range(4):
-        theirs = gallery.prepared(range(number, number + 1), projection, gallery.room(1))
-        largest = float(theirs.largest[0])
-        patches = torch.from_numpy(gallery.patches([level[number] for level in neighbours])).T * gallery.scale
-        patches = (patches - torch.from_numpy(gallery.centre)[:, None]).double().numpy()
-        true = (np.square(wide[:, :, None] - patches[:, None]).sum(axis=0) - search.sq_norms[:, None]) / 2
-        [panels] = theirs.held[0]
-        words = projection.words
-        sq_norms = np.square(patches).sum(axis=0)
-        np.testing.assert_allclose(panels[:, words].reshape(-1)[: gallery.n], sq_norms / 2, rtol=1e-4)
-        assert largest == pytest.approx(np.sqrt(sq_norms.max()), rel=0.5)
-        assert largest >= np.sqrt(sq_norms.max()) * (1 - 1e-5)
-        mine = search.operand(projection)
-        if kind == TILES:
-            halves = halves_of_bfloat16(panels, mine)
-        else:
-            rows = panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2)
-            rows = np.moveaxis(rows, 1, 2).reshape(-1, 2 * words).astype(np.int64)
-            each = mine.view(np.int16).reshape(len(mine), words, -1, 2).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
-            factor = search.longest * largest / 32_700**2
-            halves = panels[:, words].reshape(-1) - factor * (each.astype(np.int64) @ rows.T)
-        halves = halves[: gallery.n, : gallery.n]
-        doubt = projection.doubt * (np.sqrt(search.sq_norms)[:, None] + largest) ** 2
-        doubt = doubt + projection.coarseness * search.longest * largest
-        assert (halves - doubt <= true).all()
-        assert (true - halves).mean() < 0.3 * (search.sq_norms.mean() + sq_norms.mean())  # and tell something
+        assert slack_of_bounds(gallery, query, neighbours, number) < 0.3  # and tell something
+
+
+@needs_tiles
+@pytest.mark.parametrize("whose", ["the query's", "the neighbours'"])
+def test_what_rounding_takes_from_one_side_is_counted(whose: str) -> None:
+    """The other side's patches lie in the directions, and bfloat16 holds them: no rest makes up for it."""
+    rng = np.random.default_rng(0)
+    exact = rng.integers(-8, 9, (40, 6, 6)).astype(np.float32)
+    rounded = rng.normal(size=(40, 6, 6), scale=8).astype(np.float32)
+    exact[6:], rounded[6:] = 0, 0
+    query, theirs = (rounded, exact) if whose == "the query's" else (exact, rounded)
+    neighbours = [np.stack([theirs, -theirs])]  # about 0
+    gallery = BoundsGallery(neighbours, [query], distinct=True)
+    gallery.projections = [Projection(40, torch.eye(40)[:6].contiguous(), TILES)]
+    assert np.abs(gallery.centre).max() < 1e-7
+    for number in range(2):
+        slack_of_bounds(gallery, [query], neighbours, number)
 
 
 @pytest.mark.parametrize("m", [1, 7, 60])
@@ -184,10 +206,11 @@ def test_directions_for_tiles_make_no_patch_longer(m: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [5, 8, 16, 31, 40, 150])
+@pytest.mark.parametrize("grid", [(7, 10), (20, 17)], ids=str)  # the second is read in three parts
 @pytest.mark.parametrize("kind", KINDS)
-def test_cells_are_the_values_of_levels_turned(dtype: Any, channels: int, kind: int) -> None:
+def test_cells_are_the_values_of_levels_turned(dtype: Any, channels: int, grid: tuple[int, int], kind: int) -> None:
     """Whatever number of channels is left over, and of patches."""
-    query, [level] = pyramid([(channels, 7, 10)], 3, dtype)
+    query, [level] = pyramid([(channels, *grid)], 3, dtype)
     gallery = BoundsGallery([level], query, distinct=True)
     directions = gallery.directions[:2] if channels > 5 else None
     found = gallery.prepared(range(1, 3), Projection(channels, directions, kind), gallery.room(2))
@@ -246,5 +269,6 @@ def test_finite_is_found_out_piece_by_piece(monkeypatch: pytest.MonkeyPatch, dty
 
 def test_a_query_is_packed_for_its_projection() -> None:
     """What a kind of products takes does not depend on how many directions there are."""
+    coordinates = torch.ones(6, 9), np.zeros(9, np.float32)
     for kind, shape in ((SINGLE, (2, 6, 6)), (PAIRS, (2, 3, 6)), (TILES, (1, 32, 16))):
-        assert packed_query(Projection(20, torch.eye(20)[:5], kind), torch.ones(6, 9), 3.0).shape == shape
+        assert packed_query(Projection(20, torch.eye(20)[:5], kind), coordinates, 3.0).shape == shape
