@@ -26,7 +26,7 @@ from .bounds_choices import CHOICES
 from .bounds_gallery import BoundsGallery, spread
 from .bounds_panels import TILES, squares_of
 from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, narrow, provisional
-from .bounds_prepared import Coordinates, Prepared, packed_query
+from .bounds_prepared import Prepared, packed_query
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .bounds_sources import Floats, Ints
 from .bounds_stripes import Striper, whole
@@ -150,13 +150,13 @@ class _Search:
     query: Floats  # (q, c) patches, shifted
     sq_norms: NDArray[np.float64]  # (q,) squared norms about the centre, at scale
     levels: Sequence[Array]  # of all patches, where they are those of one grid
-    coordinates: dict[int, Coordinates]  # by the identity of projections
+    coordinates: dict[int, torch.Tensor]  # (width, q) of all patches, by the identity of projections
     operands: dict[int, Floats] = field(default_factory=dict)  # likewise
 
     @classmethod
     def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool, at: Ints | None = None) -> _Search:
         """Prepare a query, or those of its patches that `at` numbers."""
-        known: dict[int, Coordinates] = {}
+        known: dict[int, torch.Tensor] = {}
         if gallery.is_mixed or at is not None:
             query, patches = [], gallery.patches(query, at)
         else:
@@ -185,7 +185,7 @@ class _Search:
             elif found is None:
                 sq_norms = torch.from_numpy(self.sq_norms.astype(np.float32))[None, None]
                 along = projection.along(self.own[None], slice(None))
-                found = projection.joined([along], sq_norms)[0], np.zeros(len(self.query), np.float32)
+                [found] = projection.joined([along], sq_norms)
             self.operands[id(projection)] = packed_query(projection, found, self.longest)
         return self.operands[id(projection)]
 

@@ -14,7 +14,7 @@ from ..arrays import Array
 from ..system.threads import in_single_threads
 from . import bounds_panels as panels
 from .bounds_plan import Projection, measure_cost, parts_of, principal
-from .bounds_prepared import Coordinates, Prepared, Sides, load_query, prepare
+from .bounds_prepared import Prepared, Sides, load_query, prepare
 from .bounds_simd import WIDTH
 from .bounds_sources import Floats, Ints, Source, is_read_in_place, layouts_of, sample_level, shifted
 from .bounds_tiles import LINE, lined_up
@@ -126,7 +126,7 @@ class BoundsGallery:
         panels.patches_of(torch.cat([level.reshape(-1) for level in native]).numpy(), at, self.mix, out)
         return out
 
-    def loaded(self, levels: Sequence[Array], projection: Projection) -> tuple[Floats, Coordinates]:
+    def loaded(self, levels: Sequence[Array], projection: Projection) -> tuple[Floats, torch.Tensor]:
         """Return patches as `patches` does, of levels of one grid, and their coordinates."""
         flat = [level.reshape(1, len(level), -1) for level in levels]
         n, [layout] = flat[0].shape[2], layouts_of(self.grids, self.channels, self.depth)

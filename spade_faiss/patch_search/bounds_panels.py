@@ -168,18 +168,17 @@ def pack_tiles(operand: Any, channels: int, sq_norms: Any, errors: Any, largest:
 
 
 @jit
-def pack_query_tiles(operand: Any, errors: Any, out: Any) -> None:
+def pack_query_tiles(operand: Any, out: Any) -> None:
     """Set out (blocks, rows, words) uint32 to what panels of pack_tiles are multiplied by: negative, in bfloat16.
 
     Args:
         operand: (width, q) float32, C-contiguous.
-        errors: (q,) float32, see load_patches.
         out: zeros, the last block padded; of the last word, the lower half is what rounding takes from a patch, and
             the upper its length after it, so that their products with a panel's are what rounding leaves open.
     """
     width, q = operand.shape
     rows, words = out.shape[1:]
-    lengths, lost = np.zeros(q, np.float32), np.zeros(q, np.float32)
+    lengths, errors = np.zeros(q, np.float32), np.zeros(q, np.float32)
     sign = np.uint32(0x80000000)
     for channel in range(width):
         shift = np.uint32(16 if channel % 2 == 0 else 0)
@@ -188,10 +187,10 @@ def pack_query_tiles(operand: Any, errors: Any, out: Any) -> None:
             rounded = to_bfloat16(value)
             near = as_float(rounded)
             lengths[i] += near * near
-            lost[i] += (value - near) * (value - near)
+            errors[i] += (value - near) * (value - near)
             out[i // rows, i % rows, channel // 2] |= (rounded ^ sign) >> shift
     for i in range(q):
-        length, error = to_bfloat16(np.sqrt(lengths[i]) * ABOVE), to_bfloat16((np.sqrt(lost[i]) + errors[i]) * ABOVE)
+        length, error = to_bfloat16(np.sqrt(lengths[i]) * ABOVE), to_bfloat16(np.sqrt(errors[i]) * ABOVE)
         out[i // rows, i % rows, words - 1] = ((error ^ sign) >> np.uint32(16)) | (length ^ sign)
 
 

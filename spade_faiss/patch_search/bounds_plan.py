@@ -77,9 +77,7 @@ class Projection:
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
     kind: int  # of the products: SINGLE, PAIRS or TILES
-    _blocks: dict[tuple[tuple[int, int], ...], Blocks] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _blocks: dict[tuple[object, ...], Blocks] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def is_plain(self) -> bool:
@@ -126,13 +124,20 @@ class Projection:
     @property
     def rows(self) -> int:
         """Rows of directions in blocks."""
+        return self._rows(self.kind == TILES)
+
+    def _rows(self, in_tiles: bool) -> int:
         if self.directions is None:
             return 0
-        block = TILE_ROWS if self.kind == TILES else ROWS
+        block = TILE_ROWS if in_tiles else ROWS
         return -(-len(self.directions) // block) * block
 
-    def blocks(self, parts: Sequence[tuple[int, int]]) -> Blocks:
+    def blocks(self, parts: Sequence[tuple[int, int]], precise: bool = False) -> Blocks:
         """Return the directions as load_patches takes them, for some parts of the channels, first and number.
+
+        Args:
+            parts: of the channels.
+            precise: not for tiles, though their products are on them: nothing is rounded before it is projected.
 
         Returns:
             (parts, blocks, CHANNELS, ROWS) float32, padded; for tiles (parts, blocks, TILE_ROWS, CHANNELS / 2) words of
@@ -140,13 +145,14 @@ class Projection:
         """
         if self.directions is None:
             return NO_SINGLES, NO_PAIRS, np.zeros(len(parts), np.bool_)
-        key = tuple(parts)
+        in_tiles = self.kind == TILES and not precise
+        key = in_tiles, *parts
         if key not in self._blocks:
-            padded = np.zeros((len(parts), self.rows, CHANNELS), np.float32)
+            padded = np.zeros((len(parts), self._rows(in_tiles), CHANNELS), np.float32)
             for target, (first, number) in zip(padded, parts, strict=True):
                 target[: len(self.directions), :number] = self.used[:, first : first + number].numpy()
             singles, pairs = NO_SINGLES, NO_PAIRS
-            if self.kind == TILES:
+            if in_tiles:
                 pairs = as_pairs(padded.reshape(len(parts), -1, TILE_ROWS, CHANNELS))
             else:
                 singles = np.ascontiguousarray(padded.reshape(len(parts), -1, ROWS, CHANNELS).swapaxes(2, 3))

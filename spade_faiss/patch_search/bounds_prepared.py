@@ -18,8 +18,6 @@ from .bounds_sources import Floats, Ints, Source
 from .bounds_tiles import TILE_ROWS, lined_up
 from .pyramid_plan import Upsampling, lifted
 
-Coordinates = tuple[torch.Tensor, Floats]  # (width, q), see Projection, and (q,) errors, see load_query
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -138,7 +136,7 @@ def packed(projection: Projection, operand: Floats, norms: tuple[Floats, Floats]
     return out
 
 
-def load_query(source: Source, sides: Sides, projection: Projection, cells: Floats) -> Coordinates:
+def load_query(source: Source, sides: Sides, projection: Projection, cells: Floats) -> torch.Tensor:
     """Project patches of levels of one grid that are to be compared with those of neighbours.
 
     Args:
@@ -148,30 +146,31 @@ def load_query(source: Source, sides: Sides, projection: Projection, cells: Floa
         cells: (1, m), set to the patches, shifted.
 
     Returns:
-        coordinates (width, q), and (q,) lengths of what rounding took from patches before they were projected.
+        coordinates (width, q), see Projection.
     """
-    is_plain, n = projection.directions is None, sides.n
-    found = np.empty((1, projection.channels if is_plain else projection.rows + 1, n), np.float32)
-    sq_norms, errors = np.empty((2, 1, n), np.float32)
+    directions, rows = projection.blocks(source.layout.spans, precise=True), projection.channels
+    if projection.directions is not None:
+        rows = directions[0].shape[1] * ROWS + 1
+    found, (sq_norms, errors) = np.empty((1, rows, sides.n), np.float32), np.empty((2, 1, sides.n), np.float32)
     load_levels(
-        source.kind, (source.at, n), source.layout.parts, (source.shift, sides.centre), np.float32(sides.scale),
-        projection.blocks(source.layout.spans), cells, found, sq_norms, errors,
+        source.kind, (source.at, sides.n), source.layout.parts, (source.shift, sides.centre), np.float32(sides.scale),
+        directions, cells, found, sq_norms, errors,
     )  # fmt: skip
-    if not is_plain:
+    if projection.directions is not None:
         panels.add_rests(found, sq_norms, errors, projection.width - 1, np.float32(2 * projection.doubt))
-    return torch.from_numpy(found[0, : projection.width]), errors[0]
+    return torch.from_numpy(found[0, : projection.width])
 
 
-def packed_query(projection: Projection, coordinates: Coordinates, longest: float) -> Floats:
-    """Return the query's side of the products in blocks of words, the last block padded; `longest` is of norms.
+def packed_query(projection: Projection, operand: torch.Tensor, longest: float) -> Floats:
+    """Return the query's side of the products, (width, q), in blocks of words, the last block padded.
 
     Returns:
         (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words).
     """
-    (operand, errors), (width, q) = coordinates, coordinates[0].shape
+    width, q = operand.shape
     if projection.kind == panels.TILES:
         tiles = lined_up((-(-q // TILE_ROWS), TILE_ROWS, projection.words), 0)
-        panels.pack_query_tiles(operand.contiguous().numpy(), errors, tiles.view(np.uint32))
+        panels.pack_query_tiles(operand.contiguous().numpy(), tiles.view(np.uint32))
         return tiles
     each = 2 if projection.kind == panels.PAIRS else 1
     padded = np.zeros((projection.words * each, -(-q // ROWS) * ROWS), np.float32)

@@ -269,6 +269,5 @@ def test_finite_is_found_out_piece_by_piece(monkeypatch: pytest.MonkeyPatch, dty
 
 def test_a_query_is_packed_for_its_projection() -> None:
     """What a kind of products takes does not depend on how many directions there are."""
-    coordinates = torch.ones(6, 9), np.zeros(9, np.float32)
     for kind, shape in ((SINGLE, (2, 6, 6)), (PAIRS, (2, 3, 6)), (TILES, (1, 32, 16))):
-        assert packed_query(Projection(20, torch.eye(20)[:5], kind), coordinates, 3.0).shape == shape
+        assert packed_query(Projection(20, torch.eye(20)[:5], kind), torch.ones(6, 9), 3.0).shape == shape
