@@ -23,7 +23,7 @@ from quality_stats import families_of, family_rule
 import spade_faiss as sf
 from spade_faiss.datasets import draw, open_dataset
 from spade_faiss.datasets.category import Category, Sample
-from spade_faiss.detect.level_matches import LevelMatches, LevelStats, relative, resized
+from spade_faiss.detect.level_matches import POWERS, LevelMatches, LevelStats, relative, resized
 from spade_faiss.detect.scoring import anomaly_map, top_score
 from spade_faiss.images.decode import decode
 from spade_faiss.metrics.image import image_metrics
@@ -50,15 +50,17 @@ class Variant:
     others: int | None = 3  # that the spacing is a mean of; None: no spacing
     high: float = 0.95  # quantile that a spacing is kept below
     levels: tuple[int, ...] = (0, 1, 2)
-    fuse: str = "geometric"
+    fuse: str = "relative"
     score: Callable[[Array], float] = top_score
     sigma: float = 4.0
 
 
 VARIANTS = [
     Variant("relative"),
-    Variant("sharp", kappa=5, fuse="harmonic", sigma=2.8),
-    Variant("sharp, kappa 3", kappa=3, fuse="harmonic", sigma=2.8),
+    Variant("sharp", kappa=3, fuse="harmonic_squares", sigma=2.8),
+    Variant("sharp, harmonic mean", kappa=3, fuse="harmonic", sigma=2.8),
+    Variant("sharp, kappa 5", kappa=5, fuse="harmonic_squares", sigma=2.8),
+    Variant("sharp, kappa 5, harmonic mean", kappa=5, fuse="harmonic", sigma=2.8),
     Variant("kappa 5", kappa=5),
     Variant("harmonic mean of levels", fuse="harmonic"),
     Variant("sigma 2.8", sigma=2.8),
@@ -130,8 +132,8 @@ def as_levels(variant: Variant, found: Matches) -> list[LevelMatches]:
 def map_of(variant: Variant, found: Matches, stats: list[LevelStats]) -> Array:
     """Return the (h, w) map of a variant."""
     levels = as_levels(variant, found)
-    if variant.fuse in ("geometric", "harmonic"):
-        return relative(levels, stats, variant.fuse == "harmonic")[0]
+    if variant.fuse in POWERS:
+        return relative(levels, stats, POWERS[variant.fuse])[0]
     grid = levels[0].sq_distances.shape[:2]
     scores = [resized(one.scores(level), grid) for one, level in zip(stats, levels, strict=True)]
     return np.mean(scores, axis=0) if variant.fuse == "arithmetic" else np.max(scores, axis=0)

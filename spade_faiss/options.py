@@ -26,7 +26,7 @@ Engine = Literal["auto", "flat", "pyramid", "bounds"]
 TilePlaces = Literal["any", "same"]
 Localise = Literal["all", "suspicious"]
 ImageScore = Literal["knn", "map_max", "map", "map_top"]
-Fusion = Literal["mean", "relative", "harmonic"]
+Fusion = Literal["mean", "relative", "harmonic", "harmonic_squares"]
 LevelWeights = Literal["equal", "spread"]
 Positions = Literal["equal", "damped"]
 Metric = Literal["l2", "cosine"]
@@ -323,7 +323,7 @@ class ScoreOptions:
     positions: Positions | None = None
     # How levels that are searched apart become one map. mean: of their distances; relative: each distance as a multiple
     # of what it is among normal images, and where the match lies, then the geometric mean; harmonic: as relative, then
-    # the harmonic mean; None: as the gallery's recipe says, else mean
+    # the harmonic mean; harmonic_squares: the root of the harmonic mean of squares; None: as the recipe says, else mean
     fusion: Fusion | None = None
     min_region: int = 1  # px; smaller regions above the pixel threshold are ignored
     # px of Gaussian smoothing, as if the network's view of the image had 224 px; 0: none; None: as the recipe says,
@@ -334,7 +334,12 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         known = (None, *get_args(ImageScore))
         _check(self.image_score in known, "image_score", "knn, map_max, map or map_top", self.image_score)
-        _check(self.fusion in (None, *get_args(Fusion)), "fusion", "mean, relative or harmonic", self.fusion)
+        _check(
+            self.fusion in (None, *get_args(Fusion)),
+            "fusion",
+            "mean, relative, harmonic or harmonic_squares",
+            self.fusion,
+        )
         _check(self.positions in (None, *get_args(Positions)), "positions", "equal or damped", self.positions)
         _check(is_count(self.min_region), "min_region", "pixels >= 1", self.min_region)
         for name, least, most in (("sigma", 0, MOST_SIGMA), ("truncate", 1, 10)):

@@ -73,11 +73,11 @@ RECIPES = {
         ),
         Recipe(
             "sharp",
-            "the whole image at 320 px, three coarser levels searched apart in 5 neighbours each, distances relative "
+            "the whole image at 320 px, three coarser levels searched apart in 3 neighbours each, distances relative "
             "to those of normal images where they match, image score from the map's highest 1 %",
             AVERAGED,
-            SearchOptions(matching="by_level", kappa=5, distinct=True, level_weights="equal"),
-            ScoreOptions(image_score="map_top", positions="equal", fusion="harmonic", sigma=2.8),
+            SearchOptions(matching="by_level", kappa=3, distinct=True, level_weights="equal"),
+            ScoreOptions(image_score="map_top", positions="equal", fusion="harmonic_squares", sigma=2.8),
         ),
         Recipe(
             "rad",

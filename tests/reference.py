@@ -190,24 +190,24 @@ def spacing(neighbours: Array, matches: Array, number: int) -> Floats:
 
 
 def relative_map(
-    found: Sequence[tuple[Array, Array | None]], figures: Sequence[tuple[float, float, float]], harmonic: bool = False
+    found: Sequence[tuple[Array, Array | None]], figures: Sequence[tuple[float, float, float]], power: int = 0
 ) -> Floats:
     """Make one map of levels, each relative to normal images.
 
     Args:
         found: for each level (h, w) squared distances and spacing, finest first; no spacing: there is one neighbour.
         figures: for each level the least spacing, the greatest, and what a typical score is.
-        harmonic: whether the levels' mean is the harmonic one.
+        power: of the mean of the levels; 0: geometric.
 
     Returns:
-        (h, w) of the finest grid: the geometric mean of the levels' scores, none below 0.3, or the harmonic one.
+        (h, w) of the finest grid: the mean of the levels' scores, none below 0.3.
     """
     grid, scores = found[0][0].shape, []
     for (sq_distances, apart), (low, high, typical) in zip(found, figures, strict=True):
         divisor = low if apart is None else np.minimum(np.maximum(apart, low), high)
         scores.append(np.maximum(resize_map(np.sqrt(sq_distances / divisor) / typical, grid), 0.3))
-    if harmonic:
-        return len(scores) / np.sum([1 / score for score in scores], axis=0)
+    if power:
+        return (np.sum([score**power for score in scores], axis=0) / len(scores)) ** (1 / power)
     return np.prod(scores, axis=0) ** (1 / len(scores))
 
 

@@ -49,6 +49,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "distinct=False": "--no-distinct",
     "fusion='relative'": "--fusion relative",
     "fusion='harmonic'": "--fusion harmonic",
+    "fusion='harmonic_squares'": "--fusion harmonic_squares",
     "fusion='mean'": "--fusion mean",
     "level_weights='equal'": "--level-weights equal",
     "matching='by_level'": "--matching by_level",

@@ -321,9 +321,10 @@ class SearchFlags:
         str | None,
         flag(
             "--fusion",
-            type=click.Choice(["mean", "relative", "harmonic"]),
+            type=click.Choice(["mean", "relative", "harmonic", "harmonic_squares"]),
             help="Make one map of levels that are searched apart: by the mean of their distances, or by how many times "
-            "larger they are than among normal images, and then by the geometric or the harmonic mean.",
+            "larger they are than among normal images, and then by the geometric or harmonic mean, or the root of "
+            "the harmonic mean of squares.",
         ),
     ]
     sigma: Annotated[float | None, flag("--sigma", type=float, help="Gaussian smoothing of the map, in px at 224 px.")]

@@ -14,6 +14,7 @@ from ..patch_search.interpolation import taps
 Telling = NDArray[np.int32]  # (h, w, 1, 3) matches on the finest grid
 
 LOW, HIGH = 0.75, 0.95  # quantiles of normal distances that a spacing is kept between
+POWERS = {"relative": 0, "harmonic": -1, "harmonic_squares": -2}  # by fusion: of the mean of the levels' scores
 FLOOR = 0.3  # times a typical normal score: below it a patch is as normal as can be; copies have 0, with no logarithm
 
 
@@ -76,26 +77,28 @@ class LevelStats:
 
 
 def relative(
-    found: Sequence[LevelMatches], stats: Sequence[LevelStats], harmonic: bool = False
+    found: Sequence[LevelMatches], stats: Sequence[LevelStats], power: int = 0
 ) -> tuple[NDArray[np.float64], Telling]:
     """Make one map of levels by their scores, see LevelStats.
 
     Args:
         found: levels.
         stats: of each level.
-        harmonic: whether the mean is the harmonic one, which the least of the scores rules: where the finest level is
-            calm, a coarse one, whose cells reach far around a defect, raises the map little.
+        power: of the mean, see POWERS; 0: geometric. The lower it is, the more the least of the scores rules: where the
+            finest level is calm, a coarse one, whose cells reach far around a defect, raises the map little.
 
     Returns:
-        the mean on the finest grid, (h, w), geometric or harmonic: about 1 for normal images; and the matches of the
+        the mean on the finest grid, (h, w): about 1 for normal images; and the matches of the
         level whose score is the highest there, see `telling`.
     """
     grid = found[0].sq_distances.shape[:2]
     scores = [resized(one.scores(level), grid) for level, one in zip(found, stats, strict=True)]
     bounded = np.maximum(scores, FLOOR)
-    mean: NDArray[np.float64] = (
-        1 / np.mean(1 / bounded, axis=0) if harmonic else np.exp(np.mean(np.log(bounded), axis=0))
-    )
+    mean: NDArray[np.float64]
+    if power:
+        mean = np.mean(bounded ** float(power), axis=0) ** (1 / power)
+    else:
+        mean = np.exp(np.mean(np.log(bounded), axis=0))
     return mean, telling(found, scores)
 
 

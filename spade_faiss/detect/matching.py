@@ -15,7 +15,7 @@ from ..patch_search.kept import KeptLevel
 from ..patch_search.search import search_checked, search_levels_checked, search_spaced_checked
 from ..system.devices import as_arrays
 from .baseline import Baseline
-from .level_matches import LevelMatches, averaged, relative
+from .level_matches import POWERS, LevelMatches, averaged, relative
 from .settings import Settings
 
 
@@ -140,7 +140,7 @@ def trusting(
 def fused(found: Sequence[LevelMatches], baseline: Baseline | None, settings: Settings) -> Matched:
     """Make one map of levels that were searched apart: relative to normal images where a baseline has their figures."""
     if baseline and baseline.levels:
-        grid, matches = relative(found, baseline.levels, settings.score.fusion == "harmonic")
+        grid, matches = relative(found, baseline.levels, POWERS[str(settings.score.fusion)])
     else:
         grid, matches = averaged(found, baseline.level_scales if baseline else ())
     return Matched(grid[..., None].astype(np.float32), matches, tuple(found))

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import OptionError
 from ..options import DEFAULT_K, QueryOptions, ScoreOptions, SearchOptions, filled
 from ..recipes import RECIPES, Recipe
+from .level_matches import POWERS
 
 SEARCH = ("k", "kappa", "k_score", "nprobe", "level_weights")  # what scores depend on, of SearchOptions
 SCORE = ("image_score", "positions", "sigma")  # ... and of ScoreOptions
@@ -119,7 +120,7 @@ class Settings:
     @property
     def is_relative(self) -> bool:
         """Whether the scores of levels are relative to those of normal images, and need the spacing of matches."""
-        return self.score.fusion in ("relative", "harmonic")
+        return self.score.fusion in POWERS
 
 
 def _filled(given: QueryOptions | None, calibrated: dict[str, Any], recipe: QueryOptions) -> QueryOptions:

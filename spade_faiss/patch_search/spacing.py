@@ -54,7 +54,7 @@ class Searched:
     """Neighbours that were searched on the CPU, distinct matches of a query, ready for what is nearest to patches."""
 
     gallery: BoundsGallery
-    matches: Ints  # (q, kappa) positions
+    matches: Ints  # (q, >= kappa) positions
 
     @classmethod
     def by(cls, query: Array, level: Array, kappa: int) -> tuple[Searched, tuple[Floats, NDArray[np.int32]]]:
@@ -68,8 +68,8 @@ class Searched:
         check_levels([query], [level], False, finest_first=False)
         grid, flat = query.shape[1:], query.reshape(len(query), -1)
         gallery, sq_distances, places = _searched(flat, level, kappa)
-        matches = np.stack(np.unravel_index(places, (len(level), *grid)), axis=-1).astype(np.int32)
-        return cls(gallery, places), (sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3))
+        matches = np.stack(np.unravel_index(places[:, :kappa], (len(level), *grid)), axis=-1).astype(np.int32)
+        return cls(gallery, places), (sq_distances[:, :kappa].reshape(*grid, -1), matches.reshape(*grid, -1, 3))
 
     def nearest(self, patches: Array, cells: NDArray[np.int64], count: int) -> tuple[Floats, Ints]:
         """Find the nearest patches of `count` neighbours, each by its nearest; see nearest_of_each.
@@ -86,13 +86,16 @@ class Searched:
 def _searched(
     query: Array, level: Array, kappa: int, kept: KeptLevel | None = None
 ) -> tuple[BoundsGallery, Floats, Ints]:
-    """Search as search_distinct on the CPU; returns the neighbours as they were prepared, too."""
+    """Search as search_distinct on the CPU; returns the neighbours as they were prepared, too.
+
+    At least NEAREST + 1 matches are returned, or one of each neighbour: what is near a matched patch is known of these.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         if kept is not None and SharedGallery.serves(level, query, kept):
             gallery: BoundsGallery = in_one_thread(SharedGallery, level, query, kept)
         else:
             gallery = in_one_thread(BoundsGallery, [level], [query], KEPT_BYTES, None, True)
-    return gallery, *search_prepared(gallery, [query], kappa, True)
+    return gallery, *search_prepared(gallery, [query], min(max(kappa, NEAREST + 1), len(level)), True)
 
 
 def search_spaced(
@@ -115,7 +118,7 @@ def search_spaced(
         return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
     [level] = as_arrays([gallery])
     prepared, sq_distances, matches = _searched(query, level, kappa, kept)
-    return sq_distances, matches, spacing_of(prepared, matches)
+    return sq_distances[:, :kappa], matches[:, :kappa], spacing_of(prepared, matches)
 
 
 def spacing(

@@ -14,7 +14,17 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.detect.baseline import Baseline
-from spade_faiss.detect.level_matches import FLOOR, HIGH, LOW, LevelMatches, LevelStats, averaged, relative, telling
+from spade_faiss.detect.level_matches import (
+    FLOOR,
+    HIGH,
+    LOW,
+    POWERS,
+    LevelMatches,
+    LevelStats,
+    averaged,
+    relative,
+    telling,
+)
 from spade_faiss.detect.scoring import top_score
 from spade_faiss.patch_search import bounds
 from spade_faiss.patch_search.bounds_gallery import BoundsGallery
@@ -50,14 +60,14 @@ def levels(seed: int, with_spacing: bool = True) -> list[LevelMatches]:
     ]
 
 
-@pytest.mark.parametrize("harmonic", [True, False])
+@pytest.mark.parametrize("power", [0, -1, -2])
 @pytest.mark.parametrize("with_spacing", [True, False])
-def test_one_map_of_levels_equals_the_oracle(with_spacing: bool, harmonic: bool) -> None:
+def test_one_map_of_levels_equals_the_oracle(with_spacing: bool, power: int) -> None:
     found = levels(0, with_spacing)
     stats = [LevelStats.of([level, other]) for level, other in zip(found, levels(1), strict=True)]
     figures = [(one.low, one.high, one.typical) for one in stats]
-    expected = reference.relative_map([(one.distances, one.spacing) for one in found], figures, harmonic)
-    np.testing.assert_allclose(relative(found, stats, harmonic)[0], expected, rtol=1e-6)
+    expected = reference.relative_map([(one.distances, one.spacing) for one in found], figures, power)
+    np.testing.assert_allclose(relative(found, stats, power)[0], expected, rtol=1e-6)
     mean = np.mean([reference.resize_map(one.distances, GRIDS[0]) for one in found], axis=0)
     np.testing.assert_allclose(averaged(found, ())[0], mean, rtol=1e-6)
 
@@ -73,8 +83,8 @@ def test_figures_of_normal_images_by_hand() -> None:
 def test_copies_are_as_normal_as_can_be() -> None:
     same = LevelMatches(np.zeros((2, 2, 1), np.float32), np.zeros((2, 2, 1, 3), np.int32), np.zeros((2, 2), np.float32))
     stats = LevelStats.of([same, same])
-    for harmonic in (False, True):
-        assert relative([same], [stats], harmonic)[0] == pytest.approx(FLOOR)
+    for power in POWERS.values():
+        assert relative([same], [stats], power)[0] == pytest.approx(FLOOR)
 
 
 def test_matches_are_those_of_the_level_that_scores_highest() -> None:
@@ -115,7 +125,7 @@ def test_a_query_equals_the_oracle(tmp_path: Path, toy: sf.Extractor, recipe: sf
         matches = np.stack(np.unravel_index(places[:, 0], (5, *grid)), axis=-1).reshape(*grid, 3)
         found.append((sq_distances.mean(axis=1).reshape(grid), reference.spacing(others, matches, NEAREST)))
     figures = [(level.low, level.high, level.typical) for level in baseline.levels]
-    expected = reference.relative_map(found, figures, recipe is SHARP)
+    expected = reference.relative_map(found, figures, POWERS[recipe.score.fusion])
     np.testing.assert_allclose(detection.sq_distances[..., 0], expected, rtol=1e-4)
     view = toy.spec.view
     whole = reference.anomaly_map(expected[..., None], image.shape[:2], view.resized, view.crop, sigma)
