@@ -53,6 +53,7 @@ from quality_patchcore import levels_of, patchcore_features
 
 import spade_faiss as sf
 from spade_faiss.images.sources import find_images
+from spade_faiss.recipes import DEFAULT_RECIPE
 
 SIDES = ("spade", "own", "patchcore", "spade_rad", "rad")
 METRICS = ("image_AUROC", "pixel_AUROC")
@@ -273,7 +274,7 @@ def main() -> None:
     )
     parser.add_argument("--ratio", type=float, default=0.01, help="share of the patches that PatchCore keeps")
     parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument("--recipe", default="relative", choices=sf.RECIPES)
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, choices=sf.RECIPES)
     parser.add_argument("-k", type=int, default=20)
     parser.add_argument("--network", default="vit_small_patch14_dinov2", help="vision transformer of timm's, for Rad")
     parser.add_argument("--weights", type=Path, help="its weights (.pth); default: random")
