@@ -88,8 +88,8 @@ def relative(
             finest level is calm, a coarse one, whose cells reach far around a defect, raises the map little.
 
     Returns:
-        the mean on the finest grid, (h, w): about 1 for normal images; and the matches of the
-        level whose score is the highest there, see `telling`.
+        the mean on the finest grid, (h, w): about 1 for normal images; and the matches of the level whose score is the
+        highest there, see `telling`.
     """
     grid = found[0].sq_distances.shape[:2]
     scores = [resized(one.scores(level), grid) for level, one in zip(found, stats, strict=True)]
