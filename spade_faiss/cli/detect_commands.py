@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from ..detect.calibration import DEFAULT_FALSE_ALARMS, Calibration
-from ..detect.query_files import query_files
+from ..detect.query_files import query_files, query_one_by_one
+from ..detect.stage_times import StageTimes
 from ..errors import ImageError
 from ..gallery.gallery import Gallery
 from ..gallery.reader import GalleryReader
@@ -189,6 +190,14 @@ class QueryFlags:
     network: args.NetworkFlags
     cache: CacheFlags
     strict: args.Strict
+    profile: Annotated[
+        bool,
+        flag(
+            "--profile",
+            is_flag=True,
+            help="Query the images one at a time, with nothing read ahead, and show on stderr where the time went.",
+        ),
+    ]
     as_json: args.AsJson
     quiet: args.Quiet
 
@@ -212,6 +221,7 @@ def query_opened(opened: GalleryReader, files: Listing, flags: QueryFlags) -> li
     skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
     notes: list[str] = []
     missing: set[str] = set()
+    times = StageTimes()
     with ExitStack() as stack:
         folder = None
         if flags.output is not None:
@@ -221,7 +231,10 @@ def query_opened(opened: GalleryReader, files: Listing, flags: QueryFlags) -> li
         if not flags.as_json:
             click.echo(f"{'image score':>12} {'map max':>12}  {'verdict':9}  image")
         taken = None if flags.strict else skipped
-        found = query_files(detector, files, taken, not flags.quiet, notes, with_pixels=folder is not None)
+        if flags.profile:
+            found = times.of(query_one_by_one(detector, files, taken, notes, folder is not None))
+        else:
+            found = query_files(detector, files, taken, not flags.quiet, notes, folder is not None)
         for file, pixels, detection in found:
             missing |= set(detection.missing)
             if folder:
@@ -236,6 +249,8 @@ def query_opened(opened: GalleryReader, files: Listing, flags: QueryFlags) -> li
     name_skipped(skipped)
     if not flags.quiet:
         name_notes(notes)
+    if flags.profile:
+        click.echo("\n".join(times.lines() or ["no image was queried: there are no times"]), err=True)
     if missing:
         note(f"members that were missing in some queries: {', '.join(sorted(missing))}")
     return skipped

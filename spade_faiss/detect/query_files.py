@@ -149,3 +149,13 @@ def query_files(
             bar.update()
     if notes is not None:
         notes += facts.notes(spec.bits)
+
+
+def query_one_by_one(
+    detector: Detector, files: Sequence[ImageFile], skipped: list[Skipped] | None, notes: list[str], with_pixels: bool
+) -> Iterator[tuple[ImageFile, Pixels, Detection]]:
+    """Do as query_files, with nothing read ahead: no image is decoded before the one before it is handed out."""
+    for file in files:
+        own: list[str] = []
+        yield from query_files(detector, [file], skipped, notes=own, with_pixels=with_pixels)
+        notes += [f"{file.key}: {text}" for text in own]
