@@ -16,14 +16,18 @@ from .forks import free_at_forks
 S = TypeVar("S")
 T = TypeVar("T")
 _lock = free_at_forks(threading.Lock())
-# By process, because a forked process has none of its parent's threads; by number, and torch's threads in each.
+# By process, because a forked process has none of its parent's threads; by number, and how many each may start.
 _pools: dict[tuple[int, int, int], ThreadPoolExecutor] = {}
+_own = threading.local()
 
 
 def torch_threads() -> int:
-    """Return torch's number of threads in this thread; waits while single_threads has changed it."""
+    """Return how many threads work of this thread may have: torch's number, or what side_by_side was called with.
+
+    Waits while single_threads has changed torch's number.
+    """
     with _lock:
-        return torch.get_num_threads()
+        return getattr(_own, "number", None) or torch.get_num_threads()
 
 
 def single_threads(number: int) -> ThreadPoolExecutor:
@@ -37,7 +41,7 @@ def single_threads(number: int) -> ThreadPoolExecutor:
 def side_by_side(call: Callable[[S], T], items: Sequence[S]) -> list[T]:
     """Return call(item) of each, in threads of their own where torch has several: while one waits, others compute.
 
-    Torch has as many threads in each as here.
+    In each, torch computes with one thread, and torch_threads is what it is here.
     """
     threads = torch_threads()
     if threads == 1 or len(items) < 2:
@@ -62,16 +66,17 @@ def _quiet(call: Callable[..., T]) -> Callable[..., T]:
     return quietly
 
 
-def _threads(number: int, torch_number: int) -> ThreadPoolExecutor:
-    """Return a pool of so many threads in which torch computes with so many."""
-    key = os.getpid(), number, torch_number
+def _threads(number: int, each: int) -> ThreadPoolExecutor:
+    """Return a pool of so many threads in which torch computes with one, and whose work may have so many."""
+    key = os.getpid(), number, each
     with _lock:
         if key not in _pools:
             before, all_there = torch.get_num_threads(), threading.Barrier(number)
 
             def start() -> None:
                 torch.get_num_threads()  # else the thread's first product would take the inherited number after all
-                torch.set_num_threads(torch_number)
+                torch.set_num_threads(1)
+                _own.number = each
                 all_there.wait()
 
             pool = ThreadPoolExecutor(number, "spade-faiss-search")
@@ -86,6 +91,6 @@ def _threads(number: int, torch_number: int) -> ThreadPoolExecutor:
 
 def in_one_thread(call: Callable[..., T], *args: Any) -> T:
     """Return call(*args), computed by torch in one thread: for little work, more threads only wait for each other."""
-    if torch_threads() == 1:
-        return call(*args)
-    return single_threads(1).submit(_quiet(call), *args).result()
+    with _lock:
+        is_one = torch.get_num_threads() == 1
+    return call(*args) if is_one else single_threads(1).submit(_quiet(call), *args).result()

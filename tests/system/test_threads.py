@@ -7,18 +7,20 @@ import threading
 import pytest
 import torch
 
-from spade_faiss.system.threads import side_by_side, single_threads
+from spade_faiss.system.threads import in_one_thread, side_by_side, single_threads, torch_threads
 
 
-def test_work_goes_on_side_by_side_with_as_many_threads_of_torch(two_threads: None) -> None:
+def test_work_goes_on_side_by_side_and_may_have_as_many_threads(two_threads: None) -> None:
     together = threading.Barrier(3, timeout=20)  # each waits for the others
 
-    def work(number: int) -> tuple[int, int, int]:
+    def work(number: int) -> tuple[int, int, int, bool, int]:
         together.wait()
-        return number, torch.get_num_threads(), single_threads(2).submit(torch.get_num_threads).result()
+        is_here = in_one_thread(threading.get_ident) == threading.get_ident()
+        inside = single_threads(2).submit(torch_threads).result()
+        return number, torch_threads(), torch.get_num_threads(), is_here, inside
 
-    assert side_by_side(work, [7, 8, 9]) == [(7, 2, 1), (8, 2, 1), (9, 2, 1)]
-    assert torch.get_num_threads() == 2
+    assert side_by_side(work, [7, 8, 9]) == [(7, 2, 1, True, 1), (8, 2, 1, True, 1), (9, 2, 1, True, 1)]
+    assert torch.get_num_threads() == torch_threads() == 2
 
 
 def test_one_thread_does_one_after_the_other() -> None:
