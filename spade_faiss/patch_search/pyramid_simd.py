@@ -8,6 +8,8 @@ LLVM splits them where the registers are narrower.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -22,13 +24,28 @@ TAPS = 3  # columns of a coarser level under such a pair: upsampling never skips
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@cache
+def sources() -> tuple[tuple[str, int, int], ...]:
+    """Return what tells the source of all compiled functions from another state of it."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 def jit(function: F) -> F:
-    """Compile a function on its first call; the machine code is cached for later processes if a folder is writable."""
+    """Compile a function on its first call; the machine code is cached for later processes if a folder is writable.
+
+    numba takes it from there while the function's own file is as it was. What it calls may be in another, so that here
+    all files have to be.
+    """
     try:
-        compiled: F = numba.njit(nogil=True, cache=True)(function)
+        compiled: Any = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
         compiled = numba.njit(nogil=True)(function)
-    return compiled
+    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if file is not None:
+        file._source_stamp = (file._source_stamp, sources())
+    found: F = compiled
+    return found
 
 
 FLOAT, HALF, INT, WORD = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
