@@ -29,7 +29,7 @@ from patch_search import Levels, oracle_difference, random_features
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
 from spade_faiss.images.sources import find_images
-from spade_faiss.patch_search import bounds
+from spade_faiss.patch_search import bounds_workers
 
 WIDE = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
 RANK, NOISE = 24, 0.1  # directions that nearly all of the variance lies in; standard deviation of the rest
@@ -97,14 +97,14 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[str, int, Callable[[], tup
 @contextmanager
 def counted() -> Iterator[list[tuple[int, int]]]:
     """Numbers of patches measured and of coordinates, by chunks of neighbours, while a block runs."""
-    compare, found = bounds._Worker.compare, []
+    compare, found = bounds_workers.Worker.compare, []
 
     def noted(self: Any, some: range) -> int:
         measured = compare(self, some)
         found.append((measured, self.search.gallery.projection(some.start).width))
         return measured
 
-    with mock.patch.object(bounds._Worker, "compare", noted):
+    with mock.patch.object(bounds_workers.Worker, "compare", noted):
         yield found
 
 

@@ -10,28 +10,21 @@ Upsampling is linear: of several levels, each is projected at its own resolution
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..errors import FeatureError
 from ..system.threads import in_one_thread, torch_threads
-from . import bounds_kernels as kernels
 from .bounds_choices import CHOICES
 from .bounds_gallery import BoundsGallery, spread
-from .bounds_panels import TILES, squares_of
+from .bounds_panels import TILES
 from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, narrow, provisional
-from .bounds_prepared import Prepared, packed_query
-from .bounds_simd import LOOK, ROWS, WIDTH
+from .bounds_rows import by_rows
 from .bounds_sources import Floats, Ints
-from .bounds_stripes import Striper, whole
-from .bounds_tiles import LINE, TILE_ROWS, lined_up
-from .levels import check_neighbours
+from .bounds_workers import Search, Worker
 from .pyramid_kernels import keep_nearest
 from .sharing import share_out
 
@@ -40,9 +33,7 @@ FIRST = 4  # neighbours searched before directions are chosen; if matches are di
 GUESSES = 2  # neighbours of each thread whose likeliest patches are measured first: few are left then
 WORTH = 5e7  # nanoseconds of products of all channels that are worth the choice of directions
 LOAD = 12.0  # nanoseconds that a value of a neighbour takes to be prepared
-CROWD = 0.5  # times what all products of all channels take: more time for what is left, and directions are given up
 ASKED = 64  # patches of the query that try directions
-WHOLE = whole()  # no stripes: the neighbours are prepared
 
 
 def search_bounds(query: Array, gallery: Array, kappa: int, distinct: bool = False) -> tuple[Floats, Ints]:
@@ -85,10 +76,11 @@ def search_levels_by_bounds(
     Returns:
         sq_distances (h * w, kappa) and matches (h * w, kappa): positions counted through neighbour, row, column.
     """
-    if np.isfinite(budget) and CHOICES.take(_kind([level.shape for level in gallery], query, kappa, False, budget)):
+    kind = _kind([level.shape for level in gallery], query, kappa, False, budget)
+    if np.isfinite(budget) and CHOICES.take(kind):
         raise TooMuchLeftError
     with np.errstate(over="ignore", invalid="ignore"):
-        prepared = in_one_thread(BoundsGallery, gallery, query, 0, None, False, torch_threads())
+        prepared = in_one_thread(_gallery, gallery, query, kind, torch_threads())
     prepared.scan = scan
     return search_prepared(prepared, query, kappa, budget=budget)
 
@@ -119,75 +111,41 @@ def search_prepared(
         if not gallery.projections:
             in_one_thread(_take_choice, gallery, query, distinct, chunks[:tried], kappa, budget)
             gallery.settle()
-        search = in_one_thread(_Search.of, gallery, query, distinct)
+        search = in_one_thread(Search.of, gallery, query, distinct)
         if not np.isfinite(search.longest):
             gallery.projections = [gallery.plain]
         reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
-        in_one_thread(search.operand, gallery.projection(0))  # else each thread would make it
-        number = min(threads, k)
-        workers = [_Worker(search, kappa, reach, number) for _ in range(number)]
-        if not distinct and gallery.projection(0).directions is not None:
-            guesses = [_Worker(search, kappa, reach, guess=True) for _ in range(number)]
-            share_out(chunks[:guessed], guesses)
-        share_out(chunks, workers)
-        gallery.measured(sum(worker.measured for worker in workers))
-    best, best_at = workers[0].best, workers[0].best_at
-    for other in workers[1:]:
-        lanes, entries = np.nonzero(other.best_at >= 0)
-        keep_nearest(lanes, other.best_at[lanes, entries], other.best[lanes, entries], best, best_at)
+        for projection in {id(each): each for each in gallery.projections}.values():  # else each thread would make it
+            in_one_thread(search.operand, projection, True)
+        best, best_at, is_done = by_rows(search, kappa, reach, threads)
+        if not is_done:
+            number, guesses = min(threads, len(chunks)), 0
+            if not distinct and gallery.projection(0).directions is not None:
+                guesses = guessed
+            best, best_at = _by_neighbours(search, kappa, reach, chunks, guesses, number)
     if not np.isfinite(best).all():
         raise FeatureError("levels: expected values whose squared distances fit float32, found larger ones; scale them")
     order = np.lexsort((best_at, best), axis=1)
     return np.take_along_axis(best, order, 1), np.take_along_axis(best_at, order, 1)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """The query's side."""
+def _by_neighbours(
+    search: Search, kappa: int, reach: Floats, chunks: list[range], guesses: int, threads: int
+) -> tuple[Floats, Ints]:
+    """Let each thread compare all of the query with its share of the neighbours; returns heaps (q, kappa).
 
-    gallery: BoundsGallery
-    distinct: bool
-    query: Floats  # (q, c) patches, shifted
-    sq_norms: NDArray[np.float64]  # (q,) squared norms about the centre, at scale
-    levels: Sequence[Array]  # of all patches, where they are those of one grid
-    coordinates: dict[int, torch.Tensor]  # (width, q) of all patches, by the identity of projections
-    operands: dict[int, Floats] = field(default_factory=dict)  # likewise
-
-    @classmethod
-    def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool, at: Ints | None = None) -> _Search:
-        """Prepare a query, or those of its patches that `at` numbers."""
-        known: dict[int, torch.Tensor] = {}
-        if gallery.is_mixed or at is not None:
-            query, patches = [], gallery.patches(query, at)
-        else:
-            first = gallery.projection(0)
-            patches, known[id(first)] = gallery.loaded(query, first)
-        sq_norms = np.empty(len(patches))
-        squares_of(patches, np.float32(gallery.scale), gallery.centre, sq_norms)
-        return cls(gallery, distinct, patches, sq_norms, query, known)
-
-    @cached_property
-    def own(self) -> torch.Tensor:
-        """The patches (c, q) about the centre, at scale."""
-        return torch.from_numpy(self.query).T * self.gallery.scale - torch.from_numpy(self.gallery.centre)[:, None]
-
-    @property
-    def longest(self) -> float:
-        """The largest norm."""
-        return float(np.sqrt(self.sq_norms.max()))
-
-    def operand(self, projection: Projection) -> Floats:
-        """Return what the neighbours' panels are multiplied by, (blocks, words, ROWS)."""
-        if id(projection) not in self.operands:
-            found = self.coordinates.get(id(projection))
-            if found is None and self.levels:
-                _, found = self.gallery.loaded(self.levels, projection)
-            elif found is None:
-                sq_norms = torch.from_numpy(self.sq_norms.astype(np.float32))[None, None]
-                along = projection.along(self.own[None], slice(None))
-                [found] = projection.joined([along], sq_norms)
-            self.operands[id(projection)] = packed_query(projection, found, self.longest)
-        return self.operands[id(projection)]
+    The likeliest patches of the first `guesses` chunks are measured before.
+    """
+    workers = [Worker(search, kappa, reach, threads) for _ in range(threads)]
+    if guesses:
+        share_out(chunks[:guesses], [Worker(search, kappa, reach, guess=True) for _ in range(threads)])
+    share_out(chunks, workers)
+    search.gallery.measured(sum(worker.measured for worker in workers))
+    best, best_at = workers[0].best, workers[0].best_at
+    for other in workers[1:]:
+        lanes, entries = np.nonzero(other.best_at >= 0)
+        keep_nearest(lanes, other.best_at[lanes, entries], other.best[lanes, entries], best, best_at)
+    return best, best_at
 
 
 def _kind(
@@ -195,6 +153,18 @@ def _kind(
 ) -> tuple[object, ...]:
     """Return what tells a search from those that earlier choices are not for."""
     return tuple(shapes), query[0][0].size, kappa, distinct, bool(np.isfinite(budget))
+
+
+def _gallery(levels: list[Array], query: list[Array], kind: tuple[object, ...], threads: int) -> BoundsGallery:
+    """Return neighbours, projected as earlier ones of their kind if a glance shows that this suits them."""
+    frame = CHOICES.frame(kind)
+    if frame is not None:
+        found = BoundsGallery(levels, query, 0, frame, False, threads)
+        known = CHOICES.take(kind, found.glance)
+        if known is not None and known.frame is frame:
+            found.projections = known.projections
+            return found
+    return BoundsGallery(levels, query, 0, None, False, threads)
 
 
 def _take_choice(
@@ -212,7 +182,7 @@ def _take_choice(
         CHOICES.keep(kind, [], gallery.centred_sample)
         raise
     if gallery.projections[0].directions is not None or gallery.projections[0].kind == TILES:
-        CHOICES.keep(kind, gallery.projections, gallery.centred_sample)
+        CHOICES.keep(kind, gallery.projections, gallery.centred_sample, gallery.frame.moved(gallery.shift))
 
 
 def _choose(
@@ -228,7 +198,7 @@ def _choose(
     if pairs * gallery.depth * MULTIPLY <= WORTH:
         gallery.projections = [Projection(gallery.depth, None, narrow())]
         return
-    asked = _Search.of(gallery, query, distinct, spread(patches, ASKED))
+    asked = Search.of(gallery, query, distinct, spread(patches, ASKED))
     gallery.projections = [provisional(gallery.centred_sample, gallery.directions)]
     if gallery.projections[0].is_plain or not np.isfinite(asked.longest):
         gallery.projections = [gallery.plain]
@@ -239,68 +209,10 @@ def _choose(
         a_pair = fitted(*sides, likely_reach(*sides[::2], gallery.k * gallery.n), *figures)[1]
         if a_pair * pairs > budget:
             raise TooMuchLeftError
-    worker = _Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
+    worker = Worker(asked, kappa, np.full(len(asked.query), np.inf, np.float32))
     worker.run(iter(first))
     within = torch.from_numpy(worker.best[:, 0]) * gallery.scale**2
     gallery.projections, a_pair = fitted(*sides, within, *figures)
     gallery.forget()
     if a_pair * pairs + LOAD * sum(level.size for level in gallery.levels) > budget:
         raise TooMuchLeftError
-
-
-class _Worker:
-    """One thread's share of the neighbours."""
-
-    def __init__(self, search: _Search, kappa: int, reach: Floats, workers: int = 1, guess: bool = False) -> None:
-        """Begin with nothing found; `reach` (q,) bounds the kappa-th nearest, and all workers lower it.
-
-        A guess only measures the patches of each neighbour whose bounds are least.
-        """
-        q, n = len(search.query), search.gallery.n
-        self.search, self.reach, self.is_crowded, self.guess = search, reach, False, guess
-        self.measured = 0
-        self.most = CROWD * q * n * search.gallery.k * search.gallery.depth * MULTIPLY / workers
-        self.best, self.best_at = np.full((q, kappa), np.inf, np.float32), np.full((q, kappa), -1, np.int64)
-        self.room: Floats | None = None
-        self.striper = Striper(search.gallery)
-        made = n if search.gallery.is_mixed else 0
-        small = (
-            np.empty(kappa, np.float32), np.empty(kappa, np.int64),
-            np.empty((made, search.gallery.depth), np.float32), np.full(made, -1, np.int64),
-        )  # fmt: skip
-        rows = TILE_ROWS if narrow() == TILES else ROWS
-        self.scratch = (
-            lined_up((rows, -(-n // LOOK) * LOOK + LINE), np.inf), lined_up((rows, WIDTH)),
-            np.empty(q, np.float64), np.empty(q, np.int64), small,
-        )  # fmt: skip
-
-    def run(self, work: Iterator[range]) -> None:
-        """Compare neighbours, ascending, until there are no more."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            for some in work:
-                self.measured += self.compare(some)
-                # More is left than the sample has shown. The nearest neighbours come first, and most is left there.
-                self.is_crowded = self.measured * self.search.gallery.measure_cost > self.most
-
-    def compare(self, some: range) -> int:
-        """Compare some neighbours; returns the number of patches that were measured."""
-        search, gallery = self.search, self.search.gallery
-        wanted = gallery.plain if self.is_crowded else gallery.projection(some.start)
-        if not self.guess and gallery.is_striped(some):
-            theirs, stripes = Prepared.none(wanted, len(some)), self.striper.stripes(some, wanted)
-        else:
-            if self.room is None:
-                self.room = gallery.room(len(some))  # the first are the most
-            theirs, stripes = gallery.prepared(some, wanted, self.room, self.guess), WHOLE
-        projection = theirs.projection
-        count, is_finite = kernels.compare(
-            search.query, search.operand(projection), search.sq_norms, theirs.cells, theirs.cells_at, gallery.mix,
-            gallery.parts, theirs.panels_at, stripes, np.int64(projection.words), theirs.largest,
-            some.start * gallery.n,
-            (gallery.scale**2, projection.doubt, projection.coarseness, search.longest),
-            (gallery.n, gallery.length, search.distinct, projection.kind, self.guess),
-            self.best, self.best_at, self.reach, self.scratch,
-        )  # fmt: skip
-        if gallery.scan and not is_finite:
-            check_neighbours([level[some.start : some.stop] for level in gallery.levels])
-        return int(count)

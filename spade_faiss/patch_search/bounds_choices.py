@@ -10,16 +10,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..system.forks import free_at_forks
 from .bounds_plan import Projection
 
+if TYPE_CHECKING:
+    from .bounds_gallery import Frame
+
 AGAIN = 16
 KINDS = 64  # that are remembered, the recent ones
 MORE = 1.25  # times the variance that directions may leave of another sample, and LITTLE
 LITTLE = 0.005
+ALIKE = 4.0  # times as large, at most, are the squares of patches that a frame suits
 
 
 @dataclass
@@ -28,6 +33,8 @@ class Choice:
 
     projections: list[Projection]  # none: bounds leave so much that another engine is faster
     left: float  # share of the sample's variance that the directions leave; 1: there are none
+    frame: Frame | None  # of the patches, without a shift
+    size: float  # mean square of the sample's patches in it
     searches: int = 1  # that have taken it
 
 
@@ -37,6 +44,12 @@ class Choices:
     def __init__(self) -> None:
         self._lock = free_at_forks(threading.Lock())
         self._choices: OrderedDict[Hashable, Choice] = OrderedDict()
+
+    def frame(self, kind: Hashable) -> Frame | None:
+        """Return where an earlier search's patches lay, if its directions may suit others of the kind."""
+        with self._lock:
+            found = self._choices.get(kind)
+        return found.frame if found is not None and found.projections else None
 
     def take(self, kind: Hashable, sample: torch.Tensor | None = None) -> Choice | None:
         """Return what an earlier search chose; None: find out.
@@ -59,11 +72,13 @@ class Choices:
                 return None
         return found
 
-    def keep(self, kind: Hashable, projections: list[Projection], sample: torch.Tensor) -> None:
-        """Remember what was chosen for a kind, with a sample as for `take`."""
-        left = left_of(projections, sample)
+    def keep(
+        self, kind: Hashable, projections: list[Projection], sample: torch.Tensor, frame: Frame | None = None
+    ) -> None:
+        """Remember what was chosen for a kind, with a sample as for `take`; the frame is without a shift."""
+        choice = Choice(projections, left_of(projections, sample), frame, size_of(sample))
         with self._lock:
-            self._choices[kind] = Choice(projections, left)
+            self._choices[kind] = choice
             self._choices.move_to_end(kind)
             while len(self._choices) > KINDS:
                 self._choices.popitem(last=False)
@@ -75,8 +90,18 @@ class Choices:
 
 
 def explains(choice: Choice, sample: torch.Tensor) -> bool:
-    """Return whether the directions leave about as little of a sample (c, s) as of the earlier one."""
+    """Return whether the directions leave about as little of a sample (c, s) as of the earlier one.
+
+    Patches that are far smaller or larger need another scale.
+    """
+    if choice.frame is not None and not choice.size / ALIKE <= size_of(sample) <= choice.size * ALIKE:
+        return False
     return left_of(choice.projections, sample) <= MORE * choice.left + LITTLE
+
+
+def size_of(sample: torch.Tensor) -> float:
+    """Return the mean squared length of patches (c, s)."""
+    return float(sample.square().sum()) / sample.shape[1]
 
 
 def left_of(projections: Sequence[Projection], sample: torch.Tensor) -> float:

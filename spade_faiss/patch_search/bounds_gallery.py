@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ from .upsampling import as_tensor, shift_of
 
 LARGE = 2**20  # bytes of a neighbour's patches
 SAMPLE = 512  # patches of the gallery that directions are fitted to
+GLANCE = 128  # that show whether an earlier gallery's directions suit this one, too
 
 Mix = tuple[Ints, Ints, Floats]  # how patches are made of cells: see bounds_panels.patch_at
 
@@ -36,14 +37,18 @@ class Frame:
     spreads: NDArray[np.float64]  # how much patches differ in each part of the channels, see bounds_plan.parts_of
 
     @classmethod
-    def of(cls, sample: torch.Tensor, like: Sequence[Array], channels: Sequence[int]) -> Frame:
+    def of(cls, sample: torch.Tensor, like: Sequence[Array], channels: Sequence[int], threads: int = 1) -> Frame:
         """Return that of a sample (c, s) of the gallery, for levels of a query like these."""
-        scale = _scale(*map(as_tensor, like), sample)
+        scale = _scale([*like, sample], threads)
         scaled = sample * scale
         centre = scaled.mean(dim=1)
         squares = scaled.sub_(centre[:, None]).square_().sum(dim=1).double().numpy()
         spreads = [squares[first : first + number].sum() for first, number in parts_of(channels)]
         return cls(scale, centre.numpy(), np.array(spreads))
+
+    def moved(self, by: Floats) -> Frame:
+        """Return that of the same patches plus `by` (c,)."""
+        return replace(self, centre=self.centre + by * np.float32(self.scale))
 
 
 class BoundsGallery:
@@ -59,7 +64,7 @@ class BoundsGallery:
             levels: of the neighbours.
             like: [(c, ...), ...] levels of a query.
             kept_bytes: prepared neighbours are kept for another search if all of them take no more than this.
-            frame: of patches like these; None: that of these.
+            frame: of patches like these, without a shift; None: that of these.
             distinct: whether matches will be. Then nothing is subtracted from what float32 holds as it is; else the
                 mean of `like` is, before both sides become float32, as `pyramid` does.
             threads: that read a sample, if the neighbours are large.
@@ -70,7 +75,7 @@ class BoundsGallery:
         if distinct and is_exact(*levels, *like):
             self.shifts = [torch.zeros((len(level), 1)) for level in like]
         else:
-            self.shifts = [shift.reshape(-1, 1) for shift in map(shift_of, like)]
+            self.shifts = [shift.reshape(-1, 1) for shift in in_single_threads(self._threads, shift_of, like)]
         self.shift: Floats = torch.cat(self.shifts).reshape(-1).numpy()
         self.k, self.n = len(levels[0]), self.grids[0][0] * self.grids[0][1]
         self.channels = [level.shape[1] for level in levels]
@@ -84,7 +89,7 @@ class BoundsGallery:
         self._kept_bytes = kept_bytes
         self._kept: dict[int, Prepared] = {}
         self.kept_at = np.zeros(self.k, np.int64)  # addresses of cells that are kept; 0: they are not
-        self.frame = frame or Frame.of(self.sample, like, self.channels)
+        self.frame = frame.moved(-self.shift) if frame else Frame.of(self.sample, like, self.channels, self._threads)
         self.scale, self.centre = self.frame.scale, self.frame.centre
 
     @property
@@ -126,14 +131,17 @@ class BoundsGallery:
         panels.patches_of(torch.cat([level.reshape(-1) for level in native]).numpy(), at, self.mix, out)
         return out
 
-    def loaded(self, levels: Sequence[Array], projection: Projection) -> tuple[Floats, torch.Tensor]:
-        """Return patches as `patches` does, of levels of one grid, and their coordinates."""
+    def loaded(self, levels: Sequence[Array], projection: Projection, alone: bool) -> tuple[Floats, torch.Tensor]:
+        """Return patches as `patches` does, of levels of one grid, and their coordinates.
+
+        If `alone`, no other thread works for this search, and large patches are loaded by several.
+        """
         flat = [level.reshape(1, len(level), -1) for level in levels]
         n, [layout] = flat[0].shape[2], layouts_of(self.grids, self.channels, self.depth)
         sides = Sides(n, self.upsampling, self.scale, self.centre)
         patches = np.empty((n, self.depth), np.float32)
         source = Source.of(flat, self.shift, layout, range(1))
-        return patches, load_query(source, sides, projection, patches.reshape(1, -1))
+        return patches, load_query(source, sides, projection, patches, self._threads if alone else 1)
 
     @property
     def has_all(self) -> bool:
@@ -154,7 +162,16 @@ class BoundsGallery:
     @cached_property
     def sample(self) -> torch.Tensor:
         """Some patches from everywhere in the gallery, (c, s) float32, shifted."""
-        patches, step = spread(self.n, min(self.n, -(-SAMPLE // self.k))), -(-self.k // SAMPLE)
+        return self._some(SAMPLE)
+
+    @cached_property
+    def glance(self) -> torch.Tensor:
+        """A few patches from everywhere, at scale, about the centre."""
+        return self._centred(self._some(GLANCE))
+
+    def _some(self, size: int) -> torch.Tensor:
+        """Return about so many patches from everywhere, (c, s) float32, shifted."""
+        patches, step = spread(self.n, min(self.n, -(-size // self.k))), -(-self.k // size)
         out = np.empty((len(range(0, self.k, step)) * len(patches), self.depth), np.float32)
 
         def read(at: int) -> None:
@@ -194,7 +211,10 @@ class BoundsGallery:
     @cached_property
     def centred_sample(self) -> torch.Tensor:
         """The sample at scale, about the centre."""
-        return (self.sample * self.scale).sub_(torch.from_numpy(self.centre)[:, None])
+        return self._centred(self.sample)
+
+    def _centred(self, patches: torch.Tensor) -> torch.Tensor:
+        return (patches * self.scale).sub_(torch.from_numpy(self.centre)[:, None])
 
     def settle(self) -> None:
         """Take note that the projections are chosen."""
@@ -238,9 +258,20 @@ class BoundsGallery:
                 self.kept_at[some.start : some.stop] = found.cells_at
         return found
 
+    def ready(self, threads: int) -> list[tuple[range, Prepared]]:
+        """Return all neighbours with what they were prepared by, if they are; else nothing.
+
+        Args:
+            threads: that may prepare what is left.
+        """
+        if not self.kept_at.all() or self.is_mixed:
+            return []
+        kept = sorted(self._kept.items())
+        return [(range(start, start + len(one.largest)), one) for start, one in kept]
+
     def _size(self, projection: Projection) -> float:
         """Return the bytes of a neighbour that is prepared."""
-        return 4.0 * (self._size_of_cells + (projection.words + 1) * -(-self.n // WIDTH) * WIDTH)
+        return 4.0 * (self._size_of_cells + projection.panel_words * -(-self.n // WIDTH) * WIDTH)
 
     @property
     def _size_of_cells(self) -> int:
@@ -292,7 +323,12 @@ def spread(n: int, number: int) -> Ints:
     return drawn
 
 
-def _scale(*sides: torch.Tensor) -> float:
+def _scale(sides: Sequence[Array | torch.Tensor], threads: int) -> float:
     """Return a power of two that brings patches of any size near 1."""
-    size = max(float(torch.maximum(-low, high)) for low, high in map(torch.aminmax, sides))
+
+    def largest(side: Array | torch.Tensor) -> float:
+        low, high = torch.aminmax(side if isinstance(side, torch.Tensor) else as_tensor(side))
+        return float(torch.maximum(-low, high))
+
+    size = max(in_single_threads(threads, largest, sides))
     return float(2.0 ** -np.clip(np.rint(np.log2(size)), -120, 120)) if 0 < size < np.inf else 1.0

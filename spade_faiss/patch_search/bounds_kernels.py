@@ -9,102 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from .bounds_measure import about, are_equal, doubt_of, half_limit, kth, measure, offer
 from .bounds_panels import LARGEST, PAIRS, TILES, patch_at
-from .bounds_simd import (
-    LOOK,
-    ROWS,
-    WIDTH,
-    address_of,
-    at_most,
-    float_at,
-    lowest,
-    multiply,
-    multiply_pairs,
-    sq_difference,
-    sq_distance,
-)
+from .bounds_simd import LOOK, ROWS, WIDTH, address_of, at_most, float_at, lowest, multiply, multiply_pairs
 from .bounds_stripes import load_stripe
 from .bounds_tiles import TILE_ROWS, begin_tiles, end_tiles, multiply_tiles
-from .pyramid_kernels import sink_pair
+from .bounds_within import search_within
 from .pyramid_simd import jit
 
 TILE_BYTES = 2**18  # cells multiplied at a time: they stay in a core's cache until all of the query has met them
-
-
-@jit
-def are_equal(mine: int, theirs: int, channels: int) -> Any:
-    """Return whether two patches at addresses are."""
-    return sq_distance(mine, theirs, channels) == 0
-
-
-@jit
-def about(mine: int, theirs: int, parts: Any, limit: Any) -> Any:
-    """Return the squared distance of two patches at addresses as float32 sums it, or some number above the limit."""
-    total = np.float32(0)
-    for part in range(len(parts)):
-        start = 4 * parts[part, 0]
-        total += sq_difference(mine + start, theirs + start, parts[part, 1])
-        if total > limit:
-            break
-    return total
-
-
-@jit
-def in_order(mine: int, theirs: int, channels: int) -> Any:
-    """Return the squared distance of two patches at addresses as pyramid_kernels.add_differences sums it."""
-    total = 0.0
-    for offset in range(0, 4 * channels, 4):
-        difference = float_at(mine + offset) - float_at(theirs + offset)
-        total += np.float64(difference) * np.float64(difference)
-    return total
-
-
-@jit
-def measure(mine: int, theirs: int, channels: int, distinct: bool) -> Any:
-    """Return the squared distance of two patches at addresses, in float64.
-
-    One match of each neighbour is this engine's alone. Others are found by `pyramid` too, and answers must not depend
-    on the engine.
-    """
-    return sq_distance(mine, theirs, channels) if distinct else in_order(mine, theirs, channels)
-
-
-@jit
-def offer(keys: Any, at: Any, value: Any, place: int, first: int) -> None:
-    """Put a patch into a heap (kappa,), if it is among the nearest.
-
-    Args:
-        keys: float32.
-        at: int64 positions.
-        value: float32 squared distance.
-        place: position.
-        first: an entry at this position or after it is replaced, if it is farther; beyond all positions: none is.
-    """
-    here = 0
-    for entry in range(len(keys) if first <= place else 0):
-        if at[entry] >= first:
-            here = entry
-            break
-    if value < keys[here] or (value == keys[here] and place < at[here]):
-        sink_pair(keys, at, here, value, place)
-
-
-@jit
-def kth(values: int, n: int, keys: Any, at: Any) -> Any:
-    """Return the least but kappa - 1 of n values at an address, or infinity; keys and at (kappa,) are overwritten."""
-    keys[:] = np.inf
-    for i in range(n):
-        value = float_at(values + 4 * i)
-        if value < keys[0]:
-            sink_pair(keys, at, 0, value, 0)
-    return keys[0]
-
-
-@jit
-def half_limit(reach: float, square: float, sq_norm: float, doubt: float) -> Any:
-    """Return what no half of a patch within `reach` is above."""
-    limit = (reach * (1 + 1e-6) * square - sq_norm) / 2 + doubt
-    return np.float32(limit + abs(limit) * 2.0**-23)  # float32, so that a loop over halves compares without converting
 
 
 @jit
@@ -208,7 +121,7 @@ def least_of(values: Any) -> Any:
 
 @jit
 def compare(
-    query: Any, operand: Any, sq_norms: Any, cells: Any, cells_at: Any, mix: Any, parts: Any, panels_at: Any,
+    query: Any, operand: Any, norms: Any, cells: Any, cells_at: Any, mix: Any, parts: Any, panels_at: Any,
     stripes: Any, words: int, largest: Any, place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any,
     scratch: Any,
 ) -> Any:  # fmt: skip
@@ -218,13 +131,13 @@ def compare(
         query: (q, c) float32 patches.
         operand: (blocks, words, ROWS) float32 of theirs, or two int16 in each word; for tiles (blocks, TILE_ROWS,
             words), two bfloat16 in each; the last block padded.
-        sq_norms: (q,) float64 squared norms, at scale.
+        norms: (q,) float64, at scale.
         cells: (s, m) float32 cells of s neighbours; if patches are cells, whatever holds these.
         cells_at: (s,) their addresses.
         mix: how patches are made of them, see bounds_panels.patch_at.
         parts: (p, 2) int64 first channels and numbers of channels, those that differ most first.
         panels_at: (s,) addresses of operands (panels, words + 1, WIDTH) float32: the last of the words are half squared
-            norms, infinite for what is padded.
+            norms, infinite for what is padded; for tiles (panels, words, WIDTH).
         stripes: s neighbours that are not prepared, see load_stripe; none: they are.
         words: of a patch.
         largest: (s,) float32 largest norm of each, at scale.
@@ -237,16 +150,18 @@ def compare(
         best: (q, kappa) float32 heaps of the nearest.
         best_at: (q, kappa) int64, their positions.
         reach: (q,) float32, a bound of the kappa-th nearest, shared by all threads.
-        scratch: (rows, >= n) and (rows, WIDTH) float32, rows of a block; (q,) float64 and int64; scratch of search_row.
+        scratch: (rows, >= n) and (rows, WIDTH) float32, rows of a block; (q,) float64 and int64; hits, limits and lists
+            of search_within; scratch of search_row.
 
     Returns:
         number of patches that were measured, and whether all norms are known to be finite.
     """
-    out, least, near, near_at, small = scratch
+    out, least, near, near_at, lists, small = scratch
     n, length, distinct, kind, guess = flags
-    depth, panel_bytes, panels = query.shape[1], 4 * (words + 1) * WIDTH, -(-n // WIDTH)
+    depth, panels = query.shape[1], -(-n // WIDTH)
+    panel_bytes = 4 * (words if kind == TILES else words + 1) * WIDTH
     rows = TILE_ROWS if kind == TILES else ROWS
-    square, relative, coarse, longest = figures
+    square, longest, found = figures[0], figures[3], (best, best_at, reach, near, near_at)
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
     is_striped = stripes[1].shape[0] > 0
     step = stripes[6][0] // WIDTH if is_striped else max(1, TILE_BYTES // panel_bytes)
@@ -256,6 +171,7 @@ def compare(
         begin_tiles(address_of(saved))
     for number in range(len(cells_at)):
         near[:] = np.inf
+        is_known = kind == TILES and not guess and reach.max() < np.inf
         first = place + number * n
         base, between = cells_at[number], length
         if len(mix[0]) > 0:
@@ -271,6 +187,12 @@ def compare(
                 base = address_of(stripes[7][0]) - 4 * length * start
                 panels_here = address_of(stripes[7][2]) - panel * panel_bytes
             theirs = depth, base, between, cells[number if len(mix[0]) > 0 else 0], mix, parts
+            if is_known:
+                measured += search_within(
+                    query, operand, norms, theirs, panels_here + panel * panel_bytes,
+                    (start, count, first, distinct, words), most, figures, slack, found, (out, *lists, small),
+                )  # fmt: skip
+                continue
             factor = np.float32(longest * most / (LARGEST * LARGEST))
             for block in range(len(operand)):
                 addresses = (
@@ -288,15 +210,14 @@ def compare(
                 for r in range(min(rows, len(query) - block * rows)):
                     row = block * rows + r
                     low = least_of(least[r])
-                    top = min(best[row, 0], reach[row])
-                    doubt = relative * (np.sqrt(sq_norms[row]) + most) ** 2
-                    doubt += coarse * longest * most
+                    top, sq_norm = min(best[row, 0], reach[row]), norms[row] ** 2
+                    doubt = doubt_of(norms[row], most, figures)
                     is_settled = best[row, 0] == 0 and best_at[row, 0] < first  # by exact matches
-                    if is_settled or low > half_limit(top, square, sq_norms[row], doubt):
+                    if is_settled or low > half_limit(top, square, sq_norm, doubt):
                         continue
                     measured += search_row(
                         mine + 4 * depth * row, theirs, values + 4 * stride * r, (start, count, first, distinct, guess),
-                        (square, sq_norms[row], doubt), slack, best, best_at, row, reach, near, near_at, small, low,
+                        (square, sq_norm, doubt), slack, best, best_at, row, reach, near, near_at, small, low,
                     )  # fmt: skip
     if kind == TILES:
         end_tiles(address_of(saved))

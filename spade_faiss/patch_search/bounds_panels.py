@@ -16,6 +16,8 @@ from .pyramid_simd import as_bits, as_float, jit
 
 SINGLE, PAIRS, TILES = range(3)  # products of float32, of int16, of bfloat16 by tile registers
 ABOVE = np.float32(1 + 2.0**-7)  # times a length, rounded to bfloat16, is never below it
+MOST = np.uint32(0xFFFF0000)  # of the bits of a float32: what bfloat16 keeps of it
+ONES = np.uint32(0x3F803F80)  # twice 1 as bfloat16
 LARGEST = 32_700  # that a coordinate becomes as int16, if it is as long as the largest patch
 
 
@@ -125,15 +127,16 @@ def pack_pairs(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
 def to_bfloat16(value: Any) -> Any:
     """Return the bits of the float32 that is a float32 rounded to bfloat16."""
     bits = as_bits(value)
-    return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & MOST
 
 
 @jit
-def pack_tiles(operand: Any, channels: int, sq_norms: Any, errors: Any, largest: Any, panels: Any, bits: Any) -> None:
+def pack_tiles(operand: Any, channels: int, sq_norms: Any, errors: Any, largest: Any, out: Any) -> None:
     """Do as `pack`, with two channels as bfloat16 in each word.
 
-    Of the last of these words, the lower half is a patch's length, and the upper that of what rounding takes from it,
-    here and before it was projected.
+    Of the last word, the lower half is a patch's length, and the upper that of what rounding takes from it, here and
+    before it was projected. The word before it holds half its squared norm: the lower half as bfloat16, rounded towards
+    0, and the upper half what that leaves, likewise. No bound is too large for it.
 
     Args:
         operand: as for pack.
@@ -141,30 +144,33 @@ def pack_tiles(operand: Any, channels: int, sq_norms: Any, errors: Any, largest:
         sq_norms: as for pack.
         errors: (s, n) float32, see load_patches.
         largest: as for pack.
-        panels: (s, panels, words + 1, WIDTH) float32, set.
-        bits: the same memory, uint32.
+        out: (s, panels, words, WIDTH) uint32, set.
     """
-    n, words, wide = operand.shape[2], panels.shape[2] - 1, panels.shape[3]
-    lengths, lost = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    n, words, wide = operand.shape[2], out.shape[2], out.shape[3]
+    lengths, lost, norms = np.empty(wide, np.float32), np.empty(wide, np.float32), np.empty(wide, np.float32)
     for number in range(len(operand)):
-        for panel in range(panels.shape[1]):
-            target, start = bits[number, panel], panel * wide
+        for panel in range(out.shape[1]):
+            target, start = out[number, panel], panel * wide
             end = min(wide, n - start) if largest[number] > 0 else 0
             lengths[:], lost[:], target[:] = 0, 0, 0
             for channel in range(channels):
-                source, out = operand[number, channel], target[channel // 2]
+                source, word = operand[number, channel], target[channel // 2]
                 shift = np.uint32(16 if channel % 2 == 0 else 0)
                 for i in range(end):
                     value = source[start + i]
                     rounded = to_bfloat16(value)
                     error = value - as_float(rounded)
-                    out[i] |= rounded >> shift
+                    word[i] |= rounded >> shift
                     lengths[i] += value * value
                     lost[i] += error * error
             for i in range(end):
                 length, error = np.sqrt(lengths[i]) * ABOVE, (np.sqrt(lost[i]) + errors[number, start + i]) * ABOVE
                 target[words - 1, i] = (to_bfloat16(length) >> np.uint32(16)) | to_bfloat16(error)
-            halves(sq_norms[number], start, largest[number], panels[number, panel, words])
+            halves(sq_norms[number], start, largest[number], norms)
+            for i in range(wide):
+                first = as_bits(norms[i]) & MOST
+                rest = as_bits(norms[i] - as_float(first)) & MOST if abs(norms[i]) < np.inf else np.uint32(0)
+                target[words - 2, i] = (first >> np.uint32(16)) | rest
 
 
 @jit
@@ -174,12 +180,14 @@ def pack_query_tiles(operand: Any, out: Any) -> None:
     Args:
         operand: (width, q) float32, C-contiguous.
         out: zeros, the last block padded; of the last word, the lower half is what rounding takes from a patch, and
-            the upper its length after it, so that their products with a panel's are what rounding leaves open.
+            the upper its length after it, so that their products with a panel's are what rounding leaves open; the word
+            before it is twice 1, so that the product with a panel's is half a squared norm.
     """
     width, q = operand.shape
     rows, words = out.shape[1:]
     lengths, errors = np.zeros(q, np.float32), np.zeros(q, np.float32)
     sign = np.uint32(0x80000000)
+    out[:, :, words - 2] = ONES
     for channel in range(width):
         shift = np.uint32(16 if channel % 2 == 0 else 0)
         for i in range(q):

@@ -18,7 +18,7 @@ from .bounds_tiles import STEP, TILE_ROWS, has_tiles, lined_up
 
 # Of directions that are tried: whole blocks of ROWS, and as many as steps of tiles hold beside what else is in them.
 COUNTS = 6, 12, 18, 24, 36, 48, 66
-TILE_COUNTS = 29, 61, 93
+TILE_COUNTS = 27, 59, 91
 LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
 FEWER = 8  # times: patches of a part of the sample
 TELLING = 0.85  # share of a squared distance that shows that a patch is too far
@@ -93,7 +93,12 @@ class Projection:
     def words(self) -> int:
         """Words of four bytes that these become in a panel."""
         pairs = -(-self.width // 2)
-        return {SINGLE: self.width, PAIRS: pairs, TILES: -(-(pairs + 1) // STEP) * STEP}[self.kind]
+        return {SINGLE: self.width, PAIRS: pairs, TILES: -(-(pairs + 2) // STEP) * STEP}[self.kind]
+
+    @property
+    def panel_words(self) -> int:
+        """Words of a patch in a panel: half its squared norm is one more, but for tiles, which hold it in theirs."""
+        return self.words if self.kind == TILES else self.words + 1
 
     @property
     def cost(self) -> float:
@@ -166,7 +171,7 @@ class Projection:
         ROUNDING times the root of c bounds the error of one sum of c products. With directions, each of m coordinates
         has such an error; the lengths of the rests are raised by it in `joined`, so that they are never too short.
         """
-        own: float = ROUNDING * (self.channels + 2) ** 0.5 / 2  # tiles have two products more
+        own: float = ROUNDING * (self.channels + 4) ** 0.5 / 2  # tiles have four products more
         return own if self.directions is None else 4 * own * float(len(self.directions) ** 0.5)
 
     @property

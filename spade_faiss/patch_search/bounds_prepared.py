@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..system.threads import in_single_threads
 from . import bounds_panels as panels
 from . import pyramid_kernels
-from .bounds_loading import load_levels
+from .bounds_loading import load_levels, load_patches
 from .bounds_plan import Projection
 from .bounds_simd import ROWS, WIDTH
 from .bounds_sources import Floats, Ints, Source
@@ -26,7 +28,7 @@ class Prepared:
     projection: Projection
     cells: Floats  # (s, m), see bounds_panels
     cells_at: Ints  # (s,) their addresses
-    panels_at: Ints  # (s,) addresses of panels, (panels, words + 1, WIDTH) float32 each
+    panels_at: Ints  # (s,) addresses of panels, (panels, panel_words, WIDTH) float32 each, see Projection
     largest: Floats  # (s,) largest norm of each, at scale; 0: not finite
     held: tuple[Any, ...] = ()  # what lies at the addresses
 
@@ -35,6 +37,13 @@ class Prepared:
         """Return so many neighbours that are not prepared."""
         nothing = np.zeros(number, np.int64)
         return cls(projection, np.empty((1, 0), np.float32), nothing, nothing, np.zeros(number, np.float32))
+
+    @classmethod
+    def joined(cls, some: Sequence[Prepared]) -> Prepared:
+        """Return neighbours that were prepared one by one, or some by some, by one projection."""
+        cells_at, panels_at = (np.concatenate([getattr(one, at) for one in some]) for at in ("cells_at", "panels_at"))
+        largest = np.concatenate([one.largest for one in some])
+        return cls(some[0].projection, some[0].cells, cells_at, panels_at, largest, tuple(some))
 
     @classmethod
     def of(cls, projection: Projection, cells: Floats, panels: Floats, largest: Floats) -> Prepared:
@@ -126,24 +135,25 @@ def packed(projection: Projection, operand: Floats, norms: tuple[Floats, Floats]
     `norms` are their squared norms (s, n), and lengths of what rounding took before they were projected.
     """
     (s, _, n), width, (sq_norms, errors) = operand.shape, projection.width, norms
-    out = lined_up((s, -(-n // WIDTH), projection.words + 1, WIDTH))
+    out = lined_up((s, -(-n // WIDTH), projection.panel_words, WIDTH))
     if projection.kind == panels.PAIRS:
         panels.pack_pairs(operand, width, sq_norms, largest, out, out.view(np.int16))
     elif projection.kind == panels.TILES:
-        panels.pack_tiles(operand, width, sq_norms, errors, largest, out, out.view(np.uint32))
+        panels.pack_tiles(operand, width, sq_norms, errors, largest, out.view(np.uint32))
     else:
         panels.pack(operand, width, sq_norms, largest, out)
     return out
 
 
-def load_query(source: Source, sides: Sides, projection: Projection, cells: Floats) -> torch.Tensor:
+def load_query(source: Source, sides: Sides, projection: Projection, patches: Floats, threads: int = 1) -> torch.Tensor:
     """Project patches of levels of one grid that are to be compared with those of neighbours.
 
     Args:
         source: where their levels lie, of one image.
         sides: of the patches.
         projection: of theirs.
-        cells: (1, m), set to the patches, shifted.
+        patches: (n, c), set, shifted.
+        threads: that share the work.
 
     Returns:
         coordinates (width, q), see Projection.
@@ -151,11 +161,20 @@ def load_query(source: Source, sides: Sides, projection: Projection, cells: Floa
     directions, rows = projection.blocks(source.layout.spans, precise=True), projection.channels
     if projection.directions is not None:
         rows = directions[0].shape[1] * ROWS + 1
-    found, (sq_norms, errors) = np.empty((1, rows, sides.n), np.float32), np.empty((2, 1, sides.n), np.float32)
-    load_levels(
-        source.kind, (source.at, sides.n), source.layout.parts, (source.shift, sides.centre), np.float32(sides.scale),
-        directions, cells, found, sq_norms, errors,
-    )  # fmt: skip
+    sq_norms, errors = np.empty((2, 1, sides.n), np.float32)
+
+    def load(span: tuple[int, int]) -> Floats:
+        some, out = slice(*span), np.empty((rows, span[1] - span[0]), np.float32)
+        load_patches(
+            source.kind, (source.at[0], np.int64(sides.n), source.at[0, 0]), span, source.layout.parts,
+            (source.shift, sides.centre), np.float32(sides.scale), directions, patches[some].reshape(-1), out,
+            sq_norms[0, some], errors[0, some],
+        )  # fmt: skip
+        return out
+
+    edges = [min(sides.n, -(-sides.n * part // (threads * WIDTH)) * WIDTH) for part in range(threads + 1)]
+    spans = [(start, end) for start, end in pairwise(edges) if start < end]
+    found = np.concatenate(in_single_threads(threads, load, spans), axis=1)[None]
     if projection.directions is not None:
         panels.add_rests(found, sq_norms, errors, projection.width - 1, np.float32(2 * projection.doubt))
     return torch.from_numpy(found[0, : projection.width])

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..arrays import Array
-from .bounds_gallery import BoundsGallery, fewer_and_fewer, is_exact
-from .bounds_plan import Projection
+from ..system.threads import in_single_threads
+from .bounds_gallery import BoundsGallery, is_exact
 from .bounds_prepared import Prepared
-from .bounds_sources import Floats
 from .kept import KeptLevel, Way
 
 
@@ -21,7 +18,7 @@ class SharedGallery(BoundsGallery):
         """Take a level (K, c, h, w) of the neighbours; `query` (c, ...) is one that is compared with them."""
         self._own = kept
         self._way = kept.store.way(kept.level)
-        self._held: dict[int, Prepared] = {}  # by neighbour: what lies at the addresses, whoever lets go of it
+        self._held: list[tuple[range, Prepared]] = []  # once they are prepared, whoever lets go of them
         super().__init__([level], [query], frame=self._way.frame if self._way else None, distinct=True)
         if self._way is not None:
             self.projections = [self._way.projection]
@@ -40,30 +37,23 @@ class SharedGallery(BoundsGallery):
         self._way = Way(self.frame, self.projections[0])
         self._own.store.choose(self._own.level, self._way)
 
-    def chunks(self, together: int, threads: int, first: int) -> list[range]:
-        """See BoundsGallery. Of what is prepared, more at a time take less; the last are few: no thread waits long."""
-        if self._way is None or None in self._own.store.take(self._own.level, self._own.names, self._way):
-            return super().chunks(together, threads, first)
-        return fewer_and_fewer(range(self.k), threads)
+    def ready(self, threads: int) -> list[tuple[range, Prepared]]:
+        """See BoundsGallery; what is not prepared yet is."""
+        if self._way is None or self.projections[0] is not self._way.projection:
+            return []
+        if not self._held:
+            store, level, way = self._own.store, self._own.level, self._way
+            found: list[Any] = store.take(level, self._own.names, way)
 
-    def prepared(self, some: range, projection: Projection, room: Floats, keep: bool = False) -> Prepared:
-        """See BoundsGallery."""
-        if self._way is None or projection is not self._way.projection:
-            return super().prepared(some, projection, room, keep)
-        store, level, way = self._own.store, self._own.level, self._way
-        names = self._own.names[some.start : some.stop]
-        found: list[Any] = store.take(level, names, way)
-        for at, name in enumerate(names):
-            neighbour = some.start + at
-            if found[at] is None:
-                found[at] = self._prepare(range(neighbour, neighbour + 1), projection, self.room(1))
-                store.keep(level, name, way, found[at])
-            self._held[neighbour] = found[at]
-        cells_at, panels_at, largest = (
-            np.concatenate([getattr(one, part) for one in found]) for part in ("cells_at", "panels_at", "largest")
-        )
-        self.kept_at[some.start : some.stop] = cells_at
-        return Prepared(projection, found[0].cells, cells_at, panels_at, largest, tuple(found))
+            def prepare(at: int) -> None:
+                found[at] = self._prepare(range(at, at + 1), way.projection, self.room(1))
+                store.keep(level, self._own.names[at], way, found[at])
+
+            missing = [at for at, one in enumerate(found) if one is None]
+            in_single_threads(max(1, min(threads, len(missing))), prepare, missing)
+            self._held = [(range(self.k), Prepared.joined(found))]
+            self.kept_at[:] = self._held[0][1].cells_at
+        return self._held
 
     def is_striped(self, some: range) -> bool:
         """See BoundsGallery: they will be kept."""

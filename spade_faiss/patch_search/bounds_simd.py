@@ -39,11 +39,11 @@ def _load(builder: Any, base: Any, offset: Any) -> Any:
     return builder.load(builder.bitcast(builder.gep(base, [offset]), FLOATS.as_pointer()), align=4)
 
 
-def _repeat(builder: Any, value: Any) -> Any:
+def repeat(builder: Any, value: Any, lanes: int = WIDTH) -> Any:
     """Repeat one float."""
-    undefined = ir.Constant(FLOATS, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
     one = builder.insert_element(undefined, value, INT(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(INTS, [0] * WIDTH))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
 
 
 def _subtract(builder: Any, total: Any, mine: Any, theirs: Any) -> Any:
@@ -69,7 +69,7 @@ def _multiply(builder: Any, args: Any, paired: bool) -> None:
     query, cells, out, least = (
         builder.inttoptr(builder.extract_value(addresses, number), FLOAT.as_pointer()) for number in range(4)
     )
-    scales = _repeat(builder, scale)
+    scales = repeat(builder, scale)
     infinite = ir.Constant(FLOATS, [float("inf")] * WIDTH)
     minima = [cgutils.alloca_once_value(builder, infinite) for _ in range(ROWS)]
     sums = [cgutils.alloca_once(builder, INTS if paired else FLOATS) for _ in range(ROWS)]
@@ -83,7 +83,7 @@ def _multiply(builder: Any, args: Any, paired: bool) -> None:
             theirs = _load(builder, here, builder.mul(loop.index, WORD(WIDTH)))
             first = builder.mul(loop.index, WORD(ROWS))
             for row, each in enumerate(sums):
-                mine = _repeat(builder, builder.load(builder.gep(query, [builder.add(first, WORD(row))])))
+                mine = repeat(builder, builder.load(builder.gep(query, [builder.add(first, WORD(row))])))
                 add = _add_pairs if paired else _subtract
                 builder.store(add(builder, builder.load(each), mine, theirs), each)
         for row, (each, low) in enumerate(zip(sums, minima, strict=True)):
@@ -153,7 +153,7 @@ def project(context: Any, addresses: Any, channels: Any) -> Any:
             theirs = _load(builder, patches, builder.mul(loop.index, WORD(WIDTH)))
             first = builder.mul(loop.index, WORD(ROWS))
             for row, each in enumerate(sums):
-                mine = _repeat(builder, builder.load(builder.gep(directions, [builder.add(first, WORD(row))])))
+                mine = repeat(builder, builder.load(builder.gep(directions, [builder.add(first, WORD(row))])))
                 product = builder.fmul(mine, theirs, flags=("contract",))
                 builder.store(builder.fadd(builder.load(each), product, flags=("contract",)), each)
         for place, each in zip(places, sums, strict=True):
@@ -168,7 +168,7 @@ def at_most(context: Any, address: Any, limit: Any) -> Any:
     """Return which of LOOK float32 values at an address are at most a float32 limit, as the bits of a uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values, limits = builder.inttoptr(args[0], FLOAT.as_pointer()), _repeat(builder, args[1])
+        values, limits = builder.inttoptr(args[0], FLOAT.as_pointer()), repeat(builder, args[1])
         result = WORD(0)
         for start in range(0, LOOK, WIDTH):
             passed = builder.fcmp_ordered("<=", _load(builder, values, WORD(start)), limits)

@@ -52,7 +52,7 @@ class Striper:
         gallery, size = self._gallery, self.patches
         rows = gallery.depth if projection.directions is None else projection.rows + 1
         if self._room is None or projection is not self._projection:
-            panels = size // WIDTH * (projection.words + 1) * WIDTH
+            panels = size // WIDTH * projection.panel_words * WIDTH
             self._room, self._projection = _room(size * gallery.length, rows * size, panels), projection
         source = self._source = gallery.source(some)  # what lies at its addresses has to stay until it is compared
         figures = size, rows, projection.width, np.float32(2 * projection.doubt)
@@ -95,12 +95,13 @@ def load_stripe(stripes: Any, number: int, span: Any, n: int, kind: int, words: 
     largest[0] = np.sqrt(sq_norms.max())
     if not largest[0] < np.inf:
         largest[0] = 0
-    size = panels * (words + 1) * WIDTH
-    out = singles[:size].reshape(1, panels, words + 1, WIDTH)
+    size, rows = panels * words * WIDTH, panels * (words + 1) * WIDTH
     if kind == TILES:
-        pack_tiles(coordinates, width, sq_norms, errors, largest, out, bits[:size].reshape(1, panels, words + 1, WIDTH))
-    elif kind == PAIRS:
-        halves = shorts[: 2 * size].reshape(1, panels, words + 1, 2 * WIDTH)
+        pack_tiles(coordinates, width, sq_norms, errors, largest, bits[:size].reshape(1, panels, words, WIDTH))
+        return largest[0]
+    out = singles[:rows].reshape(1, panels, words + 1, WIDTH)
+    if kind == PAIRS:
+        halves = shorts[: 2 * rows].reshape(1, panels, words + 1, 2 * WIDTH)
         pack_pairs(coordinates, width, sq_norms, largest, out, halves)
     else:
         pack(coordinates, width, sq_norms, largest, out)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,15 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .bounds_simd import FLOATS, WIDTH, WORD
+from .bounds_simd import FLOATS, WIDTH, WORD, repeat
 
 TILE_ROWS = 32  # query patches multiplied at a time: two tiles, with two of the gallery's, and four of sums
 STEP = 16  # words, of two coordinates each, multiplied at a time
 TILE_WIDTH = 32  # patches of a panel
+GROUP = 8  # of these, in which values within limits are looked for together
 LINE = 16  # float32 of a line of the cache
+NEAR = 5  # panels whose products with TILE_ROWS patches stay in a core's nearest cache
+NEAR_STRIDE = NEAR * TILE_WIDTH + 3 * LINE  # between rows of these: LOOK values may be read where a panel begins
 
 _FEATURES = binding.get_host_cpu_features()
 _HAS_INSTRUCTIONS = WIDTH == TILE_WIDTH and all(_FEATURES.get(f"amx-{part}", False) for part in ("tile", "bf16"))
@@ -93,13 +98,13 @@ def end_tiles(context: Any, saved: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def multiply_tiles(context: Any, addresses: Any, words: Any, stride: Any, n: Any) -> Any:
-    """Set out[r, i] = cells[words, i] + sum over words of query[r, word] * cells[word, i]; take minima.
+    """Set out[r, i] = the sum over words of query[r, word] * cells[word, i]; take minima.
 
     Args:
         context: the compiler's.
-        addresses: those of query (TILE_ROWS, words), two bfloat16 in each word; cells (panels, words + 1, WIDTH), the
-            same, but for the last of the words, which are float32; out (TILE_ROWS, stride) float32; least
-            (TILE_ROWS, WIDTH) float32, set to the least of every WIDTH-th value of out.
+        addresses: those of query (TILE_ROWS, words), two bfloat16 in each word; cells (panels, words, WIDTH), the same;
+            out (TILE_ROWS, stride) float32; least (TILE_ROWS, WIDTH) float32, set to the least of every WIDTH-th value
+            of out.
         words: a multiple of STEP.
         stride: length of a row of out.
         n: how many cells count, a multiple of WIDTH.
@@ -107,53 +112,133 @@ def multiply_tiles(context: Any, addresses: Any, words: Any, stride: Any, n: Any
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _HAS_INSTRUCTIONS:
-            _multiply(builder, args)
+            _multiply(builder, args, _take_minima)
         return context.get_dummy_value()
 
     return types.void(addresses, words, stride, n), generate
 
 
-def _multiply(builder: Any, args: Any) -> None:
+@intrinsic  # type: ignore[untyped-decorator]
+def multiply_tiles_within(context: Any, addresses: Any, words: Any, stride: Any, n: Any) -> Any:
+    """Set out as `multiply_tiles` does, and note where values are within limits.
+
+    Args:
+        context: the compiler's.
+        addresses: those of query, cells and out, see multiply_tiles; limits (TILE_ROWS,) float32; and hits (panels,)
+            uint64, 16 bits for each GROUP of rows: 0 where no value of a panel is at most its row's limit.
+        words: a multiple of STEP.
+        stride: length of a row of out.
+        n: how many cells count, a multiple of WIDTH.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _HAS_INSTRUCTIONS:
+            _multiply(builder, args, _mark_hits)
+        return context.get_dummy_value()
+
+    return types.void(addresses, words, stride, n), generate
+
+
+def _along(builder: Any, base: Any, count: Any, size: int) -> Any:
+    """Return the address `count` times `size` bytes on."""
+    return builder.gep(base, [builder.mul(count, WORD(size))])
+
+
+def _values(builder: Any, base: Any, count: Any) -> Any:
+    """Return where WIDTH floats begin, `count` floats on."""
+    return builder.bitcast(_along(builder, base, count, 4), FLOATS.as_pointer())
+
+
+def _multiply(builder: Any, args: Any, use: Callable[..., None]) -> None:
+    """Generate the products of one block of the query with all panels; `use` looks at those of each panel."""
     addresses, words, stride, n = args
-    query, cells, out, least = (
-        builder.inttoptr(builder.extract_value(addresses, number), ADDRESS) for number in range(4)
+    query, cells, out, *others = (
+        builder.inttoptr(address, ADDRESS) for address in cgutils.unpack_tuple(builder, addresses)
     )
-
-    def along(base: Any, count: Any, size: int) -> Any:
-        """Return the address `count` times `size` bytes on."""
-        return builder.gep(base, [builder.mul(count, WORD(size))])
-
-    def values(base: Any, count: Any) -> Any:
-        return builder.bitcast(along(base, count, 4), FLOATS.as_pointer())
-
     row, across = builder.mul(words, WORD(4)), builder.mul(stride, WORD(4))
     tiles = [(2 * r + side, r, side) for r in range(2) for side in range(2)]  # sums, and what they are sums of
-    infinite = ir.Constant(FLOATS, [float("inf")] * WIDTH)
-    for r in range(TILE_ROWS):
-        builder.store(infinite, values(least, WORD(r * WIDTH)), align=4)
-    panel = builder.mul(builder.add(words, WORD(1)), WORD(WIDTH))
+    if use is _take_minima:
+        for r in range(TILE_ROWS):
+            builder.store(_floats(float("inf")), _values(builder, others[0], WORD(r * WIDTH)), align=4)
+    size = builder.mul(words, WORD(WIDTH))
     with cgutils.for_range_slice(builder, WORD(0), n, WORD(WIDTH), inc=True) as (i, _):
-        here = along(cells, builder.mul(builder.udiv(i, WORD(WIDTH)), panel), 4)
-        start = along(here, words, 4 * WIDTH)
-        for number, _, side in tiles:  # all rows begin with the same: their distance is 0
-            _call(builder, "tileloadd64", BYTE(number), along(start, WORD(side), 64), WORD(0))
+        panel = builder.udiv(i, WORD(WIDTH))
+        here = _along(builder, cells, builder.mul(panel, size), 4)
+        for number, _, _ in tiles:
+            _call(builder, "tilezero", BYTE(number))
         with cgutils.for_range_slice(builder, WORD(0), words, WORD(STEP), inc=True) as (word, _):
-            mine, theirs = along(query, word, 4), along(here, word, 4 * WIDTH)
+            mine, theirs = _along(builder, query, word, 4), _along(builder, here, word, 4 * WIDTH)
             for r in range(2):
-                _call(builder, "tileloadd64", BYTE(4 + r), along(mine, builder.mul(words, WORD(16 * r)), 4), row)
+                place = _along(builder, mine, builder.mul(words, WORD(16 * r)), 4)
+                _call(builder, "tileloadd64", BYTE(4 + r), place, row)
             for side in range(2):
-                _call(builder, "tileloadd64", BYTE(6 + side), along(theirs, WORD(side), 64), WORD(4 * WIDTH))
+                _call(builder, "tileloadd64", BYTE(6 + side), _along(builder, theirs, WORD(side), 64), WORD(4 * WIDTH))
             for number, r, side in tiles:
                 _call(builder, "tdpbf16ps", BYTE(number), BYTE(4 + r), BYTE(6 + side))
-        first = along(out, i, 4)
+        first = _along(builder, out, i, 4)
         for number, r, side in tiles:
-            place = along(along(first, builder.mul(stride, WORD(16 * r)), 4), WORD(side), 64)
+            place = _along(builder, _along(builder, first, builder.mul(stride, WORD(16 * r)), 4), WORD(side), 64)
             _call(builder, "tilestored64", BYTE(number), place, across)
-        for r in range(TILE_ROWS):
-            total = builder.load(values(first, builder.mul(stride, WORD(r))), align=4)
-            before = builder.load(values(least, WORD(r * WIDTH)), align=4)
-            low = builder.select(builder.fcmp_ordered("<", total, before), total, before)
-            builder.store(low, values(least, WORD(r * WIDTH)), align=4)
+        totals = [_values(builder, first, builder.mul(stride, WORD(r))) for r in range(TILE_ROWS)]
+        use(builder, totals, panel, *others)
+
+
+def _take_minima(builder: Any, totals: Sequence[Any], panel: Any, least: Any) -> None:
+    """Lower the least of every WIDTH-th value of each row."""
+    for r, place in enumerate(totals):
+        total = builder.load(place, align=4)
+        before = builder.load(_values(builder, least, WORD(r * WIDTH)), align=4)
+        low = builder.select(builder.fcmp_ordered("<", total, before), total, before)
+        builder.store(low, _values(builder, least, WORD(r * WIDTH)), align=4)
+
+
+def _mark_hits(builder: Any, totals: Sequence[Any], panel: Any, limits: Any, hits: Any) -> None:
+    """Note whether a value is within the limit of its row."""
+    lanes = WIDTH // 2  # of a register: masks of two would have to be put together
+    one = ir.VectorType(ir.FloatType(), lanes)
+    none = [ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1] * lanes)] * (TILE_ROWS // GROUP)
+    for at, group in product(range(GROUP), range(len(none))):  # in turns: none waits for the one before
+        r = GROUP * group + at
+        limit = builder.load(builder.bitcast(_along(builder, limits, WORD(r), 4), one.element.as_pointer()), align=4)
+        repeated = repeat(builder, limit, lanes)
+        for side in range(2):
+            half = builder.gep(builder.bitcast(totals[r], one.as_pointer()), [WORD(side)])
+            above = builder.fcmp_unordered(">", builder.load(half, align=4), repeated)
+            none[group] = builder.and_(none[group], above)
+    found = ir.Constant(ir.VectorType(ir.IntType(lanes), len(none)), ir.Undefined)
+    for group, each in enumerate(none):
+        some = builder.not_(builder.bitcast(each, ir.IntType(lanes)))
+        found = builder.insert_element(found, some, ir.IntType(32)(group))
+    builder.store(found, builder.bitcast(_along(builder, hits, panel, 8), found.type.as_pointer()), align=8)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def rows_within(context: Any, values: Any, stride: Any, limits: Any) -> Any:
+    """Return which of GROUP rows have a value within their limits, as bits of a uint64.
+
+    Args:
+        context: the compiler's.
+        values: address of the rows' first WIDTH values.
+        stride: between rows.
+        limits: address of (GROUP,) float32.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first, limits = (builder.inttoptr(args[at], ADDRESS) for at in (0, 2))
+        found = WORD(0)
+        for r in range(GROUP):
+            limit = builder.bitcast(_along(builder, limits, WORD(r), 4), ir.FloatType().as_pointer())
+            row = builder.load(_values(builder, first, builder.mul(args[1], WORD(r))), align=4)
+            passed = builder.fcmp_ordered("<=", row, repeat(builder, builder.load(limit, align=4)))
+            is_in = builder.icmp_unsigned("!=", builder.bitcast(passed, ir.IntType(WIDTH)), ir.IntType(WIDTH)(0))
+            found = builder.or_(found, builder.shl(builder.zext(is_in, WORD), WORD(r)))
+        return found
+
+    return types.uint64(types.int64, types.int64, types.int64), generate
+
+
+def _floats(value: float, kind: Any = FLOATS.element) -> Any:
+    return ir.Constant(ir.VectorType(kind, WIDTH), [value] * WIDTH)
 
 
 def _constant(value: int, lanes: int) -> Any:

@@ -26,7 +26,7 @@ from spade_faiss.detect.level_matches import (
     telling,
 )
 from spade_faiss.detect.scoring import top_score
-from spade_faiss.patch_search import bounds
+from spade_faiss.patch_search import bounds_workers
 from spade_faiss.patch_search.bounds_gallery import BoundsGallery
 from spade_faiss.patch_search.spacing import NEAREST
 from tests import reference
@@ -161,7 +161,7 @@ def test_what_queries_prepare_for_each_other_changes_no_answer(
             np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
             np.testing.assert_array_equal(found.matches, expected.matches)
     monkeypatch.setattr(BoundsGallery, "_prepare", noted)
-    monkeypatch.setattr(bounds, "CROWD", 1e6)  # on so small a grid, what is left always takes longer than all products
+    monkeypatch.setattr(bounds_workers, "CROWD", 1e6)  # what is left always takes long on so small a grid
     kept.query(images[0])
     prepared.clear()
     kept.query(images[0])

@@ -33,11 +33,11 @@ def low_rank(c: int, k: int, side: int, patches: int, noise: float, seed: int = 
 
 def halves_of_bfloat16(panels: Any, mine: Any) -> Any:
     """The halves (q, n) of panels and a query packed for tiles, in float64."""
-    words = panels.shape[1] - 1
+    words = panels.shape[1]
 
     def values(array: Any) -> Any:  # of each word, the lower half and the upper
         bits = np.ascontiguousarray(array).view(np.uint32)
         return np.stack([bits << 16, bits & 0xFFFF0000], axis=-1).view(np.float32).astype(np.float64)
 
-    theirs = values(panels[:, :words]).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
-    return panels[:, words].reshape(-1) + values(mine).reshape(-1, 2 * words) @ theirs.T
+    theirs = values(panels).transpose(0, 2, 1, 3).reshape(-1, 2 * words)
+    return values(mine).reshape(-1, 2 * words) @ theirs.T

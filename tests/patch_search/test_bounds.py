@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search import bounds, bounds_plan, cost_model
+from spade_faiss.patch_search import bounds, bounds_plan, bounds_workers, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
 from spade_faiss.patch_search.bounds_panels import LARGEST, PAIRS, SINGLE, TILES
 from spade_faiss.patch_search.bounds_prepared import packed, packed_query
@@ -79,10 +79,27 @@ def test_what_the_sample_did_not_show(directions: list[int], distinct: bool, mon
     rng = np.random.default_rng(1)
     neighbours[:] = np.where(rng.random((30, 1, 7, 7)) < 0.9, neighbours[0, :, 2, 3].reshape(1, -1, 1, 1), neighbours)
     neighbours += (1e-7 * rng.normal(size=neighbours.shape)).astype(np.float32)
-    monkeypatch.setattr(bounds, "CROWD", 0)
+    monkeypatch.setattr(bounds_workers, "CROWD", 0)
     np.testing.assert_allclose(
         search_bounds(query, neighbours, 2, distinct)[0], expected_of(query, neighbours, 2, distinct)[0], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize("apart", [0, 1e-4])
+def test_more_patches_are_as_near_as_another_than_are_listed_at_a_time(
+    directions: list[int], distinct: bool, apart: float
+) -> None:
+    """Products cannot tell them apart, so that all of them are measured."""
+    rng = np.random.default_rng(4)
+    patch, neighbours = rng.normal(size=9), rng.normal(size=(7, 9, 12, 15))
+    neighbours[2:] = patch.reshape(-1, 1, 1) + apart * rng.normal(size=(5, 9, 12, 15))
+    query = (patch[:, None] + apart * rng.normal(size=(9, 75))).astype(np.float32)
+    found = search_bounds(query, neighbours.astype(np.float32), 3, distinct)
+    expected = expected_of(query, neighbours.astype(np.float32), 3, distinct)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-12)
+    if apart == 0:
+        np.testing.assert_array_equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("distinct", [True, False])
@@ -248,7 +265,7 @@ def test_distances_are_those_of_pyramid_bit_for_bit(
 
 def test_what_only_noise_can_be_is_handed_over_before_a_neighbour_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "WORTH", -1)
-    monkeypatch.setattr(bounds._Worker, "run", lambda *_: pytest.fail("a neighbour was compared"))
+    monkeypatch.setattr(bounds_workers.Worker, "run", lambda *_: pytest.fail("a neighbour was compared"))
     query, *neighbours = np.random.default_rng(9).normal(size=(7, 200, 8, 8))
     with pytest.raises(bounds.TooMuchLeftError):
         bounds.search_levels_by_bounds([query], [np.stack(neighbours)], 1, budget=8**4 * 6 * 0.5)
@@ -322,7 +339,7 @@ def test_products_of_bfloat16_are_bounds(width: int) -> None:
 def test_tiles_multiply_as_bfloat16_does() -> None:
     """In a thread whose tiles nobody has configured, and that has them as before when it is done."""
     panels, mine, _, _, longest = packed_products(20, TILES)
-    expected, words = halves_of_bfloat16(panels, mine), panels.shape[1] - 1
+    expected, words = halves_of_bfloat16(panels, mine), panels.shape[1]
     out, least = np.empty((32, 96 + 16), np.float32), np.empty((32, 32), np.float32)
 
     @numba.njit

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_choices, bounds_plan
 from spade_faiss.patch_search.bounds import TooMuchLeftError, search_bounds, search_levels_by_bounds
 from spade_faiss.patch_search.bounds_choices import AGAIN, KINDS, Choices
@@ -102,6 +103,34 @@ def test_what_was_handed_over_is_handed_over_before_it_is_loaded(
         search_levels_by_bounds(*search)
     assert len(chosen) == 2
     search_levels_by_bounds([query], [np.stack(others)], 1)  # asked for by its name, it is never handed over
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(1, 0), (1, 1e-4), (1, 7), (1e-3, 0), (1e4, 0), (0, 0), (1e30, 0)])
+def test_a_glance_shows_whether_patches_lie_where_earlier_ones_did(
+    chosen: list[int], factor: float, offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    gallery = bounds.BoundsGallery
+
+    def noted(*args: Any) -> Any:
+        loaded.append(1)
+        return gallery(*args)
+
+    def found_in(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return search_levels_by_bounds([levels[0, :20], levels[0, 20:]], [levels[1:, :20], levels[1:, 20:]], 2)
+
+    monkeypatch.setattr(bounds, "BoundsGallery", noted)
+    found_in(images(slice(0, 3)))
+    later = (images(slice(0, 3), seed=1) * factor + offset).astype(np.float32)
+    if factor == 1e30:
+        with pytest.raises(sf.FeatureError, match="squared distances fit float32"):
+            found_in(later)
+        return
+    found = found_in(later)
+    assert len(loaded) == (2 if factor == 1 and offset < 1 else 3)  # else they are loaded anew
+    bounds_choices.CHOICES.clear()
+    for one, other in zip(found, found_in(later), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_recent_kinds_are_remembered() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search import bounds, bounds_plan, kept
+from spade_faiss.patch_search import bounds, bounds_plan, bounds_rows, bounds_workers, kept
 from spade_faiss.patch_search.bounds_gallery import BoundsGallery
 from spade_faiss.patch_search.bounds_tiles import has_tiles
 from spade_faiss.patch_search.kept import KeptNeighbours
@@ -25,7 +26,7 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         pytest.skip("no tile registers here")
     monkeypatch.setattr(bounds_plan, "has_tiles", lambda: request.param == "tiles")
     monkeypatch.setattr(bounds, "WORTH", -1)
-    monkeypatch.setattr(bounds, "CROWD", 100)  # on so small a grid, what is left always takes longer than all products
+    monkeypatch.setattr(bounds_workers, "CROWD", 100)  # what is left always takes long on so small a grid
 
 
 @pytest.fixture
@@ -124,6 +125,30 @@ def test_a_way_is_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert later is not None
     store.tell(0, later, (later.share or 0) * kept.MORE * 1.01)
     assert store.way(0) is None
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("crowd", [0, 100])
+def test_threads_share_the_patches_of_a_query(crowd: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each meets all neighbours; where too much is left to be measured, neighbours are shared after all."""
+    monkeypatch.setattr(bounds_workers, "CROWD", crowd)
+    monkeypatch.setattr(bounds_rows, "PIECE", 1)
+    done, by_rows = [], bounds_rows.by_rows
+
+    def noted(*args: Any) -> Any:
+        done.append((found := by_rows(*args))[2])
+        return found
+
+    monkeypatch.setattr(bounds, "by_rows", noted)
+    levels, store, before = images(20), KeptNeighbours(2**20), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for query in range(3):
+            others = [5, 3, 8, 9, 4, 11 + query]
+            assert_equal(search(levels, query, others, store), search(levels, query, others))
+    finally:
+        torch.set_num_threads(before)
+    assert any(done) == (crowd > 0)
 
 
 def test_threads_share_it() -> None:

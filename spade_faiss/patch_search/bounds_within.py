@@ -1,0 +1,181 @@
+"""Comparing by tiles where something is known of every query patch: what is too far is never looked at one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .bounds_loading import prefetch
+from .bounds_measure import about, doubt_of, half_limit, measure, offer
+from .bounds_panels import patch_at
+from .bounds_simd import WIDTH, address_of, at_most, float_at, lowest
+from .bounds_tiles import GROUP, LINE, NEAR, NEAR_STRIDE, TILE_ROWS, multiply_tiles_within, rows_within
+from .pyramid_simd import jit
+
+LISTED = 4096  # patches that are measured together, so that memory is asked for them at once
+NOTHING = np.float32(np.nan)  # a limit: no value is at most this
+PANEL = np.uint64(2**WIDTH - 1)  # those of LOOK bits that are a panel's
+FEW = 64  # channels of a patch that are measured at once, not part by part
+ASKED_LINES = 8  # of a cache, at most, that are asked for of each
+
+
+def lists_of(q: int) -> tuple[Any, ...]:
+    """Return memory for q query patches: hits, limits, and a list of patches to measure, see search_within."""
+    limits = np.empty(-(-q // TILE_ROWS) * TILE_ROWS, np.float32)
+    rows, places = np.empty((2, LISTED), np.int64)
+    return np.empty(NEAR, np.uint64), limits, rows, places, np.empty(LISTED, np.float32)
+
+
+@jit
+def search_within(
+    query: Any, operand: Any, norms: Any, theirs: Any, panels_at: int, span: Any, most: Any, figures: Any, slack: Any,
+    found: Any, scratch: Any,
+) -> int:  # fmt: skip
+    """Measure the patches of a neighbour that can be among the nearest, where every reach is finite, and keep those.
+
+    Args:
+        query: see bounds_kernels.compare.
+        operand: see there.
+        norms: see there.
+        theirs: see bounds_kernels.search_row.
+        panels_at: address of the panels.
+        span: the first of the patches, their number, the position of the neighbour's first, whether it has one match at
+            most, and words of a patch.
+        most: largest norm of these patches.
+        figures: see `compare`.
+        slack: see search_row.
+        found: best, best_at, reach, near, near_at, see search_row.
+        scratch: out and hits, see multiply_tiles_within; limits (q,) float32, padded to whole blocks; (LISTED,) int64
+            rows and places, and float32 halves; and that of search_row.
+
+    Returns:
+        number of patches that were measured.
+    """
+    start, count, first, _, words = span
+    out, hits, limits, rows, places, halves, _ = scratch
+    channels, base, length, _, mix, _ = theirs
+    panel_bytes, panels, measured, listed = 4 * words * WIDTH, -(-count // WIDTH), 0, 0
+    lines = 0 if len(mix[0]) > 0 else min(ASKED_LINES, 1 + channels // LINE)
+    values, limits_at, hits_at, operand_at = address_of(out), address_of(limits), address_of(hits), address_of(operand)
+    set_limits(norms, most, figures, first, found, limits)
+    for panel in range(0, panels, NEAR):
+        number, after = min(NEAR, panels - panel), min(NEAR, panels - panel - NEAR) * panel_bytes // (4 * LINE)
+        asked = -(-after // len(operand))
+        for block in range(len(operand)):
+            for line in range(block * asked, min(block * asked + asked, after)):  # of the panels after these
+                prefetch(out, panels_at + (panel + NEAR) * panel_bytes, np.int64(line * LINE))
+            addresses = (
+                operand_at + 4 * TILE_ROWS * words * block, panels_at + panel * panel_bytes, values,
+                limits_at + 4 * TILE_ROWS * block, hits_at,
+            )  # fmt: skip
+            multiply_tiles_within(addresses, words, np.int64(NEAR_STRIDE), np.int64(number * WIDTH))
+            for one in range(number):
+                if hits[one] == 0:
+                    continue
+                if listed > LISTED - TILE_ROWS * WIDTH:
+                    measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
+                    listed = 0
+                at, here = (panel + one) * WIDTH, values + 4 * one * WIDTH
+                for r in range(0, TILE_ROWS, GROUP):
+                    if hits[one] >> np.uint64(2 * r) & np.uint64(0xFFFF) == 0:
+                        continue
+                    row, group = block * TILE_ROWS + r, here + 4 * NEAR_STRIDE * r
+                    which = rows_within(group, np.int64(NEAR_STRIDE), addresses[3] + 4 * r)
+                    while which != np.uint64(0):
+                        i = lowest(which)
+                        which &= which - np.uint64(1)
+                        listed = list_hits(
+                            group + 4 * NEAR_STRIDE * i, limits[row + i], row + i, start + at, count - at, listed,
+                            (base, length, lines), rows, places, halves,
+                        )  # fmt: skip
+        measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
+        listed = 0
+    return measured
+
+
+@jit
+def list_hits(
+    values: int, limit: Any, row: int, start: int, count: int, listed: int, cells: Any, rows: Any, places: Any,
+    halves: Any,
+) -> int:  # fmt: skip
+    """List those of a panel's values at an address that are within a row's limit; returns how many are listed then.
+
+    Args:
+        values: address.
+        limit: float32.
+        row: of the query.
+        start: number of the panel's first patch.
+        count: of patches from there on.
+        listed: so far.
+        cells: address of the neighbour's patches, the distance between them, and lines of each that are asked for.
+        rows: see search_within, as places and halves.
+        places: see there.
+        halves: see there.
+    """
+    base, length, lines = cells
+    bits = at_most(values, limit) & PANEL
+    while bits != np.uint64(0):
+        i = lowest(bits)
+        bits &= bits - np.uint64(1)
+        if i < count:
+            rows[listed], places[listed], halves[listed] = row, start + i, float_at(values + 4 * i)
+            listed += 1
+            for line in range(lines):
+                prefetch(halves, base + 4 * length * (start + i), np.int64(line * LINE))
+    return listed
+
+
+@jit
+def set_limits(norms: Any, most: Any, figures: Any, first: int, found: Any, out: Any) -> None:
+    """Set what no half of a neighbour's patch is above that can be among the nearest of each row, float32.
+
+    Where none can be, that is NOTHING.
+    """
+    best, best_at, reach, _, _ = found
+    for row in range(len(norms)):
+        top, norm = min(best[row, 0], reach[row]), norms[row]
+        out[row] = half_limit(top, figures[0], norm * norm, doubt_of(norm, most, figures))
+        if best[row, 0] == 0 and best_at[row, 0] < first:  # settled by exact matches
+            out[row] = NOTHING
+    out[len(norms) :] = NOTHING  # what pads a block
+
+
+@jit
+def measure_listed(
+    query: Any, norms: Any, theirs: Any, listed: int, span: Any, most: Any, figures: Any, slack: Any, found: Any,
+    scratch: Any,
+) -> int:  # fmt: skip
+    """Measure the first `listed` patches of the list whose halves are still within their limits; see search_within."""
+    _, _, first, distinct, _ = span
+    channels, base, length, own_cells, mix, parts = theirs
+    _, _, limits, rows, places, halves, (_, _, made, made_of) = scratch
+    best, best_at, reach, near, near_at = found
+    mine, is_mixed, measured, anywhere = address_of(query), len(mix[0]) > 0, 0, np.iinfo(np.int64).max
+    for item in range(listed):
+        row, at = rows[item], places[item]
+        place, heap, heap_at = first + at, best[row], best_at[row]
+        is_done = near[row] == 0 and place > near_at[row] if distinct else heap[0] == 0 and place > heap_at[0]
+        if is_done or not halves[item] <= limits[row]:
+            continue
+        measured += 1
+        patch = base + 4 * length * at
+        if is_mixed and made_of[at] != first:
+            patch_at(own_cells, at, channels, mix, made[at])
+            made_of[at] = first
+        bound = min(heap[0], reach[row])
+        if distinct:
+            bound = np.float32(min(np.float64(bound), near[row]))
+        own, limit = mine + 4 * channels * row, np.float32(bound * slack[0] + slack[1])
+        if channels > FEW and about(own, patch, parts, limit) > limit:
+            continue
+        distance = measure(own, patch, channels, distinct)
+        if not distinct:
+            offer(heap, heap_at, np.float32(distance), place, anywhere)
+        elif distance < near[row] or (distance == near[row] and place < near_at[row]):
+            near[row], near_at[row] = distance, place
+            offer(heap, heap_at, np.float32(distance), place, first)
+        reach[row] = min(reach[row], heap[0])
+        top = min(np.float64(reach[row]), near[row]) if distinct else np.float64(reach[row])
+        limits[row] = half_limit(top, figures[0], norms[row] ** 2, doubt_of(norms[row], most, figures))
+    return measured
