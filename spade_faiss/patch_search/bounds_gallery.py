@@ -23,6 +23,7 @@ from .upsampling import as_tensor, shift_of
 
 LARGE = 2**20  # bytes of a neighbour's patches
 SAMPLE = 512  # patches of the gallery that directions are fitted to
+PLACES = 8  # of a neighbour's, different ones, that these are taken from
 GLANCE = 128  # that show whether an earlier gallery's directions suit this one, too
 
 Mix = tuple[Ints, Ints, Floats]  # how patches are made of cells: see bounds_panels.patch_at
@@ -170,17 +171,22 @@ class BoundsGallery:
         return self._centred(self._some(GLANCE))
 
     def _some(self, size: int) -> torch.Tensor:
-        """Return about so many patches from everywhere, (c, s) float32, shifted."""
-        patches, step = spread(self.n, min(self.n, -(-size // self.k))), -(-self.k // size)
-        out = np.empty((len(range(0, self.k, step)) * len(patches), self.depth), np.float32)
+        """Return about so many patches, (c, s) float32, shifted; of other places in other neighbours."""
+        number, step = min(self.n, -(-size // self.k)), -(-self.k // size)
+        groups = [range(first, self.k, PLACES * step) for first in range(0, min(PLACES * step, self.k), step)]
+        places = [spread(self.n, number, seed) for seed in range(len(groups))]
+        rows = np.cumsum([0, *(number * len(group) for group in groups)])
+        out = np.empty((rows[-1], self.depth), np.float32)
 
         def read(at: int) -> None:
-            under = patches[None], np.ones((1, len(patches)), np.float32)
-            if self.grids[at] != self.grids[0]:
-                under = self.upsampling.under(at, patches)
-            some, number, first = self.levels[at][::step], self.channels[at], sum(self.channels[:at])
-            shift = self.shift[first : first + number]
-            sample_level(some.reshape(len(some), number, -1), shift, under, first, out)
+            channels, first = self.channels[at], sum(self.channels[:at])
+            shift, level = self.shift[first : first + channels], self.levels[at]
+            for group, patches, start in zip(groups, places, rows[:-1], strict=True):
+                under = patches[None], np.ones((1, number), np.float32)
+                if self.grids[at] != self.grids[0]:
+                    under = self.upsampling.under(at, patches)
+                some = level[group.start :: group.step].reshape(len(group), channels, -1)
+                sample_level(some, shift, under, first, out[start : start + number * len(group)])
 
         in_single_threads(self._threads, read, range(len(self.levels)))
         return torch.from_numpy(out).T
@@ -315,11 +321,11 @@ def is_exact(*sides: Array) -> bool:
     return all(side.dtype in (np.float16, np.float32) for side in sides)
 
 
-def spread(n: int, number: int) -> Ints:
+def spread(n: int, number: int, seed: int = 0) -> Ints:
     """Return at most so many of n positions, ascending: one of each of equal parts, of another column each."""
     number = min(n, number)
     edges = np.arange(number + 1) * n // number
-    drawn: Ints = edges[:-1] + (np.random.default_rng(0).random(number) * np.diff(edges)).astype(np.int64)
+    drawn: Ints = edges[:-1] + (np.random.default_rng(seed).random(number) * np.diff(edges)).astype(np.int64)
     return drawn
 
 
