@@ -96,49 +96,6 @@ def end_tiles(context: Any, saved: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply_tiles(context: Any, addresses: Any, words: Any, stride: Any, n: Any) -> Any:
-    """Set out[r, i] = the sum over words of query[r, word] * cells[word, i]; take minima.
-
-    Args:
-        context: the compiler's.
-        addresses: those of query (TILE_ROWS, words), two bfloat16 in each word; cells (panels, words, WIDTH), the same;
-            out (TILE_ROWS, stride) float32; least (TILE_ROWS, WIDTH) float32, set to the least of every WIDTH-th value
-            of out.
-        words: a multiple of STEP.
-        stride: length of a row of out.
-        n: how many cells count, a multiple of WIDTH.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if _HAS_INSTRUCTIONS:
-            _multiply(builder, args, _take_minima)
-        return context.get_dummy_value()
-
-    return types.void(addresses, words, stride, n), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply_tiles_within(context: Any, addresses: Any, words: Any, stride: Any, n: Any) -> Any:
-    """Set out as `multiply_tiles` does, and note where values are within limits.
-
-    Args:
-        context: the compiler's.
-        addresses: those of query, cells and out, see multiply_tiles; limits (TILE_ROWS,) float32; and hits (panels,)
-            uint64, 16 bits for each GROUP of rows: 0 where no value of a panel is at most its row's limit.
-        words: a multiple of STEP.
-        stride: length of a row of out.
-        n: how many cells count, a multiple of WIDTH.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if _HAS_INSTRUCTIONS:
-            _multiply(builder, args, _mark_hits)
-        return context.get_dummy_value()
-
-    return types.void(addresses, words, stride, n), generate
-
-
 def _along(builder: Any, base: Any, count: Any, size: int) -> Any:
     """Return the address `count` times `size` bytes on."""
     return builder.gep(base, [builder.mul(count, WORD(size))])
@@ -210,6 +167,40 @@ def _mark_hits(builder: Any, totals: Sequence[Any], panel: Any, limits: Any, hit
         some = builder.not_(builder.bitcast(each, ir.IntType(lanes)))
         found = builder.insert_element(found, some, ir.IntType(32)(group))
     builder.store(found, builder.bitcast(_along(builder, hits, panel, 8), found.type.as_pointer()), align=8)
+
+
+def _multiplier(use: Callable[..., None]) -> Any:
+    """Return `multiply_tiles`, which sets out[r, i] = the sum over words of query[r, word] * cells[word, i].
+
+    `use` looks at the products of each panel: it takes minima, or marks where values are within limits.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def multiply_tiles(context: Any, addresses: Any, words: Any, stride: Any, n: Any) -> Any:
+        """Multiply one block of the query with all panels.
+
+        Args:
+            context: the compiler's.
+            addresses: those of query (TILE_ROWS, words), two bfloat16 in each word; cells (panels, words, WIDTH), the
+                same; out (TILE_ROWS, stride) float32. For minima: of least (TILE_ROWS, WIDTH) float32, set to the least
+                of every WIDTH-th value of out. For marks: of limits (TILE_ROWS,) float32; and hits (panels,) uint64, 16
+                bits for each GROUP of rows: 0 where no value of a panel is at most its row's limit.
+            words: a multiple of STEP.
+            stride: length of a row of out.
+            n: how many cells count, a multiple of WIDTH.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            if _HAS_INSTRUCTIONS:
+                _multiply(builder, args, use)
+            return context.get_dummy_value()
+
+        return types.void(addresses, words, stride, n), generate
+
+    return multiply_tiles
+
+
+multiply_tiles, multiply_tiles_within = _multiplier(_take_minima), _multiplier(_mark_hits)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
