@@ -6,7 +6,7 @@ candidates of the likeliest units are measured. What all other patches are at le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -64,10 +64,10 @@ class Chosen(NamedTuple):
     """What was measured.
 
     Attributes:
-        best: (b, q, kappa) squared distances, ascending; inf: there are fewer.
+        best: (b, q, kappa) squared distances, ascending, equal ones by position; inf: there are fewer.
         at: (b, q, kappa) positions.
         undecided: (b, q) whether rounding could have hidden a nearer patch.
-        units: how many were kept, u.
+        units: how many were kept, u, the likeliest first.
         floats: (b, q, 2 u + m + 5) what settles a patch in doubt: the least bounds of u units, those of their other
             patches and of all other units, the last of best, the squared distances of the nearest measured candidate of
             each of m units, half the patch's squared norm, its doubt, the scale.
@@ -80,6 +80,11 @@ class Chosen(NamedTuple):
     units: int
     floats: torch.Tensor
     ints: torch.Tensor
+
+    @property
+    def answer(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the host wants of it: best, at and undecided."""
+        return self.best, self.at, self.undecided
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,16 @@ class Search:
             own, squares = upsampler.patches(mine)[:, 0], upsampler.squares(mine)[:, 0]
         operand = Operand.of(own, squares, margin(upsampler.channels, upsampler.side))
         return cls(upsampler, mine, theirs, scale, own, squares, operand, kappa, distinct)
+
+    def among(self, places: torch.Tensor, kappa: int) -> Search:
+        """Return a search for the neighbours' own patches at positions (b, m), of a single level."""
+        [level] = self.levels
+        patches = level.flatten(1, 3)
+        at = places.clamp(max=patches.shape[1] - 1)
+        own = patches.gather(1, at[..., None].expand(*at.shape, patches.shape[2]))
+        squares = own.square().sum(-1)
+        operand = Operand.of(own, squares, margin(self.upsampler.channels, self.upsampler.side))
+        return replace(self, mine=[own[:, None, :, None]], own=own, squares=squares, operand=operand, kappa=kappa)
 
     @property
     def k(self) -> int:
@@ -177,11 +192,18 @@ class Search:
         ints = torch.cat([kept.places[..., 0], places], dim=2)
         return Chosen(best, at, ~is_decided, kept.lows.shape[2], torch.cat(floats, dim=2), ints)
 
-    def reach(self, sq_distances: torch.Tensor) -> torch.Tensor:
-        """Return the bounds beyond which nothing is as near as (b, q, n) squared distances; see also settled_torch."""
+    def reach(self, sq_distances: torch.Tensor, lanes: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the bounds beyond which nothing is as near as (b, q, n) squared distances; see also settled_torch.
+
+        Args:
+            sq_distances: of all query patches; or of some, whose numbers (b, q) are `lanes`.
+            lanes: see there.
+        """
         at_scale = sq_distances.double() * (self.scale.double().square() * (1 + 1e-6))
-        halves, doubts = self.operand.halves[..., None], self.operand.doubts[..., None]
-        return (at_scale / 2 - halves).float() + doubts
+        halves, doubts = self.operand.halves, self.operand.doubts
+        if lanes is not None:
+            halves, doubts = halves.gather(1, lanes), doubts.gather(1, lanes)
+        return (at_scale / 2 - halves[..., None]).float() + doubts[..., None]
 
     def measured(self, queries: torch.Tensor, lanes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Return squared distances of pairs of patches, (pairs,) float32, from sums of squares.

@@ -2,9 +2,9 @@
 
 Neighbours are upsampled to patches some at a time (`patches_torch`), multiplied with the query's by tiles, and the
 least bound of each group of patches is kept (`tiles`). The likeliest few are measured as sums of squares
-(`candidates_torch`). So far nothing waits for the device, several queries may go together, and what is searched again
-and again is recorded (`recorded_torch`). Where rounding could have hidden a nearer patch, every patch that it could be
-is found (`settled_torch`).
+(`candidates_torch`). Where rounding could have hidden a nearer patch, what it could be is measured too
+(`refined_torch`). So far nothing waits for the device, several queries may go together, and what is searched again and
+again is recorded (`recorded_torch`). What is still in doubt is settled by the host (`settled_torch`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch
 
 from ..arrays import Array
 from ..errors import FeatureError
-from ..system.transfers import downloaded, stacked
+from ..system.transfers import stacked
+from .candidates_torch import Search
 from .patches_torch import Levels
 from .pyramid_plan import Floats, Ints
-from .recorded_torch import chosen
-from .settled_torch import settled
+from .recorded_torch import Choices, chosen
+from .refined_torch import refined
+from .settled_torch import settle
 
 PART = 2**30  # values of neighbours on the device at a time: 4 GiB
 
@@ -69,15 +71,30 @@ def _searched(
     for first in range(0, k, step):
         some = [level[:, first : first + step] for level in galleries]
         most = some[0].shape[1] * (1 if distinct else cells)
-        with chosen(own, some, min(kappa, most), distinct, device) as (search, found):
-            best, at, undecided = downloaded(found.best, found.at, found.undecided)
-            for number in np.flatnonzero(undecided.any(axis=1)).tolist():
-                lanes = np.flatnonzero(undecided[number])
-                best[number, lanes], at[number, lanes] = settled(search, found, number, lanes)
+        few = min(kappa, most)
+
+        def choose(mine: list[torch.Tensor], theirs: list[torch.Tensor], few: int = few) -> Choices:
+            search = Search.of(mine, theirs, few, distinct)
+            return [(search, refined(search, search.choose()))]
+
+        with chosen(choose, own, some, device, few, distinct) as ([found], answer):
+            best, at, undecided = answer
+            settle(*found, best, at, undecided)
         parts.append((best, at + first * cells))
-    best, at = (np.concatenate(each, axis=2) for each in zip(*parts, strict=True))
-    order = np.lexsort((at, best), axis=2)[:, :, :kappa]
-    best, at = np.take_along_axis(best, order, 2), np.take_along_axis(at, order, 2)
-    if not np.isfinite(best).all():
-        raise FeatureError("levels: expected values whose squared distances fit float32, found larger ones; scale them")
+    best, at = parts[0]
+    if len(parts) > 1:
+        best, at = (np.concatenate(each, axis=2) for each in zip(*parts, strict=True))
+        order = np.lexsort((at, best), axis=2)[:, :, :kappa]
+        best, at = np.take_along_axis(best, order, 2), np.take_along_axis(at, order, 2)
+    require_finite(best)
     return list(zip(best, at, strict=True))
+
+
+def require_finite(sq_distances: Floats) -> None:
+    """Check what was found.
+
+    Raises:
+        FeatureError: a squared distance does not fit float32.
+    """
+    if not np.isfinite(sq_distances).all():
+        raise FeatureError("levels: expected values whose squared distances fit float32, found larger ones; scale them")

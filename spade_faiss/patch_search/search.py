@@ -167,11 +167,23 @@ def search_spaced_checked(
         own, others, prepared = side
         return _found([own], [others], like, settings, True, prepared)
 
-    if not all(isinstance(level, np.ndarray) for level in gallery) or search_device(settings.device) != "cpu":
+    places = {_place([own], [others], settings) for own, others, _ in sides}
+    if len(places) == 1 and places != {"cpu"}:
+        return _spaced_on(places.pop(), query, gallery, like, settings.kappa)
+    if places != {"cpu"} or not all(isinstance(level, np.ndarray) for level in gallery):
         return [found(side) for side in sides]
     from ..system.threads import side_by_side
 
     return side_by_side(found, sides)
+
+
+def _spaced_on(device: str, query: list[Array], gallery: list[Any], like: Any, kappa: int) -> list[tuple[Any, ...]]:
+    """Search all levels on a GPU at once; see search_spaced_checked."""
+    from .spaced_torch import search_spaced_torch
+
+    with as_typed(device), np.errstate(over="ignore", invalid="ignore"):
+        found = search_spaced_torch([own.reshape(len(own), -1) for own in query], gallery, kappa, device)
+    return [_shaped(each, own.shape[1:], len(gallery[0]), like) for each, own in zip(found, query, strict=True)]
 
 
 def _together(
@@ -232,7 +244,13 @@ def _found(
             from .cosine import settled
 
             sq_distances, places = settled(sq_distances, places, query, gallery, settings)
-    matches = np.stack(np.unravel_index(places, (len(gallery[0]), *grid)), axis=-1).astype(np.int32)
+    return _shaped((sq_distances, places, *rest), grid, len(gallery[0]), like)
+
+
+def _shaped(found: tuple[Array, ...], grid: tuple[int, ...], k: int, like: Any) -> tuple[Any, ...]:
+    """Return what an engine found among k neighbours on a grid, as _found does."""
+    sq_distances, places, *rest = found
+    matches = np.stack(np.unravel_index(places, (k, *grid)), axis=-1).astype(np.int32)
     found = sq_distances.reshape(*grid, -1), matches.reshape(*grid, -1, 3), *(each.reshape(grid) for each in rest)
     if like is None:
         return found

@@ -24,6 +24,13 @@ PAIRS = 2**22  # bounded at a time; few where many patches are in doubt, as what
 LOOKED = 2**24  # pairs measured of units in doubt; beyond them bounds in float32 are quicker
 
 
+def settle(search: Search, chosen: Chosen, best: Floats, at: Ints, undecided: Bools) -> None:
+    """Put what is in doubt right, of several queries: `chosen.answer` on the host, in place."""
+    for number in np.flatnonzero(undecided.any(axis=1)).tolist():
+        lanes = np.flatnonzero(undecided[number])
+        best[number, lanes], at[number, lanes] = settled(search, chosen, number, lanes)
+
+
 def settled(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Floats, Ints]:
     """Search for some patches of a query that candidates could not decide.
 
@@ -80,9 +87,9 @@ def _looked(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Fl
     if search.distinct:  # of each neighbour the nearest, the first of those that are equally near
         nearest = found.argmin(axis=1)[:, None]
         found, at = np.take_along_axis(found, nearest, 1), np.take_along_axis(at, nearest, 1)
-    known = np.nonzero(~doubtful[:, :measured])
-    all_lanes = np.concatenate([known[0], np.repeat(lane, found.shape[1])])
-    all_sums, all_at = np.concatenate([sums[known], found.ravel()]), np.concatenate([places[known], at.ravel()])
+    known, near = np.nonzero(~doubtful[:, :measured]), np.nonzero(found <= worst[lane])  # nothing farther counts
+    all_lanes = np.concatenate([known[0], lane[near[0]]])
+    all_sums, all_at = np.concatenate([sums[known], found[near]]), np.concatenate([places[known], at[near]])
     return *_least(all_lanes, all_sums, all_at, len(lanes), search.kappa), is_left
 
 

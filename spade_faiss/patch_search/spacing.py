@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..arrays import Array
@@ -114,8 +113,9 @@ def search_spaced(
         as search_distinct, and the spacing (m,): see `spacing`. On the CPU, neighbours are prepared once for both.
     """
     if device != "cpu":
-        sq_distances, matches = search_distinct(query, gallery, kappa, device)
-        return sq_distances, matches, _spacing_on(device, gallery, matches[:, 0], NEAREST)
+        from .spaced_torch import search_spaced_torch
+
+        return search_spaced_torch([query], [gallery], kappa, device)[0]
     [level] = as_arrays([gallery])
     prepared, sq_distances, matches = _searched(query, level, kappa, kept)
     return sq_distances[:, :kappa], matches[:, :kappa], spacing_of(prepared, matches)
@@ -137,7 +137,9 @@ def spacing(
     """
     places, on = positions(matches, level.shape[2:]), search_device(device)
     if on != "cpu":
-        return _spacing_on(on, level, places, number)
+        from .spaced_torch import spacing_torch
+
+        return spacing_torch(level, places, number, on)
     [level] = as_arrays([level])
     with np.errstate(over="ignore", invalid="ignore"):
         gallery = in_one_thread(BoundsGallery, [level], [level[0]], 0, None, True)
@@ -190,21 +192,3 @@ def _reach(gallery: BoundsGallery, patches: Array, others: Ints, nth: int) -> Fl
         rounding = 2.0**-20 * np.sqrt(np.square(wide - gallery.shifts[0].numpy().T).sum(axis=1))
         reach[:] = (np.sqrt(np.sort(every, axis=0)[nth - 1]) + rounding) ** 2 * (1 + 1e-5)
     return reach
-
-
-def _spacing_on(device: str, level: Any, places: NDArray[np.int64], number: int) -> NDArray[np.float32]:
-    """Measure the spacing at positions of a level, of any shape, on a GPU.
-
-    A patch that was matched twice is measured twice: all searches have one size then, and are recorded once.
-    """
-    from ..system.transfers import uploaded
-
-    with as_typed(device):
-        there, size = uploaded(level, torch.device(device)), level.shape[2] * level.shape[3]
-        at = uploaded(places.reshape(-1), there.device)
-        neighbours = torch.div(at, size, rounding_mode="floor")
-        patches = there.flatten(2)[neighbours, :, at % size]  # (patches, c)
-        count = min(number, len(level) - 1) + 1
-        sq_distances, found = search_distinct(patches.T.contiguous(), there, count, device)
-    is_own = found // size == places.reshape(-1, 1) // size
-    return mean_of_others(sq_distances, is_own).reshape(places.shape)

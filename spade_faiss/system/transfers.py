@@ -28,14 +28,14 @@ def stacked(levels: Sequence[Array | torch.Tensor]) -> Array | torch.Tensor:
     return np.stack(levels)
 
 
-def stacked_on(arrays: Sequence[Array], device: torch.device) -> torch.Tensor:
-    """Return arrays stacked on the device; for a GPU they are put together in pinned memory."""
+def stacked_for(device: torch.device, arrays: Sequence[Array]) -> torch.Tensor:
+    """Return arrays stacked on the host; on their way to a GPU, in pinned memory."""
     if device.type != "cuda":
-        return uploaded(np.stack(arrays), device)
+        return torch.from_numpy(np.stack(arrays))
     like = torch.from_numpy(np.empty(0, arrays[0].dtype))
     pinned = torch.empty((len(arrays), *arrays[0].shape), dtype=like.dtype, pin_memory=True)
     np.stack(arrays, out=pinned.numpy())
-    return pinned.to(device, non_blocking=True)
+    return pinned
 
 
 def uploaded(level: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -57,6 +57,21 @@ def downloaded(*tensors: torch.Tensor) -> list[Array]:
         copy.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensors[0].device).synchronize()
     return [_own(copy) for copy in copies]
+
+
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the bytes of tensors one after the other, (n,) uint8: one copy brings all of them to the host."""
+    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+
+
+def parted(content: Array, like: Sequence[torch.Tensor]) -> list[Array]:
+    """Return the arrays whose bytes were joined: those of tensors of these shapes and dtypes."""
+    sizes = [tensor.numel() * tensor.element_size() for tensor in like]
+    parts = np.split(content, np.cumsum(sizes)[:-1])
+    dtypes = (torch.empty(0, dtype=tensor.dtype).numpy().dtype for tensor in like)
+    return [
+        part.copy().view(dtype).reshape(tensor.shape) for part, dtype, tensor in zip(parts, dtypes, like, strict=True)
+    ]
 
 
 def _own(pinned: torch.Tensor) -> Array:

@@ -309,16 +309,20 @@ def test_what_is_cast_on_a_gpu_is_what_cast_makes() -> None:
     assert isinstance(extractor, NetworkExtractor)
     found = extractor.extract(views(2))
     image, levels = torch.from_numpy(found.image), [torch.from_numpy(level).float() * 1.0001 for level in found.levels]
-    stored = extractor._stored(image, levels)
+    extractor.forward = lambda _: (image, levels)
+    batch, device = torch.zeros(2, 3, 3, 3), torch.device("cpu")
+    stored = extractor._stored(batch, device)
     assert stored is not None
     expected = extractor.spec.cast(Features(image.numpy(), [level.numpy() for level in levels]))
     for one, right in zip([stored.image, *stored.levels], [expected.image, *expected.levels], strict=True):
         assert one.dtype == right.dtype
         np.testing.assert_array_equal(one, right)
-    assert extractor._stored(torch.full_like(image, 1e18), levels) is None
+    extractor.forward = lambda _: (torch.full_like(image, 1e18), levels)
+    assert extractor._stored(batch, device) is None
     for value in (1e5, np.nan):
+        extractor.forward = lambda _: (image, levels)
         levels[1][1, 0, 0, 0] = value
-        assert extractor._stored(image, levels) is None
+        assert extractor._stored(batch, device) is None
 
 
 @pytest.mark.cuda

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +24,8 @@ from spade_faiss.patch_search.device_memory import search_bytes
 from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
 from spade_faiss.patch_search.tiles import least
 from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, margin, scale_of
-from spade_faiss.system import gpu_costs
+from spade_faiss.system import gpu_costs, recorded
+from spade_faiss.system.recorded import Recorder
 from tests import reference
 from tests.helpers.patches import make, make_ties
 
@@ -91,7 +91,8 @@ def test_nothing_waits_on_a_gpu(distinct: bool) -> None:
 @pytest.mark.parametrize("on_device", [False, True])
 def test_recorded_searches_find_the_same(on_device: bool, distinct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, and by threads at once."""
-    monkeypatch.setattr(recorded_torch, "_known", OrderedDict())
+    recorder: Recorder[Any] = Recorder(8)
+    monkeypatch.setattr(recorded_torch, "_recorder", recorder)
     shapes = SHAPES[: 1 if distinct else 3]
     pairs = [make(shapes, 4, np.float16, seed=seed, scale=10.0 ** (seed % 3)) for seed in range(12)]
     pairs[7] = make_ties(shapes, 4)  # in doubt
@@ -104,11 +105,12 @@ def test_recorded_searches_find_the_same(on_device: bool, distinct: bool, monkey
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(recorded_torch, "AFTER", 10**9)
+        patch.setattr(recorded, "AFTER", 10**9)
         expected = [searched(pair) for pair in pairs]
-    recorded_torch._known.clear()
+    assert recorder.recorded() == 0
+    monkeypatch.setattr(recorded_torch, "_recorder", recorder := Recorder(8))
     found = [searched(pair) for pair in pairs]
-    assert [type(one).__name__ for one in recorded_torch._known.values()] == ["_Recorded"]
+    assert recorder.recorded() == 1
     with ThreadPoolExecutor(4) as pool:
         again = list(pool.map(searched, pairs * 5))
     for one, right in zip(found + again, expected * 6, strict=True):

@@ -1,0 +1,104 @@
+"""Distinct matches and their spacing, all levels in one go on a torch device, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spade_faiss as sf
+from spade_faiss.patch_search import recorded_torch, refined_torch, spaced_torch
+from spade_faiss.patch_search.search import search_spaced_checked
+from spade_faiss.patch_search.spaced_torch import search_spaced_torch
+from spade_faiss.system.recorded import AFTER, Recorder
+from tests import reference
+from tests.helpers.patches import make, make_ties
+
+SHAPES = [(5, 9, 8), (7, 4, 5), (3, 2, 2)]
+DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.cuda)]
+
+
+def searched(query: list[Any], neighbours: list[Any], kappa: int, device: str) -> list[Any]:
+    return search_spaced_torch([own.reshape(len(own), -1) for own in query], neighbours, kappa, device)
+
+
+def is_the_oracles(found: list[Any], query: list[Any], neighbours: list[Any], kappa: int) -> None:
+    for (sq_distances, at, spacing), own, others in zip(found, query, neighbours, strict=True):
+        expected, places = reference.search_distinct(own.reshape(len(own), -1), others, kappa)
+        np.testing.assert_allclose(sq_distances, expected, rtol=1e-5, atol=1e-9)
+        np.testing.assert_array_equal(at, places)
+        grid = own.shape[1:]
+        matches = np.stack(np.unravel_index(at[:, 0], (len(others), *grid)), axis=-1).reshape(*grid, 3)
+        np.testing.assert_allclose(spacing.reshape(grid), reference.spacing(others, matches, 3), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("k", "kappa"), [(2, 1), (3, 3), (7, 4)])
+def test_spaced_levels_are_the_oracles(k: int, kappa: int, device: str) -> None:
+    query, neighbours = make(SHAPES, k)
+    is_the_oracles(searched(query, neighbours, kappa, device), query, neighbours, kappa)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_where_all_is_in_doubt_the_spacing_is_that_of_the_match(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros and ones: the match that products take for the nearest is often another than the first of the equal."""
+    monkeypatch.setattr(refined_torch, "LANES", 0)
+    query, neighbours = make_ties([(6, 9, 8), (5, 4, 5)], 5)
+    again: list[int] = []
+    search = spaced_torch.searched
+    monkeypatch.setattr(spaced_torch, "searched", lambda *args: again.append(len(args[2])) or search(*args))
+    is_the_oracles(searched(query, neighbours, 3, device), query, neighbours, 3)
+    assert again
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_more_than_is_on_the_device_at_a_time_is_searched_by_parts(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, neighbours = make(SHAPES, 6)
+    monkeypatch.setattr(spaced_torch, "PART", 1000)
+    monkeypatch.setattr("spade_faiss.patch_search.pyramid_torch.PART", 1000)
+    is_the_oracles(searched(query, neighbours, 3, device), query, neighbours, 3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_too_large_are_refused(device: str) -> None:
+    query, neighbours = make(SHAPES[:1], 3)
+    with pytest.raises(sf.FeatureError, match="fit float32"), np.errstate(over="ignore", invalid="ignore"):
+        searched([np.full_like(query[0], 3e30)], [np.full_like(neighbours[0], -3e30)], 2, device)
+
+
+def test_all_levels_go_to_the_device_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, neighbours = make(SHAPES, 4)
+    options = sf.SearchOptions(matching="by_level", kappa=2, distinct=True, device="cpu")
+    expected = search_spaced_checked(query, neighbours, options)
+    calls: list[int] = []
+
+    def on_cpu(own: Any, others: Any, kappa: int, device: str) -> Any:
+        calls.append(len(own))
+        return search_spaced_torch(own, others, kappa, "cpu")
+
+    monkeypatch.setattr("spade_faiss.patch_search.search._place", lambda *_: "cuda:0")
+    monkeypatch.setattr("spade_faiss.patch_search.search.as_typed", lambda *_: torch.inference_mode())
+    monkeypatch.setattr(spaced_torch, "search_spaced_torch", on_cpu)
+    found = search_spaced_checked(query, neighbours, options)
+    assert calls == [3]
+    for one, right in zip(found, expected, strict=True):
+        for a, b in zip(one, right, strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.cuda
+def test_recorded_spaced_searches_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder: Recorder[Any] = Recorder(8)
+    monkeypatch.setattr(recorded_torch, "_recorder", recorder)
+    pairs = [make(SHAPES, 4, np.float16, seed=seed) for seed in range(AFTER + 3)]
+    ties = make_ties(SHAPES, 4)
+    pairs.append(tuple([level.astype(np.float16) for level in side] for side in ties))  # type: ignore[arg-type]
+    for query, neighbours in pairs:
+        there = [torch.from_numpy(level).cuda() for level in neighbours]
+        is_the_oracles(searched(query, there, 3, "cuda:0"), query, neighbours, 3)
+    assert recorder.recorded() == 1
