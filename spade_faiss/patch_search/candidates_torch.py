@@ -13,14 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from .patches_torch import Levels, Upsampler
-from .tiles import least
+from .tiles import apart, least
 from .tiles_torch import GROUPS, Operand, margin
 
 BYTES = 2**30  # of neighbours' patches, upsampled at a time
 GROUPED = 2**26  # least bounds of groups at a time: 12 bytes each
 SPARE = 3  # units measured beyond kappa: usually enough to show that rounding has hidden nothing
 KEPT = 32  # units kept beyond these: enough for nearly all patches in doubt
-OF_ONE = 2  # candidates of each neighbour, where matches are distinct
 
 
 @dataclass(frozen=True)
@@ -142,32 +141,27 @@ class Search:
     def _compared(self, first: int, end: int, count: int) -> Likely:
         """Compare with neighbours first to end, and keep the likeliest so many units."""
         theirs = self.upsampler.operand([level[:, first:end] for level in self.levels])
-        found = least(self.operand.values, theirs.values, theirs.halves - theirs.doubts)
-        others = torch.full_like(found.first[:, :, 0, 0], torch.inf)
-        if not self.distinct:
-            lows, seconds, at = (each.flatten(2) for each in found)
-            count = min(count, lows.shape[2])
-            lows, groups = lows.topk(count + (count < lows.shape[2]), largest=False)
-            if lows.shape[2] > count:
-                others, lows, groups = lows[..., -1], lows[..., :-1], groups[..., :-1]
-            return Likely(lows, self._places(at, groups, first)[..., None], seconds.gather(2, groups), others)
-        lows, groups = found.first.topk(OF_ONE + 1, largest=False)
-        rest = torch.minimum(found.second.amin(-1), lows[..., -1])
-        groups = groups[..., :OF_ONE] + GROUPS * torch.arange(end - first, device=groups.device)[:, None]
-        places = self._places(found.at.flatten(2), groups.flatten(2), first).view(groups.shape)
-        return Likely(lows[..., 0], places, rest, others).nearest(count)
-
-    def _places(self, at: torch.Tensor, groups: torch.Tensor, first: int) -> torch.Tensor:
-        """Return positions by the number of a group, counted through neighbours from `first` on; -1: no patch.
-
-        Args:
-            at: (b, q, n * GROUPS) see tiles_torch.Least.
-            groups: (b, q, m) int64.
-            first: number of the first neighbour.
-        """
-        cells = at.gather(2, groups).long() * GROUPS + groups % GROUPS
+        sides, others = (
+            (self.operand.values, theirs.values, theirs.halves - theirs.doubts),
+            self.own.new_full(self.own.shape[:2], torch.inf),
+        )
+        if self.distinct:
+            found = apart(*sides)
+            neighbours = torch.arange(first, end, device=others.device)[:, None]
+            return Likely(found.lows[..., 0], self._places(neighbours, found.cells), found.rest, others).nearest(count)
+        lows, seconds, at = (each.flatten(2) for each in least(*sides))
+        count = min(count, lows.shape[2])
+        lows, groups = lows.topk(count + (count < lows.shape[2]), largest=False)
+        if lows.shape[2] > count:
+            others, lows, groups = lows[..., -1], lows[..., :-1], groups[..., :-1]
         neighbours = torch.div(groups, GROUPS, rounding_mode="floor") + first
-        return torch.where(cells < self.upsampler.cells, neighbours * self.upsampler.cells + cells, -1)
+        places = self._places(neighbours, at.gather(2, groups) * GROUPS + groups % GROUPS)
+        return Likely(lows, places[..., None], seconds.gather(2, groups), others)
+
+    def _places(self, neighbours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Return positions of cells of neighbours, int64; -1: no patch."""
+        size = self.upsampler.cells
+        return torch.where(cells < size, neighbours * size + cells, -1)
 
     def _decided(self, kept: Likely) -> Chosen:
         """Measure the likeliest of the units that were kept."""
@@ -179,9 +173,8 @@ class Search:
         sums = self.measured(*(part.reshape(-1) for part in (queries, lanes, likely.places))).view(b, q, units, each)
         places, nowhere = likely.places, self.k * self.upsampler.cells
         sums = torch.where(places < 0, torch.inf, sums)
-        sums, places = ascending(sums, torch.where(places < 0, nowhere, places))
-        sums, places = sums[..., 0], places[..., 0]
-        best, at = (part[..., : self.kappa] for part in ascending(sums, places))
+        sums, places = (part[..., 0] for part in nearest_of(sums, torch.where(places < 0, nowhere, places), 1))
+        best, at = nearest_of(sums, places, self.kappa)
         if (spare := self.kappa - best.shape[-1]) > 0:  # there are fewer groups: all is in doubt
             best, at = F.pad(best, (0, spare), value=torch.inf), F.pad(at, (0, spare), value=nowhere)
         worst = best[..., -1:]
@@ -219,9 +212,12 @@ class Search:
         return (sums / self.scale.double().square()).float()
 
 
-def ascending(sums: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort the last dimension by sums, equal ones by places."""
-    order = places.argsort(dim=-1)
-    sums, places = sums.gather(-1, order), places.gather(-1, order)
-    sums, order = sums.sort(dim=-1, stable=True)
-    return sums, places.gather(-1, order)
+def nearest_of(sums: torch.Tensor, places: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the least sums (..., n) and their places, ascending, equal ones by place; fewer than count if n is less.
+
+    Sums are at least 0: their bits are in their order, NaN last, and one number holds both.
+    """
+    keys = (sums.abs().view(torch.int32).long() << 32) | places  # NaN may have a sign
+    count = min(count, keys.shape[-1])
+    keys = keys.amin(-1, keepdim=True) if count == 1 else keys.topk(count, largest=False).values
+    return (keys >> 32).int().view(torch.float32), keys & (2**32 - 1)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .tiles_torch import LARGEST
 
-CELLS, CHANNELS, WARPS = 32, 128, 4  # of a program that upsamples
+CELLS, CHANNELS, WARPS = 8, 128, 4  # of a program that upsamples
 PAIRS = 8  # of a program that measures distances
 SIDE = 64  # of a block that is turned over
 
@@ -37,33 +37,53 @@ def _load(
 
 
 @triton.jit
-def _corner(
-    start, y, x, channel, is_channel,
-    rows, high, columns, wide, width,
-    channels, corner: tl.constexpr,
-):  # fmt: skip
-    """Return one of the four cells that patches are interpolated from, and its weights."""
+def _tap(y, x, rows, high, columns, wide, width, corner: tl.constexpr):
+    """Return where one of the four cells is that patches are interpolated from, and its weight."""
     at = tl.load(rows + 2 * y + corner // 2) * width + tl.load(columns + 2 * x + corner % 2)
-    weight = tl.load(high + 2 * y + corner // 2) * tl.load(wide + 2 * x + corner % 2)
-    return tl.load(start + at[:, None] * channels + channel[None, :], mask=is_channel, other=0.0), weight
+    return at, tl.load(high + 2 * y + corner // 2) * tl.load(wide + 2 * x + corner % 2)
+
+
+@triton.jit
+def _taps(cell, rows, high, columns, wide, width, across, is_finest: tl.constexpr):
+    """Return all four of them; of the finest level, the cell itself."""
+    first, a = cell.to(tl.int64), tl.full(cell.shape, 1.0, tl.float32)
+    second, third, fourth, b, c, d = first, first, first, a, a, a
+    if not is_finest:
+        y, x = cell // across, cell % across
+        first, a = _tap(y, x, rows, high, columns, wide, width, 0)
+        second, b = _tap(y, x, rows, high, columns, wide, width, 1)
+        third, c = _tap(y, x, rows, high, columns, wide, width, 2)
+        fourth, d = _tap(y, x, rows, high, columns, wide, width, 3)
+    return first, second, third, fourth, a, b, c, d
+
+
+@triton.jit
+def _values(start, at, channel, is_channel, channels):
+    """Return some channels of cells."""
+    return tl.load(start + at[:, None] * channels + channel[None, :], mask=is_channel, other=0.0)
 
 
 @triton.jit
 def _interpolated(
-    start, cell, channel, is_channel,
-    rows, high, columns, wide, width,
-    across, channels, is_finest: tl.constexpr,
+    start, first, second, third, fourth,
+    a, b, c, d, channel, is_channel, channels, is_finest: tl.constexpr,
 ):  # fmt: skip
-    """Return some channels of patches."""
-    if is_finest:
-        return tl.load(start + cell[:, None] * channels + channel[None, :], mask=is_channel, other=0.0)
-    y, x = cell // across, cell % across
-    values, weight = _corner(start, y, x, channel, is_channel, rows, high, columns, wide, width, channels, 0)
-    values *= weight[:, None]
-    for corner in tl.static_range(1, 4):
-        tap, weight = _corner(start, y, x, channel, is_channel, rows, high, columns, wide, width, channels, corner)
-        values += tap * weight[:, None]
-    return values
+    """Return some channels of patches, and the interpolated squares of what they are made of."""
+    values = _values(start, first, channel, is_channel, channels)
+    squares = values * values
+    if not is_finest:
+        tap = values
+        values, squares = a[:, None] * tap, a[:, None] * squares
+        tap = _values(start, second, channel, is_channel, channels)
+        values += b[:, None] * tap
+        squares += b[:, None] * (tap * tap)
+        tap = _values(start, third, channel, is_channel, channels)
+        values += c[:, None] * tap
+        squares += c[:, None] * (tap * tap)
+        tap = _values(start, fourth, channel, is_channel, channels)
+        values += d[:, None] * tap
+        squares += d[:, None] * (tap * tap)
+    return values, squares
 
 
 @triton.jit(do_not_specialize=["height", "width", "across", "number"])
@@ -76,30 +96,27 @@ def _operand(
     """Upsample a level to some patches, round them, and sum the squares of what comes in, goes out and is lost."""
     image = tl.program_id(1).to(tl.int64)
     cell = tl.program_id(0) * block + tl.arange(0, block)
-    known = tl.minimum(cell, cells - 1)
-    y, x = known // across, known % across
+    first, second, third, fourth, a, b, c, d = _taps(
+        tl.minimum(cell, cells - 1), rows, high, columns, wide, width, across, is_finest
+    )  # fmt: skip
     start = level + image * height * width * channels
-    norm, lost, square = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
+    norms = tl.zeros((block, depth), tl.float32)
+    losses = tl.zeros((block, depth), tl.float32)
+    squares = tl.zeros((block, depth), tl.float32)
     for done in range(0, channels, depth):
         channel = done + tl.arange(0, depth)
         is_channel = (channel < channels)[None, :]
-        if is_finest:
-            values = tl.load(start + known[:, None] * channels + channel[None, :], mask=is_channel, other=0.0)
-            square += tl.sum(values * values, 1)
-        else:
-            values = tl.zeros((block, depth), tl.float32)
-            for corner in tl.static_range(4):
-                tap, weight = _corner(
-                    start, y, x, channel, is_channel, rows, high, columns, wide, width, channels, corner
-                )  # fmt: skip
-                values += weight[:, None] * tap
-                square += weight * tl.sum(tap * tap, 1)
+        values, those = _interpolated(
+            start, first, second, third, fourth, a, b, c, d, channel, is_channel, channels, is_finest
+        )  # fmt: skip
         rounded = tl.minimum(tl.maximum(values, -largest), largest).to(tl.float16)
         target = out + (image * cells + cell[:, None]) * total + before + channel[None, :]
         tl.store(target, rounded, mask=(cell < cells)[:, None] & is_channel)
         gone = values - rounded.to(tl.float32)
-        norm += tl.sum(values * values, 1)
-        lost += tl.sum(gone * gone, 1)
+        norms += values * values
+        losses += gone * gone
+        squares += those
+    norm, lost, square = tl.sum(norms, 1), tl.sum(losses, 1), tl.sum(squares, 1)
     images = tl.num_programs(1)
     target = sums + (number * 3 * images + image) * cells + cell
     tl.store(target, norm, mask=cell < cells)
@@ -120,20 +137,20 @@ def _distances(
     own = mine + (tl.load(own_images + known) * own_size * channels)[:, None]
     other = theirs + (tl.load(images + known) * size * channels)[:, None]
     own_cell, cell = tl.load(own_cells + known), tl.load(cells + known)
-    total = tl.zeros((block,), tl.float64)
+    i, j, k, m, r, s, t, u = _taps(own_cell, rows, high, columns, wide, width, across, is_finest)
+    first, second, third, fourth, a, b, c, d = _taps(cell, rows, high, columns, wide, width, across, is_finest)
+    total = tl.zeros((block, depth), tl.float64)
     for done in range(0, channels, depth):
         channel = done + tl.arange(0, depth)
         is_channel = (channel < channels)[None, :]
         # The same steps on both sides, so that a copy is at 0.
-        a = _interpolated(
-            own, own_cell, channel, is_channel, rows, high, columns, wide, width, across, channels, is_finest
+        one, _ = _interpolated(own, i, j, k, m, r, s, t, u, channel, is_channel, channels, is_finest)
+        two, _ = _interpolated(
+            other, first, second, third, fourth, a, b, c, d, channel, is_channel, channels, is_finest
         )  # fmt: skip
-        b = _interpolated(
-            other, cell, channel, is_channel, rows, high, columns, wide, width, across, channels, is_finest
-        )  # fmt: skip
-        difference = (a - b).to(tl.float64)
-        total += tl.sum(difference * difference, 1)
-    tl.store(sums + number.to(tl.int64) * pairs + pair, total, mask=pair < pairs)
+        difference = (one - two).to(tl.float64)
+        total += difference * difference
+    tl.store(sums + number.to(tl.int64) * pairs + pair, tl.sum(total, 1), mask=pair < pairs)
 
 
 def _depth(channels: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .candidates_torch import SPARE, Chosen, Search, ascending
+from .candidates_torch import SPARE, Chosen, Search, nearest_of
 from .tiles_torch import GROUPS, padded_cells
 
 LANES = 64  # query patches of a query
@@ -35,10 +35,9 @@ def refined(search: Search, chosen: Chosen) -> Chosen:
     sums = search.measured(*(part.reshape(-1) for part in each)).view(places.shape)
     sums = torch.where(is_patch, sums, torch.inf)
     places = torch.where(is_patch, places, search.k * cells)
-    if search.distinct:  # of each neighbour the nearest, the first of those that are equally near
-        least = sums.amin(-1, keepdim=True)
-        sums, places = least[..., 0], torch.where(sums == least, places, search.k * cells).amin(-1)
-    best, at = (part[..., :kappa] for part in ascending(sums.flatten(2), places.flatten(2)))
+    if search.distinct:
+        sums, places = nearest_of(sums, places, 1)
+    best, at = nearest_of(sums.flatten(2), places.flatten(2), kappa)
     reach = search.reach(best[..., -1:], lanes)[..., 0]
     is_decided = floats[..., 2 * chosen.units] > reach
     if units < chosen.units:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from ..arrays import Array
 from ..system.devices import as_typed
+from ..system.recorded import branched
 from ..system.transfers import uploaded
 from .candidates_torch import Chosen, Search
 from .matched import NEAREST, mean_of_others
@@ -42,14 +44,15 @@ def search_spaced_torch(queries: Sequence[Array], galleries: Levels, kappa: int,
         return [_one_after_the_other(*each, kappa, device) for each in zip(queries, galleries, strict=True)]
     count = min(NEAREST, k - 1) + 1
 
+    def choose(own: torch.Tensor, others: torch.Tensor) -> Choices:
+        search = Search.of([own], [others], kappa, True)
+        found = refined(search, search.choose())
+        around = search.among(found.at[..., 0], count)
+        return [(search, found), (around, refined(around, around.choose()))]
+
     def choose_spaced(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> Choices:
-        choices = []
-        for own, others in zip(mine, theirs, strict=True):
-            search = Search.of([own], [others], kappa, True)
-            found = refined(search, search.choose())
-            around = search.among(found.at[..., 0], count)
-            choices += [(search, found), (around, refined(around, around.choose()))]
-        return choices
+        levels = branched([partial(choose, *sides) for sides in zip(mine, theirs, strict=True)])
+        return [each for level in levels for each in level]
 
     own = [level[None, None, :, None] for level in queries]
     with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():  # kernels run on the current one

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from .tiles_torch import Least, least_plain, slow
+from .tiles_torch import Apart, Least, Plain, Way, slow
 
-Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Least]
+W = TypeVar("W")
 
 ROUNDS = 3  # of each way, before one is chosen
 FEW = 64  # patches of a query: beyond them the work is of another kind
+PLAIN = Plain()
 
 _lock = threading.Lock()
 _fastest: dict[tuple[Any, ...], Way] = {}  # by the kind of work
@@ -33,18 +34,29 @@ def least(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Leas
         theirs: (b, n, cells, c) float16.
         limits: (b, n, cells) float32.
     """
+    return _way(False, own, theirs, limits)(own, theirs, limits)
+
+
+def apart(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Apart:
+    """Return the least of limits - <own, theirs> of each neighbour; args are those of `least`."""
+    return _way(True, own, theirs, limits).apart(own, theirs, limits)
+
+
+def _way(is_apart: bool, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Way:
+    """Return the fastest way for a kind of work."""
     if own.device.type != "cuda":
-        return least_plain(own, theirs, limits)
-    kind = own.device, own.shape[2], theirs.shape[2], own.shape[1] > FEW
+        return PLAIN
+    kind = own.device, own.shape[2], theirs.shape[2], own.shape[1] > FEW, is_apart
     with _lock:
         if kind not in _fastest:
-            _fastest[kind] = fastest(_ways(), own, theirs, limits)
-    return _fastest[kind](own, theirs, limits)
+            ways = {way: way.apart if is_apart else way for way in _ways()}
+            _fastest[kind] = fastest(ways, own, theirs, limits)
+    return _fastest[kind]
 
 
 def chosen() -> dict[str, str]:
     """Return what was measured to be fastest so far, in words, by the kind of work."""
-    return {f"{channels} channels, {cells} cells": str(way) for (_, channels, cells, _), way in _fastest.items()}
+    return {f"{channels} channels, {cells} cells": str(way) for (_, channels, cells, *_), way in _fastest.items()}
 
 
 @lru_cache(maxsize=1)
@@ -53,34 +65,37 @@ def _ways() -> Sequence[Way]:
     try:
         from .tiles_triton import WAYS
     except ImportError:
-        return (least_plain,)
-    return least_plain, *WAYS
+        return (PLAIN,)
+    return PLAIN, *WAYS
 
 
-def fastest(ways: Sequence[Way], *sides: torch.Tensor) -> Way:
-    """Return the way that takes the fewest seconds; waits for the device. A way that fails is left out.
+def fastest(ways: Mapping[W, Callable[..., Any]], *sides: torch.Tensor) -> W:
+    """Return the way whose call takes the fewest seconds; waits for the device. A way that fails is left out.
 
     Warns if all but the first do.
     """
-    seconds, failed = {way: _milliseconds(way, *sides) for way in ways[:1]}, None
-    for way in ways[1:]:
+    seconds: dict[W, float] = {}
+    failed = None
+    for number, (way, call) in enumerate(ways.items()):
         try:
-            seconds[way] = _milliseconds(way, *sides)
+            seconds[way] = _milliseconds(call, *sides)
         except Exception as error:  # a compiler says many things; the answer is the same without it
+            if number == 0:
+                raise
             failed = error
     if failed is not None and len(seconds) == 1:
         warnings.warn(slow(failed), stacklevel=2)
     return min(seconds, key=lambda way: seconds[way])
 
 
-def _milliseconds(way: Way, *sides: torch.Tensor) -> float:
+def _milliseconds(call: Callable[..., Any], *sides: torch.Tensor) -> float:
     """Return the least of a few times on the device."""
-    way(*sides)
+    call(*sides)
     times = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
-        way(*sides)
+        call(*sides)
         end.record()
         end.synchronize()
         times.append(float(start.elapsed_time(end)))

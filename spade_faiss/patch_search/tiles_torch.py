@@ -24,6 +24,7 @@ from ..errors import first_line
 from .pyramid_plan import BFLOAT16
 
 GROUPS = 64  # of the patches of a neighbour
+OF_ONE = 2  # candidates of each neighbour, where matches are distinct
 LARGEST = 65504.0  # the largest float16
 TYPICAL = 2.0**-12  # share of a patch's length lost to float16; bounds hold for any value here
 SLACK = 1.02  # for the rounding of the bounds themselves
@@ -36,6 +37,38 @@ class Least(NamedTuple):
     first: torch.Tensor  # float32, the least
     second: torch.Tensor  # float32, the second least
     at: torch.Tensor  # int32, where in its group the least is: the patch of the neighbour is at * GROUPS + group
+
+
+class Apart(NamedTuple):
+    """Of each neighbour the least bounds of two groups, and of what is left: for b queries, q patches, n neighbours."""
+
+    lows: torch.Tensor  # (b, q, n, OF_ONE) float32, ascending
+    rest: torch.Tensor  # (b, q, n) float32, the least of all others
+    cells: torch.Tensor  # (b, q, n, OF_ONE) int32, patches of the neighbour; beyond its last: none
+
+
+class Way:
+    """A way to compare patches: see tiles.least and tiles.apart for what it takes."""
+
+    def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+        """Find the least bounds of each group."""
+        raise NotImplementedError
+
+    def apart(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Apart:
+        """Find the least bounds of each neighbour."""
+        return apart(self(own, theirs, limits))
+
+
+@dataclass(frozen=True)
+class Plain(Way):
+    """What torch has: every bound is written to memory once."""
+
+    def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+        """Find the least bounds of each group."""
+        spare = padded_cells(theirs.shape[2]) - theirs.shape[2]
+        if spare:
+            theirs, limits = F.pad(theirs, (0, 0, 0, spare)), F.pad(limits, (0, spare), value=torch.inf)
+        return by_parts(_least_plain, own, theirs, limits)
 
 
 @dataclass(frozen=True)
@@ -120,16 +153,16 @@ def by_parts(
     return Least(*(torch.cat(each, dim=2) for each in zip(*parts, strict=True)))
 
 
-def least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
-    """Do as tiles.least with what torch has: every bound is written to memory once."""
-    spare = padded_cells(theirs.shape[2]) - theirs.shape[2]
-    if spare:
-        theirs, limits = F.pad(theirs, (0, 0, 0, spare)), F.pad(limits, (0, spare), value=torch.inf)
-    return by_parts(_least_plain, own, theirs, limits)
+def apart(found: Least) -> Apart:
+    """Return of each neighbour what Apart has, by the least of its groups."""
+    lows, groups = found.first.topk(OF_ONE + 1, largest=False)
+    groups = groups[..., :OF_ONE]
+    rest = torch.minimum(found.second.amin(-1), lows[..., -1])
+    return Apart(lows[..., :OF_ONE], rest, (found.at.gather(-1, groups) * GROUPS + groups).to(torch.int32))
 
 
 def _least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
-    """Do as least_plain, for whole groups."""
+    """Do as Plain, for whole groups."""
     (b, q, c), (_, n, cells, _) = own.shape, theirs.shape
     bounds = products(own, theirs.reshape(b, n * cells, c).mT).view(b, q, n, cells)
     torch.sub(limits[:, None], bounds, out=bounds)

@@ -1,7 +1,8 @@
-"""The least bound of each group of patches by kernels in Triton: what plain torch writes to memory stays on the chip.
+"""The least bounds of groups of patches by kernels in Triton: what plain torch writes to memory stays on the chip.
 
 `Fused` multiplies and compares: a program takes some patches of the query and one neighbour, a few patches of each
-group at a time; after each product, the least bound and the second least of each group are updated in registers.
+group at a time; after each product, the least bound and the second least of each group are updated in registers. What
+it multiplies comes by pointers, or by Hopper's copies of whole blocks (`by_blocks`), for which no thread waits.
 `Reduced` leaves the product to torch's own library, which writes it, and reads it once.
 
 The place of the least bound lies in its lowest bits, which spares registers. What that takes from a bound is taken off
@@ -16,9 +17,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles_torch import GROUPS, Least, by_parts, least_plain, products
+from .tiles_torch import GROUPS, OF_ONE, Apart, Least, Plain, Way, by_parts, products
 
 PLACES = 10  # bits for a place: 2^10 * GROUPS patches of a neighbour, a grid of 256 x 256
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # of an older Triton
+    TensorDescriptor = None
+
+ALIGNED = 8  # channels: rows of blocks that are copied whole begin at multiples of 16 bytes
 LARGE = 3e38  # stands for infinity, whose bits cannot hold a place
 
 
@@ -52,42 +59,112 @@ def _write(
     tl.store(at_out + target, first.to(tl.int32, bitcast=True) & ((1 << bits) - 1), mask=mask)
 
 
-@triton.jit(do_not_specialize=["patches", "cells", "neighbours", "bits"])
-def _least(
-    own, theirs, limits,
-    first_out, second_out, at_out,
-    patches, cells, channels, neighbours, bits,
-    groups: tl.constexpr, lanes: tl.constexpr, members: tl.constexpr, depth: tl.constexpr, large: tl.constexpr,
+@triton.jit
+def _least_of(placed, groups: tl.constexpr, bits, large: tl.constexpr):
+    """Return of each row the least, its patch, and the row without it."""
+    group = tl.arange(0, groups)[None, :]
+    least = tl.min(placed, 1)
+    own = tl.min(tl.where(placed == least[:, None], group, groups), 1)
+    at = least.to(tl.int32, bitcast=True) & ((1 << bits) - 1)
+    return least, at * groups + own, tl.where(group == own[:, None], large, placed)
+
+
+@triton.jit
+def _write_apart(
+    first, second, target, mask, bits,
+    lows_out, rest_out, cells_out, groups: tl.constexpr, large: tl.constexpr,
 ):  # fmt: skip
-    """Find the least of all groups of one neighbour for a block of patches of one query."""
-    query = tl.program_id(2)
-    neighbour = (query * neighbours + tl.program_id(1)).to(tl.int64)
-    rows, columns, channel = (
-        tl.program_id(0) * lanes + tl.arange(0, lanes), tl.arange(0, members * groups), tl.arange(0, depth)
-    )  # fmt: skip
-    # Patches beyond the last repeat it. Those of the query are not written, those of the neighbour are never near.
-    mine = own + (query.to(tl.int64) * patches + tl.minimum(rows, patches - 1))[:, None] * channels + channel[None, :]
-    yours = theirs + neighbour * cells * channels
-    first = tl.full((lanes, groups), large, tl.float32)
-    second = tl.full((lanes, groups), large, tl.float32)
-    for start in range(0, cells, members * groups):
-        cell = start + columns
-        other = yours + tl.minimum(cell, cells - 1)[None, :] * channels + channel[:, None]
-        products = tl.full((lanes, members * groups), 0.0, tl.float32)
+    """Write the least bounds of two groups, their patches, and the least of all others."""
+    least, cell, left = _least_of(first, groups, bits, large)
+    tl.store(lows_out + 2 * target, _bound(least, bits), mask=mask)
+    tl.store(cells_out + 2 * target, cell, mask=mask)
+    least, cell, left = _least_of(left, groups, bits, large)
+    tl.store(lows_out + 2 * target + 1, _bound(least, bits), mask=mask)
+    tl.store(cells_out + 2 * target + 1, cell, mask=mask)
+    tl.store(rest_out + target, _bound(tl.minimum(tl.min(second, 1), tl.min(left, 1)), bits), mask=mask)
+
+
+@triton.jit
+def _products(
+    own, theirs, row, start, rows, cells,
+    channels, lanes: tl.constexpr, columns: tl.constexpr, depth: tl.constexpr, by_blocks: tl.constexpr,
+):  # fmt: skip
+    """Multiply patches from a row on with those from a start on; by pointers, `rows` with `cells`."""
+    products = tl.full((lanes, columns), 0.0, tl.float32)
+    if by_blocks:
+        for done in range(0, channels, depth):
+            products = tl.dot(own.load([row, done]), theirs.load([start, done]).T, products)
+    else:
+        channel = tl.arange(0, depth)
+        mine, yours = own + rows[:, None] * channels + channel, theirs + cells[None, :] * channels + channel[:, None]
         for done in range(0, channels, depth):
             left = channels - done
             a = tl.load(mine + done, mask=channel[None, :] < left, other=0.0)
-            b = tl.load(other + done, mask=channel[:, None] < left, other=0.0)
+            b = tl.load(yours + done, mask=channel[:, None] < left, other=0.0)
             products = tl.dot(a, b, products)
-        limit = tl.load(limits + neighbour * cells + cell, mask=cell < cells, other=large)
-        bounds = tl.minimum(limit[None, :] - products, large)
-        placed = tl.reshape(_placed(bounds, (cell // groups)[None, :], bits), (lanes, members, groups))
-        one = tl.min(placed, 1)
-        two = tl.min(tl.where(placed == one[:, None, :], large, placed), 1)  # places make them all unlike
-        first, second = _nearer(first, second, one, two)
-    target = ((query.to(tl.int64) * patches + rows)[:, None] * neighbours + tl.program_id(1)) * groups
-    _write(first, second, target + tl.arange(0, groups)[None, :], (rows < patches)[:, None], bits,
-           first_out, second_out, at_out)  # fmt: skip
+    return products
+
+
+@triton.jit
+def _compared(
+    products, limits, cell, cells, first, second, bits,
+    lanes: tl.constexpr, members: tl.constexpr, groups: tl.constexpr, large: tl.constexpr,
+):  # fmt: skip
+    """Join the least and the second least of each group with those of some products."""
+    limit = tl.load(limits + cell, mask=cell < cells, other=large)
+    placed = _placed(tl.minimum(limit[None, :] - products, large), (cell // groups)[None, :], bits)
+    if members == 1:
+        one, two = placed, tl.full((lanes, groups), large, tl.float32)
+    else:
+        each = tl.reshape(placed, (lanes, members, groups))
+        one = tl.min(each, 1)
+        two = tl.min(tl.where(each == one[:, None, :], large, each), 1)  # places make them all unlike
+    return _nearer(first, second, one, two)
+
+
+@triton.jit(do_not_specialize=["patches", "neighbours", "bits"])
+def _least(
+    own, theirs, ends, limits,
+    first_out, second_out, at_out,
+    patches, cells, channels, neighbours, bits,
+    groups: tl.constexpr, lanes: tl.constexpr, members: tl.constexpr, depth: tl.constexpr, large: tl.constexpr,
+    by_blocks: tl.constexpr, is_apart: tl.constexpr,
+):  # fmt: skip
+    """Find the least of all groups of one neighbour for a block of patches of one query; or of the neighbour alone.
+
+    A few patches of each group are multiplied at a time, and in the end (`ends`, as `theirs`) one of each. Patches
+    beyond the last repeat it, or are anything: those of the query are not written, those of the neighbour never near.
+    """
+    query = tl.program_id(2)
+    columns: tl.constexpr = members * groups
+    neighbour = query * neighbours + tl.program_id(1)
+    lane = tl.program_id(0) * lanes + tl.arange(0, lanes)
+    row, start = query * patches + tl.program_id(0) * lanes, neighbour * cells
+    rows, start_at = query.to(tl.int64) * patches + tl.minimum(lane, patches - 1), neighbour.to(tl.int64) * cells
+    first = tl.full((lanes, groups), large, tl.float32)
+    second = tl.full((lanes, groups), large, tl.float32)
+    whole = cells // columns * columns
+    for at in range(0, whole, columns):
+        cell = at + tl.arange(0, columns)
+        products = _products(
+            own, theirs, row, start + at, rows, start_at + cell, channels, lanes, columns, depth, by_blocks
+        )  # fmt: skip
+        first, second = _compared(
+            products, limits + start_at, cell, cells, first, second, bits, lanes, members, groups, large
+        )  # fmt: skip
+    for at in range(whole, cells, groups):
+        cell = at + tl.arange(0, groups)
+        known = start_at + tl.minimum(cell, cells - 1)
+        products = _products(own, ends, row, start + at, rows, known, channels, lanes, groups, depth, by_blocks)
+        first, second = _compared(
+            products, limits + start_at, cell, cells, first, second, bits, lanes, 1, groups, large
+        )
+    target, mask = (query.to(tl.int64) * patches + lane) * neighbours + tl.program_id(1), lane < patches
+    if is_apart:
+        _write_apart(first, second, target, mask, bits, first_out, second_out, at_out, groups, large)
+    else:
+        each = target[:, None] * groups + tl.arange(0, groups)[None, :]
+        _write(first, second, each, mask[:, None], bits, first_out, second_out, at_out)
 
 
 @triton.jit(do_not_specialize=["patches", "neighbours", "bits"])
@@ -116,24 +193,29 @@ def _reduce(
     _write(first, second, target, group >= 0, bits, first_out, second_out, at_out)
 
 
-def _outputs(own: torch.Tensor, theirs: torch.Tensor) -> tuple[Least, int]:
-    """Return room for results, and the bits that a place takes."""
+def _bits(theirs: torch.Tensor) -> int:
+    """Return the bits that a place takes."""
+    return max(1, (-(-theirs.shape[2] // GROUPS) - 1).bit_length())
+
+
+def _outputs(own: torch.Tensor, theirs: torch.Tensor) -> Least:
+    """Return room for results."""
     shape = own.shape[0], own.shape[1], theirs.shape[1], GROUPS
     first, second = (torch.empty(shape, dtype=torch.float32, device=own.device) for _ in range(2))
-    bits = max(1, (-(-theirs.shape[2] // GROUPS) - 1).bit_length())
-    return Least(first, second, torch.empty(shape, dtype=torch.int32, device=own.device)), bits
+    return Least(first, second, torch.empty(shape, dtype=torch.int32, device=own.device))
 
 
 @dataclass(frozen=True)
-class Fused:
+class Fused(Way):
     """Product and comparison in one kernel, with blocks of a size; which is fastest depends on the card.
 
     Attributes:
-        lanes: patches of the query of a program.
-        members: of each group multiplied at a time.
+        lanes: patches of the query in a block.
+        members: of each group in a block.
         channels: multiplied at a time.
         warps: threads of a program, in warps.
         stages: loads ahead of the products.
+        by_blocks: whether blocks are copied whole, which a multiple of ALIGNED channels allows.
     """
 
     lanes: int
@@ -141,23 +223,49 @@ class Fused:
     channels: int
     warps: int
     stages: int
+    by_blocks: bool = False
 
     def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
-        """Do as tiles.least."""
-        (b, q, channels), (_, n, cells, _) = own.shape, theirs.shape
-        found, bits = _outputs(own, theirs)
-        if bits > PLACES:
-            return least_plain(own, theirs, limits)
-        _least[-(-q // self.lanes), n, b](
-            own.contiguous(), theirs.contiguous(), limits.contiguous(), *found, q, cells, channels, n, bits,
-            groups=GROUPS, lanes=self.lanes, members=self.members, depth=self.channels, large=LARGE,
-            num_warps=self.warps, num_stages=self.stages,
-        )  # fmt: skip
+        """Find the least bounds of each group."""
+        if _bits(theirs) > PLACES:
+            return PLAIN(own, theirs, limits)
+        found = _outputs(own, theirs)
+        self._start(found, own, theirs, limits, False)
         return found
+
+    def apart(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Apart:
+        """Find the least bounds of each neighbour."""
+        if _bits(theirs) > PLACES:
+            return PLAIN.apart(own, theirs, limits)
+        shape = own.shape[0], own.shape[1], theirs.shape[1]
+        lows = torch.empty(*shape, OF_ONE, dtype=torch.float32, device=own.device)
+        found = Apart(lows, torch.empty_like(lows[..., 0]), torch.empty_like(lows, dtype=torch.int32))
+        self._start(found, own, theirs, limits, True)
+        return found
+
+    def _start(
+        self, found: Least | Apart, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, is_apart: bool
+    ) -> None:
+        """Start the kernel, which writes what it finds."""
+        (b, q, channels), (_, n, cells, _) = own.shape, theirs.shape
+        sides = [own.contiguous(), theirs.contiguous(), theirs.contiguous()]
+        if self.by_blocks:
+            if TensorDescriptor is None or channels % ALIGNED or theirs.numel() // channels >= 2**31:
+                raise ValueError(f"blocks: expected Triton to copy them, and {ALIGNED} channels, found {channels}")
+            blocks = self.lanes, self.members * GROUPS, GROUPS
+            sides = [
+                TensorDescriptor.from_tensor(side.view(-1, channels), [block, self.channels])
+                for side, block in zip(sides, blocks, strict=True)
+            ]
+        _least[-(-q // self.lanes), n, b](
+            *sides, limits.contiguous(), *found, q, cells, channels, n, _bits(theirs),
+            groups=GROUPS, lanes=self.lanes, members=self.members, depth=self.channels, large=LARGE,
+            by_blocks=self.by_blocks, is_apart=is_apart, num_warps=self.warps, num_stages=self.stages,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Reduced:
+class Reduced(Way):
     """Products by torch, written to memory and compared by a kernel.
 
     Attributes:
@@ -169,20 +277,22 @@ class Reduced:
     warps: int
 
     def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
-        """Do as tiles.least."""
-        return by_parts(self._part, own, theirs, limits)
+        """Find the least bounds of each group."""
+        return PLAIN(own, theirs, limits) if _bits(theirs) > PLACES else by_parts(self._part, own, theirs, limits)
 
     def _part(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
         (b, q, _), (_, n, cells, _) = own.shape, theirs.shape
-        found, bits = _outputs(own, theirs)
-        if bits > PLACES:
-            return least_plain(own, theirs, limits)
+        found = _outputs(own, theirs)
         product = products(own, theirs.flatten(1, 2).mT)
         _reduce[q, n, b](
-            product, limits.contiguous(), *found, q, cells, n, bits,
+            product, limits.contiguous(), *found, q, cells, n, _bits(theirs),
             groups=GROUPS, members=self.members, large=LARGE, num_warps=self.warps,
         )  # fmt: skip
         return found
 
 
-WAYS = Fused(128, 4, 64, 8, 3), Fused(64, 4, 64, 4, 2), Reduced(64, 4)  # the second takes half the shared memory
+PLAIN = Plain()
+WAYS = (
+    Fused(128, 4, 64, 8, 4, by_blocks=True), Fused(64, 4, 64, 4, 2, by_blocks=True),
+    Fused(128, 4, 64, 8, 3), Fused(64, 2, 64, 4, 3), Reduced(64, 4),
+)  # fmt: skip

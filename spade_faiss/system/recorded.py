@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ AFTER = 2  # times that the same sizes are not recorded: they compile, and measu
 SPARE = 4  # one of so many parts of the GPU's memory must be free, or nothing is recorded: a graph keeps its own
 
 R = TypeVar("R")
+T = TypeVar("T")
 Inputs = Sequence[Array | torch.Tensor]
 Call = Callable[[list[torch.Tensor]], R]  # of tensors on the device; nothing in it may wait for the device
 
@@ -35,12 +36,17 @@ class _Recorded(Generic[R]):
     inputs: list[torch.Tensor]
     graph: Any  # torch.cuda.CUDAGraph
     result: R
+    pinned: dict[int, torch.Tensor] = field(default_factory=dict)  # by number of an input that comes from the host
 
     def start(self, inputs: Inputs) -> R:
-        """Compute with other inputs of the same sizes."""
-        for given, target in zip(inputs, self.inputs, strict=True):
+        """Compute with other inputs of the same sizes; what the last start had to read is read."""
+        for number, (given, target) in enumerate(zip(inputs, self.inputs, strict=True)):
             tensor = as_tensor(given)
-            target.copy_(tensor if tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory(), non_blocking=True)
+            if not tensor.is_cuda and not tensor.is_pinned():
+                if number not in self.pinned:
+                    self.pinned[number] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                tensor = self.pinned[number].copy_(tensor)
+            target.copy_(tensor, non_blocking=True)
         self.graph.replay()
         return self.result
 
@@ -70,6 +76,9 @@ class Recorder(Generic[R]):
         if recorded is not None and self._running.acquire(blocking=False):  # else another thread's results lie there
             try:
                 yield recorded.start(inputs)
+            except BaseException:
+                torch.cuda.synchronize(device)  # the next start may write where this one reads
+                raise
             finally:
                 self._running.release()
             return
@@ -110,3 +119,19 @@ class Recorder(Generic[R]):
         except RuntimeError:  # of CUDA; the work itself is the same without it
             torch.cuda.synchronize(device)
             return None
+
+
+def branched(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Return the results of calls that do not need each other. Where they are recorded, they run at the same time."""
+    if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        return [call() for call in calls]
+    here, results, streams = torch.cuda.current_stream(), [], []
+    for call in calls:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            results.append(call())
+        streams.append(stream)
+    for stream in streams:
+        here.wait_stream(stream)
+    return results

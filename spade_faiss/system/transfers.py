@@ -22,7 +22,9 @@ def as_tensor(level: Array | torch.Tensor) -> torch.Tensor:
 
 
 def stacked(levels: Sequence[Array | torch.Tensor]) -> Array | torch.Tensor:
-    """Stack arrays, or tensors."""
+    """Stack arrays, or tensors; one alone is not copied."""
+    if len(levels) == 1:
+        return levels[0][None]
     if isinstance(levels[0], torch.Tensor):
         return torch.stack(list(levels))  # type: ignore[arg-type]
     return np.stack(levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from spade_faiss.extractors.networks import NetworkExtractor
 from spade_faiss.extractors.registry import Extractor, load_extractor
 from spade_faiss.extractors.weights import state_digest
 from spade_faiss.options import FeatureOptions
+from spade_faiss.system.recorded import AFTER
 from tests.helpers.networks import (
     HALF,
     IMAGENET,
@@ -323,6 +325,26 @@ def test_what_is_cast_on_a_gpu_is_what_cast_makes() -> None:
         extractor.forward = lambda _: (image, levels)
         levels[1][1, 0, 0, 0] = value
         assert extractor._stored(batch, device) is None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["resnet18", "timm:vit_tiny_patch16_224"])
+def test_a_recorded_network_gives_the_same(name: str, resnet18_file: Path, vit_file: Path) -> None:
+    """Batches of one size and another, one after the other and by threads at once."""
+    weights = resnet18_file if name == "resnet18" else vit_file
+    extractor = load(name, weights, device="cuda")
+    assert isinstance(extractor, NetworkExtractor)
+    batches = [views(number) for number in (1, 3)] * (AFTER + 3)
+    right: dict[int, Features] = {}
+    for batch in batches:
+        found = extractor.extract(batch)
+        expected = right.setdefault(len(batch), found)  # the first is not recorded
+        for one, other in zip([found.image, *found.levels], [expected.image, *expected.levels], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert extractor._recorder.recorded() == 2
+    with ThreadPoolExecutor(4) as pool:
+        for batch, found in zip(batches * 4, pool.map(extractor.extract, batches * 4), strict=True):
+            np.testing.assert_array_equal(found.levels[0], right[len(batch)].levels[0])
 
 
 @pytest.mark.cuda

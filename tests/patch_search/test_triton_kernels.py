@@ -15,7 +15,7 @@ from spade_faiss.patch_search import candidates_torch, patches_torch, tiles
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_together
 from spade_faiss.patch_search.tiles import fastest
-from spade_faiss.patch_search.tiles_torch import least_plain, power_of
+from spade_faiss.patch_search.tiles_torch import Plain, Way, power_of
 from tests.helpers.patches import make
 
 DEVICES = ["cpu:0", pytest.param("cuda:0", marks=pytest.mark.cuda)]
@@ -47,7 +47,14 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     sys.modules.update(before)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 2, 64, 24), (1, 130, 1, 200, 100)])
+def ways_of(module: Any, channels: int, device: str) -> list[Way]:
+    """The ways of a module that take so many channels; of those that the interpreter runs, one of a kind."""
+    ways = [way for way in module.WAYS if channels % module.ALIGNED == 0 or not getattr(way, "by_blocks", False)]
+    kinds = {(type(way), getattr(way, "by_blocks", False)): way for way in ways}
+    return ways if device == "cuda:0" else list(kinds.values())
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 2, 64, 24), (1, 130, 1, 200, 100), (2, 70, 2, 330, 72)])
 def test_the_kernels_find_what_plain_torch_finds(shape: tuple[int, ...], kernels: tuple[Any, Any, str]) -> None:
     (b, q, n, cells, channels), rng = shape, torch.Generator().manual_seed(0)
     module, _, device = kernels
@@ -56,13 +63,25 @@ def test_the_kernels_find_what_plain_torch_finds(shape: tuple[int, ...], kernels
     )
     limits = 30 * torch.rand(b, n, cells, generator=rng).to(device)
     limits[..., -3:] = torch.inf  # as of cells that are no patches
-    expected = least_plain(own, theirs, limits)
-    for way in module.WAYS if device == "cuda:0" else (module.WAYS[0], module.WAYS[-1]):
-        found = way(own, theirs, limits)
-        for bounds, right in ((found.first, expected.first), (found.second, expected.second)):
+    expected, apart = Plain()(own, theirs, limits), Plain().apart(own, theirs, limits)
+    for way in ways_of(module, channels, device):
+        found, of_each = way(own, theirs, limits), way.apart(own, theirs, limits)
+        pairs = [(found.first, expected.first), (found.second, expected.second)]
+        for bounds, right in [*pairs, (of_each.lows, apart.lows), (of_each.rest, apart.rest)]:
             torch.testing.assert_close(bounds, right, rtol=1e-4, atol=1e-4)
             assert (bounds <= right + 1e-5).all()  # what a place takes from a bound is taken off
         assert (found.at == expected.at)[expected.first < torch.inf].float().mean() > 0.99
+        assert (of_each.cells == apart.cells)[apart.lows < torch.inf].float().mean() > 0.99
+
+
+def test_blocks_are_copied_of_whole_lines_only(kernels: tuple[Any, Any, str]) -> None:
+    module, _, device = kernels
+    [way, *_] = [way for way in module.WAYS if getattr(way, "by_blocks", False)]
+    own, theirs, limits = (
+        torch.ones(shape, dtype=torch.float16, device=device) for shape in ((1, 5, 9), (1, 1, 64, 9), (1, 1, 64))
+    )
+    with pytest.raises(ValueError, match=r"blocks: expected .* 8 channels, found 9"):
+        way(own, theirs, limits.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -106,7 +125,9 @@ def test_a_search_by_the_kernels_finds_the_same(
     expected = search_together(queries, galleries, 2, "cpu", distinct)
     tiles_triton, patches_triton, device = kernels
     monkeypatch.setattr(patches_torch, "_kernels", lambda _: patches_triton)
-    monkeypatch.setattr(candidates_torch, "least", tiles_triton.WAYS[0])
+    by_pointers = next(way for way in tiles_triton.WAYS if not way.by_blocks)  # any number of channels
+    monkeypatch.setattr(candidates_torch, "least", by_pointers)
+    monkeypatch.setattr(candidates_torch, "apart", by_pointers.apart)
     found = search_together(queries, galleries, 2, device, distinct)
     for one, right in zip(found, expected, strict=True):
         np.testing.assert_allclose(one[0], right[0], rtol=1e-5)
@@ -122,8 +143,9 @@ def test_values_that_are_no_numbers_are_refused(kernels: tuple[Any, Any, str]) -
         assert power_of(size).isnan()
 
 
+@pytest.mark.parametrize("is_special", [False, True])
 @pytest.mark.parametrize("kernel", ["_least", "_reduce", "_load", "_operand", "_distances"])
-def test_a_kernel_compiles_for_a_card(kernel: str) -> None:
+def test_a_kernel_compiles_for_a_card(kernel: str, is_special: bool) -> None:
     """Without one: the interpreter runs what no compiler takes."""
     compiler = pytest.importorskip("triton.compiler")
     from triton.backends.compiler import GPUTarget
@@ -136,9 +158,13 @@ def test_a_kernel_compiles_for_a_card(kernel: str) -> None:
     if kernel == "_distances":
         kinds |= dict.fromkeys(("own_images", "own_cells", "images", "cells"), "*i64")
         kinds |= {"mine": "*fp32", "theirs": "*fp32", "sums": "*fp64"}
+    if kernel == "_least" and is_special:
+        kinds |= {"own": "tensordesc<fp16[64,64]>", "theirs": "tensordesc<fp16[256,64]>"}
+    kinds["ends"] = "tensordesc<fp16[64,64]>" if is_special else "*fp16"
     pointers = {"limits", "first_out", "second_out", "product", "shifts", "scale", "high", "wide", "sums"}
-    blocks = {"groups": 64, "lanes": 64, "members": 4, "depth": 64, "large": 3e38, "side": 64, "is_size": False,
-              "block": 32, "largest": 65504.0, "is_finest": False}  # fmt: skip
+    blocks = {"groups": 64, "lanes": 64, "members": 4, "depth": 64, "large": 3e38, "side": 64,
+              **dict.fromkeys(("is_size", "by_blocks", "is_apart"), is_special),
+              "block": 32, "largest": 65504.0, "is_finest": is_special}  # fmt: skip
     function = getattr(module, kernel)
     constants = {name: blocks[name] for name in function.arg_names if name in blocks}
     signature = {
@@ -152,6 +178,10 @@ def test_a_kernel_compiles_for_a_card(kernel: str) -> None:
 def test_the_fastest_way_is_taken_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"slow": 2.0, "fast": 1.0}
     monkeypatch.setattr(tiles, "_milliseconds", lambda way, *_: times[way])
-    assert fastest(["slow", "broken", "fast"], torch.ones(1)) == "fast"  # type: ignore[list-item]
+    ways: dict[str, Any] = {name: name for name in ("slow", "broken", "fast")}
+    assert fastest(ways, torch.ones(1)) == "fast"
+    del ways["fast"]
     with pytest.warns(UserWarning, match="did not compile, and plain torch serves.*broken"):
-        assert fastest(["slow", "broken"], torch.ones(1)) == "slow"  # type: ignore[list-item]
+        assert fastest(ways, torch.ones(1)) == "slow"
+    with pytest.raises(KeyError):  # nothing else is left
+        fastest({"broken": ways["broken"]}, torch.ones(1))
