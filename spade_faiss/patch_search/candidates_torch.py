@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from .patches_torch import Levels, Upsampler
-from .tiles import apart, least
-from .tiles_torch import GROUPS, Operand, margin
+from .tiles import apart, least, likeliest
+from .tiles_torch import GROUPS, Operand
 
 BYTES = 2**30  # of neighbours' patches, upsampled at a time
 GROUPED = 2**26  # least bounds of groups at a time: 12 bytes each
@@ -94,9 +94,7 @@ class Search:
     mine: list[torch.Tensor]  # levels of the queries, [(b, 1, h, w, c), ...]
     levels: list[torch.Tensor]  # of the neighbours, [(b, k, h, w, c), ...]
     scale: torch.Tensor  # () float32, a power of two
-    own: torch.Tensor  # (b, q, c) float32 patches of the queries
-    squares: torch.Tensor  # (b, q) see Upsampler.squares
-    operand: Operand  # of these patches
+    operand: Operand  # of the queries' patches, (b, q, c)
     kappa: int
     distinct: bool
 
@@ -105,23 +103,25 @@ class Search:
         """Load levels of queries [(b, 1, c, h, w), ...], on the device, and of neighbours [(b, k, c, h, w), ...]."""
         upsampler = Upsampler(query, gallery)
         (mine, theirs), scale = upsampler.load(query, gallery)
-        if len(mine) == 1:  # patches of any grid
-            own = mine[0].flatten(1, 3)
-            squares = own.square().sum(-1)
-        else:
-            own, squares = upsampler.patches(mine)[:, 0], upsampler.squares(mine)[:, 0]
-        operand = Operand.of(own, squares, margin(upsampler.channels, upsampler.side))
-        return cls(upsampler, mine, theirs, scale, own, squares, operand, kappa, distinct)
+        return cls(upsampler, mine, theirs, scale, upsampler.own_operand(mine), kappa, distinct)
 
     def among(self, places: torch.Tensor, kappa: int) -> Search:
         """Return a search for the neighbours' own patches at positions (b, m), of a single level."""
         [level] = self.levels
         patches = level.flatten(1, 3)
         at = places.clamp(max=patches.shape[1] - 1)
-        own = patches.gather(1, at[..., None].expand(*at.shape, patches.shape[2]))
-        squares = own.square().sum(-1)
-        operand = Operand.of(own, squares, margin(self.upsampler.channels, self.upsampler.side))
-        return replace(self, mine=[own[:, None, :, None]], own=own, squares=squares, operand=operand, kappa=kappa)
+        mine = [patches.gather(1, at[..., None].expand(*at.shape, patches.shape[2]))[:, None, :, None]]
+        return replace(self, mine=mine, operand=self.upsampler.own_operand(mine), kappa=kappa)
+
+    def own(self, query: int, lanes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return patches of a query, (n, c) float32, and what bounds their squared norms, see Upsampler.squares."""
+        images, squares = torch.full_like(lanes, query), [level.square().sum(-1, keepdim=True) for level in self.mine]
+        return self.upsampler.at(self.mine, images, lanes), self.upsampler.at(squares, images, lanes).sum(-1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it searches."""
+        return self.scale.device
 
     @property
     def k(self) -> int:
@@ -130,7 +130,7 @@ class Search:
 
     def choose(self) -> Chosen:
         """Measure the likeliest candidates; nothing waits for the device."""
-        (b, q, c), count = self.own.shape, self.kappa + SPARE + KEPT
+        (b, q, c), count = self.operand.values.shape, self.kappa + SPARE + KEPT
         patches = b * self.upsampler.cells * c * self.upsampler.bytes_per_value
         step = max(1, min(BYTES // patches, GROUPED // (b * q * GROUPS)))
         likely = self._compared(0, min(step, self.k), count)
@@ -141,22 +141,15 @@ class Search:
     def _compared(self, first: int, end: int, count: int) -> Likely:
         """Compare with neighbours first to end, and keep the likeliest so many units."""
         theirs = self.upsampler.operand([level[:, first:end] for level in self.levels])
-        sides, others = (
-            (self.operand.values, theirs.values, theirs.halves - theirs.doubts),
-            self.own.new_full(self.own.shape[:2], torch.inf),
-        )
+        sides = self.operand.values, theirs.values, theirs.halves - theirs.doubts
         if self.distinct:
             found = apart(*sides)
-            neighbours = torch.arange(first, end, device=others.device)[:, None]
+            neighbours = torch.arange(first, end, device=self.device)[:, None]
+            others = torch.full_like(self.operand.halves, torch.inf)
             return Likely(found.lows[..., 0], self._places(neighbours, found.cells), found.rest, others).nearest(count)
-        lows, seconds, at = (each.flatten(2) for each in least(*sides))
-        count = min(count, lows.shape[2])
-        lows, groups = lows.topk(count + (count < lows.shape[2]), largest=False)
-        if lows.shape[2] > count:
-            others, lows, groups = lows[..., -1], lows[..., :-1], groups[..., :-1]
-        neighbours = torch.div(groups, GROUPS, rounding_mode="floor") + first
-        places = self._places(neighbours, at.gather(2, groups) * GROUPS + groups % GROUPS)
-        return Likely(lows, places[..., None], seconds.gather(2, groups), others)
+        likely = likeliest(least(*sides), count)
+        places = self._places(torch.div(likely.groups, GROUPS, rounding_mode="floor") + first, likely.cells)
+        return Likely(likely.lows, places[..., None], likely.seconds, likely.others)
 
     def _places(self, neighbours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Return positions of cells of neighbours, int64; -1: no patch."""
@@ -206,8 +199,8 @@ class Search:
             lanes: numbers of their patches.
             places: positions of the others; where there is none, -1, anything is returned.
         """
-        places, cells = places.clamp(min=0), self.upsampler.cells
-        images = queries * self.k + torch.div(places, cells, rounding_mode="floor")
+        cells = self.upsampler.cells
+        images = torch.where(places < 0, -1, queries * self.k + torch.div(places, cells, rounding_mode="floor"))
         sums = self.upsampler.sq_distances(self.mine, self.levels, (queries, lanes), (images, places % cells))
         return (sums / self.scale.double().square()).float()
 

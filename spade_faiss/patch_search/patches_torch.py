@@ -111,6 +111,18 @@ class Upsampler:
         norms, residuals, squares = sums
         return Operand.rounded(values, norms, residuals, squares, share)
 
+    def own_operand(self, levels: Sequence[torch.Tensor]) -> Operand:
+        """Upsample loaded levels of queries [(b, 1, h, w, c), ...] likewise, (b, q, c); a single one has any grid."""
+        share = margin(self.channels, self.side)
+        if self.kernels is None:
+            if len(levels) == 1:
+                own = levels[0].flatten(1, 3)
+                return Operand.of(own, own.square().sum(-1), share)
+            return Operand.of(self.patches(levels)[:, 0], self.squares(levels)[:, 0], share)
+        values, sums = self.kernels.rounded_patches(levels, self._taps)
+        norms, residuals, squares = sums[:, :, 0]
+        return Operand.rounded(values[:, 0], norms, residuals, squares, share)
+
     def patches(self, levels: Sequence[torch.Tensor]) -> torch.Tensor:
         """Upsample loaded levels [(b, k, h, w, c), ...] to patches, (b, k, cells, channels)."""
         return torch.cat([self._lifted(level) for level in levels], dim=-1)
@@ -164,7 +176,7 @@ class Upsampler:
             mine: levels of the queries, [(b, 1, h, w, c), ...].
             theirs: of their neighbours, [(b, k, h, w, c), ...].
             own_at: images and cells of the queries' patches, (pairs,) each; see `at`.
-            at: of the neighbours' patches.
+            at: of the neighbours' patches; where the image is -1, anything is returned.
         """
         if self.kernels:
             found: torch.Tensor = self.kernels.sq_distances(mine, theirs, self._taps, own_at, at)

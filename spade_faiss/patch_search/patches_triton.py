@@ -134,22 +134,24 @@ def _distances(
     """Sum the squared differences of some pairs of patches in one level."""
     pair = tl.program_id(0) * block + tl.arange(0, block)
     known = tl.minimum(pair, pairs - 1)
-    own = mine + (tl.load(own_images + known) * own_size * channels)[:, None]
-    other = theirs + (tl.load(images + known) * size * channels)[:, None]
-    own_cell, cell = tl.load(own_cells + known), tl.load(cells + known)
-    i, j, k, m, r, s, t, u = _taps(own_cell, rows, high, columns, wide, width, across, is_finest)
-    first, second, third, fourth, a, b, c, d = _taps(cell, rows, high, columns, wide, width, across, is_finest)
+    image = tl.load(images + known)
     total = tl.zeros((block, depth), tl.float64)
-    for done in range(0, channels, depth):
-        channel = done + tl.arange(0, depth)
-        is_channel = (channel < channels)[None, :]
-        # The same steps on both sides, so that a copy is at 0.
-        one, _ = _interpolated(own, i, j, k, m, r, s, t, u, channel, is_channel, channels, is_finest)
-        two, _ = _interpolated(
-            other, first, second, third, fourth, a, b, c, d, channel, is_channel, channels, is_finest
-        )  # fmt: skip
-        difference = (one - two).to(tl.float64)
-        total += difference * difference
+    if tl.max(image) >= 0:  # else there is no pair to measure
+        own = mine + (tl.load(own_images + known) * own_size * channels)[:, None]
+        other = theirs + (tl.maximum(image, 0) * size * channels)[:, None]
+        own_cell, cell = tl.load(own_cells + known), tl.maximum(tl.load(cells + known), 0)
+        i, j, k, m, r, s, t, u = _taps(own_cell, rows, high, columns, wide, width, across, is_finest)
+        first, second, third, fourth, a, b, c, d = _taps(cell, rows, high, columns, wide, width, across, is_finest)
+        for done in range(0, channels, depth):
+            channel = done + tl.arange(0, depth)
+            is_channel = (channel < channels)[None, :]
+            # The same steps on both sides, so that a copy is at 0.
+            one, _ = _interpolated(own, i, j, k, m, r, s, t, u, channel, is_channel, channels, is_finest)
+            two, _ = _interpolated(
+                other, first, second, third, fourth, a, b, c, d, channel, is_channel, channels, is_finest
+            )  # fmt: skip
+            difference = (one - two).to(tl.float64)
+            total += difference * difference
     tl.store(sums + number.to(tl.int64) * pairs + pair, tl.sum(total, 1), mask=pair < pairs)
 
 
@@ -218,7 +220,7 @@ def sq_distances(
         theirs: of the neighbours.
         taps: of the rows and of the columns of each level.
         own_at: (pairs,) int64 images, counted through b and k, and cells of the finest grid.
-        at: the same of the neighbours' patches.
+        at: the same of the neighbours' patches; where the image is -1, anything is returned.
     """
     sums = torch.empty(len(mine), len(at[0]), dtype=torch.float64, device=mine[0].device)
     grid, ids = theirs[0].shape[2:4], [each.contiguous() for each in (*own_at, *at)]

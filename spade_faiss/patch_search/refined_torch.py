@@ -11,7 +11,7 @@ import torch
 from .candidates_torch import SPARE, Chosen, Search, nearest_of
 from .tiles_torch import GROUPS, padded_cells
 
-LANES = 64  # query patches of a query
+LANES = 256  # query patches of a query
 MORE = 4  # units beyond those of which candidates were measured
 PAIRS = 2**18  # measured at the most
 
@@ -29,7 +29,8 @@ def refined(search: Search, chosen: Chosen) -> Chosen:
     member = torch.arange(members, device=device)
     inside = member.expand(*firsts.shape[:-1], -1) if search.distinct else firsts % cells % GROUPS + GROUPS * member
     places = torch.div(firsts, cells, rounding_mode="floor") * cells + inside
-    is_patch = (firsts >= 0) & (inside < cells)
+    was_undecided = chosen.undecided.gather(1, lanes)
+    is_patch = (firsts >= 0) & (inside < cells) & was_undecided[..., None, None]
     queries = torch.arange(b, device=device)[:, None, None, None].expand(places.shape)
     each = (queries, lanes[:, :, None, None].expand(places.shape), torch.where(is_patch, places, -1))
     sums = search.measured(*(part.reshape(-1) for part in each)).view(places.shape)
@@ -42,7 +43,6 @@ def refined(search: Search, chosen: Chosen) -> Chosen:
     is_decided = floats[..., 2 * chosen.units] > reach
     if units < chosen.units:
         is_decided &= floats[..., units] > reach  # the least bound of the units that were left out
-    was_undecided = chosen.undecided.gather(1, lanes)
     new, rows = (was_undecided & is_decided)[..., None], lanes[..., None].expand(-1, -1, kappa)
     return chosen._replace(
         best=chosen.best.scatter(1, rows, torch.where(new, best, chosen.best.gather(1, rows))),

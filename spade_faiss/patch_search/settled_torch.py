@@ -57,7 +57,7 @@ def _looked(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Fl
 
     None: there are too many.
     """
-    some = query, uploaded(lanes, search.own.device)
+    some = query, uploaded(lanes, search.device)
     floats, ints = downloaded(chosen.floats[some], chosen.ints[some])
     kept = chosen.units
     measured = ints.shape[1] - kept
@@ -97,7 +97,7 @@ def _measured(search: Search, query: int, lanes: Ints, neighbours: Ints, cells: 
     """Return squared distances of patches to those in cells (p, m); inf beyond the last cell. Others are (p, 1)."""
     known = np.minimum(cells, search.upsampler.cells - 1)
     each = np.broadcast_arrays(query, lanes, query * search.k + neighbours, known)
-    ids = uploaded(np.stack(each).reshape(4, -1), search.own.device)
+    ids = uploaded(np.stack(each).reshape(4, -1), search.device)
     sums = search.upsampler.sq_distances(search.mine, search.levels, (ids[0], ids[1]), (ids[2], ids[3]))
     [found] = downloaded((sums / search.scale.double().square()).float())
     return np.where(known == cells, found.reshape(cells.shape), np.float32(np.inf))
@@ -116,7 +116,7 @@ def _least(lanes: Ints, sums: Floats, places: Ints, count: int, kappa: int) -> t
 
 def searched(search: Search, query: int, lanes: Ints) -> tuple[Floats, Ints]:
     """Search for some patches of a query without candidates chosen before; see settled."""
-    state = _Settling.of(search, query, uploaded(lanes, search.own.device))
+    state = _Settling.of(search, query, uploaded(lanes, search.device))
     cells = search.upsampler.cells
     step = max(1, min(PAIRS // (len(lanes) * cells), VALUES // (cells * search.upsampler.channels)))
     for first in range(0, search.k, step):
@@ -141,10 +141,10 @@ class _Settling:
     @classmethod
     def of(cls, search: Search, query: int, lanes: torch.Tensor) -> _Settling:
         """Begin with nothing found."""
-        own, shape = search.own[query, lanes], (len(lanes), search.kappa)
+        (own, squares), shape = search.own(query, lanes), (len(lanes), search.kappa)
         best = torch.full(shape, torch.inf, dtype=torch.float32, device=own.device)
         at = torch.full(shape, search.k * search.upsampler.cells, dtype=torch.int64, device=own.device)
-        doubts = _rounding(search) * search.squares[query, lanes]
+        doubts = _rounding(search) * squares
         return cls(search, query, lanes, own, search.operand.halves[query, lanes], doubts, best, at)
 
     def compare(self, first: int, end: int) -> None:

@@ -73,7 +73,7 @@ def _settled(choices: Sequence[tuple[Search, Chosen]], answers: Sequence[Any]) -
     near_undecided[0, others] = False
     settle(around, found_near, near, near_at, near_undecided)
     if len(others):
-        again = search.among(uploaded(at[:, others, 0], search.own.device), near.shape[2])
+        again = search.among(uploaded(at[:, others, 0], search.device), near.shape[2])
         near[0, others], near_at[0, others] = searched(again, 0, np.arange(len(others)))
     require_finite(best)
     require_finite(near)

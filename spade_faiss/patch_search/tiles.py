@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
 
-from .tiles_torch import Apart, Least, Plain, Way, slow
+from .tiles_torch import Apart, Least, Likeliest, Plain, Way, likeliest_plain, slow
 
 W = TypeVar("W")
 
@@ -24,6 +24,7 @@ PLAIN = Plain()
 
 _lock = threading.Lock()
 _fastest: dict[tuple[Any, ...], Way] = {}  # by the kind of work
+_choosing: dict[tuple[Any, ...], Callable[[Least, int], Likeliest]] = {}  # likewise
 
 
 def least(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
@@ -40,6 +41,20 @@ def least(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Leas
 def apart(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Apart:
     """Return the least of limits - <own, theirs> of each neighbour; args are those of `least`."""
     return _way(True, own, theirs, limits).apart(own, theirs, limits)
+
+
+def likeliest(found: Least, count: int) -> Likeliest:
+    """Return so many groups with the least bounds; fewer, if there are fewer."""
+    (b, q, n, groups), device = found.first.shape, found.first.device
+    count = min(count, n * groups)
+    if device.type != "cuda":
+        return likeliest_plain(found, count)
+    kind = device, "likeliest", n, count, b * q > FEW
+    with _lock:
+        if kind not in _choosing:
+            calls: Any = _choosers()
+            _choosing[kind] = fastest({call: partial(call, count=count) for call in calls}, found)
+    return _choosing[kind](found, count)
 
 
 def _way(is_apart: bool, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Way:
@@ -69,7 +84,17 @@ def _ways() -> Sequence[Way]:
     return PLAIN, *WAYS
 
 
-def fastest(ways: Mapping[W, Callable[..., Any]], *sides: torch.Tensor) -> W:
+@lru_cache(maxsize=1)
+def _choosers() -> Sequence[Callable[[Least, int], Likeliest]]:
+    """Return what finds the likeliest groups in this installation; the plain way first."""
+    try:
+        from .tiles_triton import likeliest as by_kernel
+    except ImportError:
+        return (likeliest_plain,)
+    return likeliest_plain, by_kernel
+
+
+def fastest(ways: Mapping[W, Callable[..., Any]], *sides: Any) -> W:
     """Return the way whose call takes the fewest seconds; waits for the device. A way that fails is left out.
 
     Warns if all but the first do.
@@ -88,7 +113,7 @@ def fastest(ways: Mapping[W, Callable[..., Any]], *sides: torch.Tensor) -> W:
     return min(seconds, key=lambda way: seconds[way])
 
 
-def _milliseconds(call: Callable[..., Any], *sides: torch.Tensor) -> float:
+def _milliseconds(call: Callable[..., Any], *sides: Any) -> float:
     """Return the least of a few times on the device."""
     call(*sides)
     times = []

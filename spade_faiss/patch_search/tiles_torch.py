@@ -47,6 +47,34 @@ class Apart(NamedTuple):
     cells: torch.Tensor  # (b, q, n, OF_ONE) int32, patches of the neighbour; beyond its last: none
 
 
+class Likeliest(NamedTuple):
+    """The groups with the least bounds, the least first: for b queries, q patches, u groups.
+
+    Attributes:
+        lows: (b, q, u) float32.
+        seconds: (b, q, u) float32, the second least bounds of these groups.
+        groups: (b, q, u) int64, their numbers, counted through the neighbours.
+        cells: (b, q, u) int64, the patch of the neighbour; beyond its last: none.
+        others: (b, q) float32, the least bound of the other groups.
+    """
+
+    lows: torch.Tensor
+    seconds: torch.Tensor
+    groups: torch.Tensor
+    cells: torch.Tensor
+    others: torch.Tensor
+
+
+def likeliest_plain(found: Least, count: int) -> Likeliest:
+    """Return the likeliest of some groups by what torch has; see tiles.likeliest."""
+    lows, seconds, at = (each.flatten(2) for each in found)
+    lows, groups = lows.topk(count + (count < lows.shape[2]), largest=False)
+    others = lows[..., count] if lows.shape[2] > count else torch.full_like(lows[..., 0], torch.inf)
+    lows, groups = lows[..., :count], groups[..., :count]
+    cells = at.gather(2, groups).long() * GROUPS + groups % GROUPS
+    return Likeliest(lows, seconds.gather(2, groups), groups, cells, others)
+
+
 class Way:
     """A way to compare patches: see tiles.least and tiles.apart for what it takes."""
 

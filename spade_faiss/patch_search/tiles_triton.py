@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles_torch import GROUPS, OF_ONE, Apart, Least, Plain, Way, by_parts, products
+from .tiles_torch import GROUPS, OF_ONE, Apart, Least, Likeliest, Plain, Way, by_parts, products
 
 PLACES = 10  # bits for a place: 2^10 * GROUPS patches of a neighbour, a grid of 256 x 256
 try:
@@ -191,6 +191,66 @@ def _reduce(
         first, second = _nearer(first, second, one, two)
     target = (row * neighbours + tl.program_id(1)) * groups + group
     _write(first, second, target, group >= 0, bits, first_out, second_out, at_out)
+
+
+@triton.jit
+def _keys(values, at):
+    """Return int64 that are in the order of float32 values, then of places."""
+    bits = values.to(tl.int32, bitcast=True)
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) | at.to(tl.int64)
+
+
+@triton.jit
+def _value(key):
+    """Return the value of a key."""
+    bits = (key >> 32).to(tl.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["neighbours", "count"])
+def _likeliest(
+    first, second, at, lows_out, seconds_out, groups_out, cells_out, others_out,
+    neighbours, count, groups: tl.constexpr, units: tl.constexpr, some: tl.constexpr, last: tl.constexpr,
+):  # fmt: skip
+    """Find the groups with the least bounds for one patch of one query, one after the other.
+
+    Of each neighbour the least is known; when it was taken, the next one of that neighbour is looked for.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    unit, group, start = tl.arange(0, units), tl.arange(0, groups), row * neighbours * groups
+    left = tl.full((units,), last, tl.int64)
+    for begin in range(0, groups, some):
+        place = unit[:, None] * groups + begin + tl.arange(0, some)[None, :]
+        values = tl.load(first + start + place, mask=(unit < neighbours)[:, None], other=0.0)
+        left = tl.minimum(left, tl.min(tl.where((unit < neighbours)[:, None], _keys(values, place), last), 1))
+    for number in range(0, count):
+        key = tl.min(left, 0)
+        place = key & 0x7FFFFFFF
+        neighbour = place // groups
+        target, source = row * count + number, start + place
+        tl.store(lows_out + target, _value(key))
+        tl.store(seconds_out + target, tl.load(second + source))
+        tl.store(groups_out + target, place)
+        tl.store(cells_out + target, tl.load(at + source).to(tl.int64) * groups + place % groups)
+        those = neighbour * groups + group
+        keys = _keys(tl.load(first + start + those), those)
+        left = tl.where(unit == neighbour, tl.min(tl.where(keys > key, keys, last), 0), left)
+    key = tl.min(left, 0)
+    tl.store(others_out + row, tl.where(key == last, float("inf"), _value(key)))
+
+
+def likeliest(found: Least, count: int) -> Likeliest:
+    """Return so many groups with the least bounds; see tiles.likeliest."""
+    b, q, n, groups = found.first.shape
+    lows = torch.empty(b, q, count, dtype=torch.float32, device=found.first.device)
+    both = torch.empty(2, b, q, count, dtype=torch.int64, device=lows.device)
+    result = Likeliest(lows, torch.empty_like(lows), both[0], both[1], torch.empty_like(lows[..., 0]))
+    units = max(32, 1 << (n - 1).bit_length())
+    _likeliest[(b * q,)](
+        *(each.contiguous() for each in found), *result, n, count,
+        groups=groups, units=units, some=8, last=2**63 - 1, num_warps=max(1, min(8, units // 64)),
+    )  # fmt: skip
+    return result
 
 
 def _bits(theirs: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ from spade_faiss.patch_search import candidates_torch, patches_torch, tiles
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_together
 from spade_faiss.patch_search.tiles import fastest
-from spade_faiss.patch_search.tiles_torch import Plain, Way, power_of
+from spade_faiss.patch_search.tiles_torch import GROUPS, Least, Plain, Way, likeliest_plain, power_of
 from tests.helpers.patches import make
 
 DEVICES = ["cpu:0", pytest.param("cuda:0", marks=pytest.mark.cuda)]
@@ -72,6 +72,25 @@ def test_the_kernels_find_what_plain_torch_finds(shape: tuple[int, ...], kernels
             assert (bounds <= right + 1e-5).all()  # what a place takes from a bound is taken off
         assert (found.at == expected.at)[expected.first < torch.inf].float().mean() > 0.99
         assert (of_each.cells == apart.cells)[apart.lows < torch.inf].float().mean() > 0.99
+
+
+@pytest.mark.parametrize(("n", "count"), [(1, 64), (3, 20), (37, 5)])
+def test_the_kernel_finds_the_likeliest_groups(n: int, count: int, kernels: tuple[Any, Any, str]) -> None:
+    module, _, device = kernels
+    maker = torch.Generator().manual_seed(0)
+    first = torch.randn(2, 3, n, GROUPS, generator=maker).mul(4).round().to(device)  # many are equal
+    first[0, 0, 0, :50] = torch.inf
+    second = torch.rand(2, 3, n, GROUPS, generator=maker).to(device)
+    at = torch.randint(0, 9, (2, 3, n, GROUPS), generator=maker, dtype=torch.int32).to(device)
+    found, right = (call(Least(first, second, at), count) for call in (module.likeliest, likeliest_plain))
+    torch.testing.assert_close(found.lows, right.lows, rtol=0, atol=0)
+    torch.testing.assert_close(found.others, right.others, rtol=0, atol=0)
+    assert all(len(set(row)) == count for row in found.groups.flatten(0, 1).tolist())
+    for name, values in (("lows", first), ("seconds", second)):
+        taken = values.flatten(2).gather(2, found.groups)
+        torch.testing.assert_close(getattr(found, name), taken, rtol=0, atol=0)
+    cells = at.flatten(2).gather(2, found.groups).long() * GROUPS + found.groups % GROUPS
+    torch.testing.assert_close(found.cells, cells, rtol=0, atol=0)
 
 
 def test_blocks_are_copied_of_whole_lines_only(kernels: tuple[Any, Any, str]) -> None:
@@ -144,14 +163,14 @@ def test_values_that_are_no_numbers_are_refused(kernels: tuple[Any, Any, str]) -
 
 
 @pytest.mark.parametrize("is_special", [False, True])
-@pytest.mark.parametrize("kernel", ["_least", "_reduce", "_load", "_operand", "_distances"])
+@pytest.mark.parametrize("kernel", ["_least", "_reduce", "_likeliest", "_load", "_operand", "_distances"])
 def test_a_kernel_compiles_for_a_card(kernel: str, is_special: bool) -> None:
     """Without one: the interpreter runs what no compiler takes."""
     compiler = pytest.importorskip("triton.compiler")
     from triton.backends.compiler import GPUTarget
 
     module = importlib.import_module(
-        f"spade_faiss.patch_search.{'tiles' if kernel in ('_least', '_reduce') else 'patches'}_triton"
+        f"spade_faiss.patch_search.{'tiles' if kernel in ('_least', '_reduce', '_likeliest') else 'patches'}_triton"
     )
     kinds = {"own": "*fp16", "theirs": "*fp16", "level": "*fp16" if kernel == "_load" else "*fp32", "at_out": "*i32",
              "out": "*fp32" if kernel == "_load" else "*fp16", "rows": "*i64", "columns": "*i64"}  # fmt: skip
@@ -160,9 +179,27 @@ def test_a_kernel_compiles_for_a_card(kernel: str, is_special: bool) -> None:
         kinds |= {"mine": "*fp32", "theirs": "*fp32", "sums": "*fp64"}
     if kernel == "_least" and is_special:
         kinds |= {"own": "tensordesc<fp16[64,64]>", "theirs": "tensordesc<fp16[256,64]>"}
+    if kernel == "_likeliest":
+        kinds |= {"at": "*i32", "groups_out": "*i64", "cells_out": "*i64"}
     kinds["ends"] = "tensordesc<fp16[64,64]>" if is_special else "*fp16"
-    pointers = {"limits", "first_out", "second_out", "product", "shifts", "scale", "high", "wide", "sums"}
-    blocks = {"groups": 64, "lanes": 64, "members": 4, "depth": 64, "large": 3e38, "side": 64,
+    pointers = {
+        "first",
+        "second",
+        "lows_out",
+        "seconds_out",
+        "others_out",
+        "limits",
+        "first_out",
+        "second_out",
+        "product",
+        "shifts",
+        "scale",
+        "high",
+        "wide",
+        "sums",
+    }
+    blocks = {"units": 128, "some": 8, "last": 2**63 - 1,
+              "groups": 64, "lanes": 64, "members": 4, "depth": 64, "large": 3e38, "side": 64,
               **dict.fromkeys(("is_size", "by_blocks", "is_apart"), is_special),
               "block": 32, "largest": 65504.0, "is_finest": is_special}  # fmt: skip
     function = getattr(module, kernel)
