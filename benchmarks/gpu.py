@@ -26,10 +26,10 @@ SECONDS = 480.0
 PARTS: dict[str, tuple[float, Callable[[Run], Any]]] = {  # each part with its share of the time
     "product_rate": (0.02, product_rate),
     "decode": (0.03, decoding),
-    "patch_search": (0.32, patch_search),
-    "queries": (0.15, querying),
-    "build": (0.10, building),
-    "retrieval": (0.14, retrieval),
+    "patch_search": (0.38, patch_search),
+    "queries": (0.17, querying),
+    "build": (0.08, building),
+    "retrieval": (0.12, retrieval),
     "network": (0.20, networks),
 }
 

@@ -42,9 +42,8 @@ for command in (
 
 def main() -> None:
     """Run the command line; an error becomes one line on stderr."""
-    sys.setswitchinterval(
-        1e-4
-    )  # a thread that writes or answers gets its turn 50 times sooner beside one that computes
+    # A thread that writes or answers gets its turn 50 times sooner beside one that computes.
+    sys.setswitchinterval(1e-4)
     warnings.filterwarnings("ignore", module="PIL")  # an image that Pillow cannot read gets a line of its own
     warnings.showwarning = lambda message, *_, **__: note(message)
     escape_what_cannot_be_printed()
