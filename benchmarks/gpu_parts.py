@@ -22,9 +22,8 @@ from spade_faiss.patch_search import tiles
 from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.pyramid import search_pyramid
-from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
+from spade_faiss.patch_search.pyramid_torch import Wanted, search_pyramid_torch, search_together, searched
 from spade_faiss.patch_search.window import search_window
-from spade_faiss.patch_search.window_torch import search_window_torch
 
 Shapes = tuple[tuple[int, int, int], ...]
 SHAPES: dict[str, Shapes] = {
@@ -307,8 +306,8 @@ def search_cell(run: Run, shapes: Shapes, k: int, rates: dict[str, Any]) -> dict
     if k > OTHERS:
         return cell
     cell["window_torch_ms"] = round(1000 * run.seconds(
-        lambda: search_window_torch(query, neighbours, KAPPA, radius, False, run.device), 3), 4)  # fmt: skip
-    found = search_window_torch(query, neighbours, KAPPA, radius, False, run.device)
+        lambda: in_a_window(query, neighbours, radius, run), 3), 4)  # fmt: skip
+    found = in_a_window(query, neighbours, radius, run)
     cpu, right = run.once(lambda: search_window(query, host, KAPPA, radius, False))
     cell["window_cpu_ms"], cell["window_largest_difference"] = round(1000 * cpu, 2), difference(found, right)
     cell["distinct_torch_ms"] = round(1000 * run.seconds(lambda: nearest_of_each(query, neighbours, kappa, run), 3), 4)
@@ -338,6 +337,11 @@ def product_of(query: list[np.ndarray], neighbours: list[torch.Tensor], run: Run
     theirs = search.upsampler.operand(search.levels)
     limits = theirs.halves - theirs.doubts
     return lambda: tiles.least(search.operand.values, theirs.values, limits)
+
+
+def in_a_window(query: list[np.ndarray], neighbours: list[torch.Tensor], radius: tuple[int, int], run: Run) -> Any:
+    """Search near each patch's position, by torch."""
+    return searched([query], [level[None] for level in neighbours], run.device, Wanted(KAPPA, radius=radius))[0]
 
 
 def nearest_of_each(query: list[np.ndarray], neighbours: list[torch.Tensor], kappa: int, run: Run) -> list[Any]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .patches_torch import Levels, Upsampler
 from .tiles import apart, least, likeliest
-from .tiles_torch import GROUPS, Operand
+from .tiles_torch import GROUPS, Operand, Window
 
 BYTES = 2**30  # of neighbours' patches, upsampled at a time
 GROUPED = 2**26  # least bounds of groups at a time: 12 bytes each
@@ -97,13 +97,16 @@ class Search:
     operand: Operand  # of the queries' patches, (b, q, c)
     kappa: int
     distinct: bool
+    window: Window | None = None
 
     @classmethod
-    def of(cls, query: list[torch.Tensor], gallery: Levels, kappa: int, distinct: bool) -> Search:
+    def of(
+        cls, query: list[torch.Tensor], gallery: Levels, kappa: int, distinct: bool, window: Window | None = None
+    ) -> Search:
         """Load levels of queries [(b, 1, c, h, w), ...], on the device, and of neighbours [(b, k, c, h, w), ...]."""
         upsampler = Upsampler(query, gallery)
         (mine, theirs), scale = upsampler.load(query, gallery)
-        return cls(upsampler, mine, theirs, scale, upsampler.own_operand(mine), kappa, distinct)
+        return cls(upsampler, mine, theirs, scale, upsampler.own_operand(mine), kappa, distinct, window)
 
     def among(self, places: torch.Tensor, kappa: int) -> Search:
         """Return a search for the neighbours' own patches at positions (b, m), of a single level."""
@@ -146,15 +149,17 @@ class Search:
             found = apart(*sides)
             neighbours = torch.arange(first, end, device=self.device)[:, None]
             others = torch.full_like(self.operand.halves, torch.inf)
-            return Likely(found.lows[..., 0], self._places(neighbours, found.cells), found.rest, others).nearest(count)
-        likely = likeliest(least(*sides), count)
-        places = self._places(torch.div(likely.groups, GROUPS, rounding_mode="floor") + first, likely.cells)
+            places = self._places(neighbours, found.cells, found.lows)
+            return Likely(found.lows[..., 0], places, found.rest, others).nearest(count)
+        likely = likeliest(least(*sides, self.window), count)
+        neighbours = torch.div(likely.groups, GROUPS, rounding_mode="floor") + first
+        places = self._places(neighbours, likely.cells, likely.lows)
         return Likely(likely.lows, places[..., None], likely.seconds, likely.others)
 
-    def _places(self, neighbours: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Return positions of cells of neighbours, int64; -1: no patch."""
+    def _places(self, neighbours: torch.Tensor, cells: torch.Tensor, lows: torch.Tensor) -> torch.Tensor:
+        """Return positions of cells of neighbours, int64; -1: no patch, or none that is compared."""
         size = self.upsampler.cells
-        return torch.where(cells < size, neighbours * size + cells, -1)
+        return torch.where((cells < size) & (lows != torch.inf), neighbours * size + cells, -1)
 
     def _decided(self, kept: Likely) -> Chosen:
         """Measure the likeliest of the units that were kept."""
@@ -172,7 +177,7 @@ class Search:
             best, at = F.pad(best, (0, spare), value=torch.inf), F.pad(at, (0, spare), value=nowhere)
         worst = best[..., -1:]
         counts = torch.minimum(sums, worst) if self.distinct else worst
-        is_decided = (likely.rest > self.reach(counts)).all(-1) & (likely.others > self.reach(worst)[..., 0])
+        is_decided = beyond(likely.rest, self.reach(counts)).all(-1) & beyond(likely.others, self.reach(worst)[..., 0])
         halves, doubts = self.operand.halves[..., None], self.operand.doubts[..., None]
         floats = (kept.lows, kept.rest, kept.others[..., None], worst, sums, halves, doubts, self.scale.expand(b, q, 1))
         ints = torch.cat([kept.places[..., 0], places], dim=2)
@@ -203,6 +208,11 @@ class Search:
         images = torch.where(places < 0, -1, queries * self.k + torch.div(places, cells, rounding_mode="floor"))
         sums = self.upsampler.sq_distances(self.mine, self.levels, (queries, lanes), (images, places % cells))
         return (sums / self.scale.double().square()).float()
+
+
+def beyond(lows: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+    """Return which bounds show that nothing is within reach; where they are infinite, there is nothing."""
+    return (lows > reach) | (lows == torch.inf)
 
 
 def nearest_of(sums: torch.Tensor, places: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,21 +60,16 @@ def torch_directions(levels: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([units, nothing.float()], dim=1)
 
 
-def directions(query: list[Array], gallery: list[Any]) -> tuple[list[Array], list[Any]]:
+def directions(query: list[Array], gallery: list[Array]) -> tuple[list[Array], list[Array]]:
     """Return levels [(c, h, w), ...] and [(K, c, h, w), ...] of one grid as one level of unit vectors, float32.
 
-    Arrays are returned for arrays, tensors on their device for tensors. There is one more channel, whether there are
-    zero vectors or not: the sum of a pair's differences must not depend on what else is compared.
+    There is one more channel, whether there are zero vectors or not: the sum of a pair's differences must not depend on
+    what else is compared.
     """
     (height, width), channels, k = query[0].shape[1:], sum(map(len, query)), len(gallery[0])
     own = np.empty((channels + 1, height * width), np.float32)
     fill_directions(own, query)
     mine = own.reshape(-1, height, width)
-    if not isinstance(gallery[0], np.ndarray):
-        others = torch.empty(k, channels + 1, height, width, dtype=torch.float32, device=gallery[0].device)
-        for number in range(k):
-            others[number] = torch_directions([level[number : number + 1] for level in gallery])[0]
-        return [mine], [others]
     theirs = np.empty((k, channels + 1, height * width), np.float32)
 
     def fill(number: int) -> None:

@@ -11,20 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ..arrays import Array
 from ..errors import FeatureError
 from ..system.transfers import stacked
 from .candidates_torch import Search
+from .cosine import torch_directions
 from .patches_torch import Levels
 from .pyramid_plan import Floats, Ints
 from .recorded_torch import Choices, chosen
 from .refined_torch import refined
+from .settings import Radius
 from .settled_torch import settle
+from .tiles_torch import Window
 
+ALIGNED = 8  # channels: kernels copy blocks of whole lines of 16 bytes
+VALUES = 2**25  # of neighbours whose unit vectors are computed at a time: float64
 PART = 2**30  # values of neighbours on the device at a time: 4 GiB
 
 Found = tuple[Floats, Ints]  # of one query: (q, kappa) squared distances and positions
@@ -56,28 +63,55 @@ def search_together(
     Raises:
         FeatureError: a squared distance does not fit float32.
     """
+    return searched(queries, galleries, device, Wanted(kappa, distinct))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is searched for.
+
+    Attributes:
+        kappa: number of nearest patches.
+        distinct: see search_together.
+        radius: rows and columns on either side of a patch's position that are compared; None: all.
+        is_cosine: whether to compare unit vectors; all levels are of one grid.
+    """
+
+    kappa: int
+    distinct: bool = False
+    radius: Radius | None = None
+    is_cosine: bool = False
+
+    def search(self, mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> Search:
+        """Load levels that are on the device; see Search.of."""
+        if self.is_cosine:
+            mine, theirs = [_directions(mine)], [_directions(theirs)]
+        window = Window(theirs[0].shape[4], *self.radius) if self.radius else None
+        return Search.of(mine, theirs, self.kappa, self.distinct, window)
+
+
+def searched(queries: Sequence[Levels], galleries: Levels, device: str, wanted: Wanted) -> list[Found]:
+    """Search as search_together, for what is wanted."""
     with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():  # kernels run on the current one
-        return _searched(queries, galleries, kappa, torch.device(device), distinct)
+        return _searched(queries, galleries, torch.device(device), wanted)
 
 
-def _searched(
-    queries: Sequence[Levels], galleries: Levels, kappa: int, device: torch.device, distinct: bool
-) -> list[Found]:
-    """Do as search_together, part by part of the neighbours."""
-    k, cells = galleries[0].shape[1], galleries[0].shape[3] * galleries[0].shape[4]
+def _searched(queries: Sequence[Levels], galleries: Levels, device: torch.device, wanted: Wanted) -> list[Found]:
+    """Do as searched, part by part of the neighbours."""
+    k, cells, kappa = galleries[0].shape[1], galleries[0].shape[3] * galleries[0].shape[4], wanted.kappa
     own = [stacked(level)[:, None] for level in zip(*queries, strict=True)]
     step = max(1, PART // (len(queries) * sum(int(np.prod(level.shape[2:])) for level in galleries)))
     parts = []
     for first in range(0, k, step):
         some = [level[:, first : first + step] for level in galleries]
-        most = some[0].shape[1] * (1 if distinct else cells)
-        few = min(kappa, most)
+        most = some[0].shape[1] * (1 if wanted.distinct else cells)
+        few = replace(wanted, kappa=min(kappa, most))
 
-        def choose(mine: list[torch.Tensor], theirs: list[torch.Tensor], few: int = few) -> Choices:
-            search = Search.of(mine, theirs, few, distinct)
+        def choose(mine: list[torch.Tensor], theirs: list[torch.Tensor], few: Wanted = few) -> Choices:
+            search = few.search(mine, theirs)
             return [(search, refined(search, search.choose()))]
 
-        with chosen(choose, own, some, device, few, distinct) as ([found], answer):
+        with chosen(choose, own, some, device, few) as ([found], answer):
             best, at, undecided = answer
             settle(*found, best, at, undecided)
         parts.append((best, at + first * cells))
@@ -88,6 +122,15 @@ def _searched(
         best, at = np.take_along_axis(best, order, 2), np.take_along_axis(at, order, 2)
     require_finite(best)
     return list(zip(best, at, strict=True))
+
+
+def _directions(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the unit vectors of levels [(b, k, c, h, w), ...] of one grid as a level of whole lines of channels."""
+    b, k = levels[0].shape[:2]
+    flat = [level.flatten(0, 1) for level in levels]
+    step = max(1, VALUES // sum(int(np.prod(level.shape[1:])) for level in flat))
+    units = torch.cat([torch_directions([level[at : at + step] for level in flat]) for at in range(0, b * k, step)])
+    return F.pad(units, (0, 0, 0, 0, 0, -units.shape[1] % ALIGNED)).view(b, k, -1, *units.shape[2:])
 
 
 def require_finite(sq_distances: Floats) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,7 +24,7 @@ _recorder: Recorder[tuple[Choices, torch.Tensor]] = Recorder(RECORDED)
 
 @contextmanager
 def chosen(
-    choose: Choose, queries: Sequence[Array | torch.Tensor], galleries: Levels, device: torch.device, *kind: int
+    choose: Choose, queries: Sequence[Array | torch.Tensor], galleries: Levels, device: torch.device, kind: Hashable
 ) -> Iterator[tuple[Choices, list[Array]]]:
     """Choose and measure candidates, by a recorded search where there is one. What is found is to be read inside.
 
@@ -44,6 +44,6 @@ def chosen(
         found = choose(levels[:number], levels[number:])
         return found, joined([part for _, one in found for part in one.answer])
 
-    with _recorder.result(call, [*queries, *galleries], device, (choose.__name__, *kind)) as (found, content):
+    with _recorder.result(call, [*queries, *galleries], device, (choose.__name__, number, kind)) as (found, content):
         [host] = downloaded(content)
         yield found, parted(host, [part for _, one in found for part in one.answer])

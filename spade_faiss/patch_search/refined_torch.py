@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .candidates_torch import SPARE, Chosen, Search, nearest_of
+from .candidates_torch import SPARE, Chosen, Search, beyond, nearest_of
 from .tiles_torch import GROUPS, padded_cells
 
 LANES = 256  # query patches of a query
@@ -31,6 +31,8 @@ def refined(search: Search, chosen: Chosen) -> Chosen:
     places = torch.div(firsts, cells, rounding_mode="floor") * cells + inside
     was_undecided = chosen.undecided.gather(1, lanes)
     is_patch = (firsts >= 0) & (inside < cells) & was_undecided[..., None, None]
+    if search.window:
+        is_patch &= search.window.has(lanes[..., None, None], inside)
     queries = torch.arange(b, device=device)[:, None, None, None].expand(places.shape)
     each = (queries, lanes[:, :, None, None].expand(places.shape), torch.where(is_patch, places, -1))
     sums = search.measured(*(part.reshape(-1) for part in each)).view(places.shape)
@@ -40,9 +42,9 @@ def refined(search: Search, chosen: Chosen) -> Chosen:
         sums, places = nearest_of(sums, places, 1)
     best, at = nearest_of(sums.flatten(2), places.flatten(2), kappa)
     reach = search.reach(best[..., -1:], lanes)[..., 0]
-    is_decided = floats[..., 2 * chosen.units] > reach
+    is_decided = beyond(floats[..., 2 * chosen.units], reach)
     if units < chosen.units:
-        is_decided &= floats[..., units] > reach  # the least bound of the units that were left out
+        is_decided &= beyond(floats[..., units], reach)  # the least bound of the units that were left out
     new, rows = (was_undecided & is_decided)[..., None], lanes[..., None].expand(-1, -1, kappa)
     return chosen._replace(
         best=chosen.best.scatter(1, rows, torch.where(new, best, chosen.best.gather(1, rows))),

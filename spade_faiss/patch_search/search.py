@@ -278,20 +278,20 @@ def _search(
     bounds_see = (budget > 0 or engine == "bounds") and settings.metric == "l2"
     if settings.scan and not bounds_see:
         check_neighbours(gallery)
-    if radius is not None:
-        is_cosine = settings.metric == "cosine"
-        if where == "cpu":
-            from .window import search_window
-
-            return search_window(query, as_arrays(gallery), kappa, radius, is_cosine)
-        from .window_torch import search_window_torch
-
-        return search_window_torch(query, gallery, kappa, radius, is_cosine, where)
+    is_cosine = settings.metric == "cosine"
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
-    if engine == "flat" or where == "cpu":
-        gallery = as_arrays(gallery)
-    if settings.metric == "cosine":
+    if where != "cpu":
+        from .pyramid_torch import Wanted, searched
+
+        wanted = Wanted(kappa, radius=radius, is_cosine=is_cosine)
+        return searched([query], [level[None] for level in gallery], where, wanted)[0]
+    gallery = as_arrays(gallery)
+    if radius is not None:
+        from .window import search_window
+
+        return search_window(query, gallery, kappa, radius, is_cosine)
+    if is_cosine:
         from .cosine import directions
 
         query, gallery = directions(query, gallery)
@@ -311,13 +311,9 @@ def _search(
         from .bounds import search_levels_by_bounds
 
         return search_levels_by_bounds(query, gallery, kappa, scan=settings.scan)
-    if where == "cpu":
-        from .pyramid import search_pyramid
+    from .pyramid import search_pyramid
 
-        return search_pyramid(query, gallery, kappa)
-    from .pyramid_torch import search_pyramid_torch
-
-    return search_pyramid_torch(query, gallery, kappa, where)
+    return search_pyramid(query, gallery, kappa)
 
 
 def _budget(shapes: list[Any], k: int, kappa: int) -> float:

@@ -15,7 +15,7 @@ import torch
 
 from ..arrays import ROUNDING
 from ..system.transfers import downloaded, uploaded
-from .candidates_torch import Chosen, Search
+from .candidates_torch import Chosen, Search, beyond
 from .pyramid_plan import BFLOAT16, Bools, Floats, Ints
 from .tiles_torch import GROUPS, padded_cells
 
@@ -71,9 +71,10 @@ def _looked(search: Search, chosen: Chosen, query: int, lanes: Ints) -> tuple[Fl
         bounds: Floats = (at_scale / 2 - halves).astype(np.float32) + doubts
         return bounds
 
-    is_left = ~(others > reach(worst))[:, 0]
-    doubtful = ~(lows > reach(worst))
-    doubtful[:, :measured] = ~(rest[:, :measured] > reach(np.minimum(sums, worst) if search.distinct else worst))
+    is_left = ~_beyond(others, reach(worst))[:, 0]
+    doubtful = ~_beyond(lows, reach(worst))
+    counts = np.minimum(sums, worst) if search.distinct else worst
+    doubtful[:, :measured] = ~_beyond(rest[:, :measured], reach(counts))
     doubtful &= ~is_left[:, None] & (likely >= 0)
     lane, unit = np.nonzero(doubtful)
     cells = search.upsampler.cells
@@ -100,7 +101,16 @@ def _measured(search: Search, query: int, lanes: Ints, neighbours: Ints, cells: 
     ids = uploaded(np.stack(each).reshape(4, -1), search.device)
     sums = search.upsampler.sq_distances(search.mine, search.levels, (ids[0], ids[1]), (ids[2], ids[3]))
     [found] = downloaded((sums / search.scale.double().square()).float())
-    return np.where(known == cells, found.reshape(cells.shape), np.float32(np.inf))
+    is_patch = known == cells
+    if search.window:
+        is_patch &= search.window.has(lanes, known)
+    return np.where(is_patch, found.reshape(cells.shape), np.float32(np.inf))
+
+
+def _beyond(lows: Floats, reach: Floats) -> Bools:
+    """Do as candidates_torch.beyond."""
+    is_beyond: Bools = (lows > reach) | (lows == np.inf)
+    return is_beyond
 
 
 def _least(lanes: Ints, sums: Floats, places: Ints, count: int, kappa: int) -> tuple[Floats, Ints]:
@@ -155,7 +165,11 @@ class _Settling:
         halves = patches.square().sum(-1) / 2
         bounds = halves - (self.own @ patches.flatten(0, 1).T).view(-1, *halves.shape)  # (u, n, cells)
         lows, highs = bounds - _rounding(search) * squares, bounds + _rounding(search) * squares
-        near = ~(lows > self._reach(highs)).flatten(1)
+        if search.window:
+            cells = torch.arange(upsampler.cells, device=lows.device)
+            outside = ~search.window.has(self.lanes[:, None, None], cells)
+            lows, highs = lows.masked_fill(outside, torch.inf), highs.masked_fill(outside, torch.inf)
+        near = ~beyond(lows, self._reach(highs)).flatten(1)
         # What is as near as the last of the nearest, at 0, counts only before it.
         start = first * upsampler.cells
         at = torch.arange(start, start + near.shape[1], device=near.device)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .tiles_torch import Apart, Least, Likeliest, Plain, Way, likeliest_plain, slow
+from .tiles_torch import Apart, Least, Likeliest, Plain, Way, Window, likeliest_plain, slow
 
 W = TypeVar("W")
 
@@ -27,20 +27,21 @@ _fastest: dict[tuple[Any, ...], Way] = {}  # by the kind of work
 _choosing: dict[tuple[Any, ...], Callable[[Least, int], Likeliest]] = {}  # likewise
 
 
-def least(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+def least(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None = None) -> Least:
     """Return the least of limits - <own, theirs> of each group, for the patches of n neighbours.
 
     Args:
         own: (b, q, c) float16.
         theirs: (b, n, cells, c) float16.
         limits: (b, n, cells) float32.
+        window: which pairs are compared; None: all. The bounds of others are infinite.
     """
-    return _way(False, own, theirs, limits)(own, theirs, limits)
+    return _way(False, own, theirs, limits, window)(own, theirs, limits, window)
 
 
 def apart(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Apart:
     """Return the least of limits - <own, theirs> of each neighbour; args are those of `least`."""
-    return _way(True, own, theirs, limits).apart(own, theirs, limits)
+    return _way(True, own, theirs, limits, None).apart(own, theirs, limits)
 
 
 def likeliest(found: Least, count: int) -> Likeliest:
@@ -57,21 +58,24 @@ def likeliest(found: Least, count: int) -> Likeliest:
     return _choosing[kind](found, count)
 
 
-def _way(is_apart: bool, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Way:
+def _way(is_apart: bool, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None) -> Way:
     """Return the fastest way for a kind of work."""
     if own.device.type != "cuda":
         return PLAIN
-    kind = own.device, own.shape[2], theirs.shape[2], own.shape[1] > FEW, is_apart
+    kind = own.device, own.shape[2], theirs.shape[2], own.shape[1] > FEW, is_apart, window
     with _lock:
         if kind not in _fastest:
-            ways = {way: way.apart if is_apart else way for way in _ways()}
+            ways: Any = {way: way.apart if is_apart else partial(way, window=window) for way in _ways()}
             _fastest[kind] = fastest(ways, own, theirs, limits)
     return _fastest[kind]
 
 
 def chosen() -> dict[str, str]:
     """Return what was measured to be fastest so far, in words, by the kind of work."""
-    return {f"{channels} channels, {cells} cells": str(way) for (_, channels, cells, *_), way in _fastest.items()}
+    return {
+        f"{channels} channels, {cells} cells{', in a window' if window else ''}": str(way)
+        for (_, channels, cells, _, _, window), way in _fastest.items()
+    }
 
 
 @lru_cache(maxsize=1)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -75,10 +75,25 @@ def likeliest_plain(found: Least, count: int) -> Likeliest:
     return Likeliest(lows, seconds.gather(2, groups), groups, cells, others)
 
 
+class Window(NamedTuple):
+    """What may be compared: patches of a grid that both sides have, near each other's position."""
+
+    across: int  # columns of the grid
+    rows: int  # on either side
+    columns: int
+
+    def has(self, lanes: Any, cells: Any) -> Any:
+        """Return which pairs of patches are compared, by their numbers: arrays, or tensors."""
+        down = abs(lanes // self.across - cells // self.across)
+        return (down <= self.rows) & (abs(lanes % self.across - cells % self.across) <= self.columns)
+
+
 class Way:
     """A way to compare patches: see tiles.least and tiles.apart for what it takes."""
 
-    def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+    def __call__(
+        self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None = None
+    ) -> Least:
         """Find the least bounds of each group."""
         raise NotImplementedError
 
@@ -91,12 +106,14 @@ class Way:
 class Plain(Way):
     """What torch has: every bound is written to memory once."""
 
-    def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+    def __call__(
+        self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None = None
+    ) -> Least:
         """Find the least bounds of each group."""
         spare = padded_cells(theirs.shape[2]) - theirs.shape[2]
         if spare:
             theirs, limits = F.pad(theirs, (0, 0, 0, spare)), F.pad(limits, (0, spare), value=torch.inf)
-        return by_parts(_least_plain, own, theirs, limits)
+        return by_parts(partial(_least_plain, window=window), own, theirs, limits)
 
 
 @dataclass(frozen=True)
@@ -189,11 +206,14 @@ def apart(found: Least) -> Apart:
     return Apart(lows[..., :OF_ONE], rest, (found.at.gather(-1, groups) * GROUPS + groups).to(torch.int32))
 
 
-def _least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+def _least_plain(own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None) -> Least:
     """Do as Plain, for whole groups."""
     (b, q, c), (_, n, cells, _) = own.shape, theirs.shape
     bounds = products(own, theirs.reshape(b, n * cells, c).mT).view(b, q, n, cells)
     torch.sub(limits[:, None], bounds, out=bounds)
+    if window:
+        lanes, patches = (torch.arange(size, device=own.device) for size in (q, cells))
+        bounds.masked_fill_(~window.has(lanes[:, None, None], patches), torch.inf)
     bounds = bounds.view(b, q, n, -1, GROUPS)
     first, at = bounds.min(dim=3)
     bounds.scatter_(3, at[:, :, :, None], torch.inf)

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles_torch import GROUPS, OF_ONE, Apart, Least, Likeliest, Plain, Way, by_parts, products
+from .tiles_torch import GROUPS, OF_ONE, Apart, Least, Likeliest, Plain, Way, Window, by_parts, products
 
 PLACES = 10  # bits for a place: 2^10 * GROUPS patches of a neighbour, a grid of 256 x 256
 try:
@@ -107,12 +107,17 @@ def _products(
 
 @triton.jit
 def _compared(
-    products, limits, cell, cells, first, second, bits,
-    lanes: tl.constexpr, members: tl.constexpr, groups: tl.constexpr, large: tl.constexpr,
+    products, limits, lane, cell, cells, first, second, bits, across, far_down, far_right,
+    lanes: tl.constexpr, members: tl.constexpr, groups: tl.constexpr, large: tl.constexpr, is_window: tl.constexpr,
 ):  # fmt: skip
     """Join the least and the second least of each group with those of some products."""
     limit = tl.load(limits + cell, mask=cell < cells, other=large)
-    placed = _placed(tl.minimum(limit[None, :] - products, large), (cell // groups)[None, :], bits)
+    bounds = tl.minimum(limit[None, :] - products, large)
+    if is_window:
+        down = tl.abs((lane // across)[:, None] - (cell // across)[None, :])
+        right = tl.abs((lane % across)[:, None] - (cell % across)[None, :])
+        bounds = tl.where((down <= far_down) & (right <= far_right), bounds, large)
+    placed = _placed(bounds, (cell // groups)[None, :], bits)
     if members == 1:
         one, two = placed, tl.full((lanes, groups), large, tl.float32)
     else:
@@ -122,18 +127,19 @@ def _compared(
     return _nearer(first, second, one, two)
 
 
-@triton.jit(do_not_specialize=["patches", "neighbours", "bits"])
+@triton.jit(do_not_specialize=["patches", "neighbours", "bits", "across", "far_down", "far_right"])
 def _least(
     own, theirs, ends, limits,
     first_out, second_out, at_out,
-    patches, cells, channels, neighbours, bits,
+    patches, cells, channels, neighbours, bits, across, far_down, far_right,
     groups: tl.constexpr, lanes: tl.constexpr, members: tl.constexpr, depth: tl.constexpr, large: tl.constexpr,
-    by_blocks: tl.constexpr, is_apart: tl.constexpr,
+    by_blocks: tl.constexpr, is_apart: tl.constexpr, is_window: tl.constexpr,
 ):  # fmt: skip
     """Find the least of all groups of one neighbour for a block of patches of one query; or of the neighbour alone.
 
     A few patches of each group are multiplied at a time, and in the end (`ends`, as `theirs`) one of each. Patches
     beyond the last repeat it, or are anything: those of the query are not written, those of the neighbour never near.
+    In a window of `far_down` rows and `far_right` columns on either side, rows out of reach are not looked at.
     """
     query = tl.program_id(2)
     columns: tl.constexpr = members * groups
@@ -143,22 +149,31 @@ def _least(
     rows, start_at = query.to(tl.int64) * patches + tl.minimum(lane, patches - 1), neighbour.to(tl.int64) * cells
     first = tl.full((lanes, groups), large, tl.float32)
     second = tl.full((lanes, groups), large, tl.float32)
-    whole = cells // columns * columns
-    for at in range(0, whole, columns):
+    begin, end = 0, cells
+    if is_window:
+        begin = tl.maximum(tl.program_id(0) * lanes // across - far_down, 0) * across // groups * groups
+        end = tl.minimum(
+            (tl.minimum((tl.program_id(0) + 1) * lanes, patches) - 1) // across + far_down + 1, cells // across
+        )
+        end *= across
+    whole = begin + (end - begin) // columns * columns
+    for at in range(begin, whole, columns):
         cell = at + tl.arange(0, columns)
         products = _products(
             own, theirs, row, start + at, rows, start_at + cell, channels, lanes, columns, depth, by_blocks
         )  # fmt: skip
         first, second = _compared(
-            products, limits + start_at, cell, cells, first, second, bits, lanes, members, groups, large
+            products, limits + start_at, lane, cell, cells, first, second, bits, across, far_down, far_right,
+            lanes, members, groups, large, is_window,
         )  # fmt: skip
-    for at in range(whole, cells, groups):
+    for at in range(whole, end, groups):
         cell = at + tl.arange(0, groups)
         known = start_at + tl.minimum(cell, cells - 1)
         products = _products(own, ends, row, start + at, rows, known, channels, lanes, groups, depth, by_blocks)
         first, second = _compared(
-            products, limits + start_at, cell, cells, first, second, bits, lanes, 1, groups, large
-        )
+            products, limits + start_at, lane, cell, cells, first, second, bits, across, far_down, far_right,
+            lanes, 1, groups, large, is_window,
+        )  # fmt: skip
     target, mask = (query.to(tl.int64) * patches + lane) * neighbours + tl.program_id(1), lane < patches
     if is_apart:
         _write_apart(first, second, target, mask, bits, first_out, second_out, at_out, groups, large)
@@ -285,12 +300,14 @@ class Fused(Way):
     stages: int
     by_blocks: bool = False
 
-    def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+    def __call__(
+        self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None = None
+    ) -> Least:
         """Find the least bounds of each group."""
         if _bits(theirs) > PLACES:
-            return PLAIN(own, theirs, limits)
+            return PLAIN(own, theirs, limits, window)
         found = _outputs(own, theirs)
-        self._start(found, own, theirs, limits, False)
+        self._start(found, own, theirs, limits, window)
         return found
 
     def apart(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Apart:
@@ -300,11 +317,16 @@ class Fused(Way):
         shape = own.shape[0], own.shape[1], theirs.shape[1]
         lows = torch.empty(*shape, OF_ONE, dtype=torch.float32, device=own.device)
         found = Apart(lows, torch.empty_like(lows[..., 0]), torch.empty_like(lows, dtype=torch.int32))
-        self._start(found, own, theirs, limits, True)
+        self._start(found, own, theirs, limits)
         return found
 
     def _start(
-        self, found: Least | Apart, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, is_apart: bool
+        self,
+        found: Least | Apart,
+        own: torch.Tensor,
+        theirs: torch.Tensor,
+        limits: torch.Tensor,
+        window: Window | None = None,
     ) -> None:
         """Start the kernel, which writes what it finds."""
         (b, q, channels), (_, n, cells, _) = own.shape, theirs.shape
@@ -318,9 +340,10 @@ class Fused(Way):
                 for side, block in zip(sides, blocks, strict=True)
             ]
         _least[-(-q // self.lanes), n, b](
-            *sides, limits.contiguous(), *found, q, cells, channels, n, _bits(theirs),
+            *sides, limits.contiguous(), *found, q, cells, channels, n, _bits(theirs), *(window or (1, 0, 0)),
             groups=GROUPS, lanes=self.lanes, members=self.members, depth=self.channels, large=LARGE,
-            by_blocks=self.by_blocks, is_apart=is_apart, num_warps=self.warps, num_stages=self.stages,
+            by_blocks=self.by_blocks, is_apart=isinstance(found, Apart), is_window=window is not None,
+            num_warps=self.warps, num_stages=self.stages,
         )  # fmt: skip
 
 
@@ -336,9 +359,13 @@ class Reduced(Way):
     members: int
     warps: int
 
-    def __call__(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
+    def __call__(
+        self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None = None
+    ) -> Least:
         """Find the least bounds of each group."""
-        return PLAIN(own, theirs, limits) if _bits(theirs) > PLACES else by_parts(self._part, own, theirs, limits)
+        if window or _bits(theirs) > PLACES:
+            return PLAIN(own, theirs, limits, window)
+        return by_parts(self._part, own, theirs, limits)
 
     def _part(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Least:
         (b, q, _), (_, n, cells, _) = own.shape, theirs.shape

@@ -21,7 +21,7 @@ from spade_faiss.patch_search import (
 )
 from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.device_memory import search_bytes
-from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together
+from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together, searched
 from spade_faiss.patch_search.tiles import least
 from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, margin, scale_of
 from spade_faiss.system import gpu_costs, recorded
@@ -269,11 +269,11 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster_and_has_room(monke
     query, neighbours = make([(4, 6, 6)], 3)
     placed: list[str] = []
 
-    def noted(own: Any, others: Any, kappa: int, device: str) -> Any:
+    def noted(own: Any, others: Any, device: str, wanted: Any) -> Any:
         placed.append(device)
-        return search_pyramid_torch(own, others, kappa, "cpu")
+        return searched(own, others, "cpu", wanted)
 
-    monkeypatch.setattr(pyramid_torch, "search_pyramid_torch", noted)
+    monkeypatch.setattr(pyramid_torch, "searched", noted)
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 60)

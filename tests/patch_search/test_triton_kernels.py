@@ -15,7 +15,7 @@ from spade_faiss.patch_search import candidates_torch, patches_torch, tiles
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_together
 from spade_faiss.patch_search.tiles import fastest
-from spade_faiss.patch_search.tiles_torch import GROUPS, Least, Plain, Way, likeliest_plain, power_of
+from spade_faiss.patch_search.tiles_torch import GROUPS, Least, Plain, Way, Window, likeliest_plain, power_of
 from tests.helpers.patches import make
 
 DEVICES = ["cpu:0", pytest.param("cuda:0", marks=pytest.mark.cuda)]
@@ -39,7 +39,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     # Triton reads the variable when its functions are made: they, and ours, are made anew for the interpreter.
     ours = [f"spade_faiss.patch_search.{name}" for name in ("tiles_triton", "patches_triton")]
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if is_theirs(name)}
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if is_theirs(name) or name in ours}
     modules = [importlib.import_module(name) for name in ours]
     yield modules[0], modules[1], device
     for name in [name for name in sys.modules if is_theirs(name) or name in ours]:
@@ -72,6 +72,23 @@ def test_the_kernels_find_what_plain_torch_finds(shape: tuple[int, ...], kernels
             assert (bounds <= right + 1e-5).all()  # what a place takes from a bound is taken off
         assert (found.at == expected.at)[expected.first < torch.inf].float().mean() > 0.99
         assert (of_each.cells == apart.cells)[apart.lows < torch.inf].float().mean() > 0.99
+
+
+@pytest.mark.parametrize(("grid", "rows", "columns"), [((9, 12), 1, 2), ((20, 17), 2, 30), ((5, 70), 0, 1)])
+def test_the_kernels_look_at_a_window(
+    grid: tuple[int, int], rows: int, columns: int, kernels: tuple[Any, Any, str]
+) -> None:
+    maker, cells = torch.Generator().manual_seed(0), grid[0] * grid[1]
+    module, _, device = kernels
+    own, theirs = (torch.randn(side, generator=maker).half().to(device) for side in ((1, cells, 16), (1, 2, cells, 16)))
+    limits, window = 30 * torch.rand(1, 2, cells, generator=maker).to(device), Window(grid[1], rows, columns)
+    expected = Plain()(own, theirs, limits, window)
+    assert (expected.first == torch.inf).any()
+    for way in ways_of(module, 16, device):
+        found = way(own, theirs, limits, window)
+        for bounds, right in ((found.first, expected.first), (found.second, expected.second)):
+            torch.testing.assert_close(bounds, right, rtol=1e-4, atol=1e-4)
+        assert (found.at == expected.at)[expected.first < torch.inf].float().mean() > 0.99
 
 
 @pytest.mark.parametrize(("n", "count"), [(1, 64), (3, 20), (37, 5)])
@@ -200,7 +217,7 @@ def test_a_kernel_compiles_for_a_card(kernel: str, is_special: bool) -> None:
     }
     blocks = {"units": 128, "some": 8, "last": 2**63 - 1,
               "groups": 64, "lanes": 64, "members": 4, "depth": 64, "large": 3e38, "side": 64,
-              **dict.fromkeys(("is_size", "by_blocks", "is_apart"), is_special),
+              **dict.fromkeys(("is_size", "by_blocks", "is_apart", "is_window"), is_special),
               "block": 32, "largest": 65504.0, "is_finest": is_special}  # fmt: skip
     function = getattr(module, kernel)
     constants = {name: blocks[name] for name in function.arg_names if name in blocks}

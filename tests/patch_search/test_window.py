@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.options import SearchOptions
+from spade_faiss.patch_search import pyramid_torch
 from spade_faiss.patch_search import window as engine
-from spade_faiss.patch_search import window_torch
 from spade_faiss.patch_search.search import search_checked, search_levels, search_patches
 from spade_faiss.patch_search.settings import SearchSettings, first_places
 from tests import reference
@@ -185,8 +185,8 @@ def test_bands_and_chunks_of_any_size(search: Search, monkeypatch: pytest.Monkey
     for cells, sums in ((1, 2**17), (20, 2**17), (512, 1)):
         monkeypatch.setattr(engine, "BAND_CELLS", cells)
         monkeypatch.setattr(engine, "BAND_SUMS", sums)
-        monkeypatch.setattr(window_torch, "VALUES", cells * 300)
-        monkeypatch.setattr(window_torch, "CANDIDATES", 3000 * sums)
+        monkeypatch.setattr(pyramid_torch, "PART", cells * 700)
+        monkeypatch.setattr(pyramid_torch, "VALUES", cells * 300)
         assert_same(search(query, neighbours, kappa=3, window=2), expected)
 
 
