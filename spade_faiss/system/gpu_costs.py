@@ -34,6 +34,5 @@ class GpuCosts:
 
 # benchmarks/results/gpu.json; other cards are taken to be like this one.
 MEASURED: GpuCosts | None = GpuCosts(
-    card="NVIDIA H100 80GB HBM3", query=830000.0, multiply=8.7e-06, pair=0.00341, value=0.0, upload=0.0952,
-    index_from=10000,
+    card="NVIDIA H200", query=1020000.0, multiply=3.02e-06, pair=0.00175, value=0.0, upload=0.0798, index_from=10000
 )  # fmt: skip

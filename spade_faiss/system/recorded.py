@@ -109,6 +109,9 @@ class Recorder(Generic[R]):
             return None
         there = [torch.empty(tuple(each.shape), dtype=as_tensor(each).dtype, device=device) for each in inputs]
         try:
+            for given, target in zip(inputs, there, strict=True):
+                target.copy_(as_tensor(given))
+            call(there)  # what libraries prepare for each thread cannot be recorded
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()
             graph = torch.cuda.CUDAGraph()
