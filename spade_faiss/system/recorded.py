@@ -91,7 +91,8 @@ class Recorder(Generic[R]):
 
     def _recorded(self, call: Call[R], inputs: Inputs, device: torch.device, kind: Hashable) -> _Recorded[R] | None:
         """Return what was recorded for these sizes; record it if it is time."""
-        key = device, kind, tuple((tuple(each.shape), str(each.dtype)) for each in inputs)
+        rounding = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()  # recorded as it is
+        key = device, kind, rounding, tuple((tuple(each.shape), str(each.dtype)) for each in inputs)
         with self._lock:
             known = self._known.pop(key, 0)
             if isinstance(known, int):

@@ -41,11 +41,15 @@ def results(recorder: Recorder[str], sizes: list[int], kind: Any = None) -> list
     return found
 
 
-def test_what_comes_again_and_again_is_recorded_by_its_sizes(recorder: Recorder[str]) -> None:
+def test_what_comes_again_and_again_is_recorded_by_its_sizes(
+    recorder: Recorder[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert results(recorder, [3] * AFTER) == ["computed 2"] * AFTER
     assert results(recorder, [4, 3, 4, 3, 4]) == ["computed 2", "recorded", "computed 2", "recorded", "recorded"]
     assert results(recorder, [3], "another kind") == ["computed 2"]
     assert recorder.recorded() == 2
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+    assert results(recorder, [3]) == ["computed 2"]
 
 
 def test_those_called_last_are_kept(recorder: Recorder[str]) -> None:
