@@ -21,7 +21,10 @@ from ..arrays import Array
 from .transfers import as_tensor, uploaded
 
 AFTER = 2  # times that the same sizes are not recorded: they compile, and measure what is fastest
+LATER = 100  # times, after which what could not be recorded is tried again
 SPARE = 4  # one of so many parts of the GPU's memory must be free, or nothing is recorded: a graph keeps its own
+
+_recording = threading.Lock()  # torch records on one stream
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -57,7 +60,7 @@ class Recorder(Generic[R]):
     def __init__(self, most: int) -> None:
         """Record so many kinds of work at most: of those, the ones that were called last."""
         self._most = most
-        self._known: OrderedDict[Hashable, _Recorded[R] | int | None] = OrderedDict()  # times called; None: cannot
+        self._known: OrderedDict[Hashable, _Recorded[R] | int] = OrderedDict()  # or how often it was called
         self._lock = threading.Lock()
         self._running = threading.Lock()  # whoever holds it may start what is recorded, and read its results
         self._pool: Any = None  # of memory, for all that is recorded: one runs at a time
@@ -96,7 +99,7 @@ class Recorder(Generic[R]):
         with self._lock:
             known = self._known.pop(key, 0)
             if isinstance(known, int):
-                known = known + 1 if known < AFTER else self._try(call, inputs, device)
+                known = known + 1 if known < AFTER else self._try(call, inputs, device) or -LATER
             self._known[key] = known
             kept = [one for one, each in self._known.items() if isinstance(each, _Recorded)]
             if len(kept) > self._most:
@@ -116,7 +119,8 @@ class Recorder(Generic[R]):
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()
             graph = torch.cuda.CUDAGraph()
-            with self._running, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            one = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+            with _recording, self._running, one:
                 result = call(there)
             self._pool = self._pool or graph.pool()
             return _Recorded(there, graph, result)

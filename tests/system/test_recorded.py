@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spade_faiss.system import recorded
-from spade_faiss.system.recorded import AFTER, Recorder, branched
+from spade_faiss.system.recorded import AFTER, LATER, Recorder, branched
 from spade_faiss.system.transfers import joined, parted
 
 GPU = torch.device("cuda:0")
@@ -65,6 +65,8 @@ def test_what_cannot_be_recorded_is_computed(recorder: Recorder[str], monkeypatc
     monkeypatch.setattr(Recorder, "_try", lambda *_: tried.append(1))
     assert results(recorder, [3] * 6) == ["computed 2"] * 6
     assert tried == [1]
+    monkeypatch.setattr(Recorder, "_try", lambda *_: StandIn([], None, ""))  # later it can
+    assert results(recorder, [3] * 2 * LATER)[-1] == "recorded"
 
 
 def test_one_at_a_time_reads_what_was_recorded(recorder: Recorder[str]) -> None:
