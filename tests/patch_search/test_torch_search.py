@@ -16,6 +16,7 @@ from spade_faiss.patch_search import (
     patches_torch,
     pyramid_torch,
     recorded_torch,
+    refined_torch,
     settled_torch,
     tiles_torch,
 )
@@ -178,6 +179,7 @@ def test_any_cut_of_the_work_finds_the_same(distinct: bool, monkeypatch: pytest.
         level[..., :2, :] = 1  # some are in doubt
     galleries = [level[None] for level in neighbours]
     [expected] = search_together([query], galleries, 4, "cpu", distinct)
+    monkeypatch.setattr(refined_torch, "LANES", 4)  # each pair is measured by itself below
     for pairs, values, part in ((1, 2**26, 2**30), (2**27, 1, 2**30), (2**27, 2**26, 1), (40_000, 3000, 3000)):
         monkeypatch.setattr(tiles_torch, "PAIRS", pairs)
         monkeypatch.setattr(candidates_torch, "GROUPED", pairs)

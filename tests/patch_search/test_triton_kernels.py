@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from spade_faiss.patch_search import candidates_torch, patches_torch, tiles
+from spade_faiss.patch_search import candidates_torch, patches_torch, refined_torch, tiles
 from spade_faiss.patch_search.patches_torch import Upsampler
 from spade_faiss.patch_search.pyramid_torch import search_together
 from spade_faiss.patch_search.tiles import fastest
@@ -160,6 +160,7 @@ def test_a_search_by_the_kernels_finds_the_same(
     galleries = [np.stack(level) for level in zip(*(own for _, own in pairs), strict=True)]
     expected = search_together(queries, galleries, 2, "cpu", distinct)
     tiles_triton, patches_triton, device = kernels
+    monkeypatch.setattr(refined_torch, "LANES", 8)  # the interpreter takes its time
     monkeypatch.setattr(patches_torch, "_kernels", lambda _: patches_triton)
     by_pointers = next(way for way in tiles_triton.WAYS if not way.by_blocks)  # any number of channels
     monkeypatch.setattr(candidates_torch, "least", by_pointers)
