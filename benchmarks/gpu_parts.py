@@ -22,7 +22,7 @@ from spade_faiss.patch_search import tiles
 from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.pyramid import search_pyramid
-from spade_faiss.patch_search.pyramid_torch import Wanted, search_pyramid_torch, search_together, searched
+from spade_faiss.patch_search.pyramid_torch import Wanted, search_together, search_torch
 from spade_faiss.patch_search.window import search_window
 
 Shapes = tuple[tuple[int, int, int], ...]
@@ -281,7 +281,7 @@ def search_cell(run: Run, shapes: Shapes, k: int, rates: dict[str, Any]) -> dict
     patches, channels = shapes[0][1] * shapes[0][2], sum(shape[0] for shape in shapes)
     cell: dict[str, Any] = {"patches": patches, "channels": channels, "values": sum(level[0].size for level in host)}
     with run.memory(cell):
-        seconds = run.seconds(lambda: search_pyramid_torch(query, neighbours, KAPPA, run.device))
+        seconds = run.seconds(lambda: concatenated(query, neighbours, run))
     operations = 2 * patches * patches * k * channels
     cell["torch_ms"] = round(1000 * seconds, 4)
     cell["tflops"] = round(operations / seconds / 1e12, 3)
@@ -291,13 +291,13 @@ def search_cell(run: Run, shapes: Shapes, k: int, rates: dict[str, Any]) -> dict
         operations / product / 1e12 / max(rates["bfloat16_tflops"], 1e-9), 3
     )  # fmt: skip
     cell["upload_and_search_ms"] = round(1000 * run.seconds(
-        lambda: search_pyramid_torch(query, host, KAPPA, run.device), 3), 4)  # fmt: skip
+        lambda: concatenated(query, host, run), 3), 4)  # fmt: skip
     many = 2 if run.dry else TOGETHER
     if patches * k < 10**5 or run.dry:
         galleries = [level[None].expand(many, *level.shape) for level in neighbours]
         together = run.seconds(lambda: search_together([query] * many, galleries, KAPPA, run.device))
         cell[f"torch_{many}_together_ms_each"] = round(1000 * together / many, 4)
-    found = search_pyramid_torch(query, neighbours, KAPPA, run.device)
+    found = concatenated(query, neighbours, run)
     kappa = min(DISTINCT, k)
     compiled(query, host)
     cpu, right = run.once(lambda: search_pyramid(query, host, KAPPA))
@@ -306,8 +306,8 @@ def search_cell(run: Run, shapes: Shapes, k: int, rates: dict[str, Any]) -> dict
     if k > OTHERS:
         return cell
     cell["window_torch_ms"] = round(1000 * run.seconds(
-        lambda: in_a_window(query, neighbours, radius, run), 3), 4)  # fmt: skip
-    found = in_a_window(query, neighbours, radius, run)
+        lambda: concatenated(query, neighbours, run, radius), 3), 4)  # fmt: skip
+    found = concatenated(query, neighbours, run, radius)
     cpu, right = run.once(lambda: search_window(query, host, KAPPA, radius, False))
     cell["window_cpu_ms"], cell["window_largest_difference"] = round(1000 * cpu, 2), difference(found, right)
     cell["distinct_torch_ms"] = round(1000 * run.seconds(lambda: nearest_of_each(query, neighbours, kappa, run), 3), 4)
@@ -339,9 +339,9 @@ def product_of(query: list[np.ndarray], neighbours: list[torch.Tensor], run: Run
     return lambda: tiles.least(search.operand.values, theirs.values, limits)
 
 
-def in_a_window(query: list[np.ndarray], neighbours: list[torch.Tensor], radius: tuple[int, int], run: Run) -> Any:
-    """Search near each patch's position, by torch."""
-    return searched([query], [level[None] for level in neighbours], run.device, Wanted(KAPPA, radius=radius))[0]
+def concatenated(query: list[np.ndarray], neighbours: list[Any], run: Run, radius: Any = None) -> Any:
+    """Search all levels together, by torch; with a radius near each patch's position only."""
+    return search_torch([query], [level[None] for level in neighbours], run.device, Wanted(KAPPA, radius=radius))[0]
 
 
 def nearest_of_each(query: list[np.ndarray], neighbours: list[torch.Tensor], kappa: int, run: Run) -> list[Any]:

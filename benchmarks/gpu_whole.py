@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import without_faiss
-from gpu_parts import DISTINCT, KAPPA, WARM, Run, made_images
+from gpu_parts import DISTINCT, WARM, Run, concatenated, made_images
 
 import spade_faiss as sf
-from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch
 from spade_faiss.patch_search.spaced_torch import search_spaced_torch
 from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_writer import ShardWriter
@@ -136,7 +135,7 @@ def staged(run: Run, extractor: sf.Extractor, k: int) -> dict[str, Any]:
             ids = (features.square().sum(1) - 2 * asked @ features.T)[0].topk(k, largest=False).indices
             query, neighbours = [level[0] for level in asking.levels], [level[ids] for level in levels]
             if name == "spade":
-                search_pyramid_torch(query, neighbours, KAPPA, run.device)
+                concatenated(query, neighbours, run)
             else:
                 own = [level.reshape(len(level), -1) for level in query]
                 search_spaced_torch(own, neighbours, min(DISTINCT, k), run.device)

@@ -10,14 +10,12 @@ again is recorded (`recorded_torch`). What is still in doubt is settled by the h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..arrays import Array
 from ..errors import FeatureError
 from ..system.transfers import stacked
 from .candidates_torch import Search
@@ -28,19 +26,12 @@ from .recorded_torch import Choices, chosen
 from .refined_torch import refined
 from .settings import Radius
 from .settled_torch import settle
-from .tiles_torch import Window
+from .tiles_torch import ALIGNED, Window
 
-ALIGNED = 8  # channels: kernels copy blocks of whole lines of 16 bytes
 VALUES = 2**25  # of neighbours whose unit vectors are computed at a time: float64
 PART = 2**30  # values of neighbours on the device at a time: 4 GiB
 
 Found = tuple[Floats, Ints]  # of one query: (q, kappa) squared distances and positions
-
-
-def search_pyramid_torch(query: list[Array], gallery: Levels, kappa: int, device: str) -> Found:
-    """Search all neighbours on a torch device; see pyramid.search_pyramid."""
-    [found] = search_together([query], [level[None] for level in gallery], kappa, device)
-    return found
 
 
 def search_together(
@@ -63,7 +54,7 @@ def search_together(
     Raises:
         FeatureError: a squared distance does not fit float32.
     """
-    return searched(queries, galleries, device, Wanted(kappa, distinct))
+    return search_torch(queries, galleries, device, Wanted(kappa, distinct))
 
 
 @dataclass(frozen=True)
@@ -90,14 +81,8 @@ class Wanted:
         return Search.of(mine, theirs, self.kappa, self.distinct, window)
 
 
-def searched(queries: Sequence[Levels], galleries: Levels, device: str, wanted: Wanted) -> list[Found]:
-    """Search as search_together, for what is wanted."""
-    with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():  # kernels run on the current one
-        return _searched(queries, galleries, torch.device(device), wanted)
-
-
-def _searched(queries: Sequence[Levels], galleries: Levels, device: torch.device, wanted: Wanted) -> list[Found]:
-    """Do as searched, part by part of the neighbours."""
+def search_torch(queries: Sequence[Levels], galleries: Levels, device: str, wanted: Wanted) -> list[Found]:
+    """Search as search_together for what is wanted, part by part of the neighbours."""
     k, cells, kappa = galleries[0].shape[1], galleries[0].shape[3] * galleries[0].shape[4], wanted.kappa
     own = [stacked(level)[:, None] for level in zip(*queries, strict=True)]
     step = max(1, PART // (len(queries) * sum(int(np.prod(level.shape[2:])) for level in galleries)))
@@ -111,7 +96,7 @@ def _searched(queries: Sequence[Levels], galleries: Levels, device: torch.device
             search = few.search(mine, theirs)
             return [(search, refined(search, search.choose()))]
 
-        with chosen(choose, own, some, device, few) as ([found], answer):
+        with chosen(choose, own, some, torch.device(device), few) as ([found], answer):
             best, at, undecided = answer
             settle(*found, best, at, undecided)
         parts.append((best, at + first * cells))

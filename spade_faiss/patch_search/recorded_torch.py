@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -38,12 +38,13 @@ def chosen(
     Returns:
         what was found, and of each search, one after the other, its answer on the host.
     """
-    number = len(queries)
+    number, on = len(queries), torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def call(levels: list[torch.Tensor]) -> tuple[Choices, torch.Tensor]:
         found = choose(levels[:number], levels[number:])
         return found, joined([part for _, one in found for part in one.answer])
 
-    with _recorder.result(call, [*queries, *galleries], device, (choose.__name__, number, kind)) as (found, content):
+    kind = choose.__name__, number, kind
+    with on, _recorder.result(call, [*queries, *galleries], device, kind) as (found, content):  # kernels run there
         [host] = downloaded(content)
         yield found, parted(host, [part for _, one in found for part in one.answer])

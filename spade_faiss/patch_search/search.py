@@ -282,10 +282,10 @@ def _search(
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if where != "cpu":
-        from .pyramid_torch import Wanted, searched
+        from .pyramid_torch import Wanted, search_torch
 
         wanted = Wanted(kappa, radius=radius, is_cosine=is_cosine)
-        return searched([query], [level[None] for level in gallery], where, wanted)[0]
+        return search_torch([query], [level[None] for level in gallery], where, wanted)[0]
     gallery = as_arrays(gallery)
     if radius is not None:
         from .window import search_window

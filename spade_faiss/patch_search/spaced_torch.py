@@ -7,7 +7,6 @@ another, that patch is searched for again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -55,13 +54,9 @@ def search_spaced_torch(queries: Sequence[Array], galleries: Levels, kappa: int,
         return [each for level in levels for each in level]
 
     own = [level[None, None, :, None] for level in queries]
-    with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():  # kernels run on the current one
-        sides = own, [level[None] for level in galleries]
-        with chosen(choose_spaced, *sides, torch.device(device), kappa) as (choices, answers):
-            return [
-                _settled(choices[2 * number : 2 * number + 2], answers[6 * number : 6 * number + 6])
-                for number in range(len(own))
-            ]
+    others = [level[None] for level in galleries]
+    with chosen(choose_spaced, own, others, torch.device(device), kappa) as (choices, answers):
+        return [_settled(choices[2 * at : 2 * at + 2], answers[6 * at : 6 * at + 6]) for at in range(len(own))]
 
 
 def _settled(choices: Sequence[tuple[Search, Chosen]], answers: Sequence[Any]) -> Spaced:

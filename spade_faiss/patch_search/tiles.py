@@ -103,14 +103,12 @@ def fastest(ways: Mapping[W, Callable[..., Any]], *sides: Any) -> W:
 
     Warns if all but the first do.
     """
-    seconds: dict[W, float] = {}
-    failed = None
-    for number, (way, call) in enumerate(ways.items()):
+    (plain, call), *others = ways.items()
+    seconds, failed = {plain: _milliseconds(call, *sides)}, None
+    for way, call in others:
         try:
             seconds[way] = _milliseconds(call, *sides)
         except Exception as error:  # a compiler says many things; the answer is the same without it
-            if number == 0:
-                raise
             failed = error
     if failed is not None and len(seconds) == 1:
         warnings.warn(slow(failed), stacklevel=2)

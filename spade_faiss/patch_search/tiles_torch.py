@@ -12,6 +12,7 @@ plain torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,6 +25,7 @@ from ..errors import first_line
 from .pyramid_plan import BFLOAT16
 
 GROUPS = 64  # of the patches of a neighbour
+ALIGNED = 8  # channels: lines of blocks that a kernel copies whole begin at multiples of 16 bytes
 OF_ONE = 2  # candidates of each neighbour, where matches are distinct
 LARGEST = 65504.0  # the largest float16
 TYPICAL = 2.0**-12  # share of a patch's length lost to float16; bounds hold for any value here
@@ -88,14 +90,14 @@ class Window(NamedTuple):
         return (down <= self.rows) & (abs(lanes % self.across - cells % self.across) <= self.columns)
 
 
-class Way:
+class Way(ABC):
     """A way to compare patches: see tiles.least and tiles.apart for what it takes."""
 
+    @abstractmethod
     def __call__(
         self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor, window: Window | None = None
     ) -> Least:
         """Find the least bounds of each group."""
-        raise NotImplementedError
 
     def apart(self, own: torch.Tensor, theirs: torch.Tensor, limits: torch.Tensor) -> Apart:
         """Find the least bounds of each neighbour."""

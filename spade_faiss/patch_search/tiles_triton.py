@@ -17,15 +17,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles_torch import GROUPS, OF_ONE, Apart, Least, Likeliest, Plain, Way, Window, by_parts, products
+from .tiles_torch import ALIGNED, GROUPS, OF_ONE, Apart, Least, Likeliest, Plain, Way, Window, by_parts, products
 
-PLACES = 10  # bits for a place: 2^10 * GROUPS patches of a neighbour, a grid of 256 x 256
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # of an older Triton
     TensorDescriptor = None
 
-ALIGNED = 8  # channels: rows of blocks that are copied whole begin at multiples of 16 bytes
+PLACES = 10  # bits for a place: 2^10 * GROUPS patches of a neighbour, a grid of 256 x 256
 LARGE = 3e38  # stands for infinity, whose bits cannot hold a place
 
 

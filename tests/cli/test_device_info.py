@@ -93,12 +93,13 @@ def test_the_table_of_the_documentation() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("k", [5, 20])
 def test_a_search_takes_no_more_memory_than_is_said(k: int) -> None:
-    from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch
+    from spade_faiss.patch_search.pyramid_torch import search_together
 
     shapes = ((256, 28, 28), (512, 14, 14))
     query = [torch.randn(shape).numpy() for shape in shapes]
     neighbours = [torch.randn(k, *shape, device="cuda").half() for shape in shapes]
-    search_pyramid_torch(query, neighbours, 1, "cuda:0")  # what is measured to be faster at the first takes more
+    sides = [query], [level[None] for level in neighbours]
+    search_together(*sides, 1, "cuda:0")  # what is measured to be faster at the first takes more
     torch.cuda.reset_peak_memory_stats()
-    search_pyramid_torch(query, neighbours, 1, "cuda:0")
+    search_together(*sides, 1, "cuda:0")
     assert torch.cuda.max_memory_allocated() <= search_bytes(shapes, k)

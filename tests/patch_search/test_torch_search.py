@@ -22,7 +22,7 @@ from spade_faiss.patch_search import (
 )
 from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.device_memory import search_bytes
-from spade_faiss.patch_search.pyramid_torch import search_pyramid_torch, search_together, searched
+from spade_faiss.patch_search.pyramid_torch import search_together, search_torch
 from spade_faiss.patch_search.tiles import least
 from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, margin, scale_of
 from spade_faiss.system import gpu_costs, recorded
@@ -259,9 +259,9 @@ def test_what_is_plain_is_decided_by_the_products() -> None:
 def test_one_huge_patch_hides_nothing() -> None:
     """What no float16 holds is all doubt, on its own side; the others are found as without it."""
     query, neighbours = make([(4, 6, 6)], 3)
-    expected = search_pyramid_torch(query, neighbours, 2, "cpu")
+    [expected] = search_together([query], [level[None] for level in neighbours], 2, "cpu")
     neighbours[0][1, :, 2, 2] = 3e18
-    found = search_pyramid_torch(query, neighbours, 2, "cpu")
+    [found] = search_together([query], [level[None] for level in neighbours], 2, "cpu")
     kept = ~(expected[1] == 36 + 14).any(axis=1)
     np.testing.assert_allclose(found[0][kept], expected[0][kept], rtol=1e-5)
     np.testing.assert_array_equal(found[1][kept], expected[1][kept])
@@ -273,9 +273,9 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster_and_has_room(monke
 
     def noted(own: Any, others: Any, device: str, wanted: Any) -> Any:
         placed.append(device)
-        return searched(own, others, "cpu", wanted)
+        return search_torch(own, others, "cpu", wanted)
 
-    monkeypatch.setattr(pyramid_torch, "searched", noted)
+    monkeypatch.setattr(pyramid_torch, "search_torch", noted)
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 60)

@@ -103,7 +103,7 @@ def test_the_patch_search_goes_to_a_gpu_only_by_name(gpus: int, engine: str, mon
         return on_cpu[0].reshape(20, 2), np.zeros((20, 2), np.int64)
 
     monkeypatch.setattr(flat, "search_flat", noted)
-    monkeypatch.setattr(pyramid_torch, "searched", lambda *args: [noted(*args)])
+    monkeypatch.setattr(pyramid_torch, "search_torch", lambda *args: [noted(*args)])
     sf.search_patches(query, neighbours, 2, engine, "cuda:1")
     assert placed == ["cuda:1"]
 
