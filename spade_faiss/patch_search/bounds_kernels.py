@@ -171,7 +171,7 @@ def compare(
         begin_tiles(address_of(saved))
     for number in range(len(cells_at)):
         near[:] = np.inf
-        is_known = kind == TILES and not guess and reach.max() < np.inf
+        is_known = not guess and reach.max() < np.inf
         first = place + number * n
         base, between = cells_at[number], length
         if len(mix[0]) > 0:
@@ -187,13 +187,13 @@ def compare(
                 base = address_of(stripes[7][0]) - 4 * length * start
                 panels_here = address_of(stripes[7][2]) - panel * panel_bytes
             theirs = depth, base, between, cells[number if len(mix[0]) > 0 else 0], mix, parts
+            factor = np.float32(longest * most / (LARGEST * LARGEST))
             if is_known:
                 measured += search_within(
-                    query, operand, norms, theirs, panels_here + panel * panel_bytes,
-                    (start, count, first, distinct, words), most, figures, slack, found, (out, *lists, small),
+                    query, operand, norms, theirs, (kind, panels_here + panel * panel_bytes, words, factor),
+                    (start, count, first, distinct), most, figures, slack, found, (out, *lists, small),
                 )  # fmt: skip
                 continue
-            factor = np.float32(longest * most / (LARGEST * LARGEST))
             for block in range(len(operand)):
                 addresses = (
                     address_of(operand[block]),

@@ -7,6 +7,7 @@ products take three fifths of the time of float32.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -63,19 +64,23 @@ def _add_pairs(builder: Any, total: Any, mine: Any, theirs: Any) -> Any:
     return builder.add(total, builder.add(even, odd))
 
 
-def _multiply(builder: Any, args: Any, paired: bool) -> None:
-    """Generate `multiply`, or `multiply_pairs`."""
+def _multiply(builder: Any, args: Any, paired: bool, marks: bool) -> None:
+    """Generate the products of one block of the query with all panels; see `_multiplier`."""
     addresses, scale, words, stride, n = args
-    query, cells, out, least = (
-        builder.inttoptr(builder.extract_value(addresses, number), FLOAT.as_pointer()) for number in range(4)
+    query, cells, out, *others = (
+        builder.inttoptr(address, FLOAT.as_pointer()) for address in cgutils.unpack_tuple(builder, addresses)
     )
     scales = repeat(builder, scale)
-    infinite = ir.Constant(FLOATS, [float("inf")] * WIDTH)
-    minima = [cgutils.alloca_once_value(builder, infinite) for _ in range(ROWS)]
+    infinite, limits, minima = ir.Constant(FLOATS, [float("inf")] * WIDTH), [], []
+    if marks:
+        limits = [repeat(builder, builder.load(builder.gep(others[0], [WORD(row)]))) for row in range(ROWS)]
+    else:
+        minima = [cgutils.alloca_once_value(builder, infinite) for _ in range(ROWS)]
     sums = [cgutils.alloca_once(builder, INTS if paired else FLOATS) for _ in range(ROWS)]
-    panel = builder.mul(builder.add(words, WORD(1)), WORD(WIDTH))
+    size = builder.mul(builder.add(words, WORD(1)), WORD(WIDTH))
     with cgutils.for_range_slice(builder, WORD(0), n, WORD(WIDTH), inc=True) as (i, _):
-        here = builder.gep(cells, [builder.mul(builder.udiv(i, WORD(WIDTH)), panel)])
+        panel = builder.udiv(i, WORD(WIDTH))
+        here = builder.gep(cells, [builder.mul(panel, size)])
         start = _load(builder, here, builder.mul(words, WORD(WIDTH)))
         for each in sums:
             builder.store(ir.Constant(INTS, [0] * WIDTH) if paired else start, each)
@@ -86,51 +91,60 @@ def _multiply(builder: Any, args: Any, paired: bool) -> None:
                 mine = repeat(builder, builder.load(builder.gep(query, [builder.add(first, WORD(row))])))
                 add = _add_pairs if paired else _subtract
                 builder.store(add(builder, builder.load(each), mine, theirs), each)
-        for row, (each, low) in enumerate(zip(sums, minima, strict=True)):
-            total, before = builder.load(each), builder.load(low)
-            if paired:
-                total = _subtract(builder, start, scales, builder.sitofp(total, FLOATS))
+        totals = [builder.load(each) for each in sums]
+        if paired:
+            totals = [_subtract(builder, start, scales, builder.sitofp(total, FLOATS)) for total in totals]
+        for row, total in enumerate(totals):
             at = builder.gep(out, [builder.add(builder.mul(WORD(row), stride), i)])
             builder.store(total, builder.bitcast(at, FLOATS.as_pointer()), align=4)
+        if marks:
+            above = [builder.fcmp_unordered(">", *pair) for pair in zip(totals, limits, strict=True)]
+            bits = builder.bitcast(reduce(builder.and_, above), ir.IntType(WIDTH))
+            some = builder.icmp_unsigned("!=", bits, ir.IntType(WIDTH)(-1))
+            place = builder.bitcast(builder.gep(others[1], [builder.shl(panel, WORD(1))]), WORD.as_pointer())
+            builder.store(builder.zext(some, WORD), place, align=8)
+        for total, low in zip(totals if minima else [], minima, strict=True):
+            before = builder.load(low)
             builder.store(builder.select(builder.fcmp_ordered("<", total, before), total, before), low)
     for row, low in enumerate(minima):
-        at = builder.gep(least, [WORD(row * WIDTH)])
+        at = builder.gep(others[0], [WORD(row * WIDTH)])
         builder.store(builder.load(low), builder.bitcast(at, FLOATS.as_pointer()), align=4)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply(context: Any, addresses: Any, scale: Any, words: Any, stride: Any, n: Any) -> Any:
-    """Set out[r, i] = cells[words, i] - sum over words of query[word, r] * cells[word, i]; take minima.
+def _multiplier(paired: bool, marks: bool) -> Any:
+    """Return `multiply`, which sets out[r, i] = cells[words, i] - sum over words of query[word, r] * cells[word, i].
 
-    Args:
-        context: the compiler's.
-        addresses: those of query (words, ROWS) float32, cells (panels, words + 1, WIDTH) float32, out (ROWS, stride)
-            float32, and least (ROWS, WIDTH) float32, set to the least of every WIDTH-th value of out.
-        scale: not used.
-        words: number of channels, at least 1.
-        stride: length of a row of out.
-        n: how many cells count, a multiple of WIDTH.
+    It takes minima, or marks where values are within limits. Paired: with two int16 in each word of query and cells,
+    but for the last of cells, and the sum scaled. No sum may leave int32, and they are exact before they are scaled.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _multiply(builder, args, False)
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[untyped-decorator]
+    def multiply(context: Any, addresses: Any, scale: Any, words: Any, stride: Any, n: Any) -> Any:
+        """Multiply one block of the query with all panels.
 
-    return types.void(addresses, scale, words, stride, n), generate
+        Args:
+            context: the compiler's.
+            addresses: those of query (words, ROWS) float32, cells (panels, words + 1, WIDTH) float32, and out (ROWS,
+                stride) float32. For minima: of least (ROWS, WIDTH) float32, set to the least of every WIDTH-th value of
+                out. For marks: of limits (ROWS,) float32; and hits (panels,) uint64: 0 where no value of a panel is at
+                most its row's limit.
+            scale: of the sums, if they are paired.
+            words: of a patch, at least 1.
+            stride: length of a row of out.
+            n: how many cells count, a multiple of WIDTH.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _multiply(builder, args, paired, marks)
+            return context.get_dummy_value()
+
+        return types.void(addresses, scale, words, stride, n), generate
+
+    return multiply
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply_pairs(context: Any, addresses: Any, scale: Any, words: Any, stride: Any, n: Any) -> Any:
-    """Do as `multiply`, with two int16 in each word of query and cells, but for the last of cells, and the sum scaled.
-
-    No sum may leave int32. The sums are exact before they are scaled.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _multiply(builder, args, True)
-        return context.get_dummy_value()
-
-    return types.void(addresses, scale, words, stride, n), generate
+multiply, multiply_pairs = _multiplier(False, False), _multiplier(True, False)
+multiply_within, multiply_pairs_within = _multiplier(False, True), _multiplier(True, True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -177,6 +191,38 @@ def at_most(context: Any, address: Any, limit: Any) -> Any:
         return result
 
     return types.uint64(types.int64, types.float32), generate
+
+
+def rows_finder(rows: int) -> Any:
+    """Return what tells which of so many rows have a value within their limits."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def rows_within(context: Any, values: Any, stride: Any, limits: Any) -> Any:
+        """Return which rows have one, as bits of a uint64.
+
+        Args:
+            context: the compiler's.
+            values: address of the rows' first WIDTH values.
+            stride: between rows.
+            limits: address of (rows,) float32.
+        """
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            first, limits = (builder.inttoptr(args[at], FLOAT.as_pointer()) for at in (0, 2))
+            found, lanes = WORD(0), ir.IntType(WIDTH)
+            for r in range(rows):
+                limit = repeat(builder, builder.load(builder.gep(limits, [WORD(r)]), align=4))
+                passed = builder.fcmp_ordered("<=", _load(builder, first, builder.mul(args[1], WORD(r))), limit)
+                is_in = builder.icmp_unsigned("!=", builder.bitcast(passed, lanes), lanes(0))
+                found = builder.or_(found, builder.shl(builder.zext(is_in, WORD), WORD(r)))
+            return found
+
+        return types.uint64(types.int64, types.int64, types.int64), generate
+
+    return rows_within
+
+
+rows_within = rows_finder(ROWS)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -20,7 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .bounds_simd import FLOATS, WIDTH, WORD, repeat
+from .bounds_simd import FLOATS, WIDTH, WORD, repeat, rows_finder
 
 TILE_ROWS = 32  # query patches multiplied at a time: two tiles, with two of the gallery's, and four of sums
 STEP = 16  # words, of two coordinates each, multiplied at a time
@@ -201,31 +201,7 @@ def _multiplier(use: Callable[..., None]) -> Any:
 
 
 multiply_tiles, multiply_tiles_within = _multiplier(_take_minima), _multiplier(_mark_hits)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def rows_within(context: Any, values: Any, stride: Any, limits: Any) -> Any:
-    """Return which of GROUP rows have a value within their limits, as bits of a uint64.
-
-    Args:
-        context: the compiler's.
-        values: address of the rows' first WIDTH values.
-        stride: between rows.
-        limits: address of (GROUP,) float32.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first, limits = (builder.inttoptr(args[at], ADDRESS) for at in (0, 2))
-        found = WORD(0)
-        for r in range(GROUP):
-            limit = builder.bitcast(_along(builder, limits, WORD(r), 4), ir.FloatType().as_pointer())
-            row = builder.load(_values(builder, first, builder.mul(args[1], WORD(r))), align=4)
-            passed = builder.fcmp_ordered("<=", row, repeat(builder, builder.load(limit, align=4)))
-            is_in = builder.icmp_unsigned("!=", builder.bitcast(passed, ir.IntType(WIDTH)), ir.IntType(WIDTH)(0))
-            found = builder.or_(found, builder.shl(builder.zext(is_in, WORD), WORD(r)))
-        return found
-
-    return types.uint64(types.int64, types.int64, types.int64), generate
+group_within = rows_finder(GROUP)
 
 
 def _floats(value: float, kind: Any = FLOATS.element) -> Any:

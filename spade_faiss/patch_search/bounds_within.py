@@ -1,4 +1,4 @@
-"""Comparing by tiles where something is known of every query patch: what is too far is never looked at one by one."""
+"""Comparing where something is known of every query patch: what is too far is never looked at one by one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ import numpy as np
 
 from .bounds_loading import prefetch
 from .bounds_measure import about, doubt_of, half_limit, measure, offer
-from .bounds_panels import patch_at
-from .bounds_simd import WIDTH, address_of, at_most, float_at, lowest
-from .bounds_tiles import GROUP, LINE, NEAR, NEAR_STRIDE, TILE_ROWS, multiply_tiles_within, rows_within
+from .bounds_panels import PAIRS, TILES, patch_at
+from .bounds_simd import (
+    LOOK,
+    ROWS,
+    WIDTH,
+    address_of,
+    at_most,
+    float_at,
+    lowest,
+    multiply_pairs_within,
+    multiply_within,
+    rows_within,
+)
+from .bounds_tiles import GROUP, LINE, NEAR, NEAR_STRIDE, TILE_ROWS, group_within, multiply_tiles_within
 from .pyramid_simd import jit
 
+FEW_NEAR = 10  # panels whose products with ROWS patches stay in a core's nearest cache
+FEW_STRIDE = FEW_NEAR * WIDTH + LOOK  # between rows of these
 LISTED = 4096  # patches that are measured together, so that memory is asked for them at once
 NOTHING = np.float32(np.nan)  # a limit: no value is at most this
 PANEL = np.uint64(2**WIDTH - 1)  # those of LOOK bits that are a panel's
@@ -22,14 +35,14 @@ ASKED_LINES = 8  # of a cache, at most, that are asked for of each
 
 def lists_of(q: int) -> tuple[Any, ...]:
     """Return memory for q query patches: hits, limits, and a list of patches to measure, see search_within."""
-    limits = np.empty(-(-q // TILE_ROWS) * TILE_ROWS, np.float32)
+    limits = np.empty(q + TILE_ROWS, np.float32)  # the last block of either kind is padded
     rows, places = np.empty((2, LISTED), np.int64)
-    return np.empty(NEAR, np.uint64), limits, rows, places, np.empty(LISTED, np.float32)
+    return np.empty(max(NEAR, FEW_NEAR), np.uint64), limits, rows, places, np.empty(LISTED, np.float32)
 
 
 @jit
 def search_within(
-    query: Any, operand: Any, norms: Any, theirs: Any, panels_at: int, span: Any, most: Any, figures: Any, slack: Any,
+    query: Any, operand: Any, norms: Any, theirs: Any, products: Any, span: Any, most: Any, figures: Any, slack: Any,
     found: Any, scratch: Any,
 ) -> int:  # fmt: skip
     """Measure the patches of a neighbour that can be among the nearest, where every reach is finite, and keep those.
@@ -39,9 +52,9 @@ def search_within(
         operand: see there.
         norms: see there.
         theirs: see bounds_kernels.search_row.
-        panels_at: address of the panels.
-        span: the first of the patches, their number, the position of the neighbour's first, whether it has one match at
-            most, and words of a patch.
+        products: their kind, address of the panels, words of a patch, and what sums are scaled by.
+        span: the first of the patches, their number, the position of the neighbour's first, and whether that has one
+            match at most.
         most: largest norm of these patches.
         figures: see `compare`.
         slack: see search_row.
@@ -52,24 +65,35 @@ def search_within(
     Returns:
         number of patches that were measured.
     """
-    start, count, first, _, words = span
+    kind, panels_at, words, factor = products
+    start, count, first, _ = span
     out, hits, limits, rows, places, halves, _ = scratch
     channels, base, length, _, mix, _ = theirs
-    panel_bytes, panels, measured, listed = 4 * words * WIDTH, -(-count // WIDTH), 0, 0
+    rows_of, stride, near, group = ROWS, FEW_STRIDE, FEW_NEAR, ROWS
+    if kind == TILES:
+        rows_of, stride, near, group = TILE_ROWS, NEAR_STRIDE, NEAR, GROUP
+    panel_bytes = 4 * (words if kind == TILES else words + 1) * WIDTH
+    panels, measured, listed = -(-count // WIDTH), 0, 0
     lines = 0 if len(mix[0]) > 0 else min(ASKED_LINES, 1 + channels // LINE)
     values, limits_at, hits_at, operand_at = address_of(out), address_of(limits), address_of(hits), address_of(operand)
+    across = np.int64(stride)
     set_limits(norms, most, figures, first, found, limits)
-    for panel in range(0, panels, NEAR):
-        number, after = min(NEAR, panels - panel), min(NEAR, panels - panel - NEAR) * panel_bytes // (4 * LINE)
-        asked = -(-after // len(operand))
+    for panel in range(0, panels, near):
+        number, after = min(near, panels - panel), min(near, panels - panel - near) * panel_bytes // (4 * LINE)
+        asked, padded = -(-after // len(operand)), np.int64(number * WIDTH)
         for block in range(len(operand)):
             for line in range(block * asked, min(block * asked + asked, after)):  # of the panels after these
-                prefetch(out, panels_at + (panel + NEAR) * panel_bytes, np.int64(line * LINE))
+                prefetch(out, panels_at + (panel + near) * panel_bytes, np.int64(line * LINE))
             addresses = (
-                operand_at + 4 * TILE_ROWS * words * block, panels_at + panel * panel_bytes, values,
-                limits_at + 4 * TILE_ROWS * block, hits_at,
+                operand_at + 4 * rows_of * words * block, panels_at + panel * panel_bytes, values,
+                limits_at + 4 * rows_of * block, hits_at,
             )  # fmt: skip
-            multiply_tiles_within(addresses, words, np.int64(NEAR_STRIDE), np.int64(number * WIDTH))
+            if kind == TILES:
+                multiply_tiles_within(addresses, words, across, padded)
+            elif kind == PAIRS:
+                multiply_pairs_within(addresses, factor, words, across, padded)
+            else:
+                multiply_within(addresses, factor, words, across, padded)
             for one in range(number):
                 if hits[one] == 0:
                     continue
@@ -77,16 +101,16 @@ def search_within(
                     measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
                     listed = 0
                 at, here = (panel + one) * WIDTH, values + 4 * one * WIDTH
-                for r in range(0, TILE_ROWS, GROUP):
+                for r in range(0, rows_of, group):
                     if hits[one] >> np.uint64(2 * r) & np.uint64(0xFFFF) == 0:
                         continue
-                    row, group = block * TILE_ROWS + r, here + 4 * NEAR_STRIDE * r
-                    which = rows_within(group, np.int64(NEAR_STRIDE), addresses[3] + 4 * r)
+                    row, some, own = block * rows_of + r, here + 4 * stride * r, addresses[3] + 4 * r
+                    which = group_within(some, across, own) if kind == TILES else rows_within(some, across, own)
                     while which != np.uint64(0):
                         i = lowest(which)
                         which &= which - np.uint64(1)
                         listed = list_hits(
-                            group + 4 * NEAR_STRIDE * i, limits[row + i], row + i, start + at, count - at, listed,
+                            some + 4 * stride * i, limits[row + i], row + i, start + at, count - at, listed,
                             (base, length, lines), rows, places, halves,
                         )  # fmt: skip
         measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
@@ -147,7 +171,7 @@ def measure_listed(
     scratch: Any,
 ) -> int:  # fmt: skip
     """Measure the first `listed` patches of the list whose halves are still within their limits; see search_within."""
-    _, _, first, distinct, _ = span
+    _, _, first, distinct = span
     channels, base, length, own_cells, mix, parts = theirs
     _, _, limits, rows, places, halves, (_, _, made, made_of) = scratch
     best, best_at, reach, near, near_at = found

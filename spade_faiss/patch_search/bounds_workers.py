@@ -21,7 +21,7 @@ from .bounds_simd import LOOK, ROWS, WIDTH
 from .bounds_sources import Floats, Ints
 from .bounds_stripes import Striper, whole
 from .bounds_tiles import LINE, NEAR_STRIDE, TILE_ROWS, lined_up
-from .bounds_within import lists_of
+from .bounds_within import FEW_STRIDE, lists_of
 from .levels import check_neighbours
 
 CROWD = 0.5  # times what all products of all channels take: more time for what is left, and directions are given up
@@ -142,6 +142,6 @@ def scratch_of(gallery: BoundsGallery, q: int, kappa: int) -> tuple[Any, ...]:
         np.empty((made, gallery.depth), np.float32), np.full(made, -1, np.int64),
     )  # fmt: skip
     return (
-        lined_up((rows, max(-(-n // LOOK) * LOOK + LINE, NEAR_STRIDE)), np.inf), lined_up((rows, WIDTH)),
+        lined_up((rows, max(-(-n // LOOK) * LOOK + LINE, NEAR_STRIDE, FEW_STRIDE)), np.inf), lined_up((rows, WIDTH)),
         np.empty(q, np.float64), np.empty(q, np.int64), lists_of(q), small,
     )  # fmt: skip
