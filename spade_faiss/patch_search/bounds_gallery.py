@@ -15,7 +15,7 @@ from ..system.threads import in_single_threads
 from . import bounds_panels as panels
 from .bounds_plan import Projection, measure_cost, parts_of, principal
 from .bounds_prepared import Prepared, Sides, load_query, prepare
-from .bounds_simd import WIDTH
+from .bounds_simd import SINGLE, WIDTH
 from .bounds_sources import Floats, Ints, Source, is_read_in_place, layouts_of, sample_level, shifted
 from .bounds_tiles import LINE, lined_up
 from .pyramid_plan import Upsampling
@@ -84,7 +84,7 @@ class BoundsGallery:
         # Between patches, float32: at many lines of a cache, few of its sets would hold them all.
         self.length = self.depth + (LINE if self.depth % (LINE * LINE) == 0 else 0)
         self.layouts = layouts_of(self.grids, self.channels, None if self.is_mixed else self.length)
-        self.plain = Projection(self.depth, None, panels.SINGLE)
+        self.plain = Projection(self.depth, None, SINGLE)
         self.projections: list[Projection] = []  # of equal parts of the neighbours; none: to be chosen
         self.scan = False  # whether values may not be finite
         self._kept_bytes = kept_bytes

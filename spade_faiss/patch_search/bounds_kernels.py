@@ -10,8 +10,23 @@ from typing import Any
 import numpy as np
 
 from .bounds_measure import about, are_equal, doubt_of, half_limit, kth, measure, offer
-from .bounds_panels import LARGEST, PAIRS, TILES, patch_at
-from .bounds_simd import LOOK, ROWS, WIDTH, address_of, at_most, float_at, lowest, multiply, multiply_pairs
+from .bounds_panels import LARGEST, patch_at
+from .bounds_simd import (
+    LOOK,
+    PAIRS,
+    QUAD_ROWS,
+    QUADS,
+    ROWS,
+    TILES,
+    WIDTH,
+    address_of,
+    at_most,
+    float_at,
+    lowest,
+    multiply,
+    multiply_pairs,
+    multiply_quads,
+)
 from .bounds_stripes import load_stripe
 from .bounds_tiles import TILE_ROWS, begin_tiles, end_tiles, multiply_tiles
 from .bounds_within import search_within
@@ -130,22 +145,23 @@ def compare(
     Args:
         query: (q, c) float32 patches.
         operand: (blocks, words, ROWS) float32 of theirs, or two int16 in each word; for tiles (blocks, TILE_ROWS,
-            words), two bfloat16 in each; the last block padded.
+            words), two bfloat16 in each; for QUADS see bounds_panels.pack_query_quads; the last block padded.
         norms: (q,) float64, at scale.
         cells: (s, m) float32 cells of s neighbours; if patches are cells, whatever holds these.
         cells_at: (s,) their addresses.
         mix: how patches are made of them, see bounds_panels.patch_at.
         parts: (p, 2) int64 first channels and numbers of channels, those that differ most first.
         panels_at: (s,) addresses of operands (panels, words + 1, WIDTH) float32: the last of the words are half squared
-            norms, infinite for what is padded; for tiles (panels, words, WIDTH).
+            norms, infinite for what is padded; for tiles (panels, words, WIDTH); for QUADS see
+            bounds_panels.pack_quads.
         stripes: s neighbours that are not prepared, see load_stripe; none: they are.
         words: of a patch.
-        largest: (s,) float32 largest norm of each, at scale.
+        largest: (s, 3) float32, see bounds_prepared.Prepared.
         place: position of the first patch.
         figures: scale of the products squared; the doubt of half a squared distance, relative to the square of the sum
             of both norms, and relative to the product of the largest norms; the query's largest norm.
         flags: number of patches of a neighbour, the distance between their cells, whether each neighbour has one match
-            at most, the kind of products (see bounds_panels), and whether only the likeliest patches of each neighbour
+            at most, the kind of products (see bounds_simd), and whether only the likeliest patches of each neighbour
             are measured.
         best: (q, kappa) float32 heaps of the nearest.
         best_at: (q, kappa) int64, their positions.
@@ -159,14 +175,14 @@ def compare(
     out, least, near, near_at, lists, small = scratch
     n, length, distinct, kind, guess = flags
     depth, panels = query.shape[1], -(-n // WIDTH)
-    panel_bytes = 4 * (words if kind == TILES else words + 1) * WIDTH
+    panel_bytes = 4 * (words + (0 if kind == TILES else QUAD_ROWS if kind == QUADS else 1)) * WIDTH
     rows = TILE_ROWS if kind == TILES else ROWS
     square, longest, found = figures[0], figures[3], (best, best_at, reach, near, near_at)
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
     is_striped = stripes[1].shape[0] > 0
     step = stripes[6][0] // WIDTH if is_striped else max(1, TILE_BYTES // panel_bytes)
     measured, stride, mine, values = 0, np.int64(out.shape[1]), address_of(query), address_of(out)
-    saved, is_finite = np.empty(64, np.uint8), bool((largest > 0).all()) or is_striped
+    saved, is_finite = np.empty(64, np.uint8), bool((largest[:, 0] > 0).all()) or is_striped
     if kind == TILES:
         begin_tiles(address_of(saved))
     for number in range(len(cells_at)):
@@ -176,21 +192,22 @@ def compare(
         base, between = cells_at[number], length
         if len(mix[0]) > 0:
             base, between = address_of(small[2]), depth
-        panels_here, most = panels_at[number], largest[number]
+        panels_here, sizes = panels_at[number], largest[number]
         for panel in range(0, panels, step):
             start = panel * WIDTH
             count = min(n - start, step * WIDTH)
             padded = np.int64((min(panel + step, panels) - panel) * WIDTH)
             if is_striped:
-                most = load_stripe(stripes, number, (start, start + count), n, kind, words)
-                is_finite &= most > 0
+                sizes = load_stripe(stripes, number, (start, start + count), n, kind, words)
+                is_finite &= sizes[0] > 0
                 base = address_of(stripes[7][0]) - 4 * length * start
                 panels_here = address_of(stripes[7][2]) - panel * panel_bytes
             theirs = depth, base, between, cells[number if len(mix[0]) > 0 else 0], mix, parts
-            factor = np.float32(longest * most / (LARGEST * LARGEST))
+            most = sizes[0]
+            terms = np.float32(longest * most / (LARGEST * LARGEST)), sizes[1], sizes[2]
             if is_known:
                 measured += search_within(
-                    query, operand, norms, theirs, (kind, panels_here + panel * panel_bytes, words, factor),
+                    query, operand, norms, theirs, (kind, panels_here + panel * panel_bytes, panel_bytes, words, terms),
                     (start, count, first, distinct), most, figures, slack, found, (out, *lists, small),
                 )  # fmt: skip
                 continue
@@ -204,9 +221,11 @@ def compare(
                 if kind == TILES:
                     multiply_tiles(addresses, words, stride, padded)
                 elif kind == PAIRS:
-                    multiply_pairs(addresses, factor, words, stride, padded)
+                    multiply_pairs(addresses, terms, words, stride, padded)
+                elif kind == QUADS:
+                    multiply_quads(addresses, terms, words, stride, padded)
                 else:
-                    multiply(addresses, factor, words, stride, padded)
+                    multiply(addresses, terms, words, stride, padded)
                 for r in range(min(rows, len(query) - block * rows)):
                     row = block * rows + r
                     low = least_of(least[r])

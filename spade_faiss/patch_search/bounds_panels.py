@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from .bounds_simd import address_of, float_at, sq_difference, sq_distance
+from .bounds_simd import QUAD_ROWS, ROWS, address_of, float_at, sq_difference, sq_distance
 from .pyramid_kernels import ANTIDIAGONAL, BELOW, DIAGONAL, RIGHT, SQUARES
 from .pyramid_simd import as_bits, as_float, jit
 
-SINGLE, PAIRS, TILES = range(3)  # products of float32, of int16, of bfloat16 by tile registers
 ABOVE = np.float32(1 + 2.0**-7)  # times a length, rounded to bfloat16, is never below it
 MOST = np.uint32(0xFFFF0000)  # of the bits of a float32: what bfloat16 keeps of it
 ONES = np.uint32(0x3F803F80)  # twice 1 as bfloat16
+STEPS = 127  # of int8
+LEAST_STEP = np.float32(1e-30)  # the reciprocal of which float32 holds; patches are near 1
+RAISED = np.float32(1 + 2.0**-10)  # times a length, it is not less than that for having been summed in float32
 LARGEST = 32_700  # that a coordinate becomes as int16, if it is as long as the largest patch
 
 
@@ -77,21 +79,21 @@ def pack(operand: Any, channels: int, sq_norms: Any, largest: Any, panels: Any) 
         operand: (s, >= channels, n) float32.
         channels: how many count.
         sq_norms: (s, n) float32.
-        largest: (s,) float32 largest norms; 0: not known, and all patches will be measured.
+        largest: (s, 3) float32, first the largest norms; 0: not known, and all patches will be measured.
         panels: (s, panels, channels + 1, WIDTH) float32, set; what is padded is infinitely far away.
     """
     n, wide = operand.shape[2], panels.shape[3]
     for number in range(len(operand)):
         for panel in range(panels.shape[1]):
             target, start = panels[number, panel], panel * wide
-            end = min(wide, n - start) if largest[number] > 0 else 0
+            end = min(wide, n - start) if largest[number, 0] > 0 else 0
             for channel in range(channels):
                 source = operand[number, channel]
                 for i in range(end):
                     target[channel, i] = source[start + i]
                 for i in range(end, wide):
                     target[channel, i] = 0
-            halves(sq_norms[number], start, largest[number], target[channels])
+            halves(sq_norms[number], start, largest[number, 0], target[channels])
 
 
 @jit
@@ -108,10 +110,10 @@ def pack_pairs(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
     """
     n, words, wide = operand.shape[2], panels.shape[2] - 1, panels.shape[3]
     for number in range(len(operand)):
-        factor = np.float32(LARGEST / largest[number]) if largest[number] > 0 else np.float32(0)
+        factor = np.float32(LARGEST / largest[number, 0]) if largest[number, 0] > 0 else np.float32(0)
         for panel in range(panels.shape[1]):
             target, start = shorts[number, panel], panel * wide
-            end = min(wide, n - start) if largest[number] > 0 else 0
+            end = min(wide, n - start) if largest[number, 0] > 0 else 0
             for word in range(words):
                 even, odd = operand[number, 2 * word], operand[number, min(2 * word + 1, channels - 1)]
                 other = factor if 2 * word + 1 < channels else np.float32(0)
@@ -120,7 +122,93 @@ def pack_pairs(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
                     target[word, 2 * i + 1] = np.int16(np.rint(odd[start + i] * other))
                 for i in range(2 * end, 2 * wide):
                     target[word, i] = 0
-            halves(sq_norms[number], start, largest[number], panels[number, panel, words])
+            halves(sq_norms[number], start, largest[number, 0], panels[number, panel, words])
+
+
+@jit
+def pack_quads(operand: Any, channels: int, sq_norms: Any, largest: Any, panels: Any, units: Any) -> None:
+    """Do as `pack`, with four channels as int8 in each word: in steps of each patch's own, of which STEPS are its most.
+
+    Let u = s u' + e, where s is the step of u, and v = t v' + f. Then <u, v> <= s t (<u', v'> + |e| / s * |v| / t +
+    |u'| * |f| / t). The largest of |v| / t and |f| / t are noted, so that what rounding can do is one more integer that
+    the sum of products begins with.
+
+    Args:
+        operand: as for pack.
+        channels: as for pack.
+        sq_norms: as for pack.
+        largest: (s, 3) float32: largest norms as for pack; then set, the largest norm of a patch in its steps, and the
+            largest length of what rounding takes from one, likewise.
+        panels: (s, panels, words + QUAD_ROWS, WIDTH) float32, set; words are a quarter of the channels, rounded up. The
+            row after them holds the steps, and the last half squared norms.
+        units: the same memory, (s, panels, words + QUAD_ROWS, 4 * WIDTH) uint8: 128 more than the patches' integers.
+    """
+    n, words, wide = operand.shape[2], panels.shape[2] - QUAD_ROWS, panels.shape[3]
+    steps, squares = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    inverses, lost = np.empty(wide, np.float32), np.empty(wide, np.float64)
+    for number in range(len(operand)):
+        largest[number, 1:] = 0
+        for panel in range(panels.shape[1]):
+            target, start = units[number, panel], panel * wide
+            end = min(wide, n - start) if largest[number, 0] > 0 else 0
+            steps[:], squares[:], lost[:], target[:words] = 0, 0, 0, 128
+            for channel in range(channels):
+                source = operand[number, channel]
+                for i in range(end):
+                    steps[i] = max(steps[i], abs(source[start + i]))
+            for i in range(end):
+                steps[i] = max(steps[i] / np.float32(STEPS), LEAST_STEP)
+                inverses[i] = 1 / steps[i]
+            for channel in range(channels):
+                source, row, first = operand[number, channel], target[channel // 4], channel % 4
+                for i in range(end):
+                    value = source[start + i]
+                    unit = np.rint(value * inverses[i])
+                    error = np.float64(value) - np.float64(unit) * np.float64(steps[i])
+                    squares[i] += value * value
+                    lost[i] += error * error
+                    row[4 * i + first] = np.uint8(np.int32(unit) + 128)
+            for i in range(end):
+                largest[number, 1] = max(largest[number, 1], np.sqrt(squares[i]) * inverses[i] * RAISED)
+                largest[number, 2] = max(largest[number, 2], np.sqrt(lost[i]) * inverses[i] * RAISED)
+            panels[number, panel, words] = steps
+            halves(sq_norms[number], start, largest[number, 0], panels[number, panel, words + 1])
+
+
+@jit
+def pack_query_quads(operand: Any, out: Any, units: Any) -> None:
+    """Set out (blocks, words + QUAD_TERMS, ROWS) float32 to what panels of pack_quads are multiplied by.
+
+    After the words: the bits of an int32 that takes back what 128 adds to the sum of products, the patch's step, the
+    length of what rounding takes from it, and its own after it, both in its steps.
+
+    Args:
+        operand: (width, q) float32, C-contiguous.
+        out: zeros, the last block padded.
+        units: the same memory, (blocks, words + QUAD_TERMS, 4 * ROWS) int8.
+    """
+    width, q = operand.shape
+    words, codes = -(-width // 4), out.view(np.int32)
+    for i in range(q):
+        block, row = i // ROWS, i % ROWS
+        most = np.float32(0)
+        for channel in range(width):
+            most = max(most, abs(operand[channel, i]))
+        step = max(most / np.float32(STEPS), LEAST_STEP)
+        inverse = 1 / step
+        squares, lost, total = 0.0, 0.0, np.int32(0)
+        for channel in range(width):
+            value = operand[channel, i]
+            unit = np.float64(np.rint(value * inverse))
+            error = np.float64(value) - unit * np.float64(step)
+            squares += unit * unit
+            lost += error * error
+            total += np.int32(unit)
+            units[block, channel // 4, 4 * row + channel % 4] = np.int8(unit)
+        codes[block, words, row] = -128 * total
+        out[block, words + 1, row] = step
+        out[block, words + 2, row] = np.sqrt(lost) * inverse * RAISED
+        out[block, words + 3, row] = np.sqrt(squares) * RAISED
 
 
 @jit
@@ -151,7 +239,7 @@ def pack_tiles(operand: Any, channels: int, sq_norms: Any, errors: Any, largest:
     for number in range(len(operand)):
         for panel in range(out.shape[1]):
             target, start = out[number, panel], panel * wide
-            end = min(wide, n - start) if largest[number] > 0 else 0
+            end = min(wide, n - start) if largest[number, 0] > 0 else 0
             lengths[:], lost[:], target[:] = 0, 0, 0
             for channel in range(channels):
                 source, word = operand[number, channel], target[channel // 2]
@@ -166,7 +254,7 @@ def pack_tiles(operand: Any, channels: int, sq_norms: Any, errors: Any, largest:
             for i in range(end):
                 length, error = np.sqrt(lengths[i]) * ABOVE, (np.sqrt(lost[i]) + errors[number, start + i]) * ABOVE
                 target[words - 1, i] = (to_bfloat16(length) >> np.uint32(16)) | to_bfloat16(error)
-            halves(sq_norms[number], start, largest[number], norms)
+            halves(sq_norms[number], start, largest[number, 0], norms)
             for i in range(wide):
                 first = as_bits(norms[i]) & MOST
                 rest = as_bits(norms[i] - as_float(first)) & MOST if abs(norms[i]) < np.inf else np.uint32(0)

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import ROUNDING
-from .bounds_panels import LARGEST, PAIRS, SINGLE, TILES
-from .bounds_simd import CHANNELS, ROWS
+from .bounds_panels import LARGEST, STEPS
+from .bounds_simd import CHANNELS, HAS_QUADS, PAIRS, QUAD_ROWS, QUADS, ROWS, SINGLE, TILES
 from .bounds_tiles import STEP, TILE_ROWS, has_tiles, lined_up
 
 # Of directions that are tried: whole blocks of ROWS, and as many as steps of tiles hold beside what else is in them.
-COUNTS = 6, 12, 18, 24, 36, 48, 66
+COUNTS = 6, 12, 18, 24, 30, 36, 48, 66
 TILE_COUNTS = 27, 59, 91
 LEFT_OUT = 0.25  # of the variance that directions leave, at most: as much lies in channels that are not projected
 FEWER = 8  # times: patches of a part of the sample
@@ -33,10 +33,13 @@ NO_SINGLES = np.empty((0, 0, CHANNELS, ROWS), np.float32)
 # Nanoseconds on one core with AVX2. Only their ratios matter.
 MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
+MULTIPLY_QUADS = 0.00725  # as int8
 MULTIPLY_TILES = 0.065  # per STEP words of a pair, as bfloat16
 MULTIPLY_TILES_FAR = 0.25  # and for each beyond NEAR_STEPS, as the nearest cache holds no more
 NEAR_STEPS = 8
 PAIR_TILES = 0.14  # and whatever its words are: tiles go by way of memory
+PAIR_QUADS = 0.05  # and whatever its words are: each sum is scaled
+BESIDE_QUADS = 4.0  # times as long to measure a patch, beside products of a processor that has them
 BESIDE_TILES = 2.0  # times as long to measure a patch, where they are: the rest of such a processor is no faster
 PROJECT = 0.03  # per channel and direction of a patch
 PROJECT_TILES = 0.004  # by tiles
@@ -76,7 +79,7 @@ class Projection:
 
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
-    kind: int  # of the products: SINGLE, PAIRS or TILES
+    kind: int  # of the products: SINGLE, PAIRS, TILES or QUADS
     _blocks: dict[tuple[object, ...], Blocks] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -93,12 +96,13 @@ class Projection:
     def words(self) -> int:
         """Words of four bytes that these become in a panel."""
         pairs = -(-self.width // 2)
-        return {SINGLE: self.width, PAIRS: pairs, TILES: -(-(pairs + 2) // STEP) * STEP}[self.kind]
+        tiles = -(-(pairs + 2) // STEP) * STEP
+        return {SINGLE: self.width, PAIRS: pairs, TILES: tiles, QUADS: -(-self.width // 4)}[self.kind]
 
     @property
     def panel_words(self) -> int:
         """Words of a patch in a panel: half its squared norm is one more, but for tiles, which hold it in theirs."""
-        return self.words if self.kind == TILES else self.words + 1
+        return self.words + {SINGLE: 1, PAIRS: 1, TILES: 0, QUADS: QUAD_ROWS}[self.kind]
 
     @property
     def cost(self) -> float:
@@ -107,6 +111,8 @@ class Projection:
             steps = self.words // STEP
             far = max(0, steps - NEAR_STEPS)
             return PAIR + PAIR_TILES + steps * MULTIPLY_TILES + far * MULTIPLY_TILES_FAR
+        if self.kind == QUADS:
+            return PAIR + PAIR_QUADS + self.width * MULTIPLY_QUADS
         return PAIR + self.width * (MULTIPLY if self.kind == SINGLE else MULTIPLY_PAIRS)
 
     @cached_property
@@ -207,7 +213,14 @@ def as_pairs(values: NDArray[np.float32]) -> NDArray[np.uint32]:
 
 def narrow() -> int:
     """Return the fastest kind of products."""
-    return TILES if has_tiles() else PAIRS
+    return kinds()[0]
+
+
+def kinds() -> Sequence[int]:
+    """Return the kinds of products that are faster than those of float32, the fastest first."""
+    if has_tiles():
+        return (TILES,)
+    return (QUADS, PAIRS) if HAS_QUADS else (PAIRS,)
 
 
 def counts() -> Sequence[int]:
@@ -303,17 +316,24 @@ def fitted(
     sq_norms, norms = own[:, None] + others, own.sqrt()[:, None] * others.sqrt()
     longest = float(norms.amax())
 
-    def costs(products: torch.Tensor, tried: Projection, projecting: float) -> list[float]:
-        unsure = ROUNDED * norms if tried.kind == TILES else tried.coarseness * longest
+    def costs(
+        tried: Projection, products: torch.Tensor, sides: Sequence[torch.Tensor], extra: float = 0
+    ) -> list[float]:
+        unsure: torch.Tensor | float = tried.coarseness * longest
+        if tried.kind == TILES:
+            unsure = ROUNDED * norms
+        elif tried.kind == QUADS:
+            lost, theirs = (lost_by_quads(side) for side in sides)
+            unsure = lost[:, None] * others.sqrt() + own.sqrt()[:, None] * theirs
         limits = reach[:, None] + 2 * unsure
         left = (sq_norms - 2 * products <= limits).float().mean(dim=0).tolist()
-        of_all = tried.cost + projecting
-        each = measure * (BESIDE_TILES if tried.kind == TILES else 1)
+        of_all = tried.cost + extra
+        each = measure * (BESIDE_TILES if tried.kind == TILES else BESIDE_QUADS if QUADS in kinds() else 1)
         return [of_all + sum(left[start:end]) / max(1, end - start) * each for start, end in pairwise(edges)]
 
     exact = query.T @ sample
-    tried = [Projection(channels, None, kind) for kind in (SINGLE, narrow())]
-    found = [costs(exact, each, 0) for each in tried]
+    tried = [Projection(channels, None, kind) for kind in (SINGLE, *kinds())]
+    found = [costs(each, exact, (query, sample)) for each in tried]
     mine, theirs = directions @ query, directions @ sample
     rests = [
         query.square().sum(dim=0) - mine.square().cumsum(0),
@@ -324,12 +344,22 @@ def fitted(
         if number > len(directions) or number + 1 >= channels:
             break
         some, share = trimmed(directions[:number], float(rests[1][number - 1].sum()), parts)
-        tried.append(Projection(channels, some, narrow()))
-        products = mine[:number].T @ theirs[:number] + lengths[0][number - 1][:, None] * lengths[1][number - 1]
-        projecting = tried[-1].rows * (PROJECT_TILES if tried[-1].kind == TILES else PROJECT)
-        found.append(costs(products, tried[-1], projecting * share * channels / patches))
+        along = zip((mine, theirs), lengths, strict=True)
+        sides = [torch.cat([of[:number], rest[number - 1 : number]]) for of, rest in along]
+        products = sides[0].T @ sides[1]
+        for kind in kinds():
+            tried.append(Projection(channels, some, kind))
+            projecting = tried[-1].rows * (PROJECT_TILES if kind == TILES else PROJECT)
+            found.append(costs(tried[-1], products, sides, projecting * share * channels / patches))
     best = [min(range(len(tried)), key=lambda each: found[each][part]) for part in range(PARTS)]
     return [tried[each] for each in best], sum(found[each][part] for part, each in enumerate(best)) / PARTS
+
+
+def lost_by_quads(coordinates: torch.Tensor) -> torch.Tensor:
+    """Return the lengths (s,) of what rounding to int8 takes from patches (width, s), each in steps of its own."""
+    steps = coordinates.abs().amax(dim=0).clamp(min=1e-30) / STEPS
+    lost: torch.Tensor = torch.linalg.vector_norm(coordinates - (coordinates / steps).round() * steps, dim=0)
+    return lost
 
 
 def principal(sample: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from . import bounds_panels as panels
 from . import pyramid_kernels
 from .bounds_loading import load_levels, load_patches
 from .bounds_plan import Projection
-from .bounds_simd import ROWS, WIDTH
+from .bounds_simd import PAIRS, QUAD_TERMS, QUADS, ROWS, TILES, WIDTH
 from .bounds_sources import Floats, Ints, Source
 from .bounds_tiles import TILE_ROWS, lined_up
 from .pyramid_plan import Upsampling, lifted
@@ -29,14 +29,14 @@ class Prepared:
     cells: Floats  # (s, m), see bounds_panels
     cells_at: Ints  # (s,) their addresses
     panels_at: Ints  # (s,) addresses of panels, (panels, panel_words, WIDTH) float32 each, see Projection
-    largest: Floats  # (s,) largest norm of each, at scale; 0: not finite
+    largest: Floats  # (s, 3) largest norm of each, at scale; 0: not finite; and for QUADS, see bounds_panels.pack_quads
     held: tuple[Any, ...] = ()  # what lies at the addresses
 
     @classmethod
     def none(cls, projection: Projection, number: int) -> Prepared:
         """Return so many neighbours that are not prepared."""
         nothing = np.zeros(number, np.int64)
-        return cls(projection, np.empty((1, 0), np.float32), nothing, nothing, np.zeros(number, np.float32))
+        return cls(projection, np.empty((1, 0), np.float32), nothing, nothing, np.zeros((number, 3), np.float32))
 
     @classmethod
     def joined(cls, some: Sequence[Prepared]) -> Prepared:
@@ -99,7 +99,8 @@ def prepare(sources: Sequence[Source], sides: Sides, projection: Projection, cel
             sq_errors += raised[:, m] * raised[:, m]
     errors = np.sqrt(sq_errors)
     bound = (sq_norms + more).max(axis=1)
-    largest = np.where(np.isfinite(bound), np.sqrt(bound), 0).astype(np.float32)
+    largest = np.zeros((number, 3), np.float32)
+    largest[:, 0] = np.where(np.isfinite(bound), np.sqrt(bound), 0)
     if not is_plain:
         panels.add_rests(found, sq_norms, errors, m, np.float32(2 * projection.doubt))
     return Prepared.of(projection, cells, packed(projection, found, (sq_norms, errors), largest), largest)
@@ -136,10 +137,12 @@ def packed(projection: Projection, operand: Floats, norms: tuple[Floats, Floats]
     """
     (s, _, n), width, (sq_norms, errors) = operand.shape, projection.width, norms
     out = lined_up((s, -(-n // WIDTH), projection.panel_words, WIDTH))
-    if projection.kind == panels.PAIRS:
+    if projection.kind == PAIRS:
         panels.pack_pairs(operand, width, sq_norms, largest, out, out.view(np.int16))
-    elif projection.kind == panels.TILES:
+    elif projection.kind == TILES:
         panels.pack_tiles(operand, width, sq_norms, errors, largest, out.view(np.uint32))
+    elif projection.kind == QUADS:
+        panels.pack_quads(operand, width, sq_norms, largest, out, out.view(np.uint8))
     else:
         panels.pack(operand, width, sq_norms, largest, out)
     return out
@@ -184,17 +187,21 @@ def packed_query(projection: Projection, operand: torch.Tensor, longest: float) 
     """Return the query's side of the products, (width, q), in blocks of words, the last block padded.
 
     Returns:
-        (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words).
+        (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words); for QUADS there are QUAD_TERMS words more.
     """
     width, q = operand.shape
-    if projection.kind == panels.TILES:
+    if projection.kind == TILES:
         tiles = lined_up((-(-q // TILE_ROWS), TILE_ROWS, projection.words), 0)
         panels.pack_query_tiles(operand.contiguous().numpy(), tiles.view(np.uint32))
         return tiles
-    each = 2 if projection.kind == panels.PAIRS else 1
+    if projection.kind == QUADS:
+        units = np.zeros((-(-q // ROWS), projection.words + QUAD_TERMS, ROWS), np.float32)
+        panels.pack_query_quads(operand.contiguous().numpy(), units, units.view(np.int8))
+        return units
+    each = 2 if projection.kind == PAIRS else 1
     padded = np.zeros((projection.words * each, -(-q // ROWS) * ROWS), np.float32)
     padded[:width, :q] = operand.numpy()
     blocks = padded.reshape(projection.words, each, -1, ROWS).transpose(2, 0, 3, 1)  # (blocks, words, ROWS, each)
-    if projection.kind == panels.PAIRS:
+    if projection.kind == PAIRS:
         blocks = np.rint(blocks * (panels.LARGEST / longest if longest > 0 else 0)).astype(np.int16)
     return np.ascontiguousarray(blocks).view(np.float32)[..., 0]

@@ -11,10 +11,9 @@ import numpy as np
 
 from . import bounds_kernels as kernels
 from . import bounds_workers
-from .bounds_panels import TILES
 from .bounds_plan import MULTIPLY
 from .bounds_prepared import Prepared
-from .bounds_simd import ROWS
+from .bounds_simd import ROWS, TILES
 from .bounds_sources import Floats, Ints
 from .bounds_tiles import TILE_ROWS
 from .bounds_workers import WHOLE, Search, scratch_of

@@ -11,9 +11,9 @@ import numpy as np
 
 from .bounds_gallery import BoundsGallery
 from .bounds_loading import load_patches, source_of
-from .bounds_panels import PAIRS, TILES, add_rests, pack, pack_pairs, pack_tiles
+from .bounds_panels import add_rests, pack, pack_pairs, pack_quads, pack_tiles
 from .bounds_plan import NO_PAIRS, NO_SINGLES, Projection
-from .bounds_simd import WIDTH
+from .bounds_simd import PAIRS, QUAD_ROWS, QUADS, TILES, WIDTH
 from .bounds_sources import Source
 from .bounds_tiles import lined_up
 from .pyramid_simd import jit
@@ -32,9 +32,10 @@ def whole() -> Stripes:
 
 
 def _room(cells: int, coordinates: int, panels: int) -> tuple[Any, ...]:
-    """Return memory for a stripe; that of panels as float32, int16 and uint32."""
+    """Return memory for a stripe; that of panels as float32, int16, uint32 and uint8."""
     words = lined_up((panels,))
-    return lined_up((cells,)), lined_up((coordinates,)), words, words.view(np.int16), words.view(np.uint32)
+    views = (words.view(dtype) for dtype in (np.int16, np.uint32, np.uint8))
+    return lined_up((cells,)), lined_up((coordinates,)), words, *views
 
 
 class Striper:
@@ -69,8 +70,8 @@ def load_stripe(stripes: Any, number: int, span: Any, n: int, kind: int, words: 
     Args:
         stripes: an array of the levels' dtype, addresses (s, parts), parts, terms, scale and directions, see
             load_levels; patches of a stripe, rows of coordinates, numbers that a patch becomes, and what a length's
-            square may be short of, see add_rests; and memory for cells, coordinates, and panels as float32, int16 and
-            uint32, the last four set.
+            square may be short of, see add_rests; and memory for cells, coordinates, and panels as float32, int16,
+            uint32 and uint8, the last five set.
         number: of the neighbour.
         span: the first patch, and the end.
         n: patches of a neighbour.
@@ -78,11 +79,11 @@ def load_stripe(stripes: Any, number: int, span: Any, n: int, kind: int, words: 
         words: of a patch.
 
     Returns:
-        the largest norm of a patch; 0: not finite.
+        (3,) float32, see bounds_prepared.Prepared.
     """
     dtype, at, parts, terms, scale, directions, figures, room = stripes
     _, rows, width, doubt = figures
-    cells, flat, singles, shorts, bits = room
+    cells, flat, singles, shorts, bits, units = room
     count = span[1] - span[0]
     panels, blocks = -(-count // WIDTH), max(directions[0].shape[1], directions[1].shape[1])
     coordinates = flat[: rows * count].reshape(1, rows, count)
@@ -91,13 +92,19 @@ def load_stripe(stripes: Any, number: int, span: Any, n: int, kind: int, words: 
     load_patches(dtype, source, span, parts, terms, scale, directions, cells, coordinates[0], sq_norms[0], errors[0])
     if blocks > 0:
         add_rests(coordinates, sq_norms, errors, width - 1, doubt)
-    largest = np.empty(1, np.float32)
-    largest[0] = np.sqrt(sq_norms.max())
-    if not largest[0] < np.inf:
-        largest[0] = 0
+    largest = np.zeros((1, 3), np.float32)
+    largest[0, 0] = np.sqrt(sq_norms.max())
+    if not largest[0, 0] < np.inf:
+        largest[0, 0] = 0
     size, rows = panels * words * WIDTH, panels * (words + 1) * WIDTH
     if kind == TILES:
         pack_tiles(coordinates, width, sq_norms, errors, largest, bits[:size].reshape(1, panels, words, WIDTH))
+        return largest[0]
+    if kind == QUADS:
+        size += QUAD_ROWS * panels * WIDTH
+        out = singles[:size].reshape(1, panels, words + QUAD_ROWS, WIDTH)
+        bytes_of = units[: 4 * size].reshape(1, panels, words + QUAD_ROWS, 4 * WIDTH)
+        pack_quads(coordinates, width, sq_norms, largest, out, bytes_of)
         return largest[0]
     out = singles[:rows].reshape(1, panels, words + 1, WIDTH)
     if kind == PAIRS:

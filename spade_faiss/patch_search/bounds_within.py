@@ -8,16 +8,20 @@ import numpy as np
 
 from .bounds_loading import prefetch
 from .bounds_measure import about, doubt_of, half_limit, measure, offer
-from .bounds_panels import PAIRS, TILES, patch_at
+from .bounds_panels import patch_at
 from .bounds_simd import (
     LOOK,
+    PAIRS,
+    QUADS,
     ROWS,
+    TILES,
     WIDTH,
     address_of,
     at_most,
     float_at,
     lowest,
     multiply_pairs_within,
+    multiply_quads_within,
     multiply_within,
     rows_within,
 )
@@ -52,7 +56,8 @@ def search_within(
         operand: see there.
         norms: see there.
         theirs: see bounds_kernels.search_row.
-        products: their kind, address of the panels, words of a patch, and what sums are scaled by.
+        products: their kind, address of the panels, bytes of one, words of a patch, and its terms, see
+            bounds_simd.multiply.
         span: the first of the patches, their number, the position of the neighbour's first, and whether that has one
             match at most.
         most: largest norm of these patches.
@@ -65,18 +70,17 @@ def search_within(
     Returns:
         number of patches that were measured.
     """
-    kind, panels_at, words, factor = products
+    kind, panels_at, panel_bytes, words, terms = products
     start, count, first, _ = span
     out, hits, limits, rows, places, halves, _ = scratch
     channels, base, length, _, mix, _ = theirs
     rows_of, stride, near, group = ROWS, FEW_STRIDE, FEW_NEAR, ROWS
     if kind == TILES:
         rows_of, stride, near, group = TILE_ROWS, NEAR_STRIDE, NEAR, GROUP
-    panel_bytes = 4 * (words if kind == TILES else words + 1) * WIDTH
     panels, measured, listed = -(-count // WIDTH), 0, 0
     lines = 0 if len(mix[0]) > 0 else min(ASKED_LINES, 1 + channels // LINE)
-    values, limits_at, hits_at, operand_at = address_of(out), address_of(limits), address_of(hits), address_of(operand)
-    across = np.int64(stride)
+    values, limits_at, hits_at, across = address_of(out), address_of(limits), address_of(hits), np.int64(stride)
+    operand_at, block_bytes = address_of(operand), 4 * operand.shape[1] * operand.shape[2]  # an array counts who has it
     set_limits(norms, most, figures, first, found, limits)
     for panel in range(0, panels, near):
         number, after = min(near, panels - panel), min(near, panels - panel - near) * panel_bytes // (4 * LINE)
@@ -85,15 +89,17 @@ def search_within(
             for line in range(block * asked, min(block * asked + asked, after)):  # of the panels after these
                 prefetch(out, panels_at + (panel + near) * panel_bytes, np.int64(line * LINE))
             addresses = (
-                operand_at + 4 * rows_of * words * block, panels_at + panel * panel_bytes, values,
+                operand_at + block_bytes * block, panels_at + panel * panel_bytes, values,
                 limits_at + 4 * rows_of * block, hits_at,
             )  # fmt: skip
             if kind == TILES:
                 multiply_tiles_within(addresses, words, across, padded)
             elif kind == PAIRS:
-                multiply_pairs_within(addresses, factor, words, across, padded)
+                multiply_pairs_within(addresses, terms, words, across, padded)
+            elif kind == QUADS:
+                multiply_quads_within(addresses, terms, words, across, padded)
             else:
-                multiply_within(addresses, factor, words, across, padded)
+                multiply_within(addresses, terms, words, across, padded)
             for one in range(number):
                 if hits[one] == 0:
                     continue
@@ -109,45 +115,22 @@ def search_within(
                     while which != np.uint64(0):
                         i = lowest(which)
                         which &= which - np.uint64(1)
-                        listed = list_hits(
-                            some + 4 * stride * i, limits[row + i], row + i, start + at, count - at, listed,
-                            (base, length, lines), rows, places, halves,
-                        )  # fmt: skip
+                        values_at = some + 4 * stride * i
+                        bits = at_most(values_at, limits[row + i]) & PANEL
+                        while bits != np.uint64(0):
+                            column = lowest(bits)
+                            bits &= bits - np.uint64(1)
+                            if at + column >= count:
+                                continue
+                            place = start + at + column
+                            rows[listed], places[listed] = row + i, place
+                            halves[listed] = float_at(values_at + 4 * column)
+                            listed += 1
+                            for line in range(lines):
+                                prefetch(halves, base + 4 * length * place, np.int64(line * LINE))
         measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
         listed = 0
     return measured
-
-
-@jit
-def list_hits(
-    values: int, limit: Any, row: int, start: int, count: int, listed: int, cells: Any, rows: Any, places: Any,
-    halves: Any,
-) -> int:  # fmt: skip
-    """List those of a panel's values at an address that are within a row's limit; returns how many are listed then.
-
-    Args:
-        values: address.
-        limit: float32.
-        row: of the query.
-        start: number of the panel's first patch.
-        count: of patches from there on.
-        listed: so far.
-        cells: address of the neighbour's patches, the distance between them, and lines of each that are asked for.
-        rows: see search_within, as places and halves.
-        places: see there.
-        halves: see there.
-    """
-    base, length, lines = cells
-    bits = at_most(values, limit) & PANEL
-    while bits != np.uint64(0):
-        i = lowest(bits)
-        bits &= bits - np.uint64(1)
-        if i < count:
-            rows[listed], places[listed], halves[listed] = row, start + i, float_at(values + 4 * i)
-            listed += 1
-            for line in range(lines):
-                prefetch(halves, base + 4 * length * (start + i), np.int64(line * LINE))
-    return listed
 
 
 @jit
@@ -178,8 +161,8 @@ def measure_listed(
     mine, is_mixed, measured, anywhere = address_of(query), len(mix[0]) > 0, 0, np.iinfo(np.int64).max
     for item in range(listed):
         row, at = rows[item], places[item]
-        place, heap, heap_at = first + at, best[row], best_at[row]
-        is_done = near[row] == 0 and place > near_at[row] if distinct else heap[0] == 0 and place > heap_at[0]
+        place = first + at
+        is_done = near[row] == 0 and place > near_at[row] if distinct else best[row, 0] == 0 and place > best_at[row, 0]
         if is_done or not halves[item] <= limits[row]:
             continue
         measured += 1
@@ -187,7 +170,7 @@ def measure_listed(
         if is_mixed and made_of[at] != first:
             patch_at(own_cells, at, channels, mix, made[at])
             made_of[at] = first
-        bound = min(heap[0], reach[row])
+        bound = min(best[row, 0], reach[row])
         if distinct:
             bound = np.float32(min(np.float64(bound), near[row]))
         own, limit = mine + 4 * channels * row, np.float32(bound * slack[0] + slack[1])
@@ -195,11 +178,11 @@ def measure_listed(
             continue
         distance = measure(own, patch, channels, distinct)
         if not distinct:
-            offer(heap, heap_at, np.float32(distance), place, anywhere)
+            offer(best[row], best_at[row], np.float32(distance), place, anywhere)
         elif distance < near[row] or (distance == near[row] and place < near_at[row]):
             near[row], near_at[row] = distance, place
-            offer(heap, heap_at, np.float32(distance), place, first)
-        reach[row] = min(reach[row], heap[0])
+            offer(best[row], best_at[row], np.float32(distance), place, first)
+        reach[row] = min(reach[row], best[row, 0])
         top = min(np.float64(reach[row]), near[row]) if distinct else np.float64(reach[row])
         limits[row] = half_limit(top, figures[0], norms[row] ** 2, doubt_of(norms[row], most, figures))
     return measured

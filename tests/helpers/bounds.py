@@ -31,6 +31,22 @@ def low_rank(c: int, k: int, side: int, patches: int, noise: float, seed: int = 
     return draw(patches).T, neighbours
 
 
+def halves_of_int8(panels: Any, mine: Any, largest: Any) -> Any:
+    """The halves (q, n) of panels and a query packed as QUADS, in float64, less what rounding can do.
+
+    `largest` are the norm and the error of a patch in its steps, see bounds_panels.pack_quads.
+    """
+    words = panels.shape[1] - 2
+    theirs = panels[:, :words].view(np.uint8).reshape(len(panels), words, -1, 4).transpose(0, 2, 1, 3)
+    own = mine[:, :words].view(np.int8).reshape(len(mine), words, -1, 4).transpose(0, 2, 1, 3)
+    theirs, own = (side.reshape(-1, 4 * words).astype(np.int64) for side in (theirs, own))
+    terms = mine[:, words:].transpose(1, 0, 2).reshape(4, -1)
+    begins = np.ascontiguousarray(terms[0]).view(np.int32) + np.floor(terms[2:].T @ largest).astype(np.int64) + 1
+    sums = own @ theirs.T + begins[:, None]
+    steps, halves = (panels[:, words + row].reshape(-1).astype(np.float64) for row in range(2))
+    return halves - terms[1].astype(np.float64)[:, None] * steps * sums
+
+
 def halves_of_bfloat16(panels: Any, mine: Any) -> Any:
     """The halves (q, n) of panels and a query packed for tiles, in float64."""
     words = panels.shape[1]

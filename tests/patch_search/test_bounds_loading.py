@@ -21,14 +21,15 @@ from spade_faiss.patch_search import (
 )
 from spade_faiss.patch_search.bounds_gallery import BoundsGallery
 from spade_faiss.patch_search.bounds_loading import interpolate
-from spade_faiss.patch_search.bounds_panels import PAIRS, SINGLE, TILES
 from spade_faiss.patch_search.bounds_plan import Projection
 from spade_faiss.patch_search.bounds_prepared import packed_query
+from spade_faiss.patch_search.bounds_simd import HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
 from spade_faiss.patch_search.bounds_tiles import has_tiles
-from tests.helpers.bounds import expected_of, halves_of_bfloat16, low_rank
+from tests.helpers.bounds import expected_of, halves_of_bfloat16, halves_of_int8, low_rank
 
 needs_tiles = pytest.mark.skipif(not has_tiles(), reason="no tile registers here")
-KINDS = [SINGLE, PAIRS, pytest.param(TILES, marks=needs_tiles)]
+needs_quads = pytest.mark.skipif(not HAS_QUADS, reason="no products of int8 here")
+KINDS = [SINGLE, PAIRS, pytest.param(QUADS, marks=needs_quads), pytest.param(TILES, marks=needs_tiles)]
 
 
 def pyramid(shapes: list[tuple[int, int, int]], k: int, dtype: Any) -> tuple[list[Any], list[Any]]:
@@ -156,19 +157,21 @@ def slack_of_bounds(gallery: BoundsGallery, query: list[Any], neighbours: list[A
     [projection] = gallery.projections
     search = bounds_workers.Search.of(gallery, query, False)
     theirs = gallery.prepared(range(number, number + 1), projection, gallery.room(1))
-    largest = float(theirs.largest[0])
+    largest = float(theirs.largest[0, 0])
     patches = torch.from_numpy(gallery.patches([level[number] for level in neighbours])).T * gallery.scale
     patches = (patches - torch.from_numpy(gallery.centre)[:, None]).double().numpy()
     sq_norms, words = np.square(patches).sum(axis=0), projection.words
     wide = search.own.double().numpy()
     true = (np.square(wide[:, :, None] - patches[:, None]).sum(axis=0) - np.square(search.norms)[:, None]) / 2
     [panels], mine = theirs.held[0], search.operand(projection)
-    if projection.kind != TILES:
+    if projection.kind == PAIRS:
         np.testing.assert_allclose(panels[:, words].reshape(-1)[: gallery.n], sq_norms / 2, rtol=1e-4)
     assert largest == pytest.approx(np.sqrt(sq_norms.max()), rel=0.5)
     assert largest >= np.sqrt(sq_norms.max()) * (1 - 1e-5)
     if projection.kind == TILES:
         halves = halves_of_bfloat16(panels, mine)
+    elif projection.kind == QUADS:
+        halves = halves_of_int8(panels, mine, theirs.largest[0, 1:])
     else:
         rows = panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2)
         rows = np.moveaxis(rows, 1, 2).reshape(-1, 2 * words).astype(np.int64)
@@ -182,7 +185,7 @@ def slack_of_bounds(gallery: BoundsGallery, query: list[Any], neighbours: list[A
     return (true - halves).mean() / (np.square(search.norms).mean() + sq_norms.mean())
 
 
-@pytest.mark.parametrize("kind", [PAIRS, pytest.param(TILES, marks=needs_tiles)])
+@pytest.mark.parametrize("kind", [PAIRS, QUADS, pytest.param(TILES, marks=needs_tiles)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("offset", [0, 30])
 @pytest.mark.parametrize(
@@ -291,5 +294,5 @@ def test_finite_is_found_out_piece_by_piece(monkeypatch: pytest.MonkeyPatch, dty
 
 def test_a_query_is_packed_for_its_projection() -> None:
     """What a kind of products takes does not depend on how many directions there are."""
-    for kind, shape in ((SINGLE, (2, 6, 6)), (PAIRS, (2, 3, 6)), (TILES, (1, 32, 16))):
+    for kind, shape in ((SINGLE, (2, 6, 6)), (PAIRS, (2, 3, 6)), (QUADS, (2, 6, 6)), (TILES, (1, 32, 16))):
         assert packed_query(Projection(20, torch.eye(20)[:5], kind), torch.ones(6, 9), 3.0).shape == shape
