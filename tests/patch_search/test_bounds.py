@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -13,22 +12,18 @@ import torch
 import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, bounds_workers, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
-from spade_faiss.patch_search.bounds_panels import LARGEST
-from spade_faiss.patch_search.bounds_prepared import packed, packed_query
 from spade_faiss.patch_search.bounds_simd import (
     HAS_QUADS,
     PAIRS,
     QUADS,
     SINGLE,
     TILES,
-    multiply_quads,
-    multiply_quads_within,
 )
-from spade_faiss.patch_search.bounds_tiles import begin_tiles, end_tiles, has_tiles, multiply_tiles
+from spade_faiss.patch_search.bounds_tiles import has_tiles
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import search_spaced
 from tests import reference
-from tests.helpers.bounds import expected_of, halves_of_bfloat16, halves_of_int8, low_rank
+from tests.helpers.bounds import expected_of, low_rank
 
 
 @pytest.fixture(params=["pairs", "quads", "tiles"])
@@ -305,110 +300,3 @@ def test_bounds_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
     with pytest.raises(sf.OptionError, match="engine: expected pyramid or flat on cuda:0, found bounds"):
         sf.search_patches([np.ones((2, 3, 3))], [np.ones((3, 2, 3, 3))], 1, "bounds", "cuda:0")
-
-
-def packed_products(width: int, kind: int) -> tuple[Any, Any, Any, Any, Any]:
-    """Both sides of the products of 90 patches with themselves, their true halves, the doubt, and what is largest."""
-    rng = np.random.default_rng(6)
-    patches = torch.from_numpy((rng.normal(size=(20, 90)) * np.geomspace(1, 1e-3, 20)[:, None]).astype(np.float32))
-    projection = bounds_plan.Projection(20, None if width == 20 else bounds_plan.principal(patches)[:width], kind)
-    wide = patches.double().numpy()
-    sq_norms = np.square(wide).sum(axis=0)
-    longest = float(np.sqrt(sq_norms.max()))
-    along = projection.along(patches[None], slice(None))
-    coordinates = projection.joined([along], torch.from_numpy(sq_norms.astype(np.float32))[None, None])
-    largest = np.full((1, 3), longest, np.float32)
-    norms = sq_norms.astype(np.float32)[None], np.zeros((1, 90), np.float32)
-    panels = packed(projection, coordinates.numpy(), norms, largest)[0]
-    true = (np.square(wide[:, :, None] - wide[:, None]).sum(axis=0) - sq_norms[:, None]) / 2
-    doubt = projection.doubt * (np.sqrt(sq_norms)[:, None] + longest) ** 2 + projection.coarseness * longest**2
-    return panels, packed_query(projection, coordinates[0], longest), true, doubt, largest[0]
-
-
-@pytest.mark.parametrize("width", [3, 6, 20])
-def test_products_of_16_bits_are_bounds(width: int) -> None:
-    """Half squared distances by them are never above the true ones by more than their doubt, and some are above."""
-    panels, mine, true, doubt, (longest, *_) = packed_products(width, PAIRS)
-    words = panels.shape[1] - 1
-    theirs = np.moveaxis(panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2), 1, 2)
-    theirs = theirs.reshape(-1, 2 * words)[:90].astype(np.int64)
-    mine = mine.view(np.int16).reshape(len(mine), words, -1, 2).transpose(0, 2, 1, 3).reshape(-1, 2 * words)[:90]
-    halves = panels[:, words].reshape(-1)[:90] - (longest / LARGEST) ** 2 * (mine.astype(np.int64) @ theirs.T)
-    assert (halves - doubt <= true).all()
-    assert (halves > true).any()
-
-
-@pytest.mark.parametrize("width", [3, 6, 20])
-def test_products_of_8_bits_are_bounds(width: int) -> None:
-    """What rounding can do is in the sum that a patch's products begin with; and what it takes is little."""
-    panels, mine, true, doubt, (longest, *largest) = packed_products(width, QUADS)
-    halves = halves_of_int8(panels, mine, largest)[:90, :90]
-    assert (halves - doubt <= true).all()
-    if width == 20:  # directions leave more
-        assert (true - halves <= 2.0**-4 * longest**2).all()
-
-
-@pytest.mark.skipif(not HAS_QUADS, reason="no products of int8 here")
-@pytest.mark.parametrize("width", [3, 6, 20])
-def test_quads_are_multiplied_as_integers_are(width: int) -> None:
-    panels, mine, _, _, (longest, *largest) = packed_products(width, QUADS)
-    expected, words = halves_of_int8(panels, mine, largest), panels.shape[1] - 2
-    out, least = np.empty((6, 96), np.float32), np.empty((6, 32), np.float32)
-    marked, hits, limits = np.empty((6, 96), np.float32), np.empty(3, np.uint64), np.empty(6, np.float32)
-
-    @numba.njit
-    def multiply(at: Any, others: Any, terms: Any) -> None:
-        multiply_quads(at, terms, np.int64(words), np.int64(96), np.int64(96))
-        multiply_quads_within(others, terms, np.int64(words), np.int64(96), np.int64(96))
-
-    for block in range(len(mine)):
-        rows = expected[6 * block : 6 * block + 6]
-        limits[:] = np.sort(rows[:, :90], axis=1)[:, 1]
-        addresses = [
-            tuple(np.int64(array.ctypes.data) for array in (mine[block], panels, *arrays))
-            for arrays in ((out, least), (marked, limits, hits))
-        ]
-        multiply(*addresses, (np.float32(1), *largest))
-        np.testing.assert_allclose(out[:, :90], rows[:, :90], atol=1e-6 * longest**2)
-        assert (out[:, 90:] == np.inf).all()
-        np.testing.assert_array_equal(marked, out)
-        np.testing.assert_array_equal(least, out.reshape(6, 3, 32).min(axis=1))
-        within = (out <= limits[:, None]).reshape(6, 3, 32).any(axis=(0, 2))
-        np.testing.assert_array_equal(hits != 0, within)
-
-
-@pytest.mark.parametrize("width", [3, 6, 20])
-def test_products_of_bfloat16_are_bounds(width: int) -> None:
-    """What rounding can do is in the product, so that nothing is above; and what it takes is little."""
-    panels, mine, true, doubt, (longest, *_) = packed_products(width, TILES)
-    halves = halves_of_bfloat16(panels, mine)[:90, :90]
-    assert (halves - doubt <= true).all()
-    if width == 20:  # directions leave more
-        assert (true - halves <= 2.0**-7 * longest**2).all()
-
-
-@pytest.mark.skipif(not has_tiles(), reason="no tile registers here")
-def test_tiles_multiply_as_bfloat16_does() -> None:
-    """In a thread whose tiles nobody has configured, and that has them as before when it is done."""
-    panels, mine, _, _, (longest, *_) = packed_products(20, TILES)
-    expected, words = halves_of_bfloat16(panels, mine), panels.shape[1]
-    out, least = np.empty((32, 96 + 16), np.float32), np.empty((32, 32), np.float32)
-
-    @numba.njit
-    def multiply(at: Any) -> Any:
-        before, after = np.zeros(64, np.uint8), np.ones(64, np.uint8)
-        begin_tiles(before.ctypes.data)
-        multiply_tiles(at, np.int64(words), np.int64(112), np.int64(96))
-        end_tiles(before.ctypes.data)
-        begin_tiles(after.ctypes.data)
-        end_tiles(before.ctypes.data)
-        return before, after
-
-    for block in range(len(mine)):
-        arrays = mine[block], panels, out, least
-        before, after = multiply(tuple(np.int64(array.ctypes.data) for array in arrays))
-        rows = expected[32 * block : 32 * block + 32]
-        np.testing.assert_allclose(out[:, :90], rows[:, :90], atol=1e-6 * longest**2)
-        assert (out[:, 90:96] == np.inf).all()
-        np.testing.assert_array_equal(least, out[:, :96].reshape(32, 3, 32).min(axis=1))
-        np.testing.assert_array_equal(before, after)
