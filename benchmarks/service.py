@@ -1,7 +1,7 @@
 """The service under load, commits, kills and drawn requests; its page in a browser; what its slider promises.
 
 Each show is a command of its own, and writes service_SHOW.json. Without --gallery it takes toy features of the sample
-set under the default recipe.
+set under `relative`.
 
     python benchmarks/service.py load --gallery tiles.gallery --images tiles/test --seconds 600
     python benchmarks/service.py commits --commits 20 --requests 2000

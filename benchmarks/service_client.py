@@ -30,7 +30,7 @@ FALSE_ALARMS = 0.1
 
 
 def toy_gallery(folder: Path) -> Path:
-    """Make a calibrated gallery of the sample set by toy features, under the default recipe: its queries take ms."""
+    """Make a calibrated gallery of the sample set by toy features, under `relative`: its queries take ms."""
     toy = sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=4))
     with sf.Gallery.create(folder / "toy.gallery", toy.spec, recipe="relative") as gallery:
         gallery.add_images(SAMPLES / "train" / "good", toy)

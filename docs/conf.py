@@ -31,6 +31,7 @@ nitpick_ignore_regex = [("py:.*", ".*")]  # types of NumPy and torch, whose own 
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # several classes have an attribute of one name, which would each be a target
 autoclass_content = "both"  # the arguments of Detector stand in its __init__
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

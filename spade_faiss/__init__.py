@@ -1,10 +1,11 @@
 """spade-faiss: SPADE anomaly detection whose cost hardly depends on how many normal images there are.
 
-From an image to its anomaly map: images -> features -> gallery (shards, image_index) -> patch_search -> scoring, put
-together in detector.
+From an image to its verdict: images -> extractors -> gallery (of store and index) -> patch_search -> scoring, put
+together in detect.
 
 Letters for shapes, here and throughout: B images of a batch, N normal images, K neighbours, L levels, (h, w) grid of a
-level, c channels, d dimensions of an image feature, (H, W) pixels of an image. Every distance is squared L2.
+level, c channels, d dimensions of an image feature, (H, W) pixels of an image. Distances are squared L2, unless an
+option says cosine.
 """
 
 from .system import faiss_guard as faiss_guard  # isort: skip

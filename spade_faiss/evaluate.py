@@ -372,4 +372,4 @@ def choose(categories: Sequence[Category], names: Sequence[str]) -> list[Categor
     for name in names:
         if name not in known:
             raise OptionError(f"category: expected one of {', '.join(known)}, found {name!r}")
-    return [known[name] for name in names] if names else list(categories)
+    return [known[name] for name in dict.fromkeys(names)] if names else list(categories)

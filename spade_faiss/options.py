@@ -148,7 +148,11 @@ class FeatureOptions:
         expected = f"pixels from 0 to {most}, half a tile" if tile else "none without tiles (tile=HxW)"
         _check(shared, "overlap", expected, overlap)
         _check(is_count(self.batch_size), "batch_size", "a number >= 1", self.batch_size)
-        named = isinstance(self.levels, tuple) and self.levels and all(isinstance(name, str) for name in self.levels)
+        named = (
+            isinstance(self.levels, tuple)
+            and self.levels
+            and all(name and isinstance(name, str) for name in self.levels)
+        )
         _check(self.levels is None or bool(named), "levels", "names of at least one level", self.levels)
         object.__setattr__(self, "strides", tuple(self.strides))
         rising = (

@@ -13,6 +13,13 @@ from .options import FeatureOptions, ScoreOptions, SearchOptions
 class Recipe:
     """A named set of options: those of a gallery's features, and the defaults of its queries.
 
+    Attributes:
+        name: by which `build` takes it.
+        description: one sentence.
+        features: of the gallery's images.
+        search: defaults of its queries.
+        score: likewise.
+
     Example:
         >>> sf.RECIPES["robust"].features.strides, sf.RECIPES["robust"].score.positions
         ((8, 16, 32), 'damped')

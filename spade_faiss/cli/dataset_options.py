@@ -44,7 +44,7 @@ class LabelledFlags:
         flag(
             "--masks",
             type=PATH,
-            help="Masks of --abnormal: NAME, NAME_mask or NAME_GT, in the same subfolders or beside the images.",
+            help="Masks of --abnormal: NAME, NAME_mask, NAME_GT and the like, in such subfolders or beside the images.",
         ),
     ]
     test_normal: Annotated[

@@ -22,7 +22,7 @@ from ..images.sources import ImageFile, Listing, list_sources
 from ..ingest.pipeline import Skipped
 from ..options import Localise, ScoreOptions, SearchOptions
 from ..report.colour_scale import colour_scale
-from ..report.output_files import refuse_among_images
+from ..report.output_files import refuse_among_images, refuse_foreign
 from ..report.report import Report
 from ..report.result_folder import ResultFolder, as_json
 from ..report.run_facts import RunFacts
@@ -123,6 +123,8 @@ def audit(gallery: Path, flags: AuditFlags) -> None:
     from ..detect.audit import find_suspects, suspect_images
 
     sample = flags.sample
+    if flags.output is not None:
+        refuse_foreign(flags.output)
     with flags.cache.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
         suspects = find_suspects(
@@ -267,6 +269,7 @@ def listed(sources: Sequence[Path], flags: QueryFlags) -> Listing:
     for one in files.unlisted if flags.strict else ():
         raise ImageError(one.reason)
     if flags.output is not None:
+        refuse_foreign(flags.output)
         refuse_among_images(flags.output, sources, files)
     if not flags.quiet:
         for text in [*files.notes, *annotation_notes(files, skipped=False)]:

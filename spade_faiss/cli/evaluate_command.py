@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
+from ..errors import NotEnoughImagesError
 from ..gallery.gallery import Gallery
 from ..gallery.reader import GalleryReader
+from ..images.sources import ImageFile
 from ..metrics.pixel import INTEGRATION_LIMIT
 from ..report.colour_scale import colour_scale
+from ..report.output_files import refuse_among_images, refuse_foreign
 from ..report.report import Report
 from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
@@ -192,6 +195,11 @@ def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, ope
 
     options, draws = flags.metrics.options(flags.output), flags.draw.draws(flags.labelled.seed)
     categories = open_labelled(dataset, flags.labelled, drawing=bool(draws))
+    if flags.output is not None:
+        refuse_foreign(flags.output)
+        for category in categories:
+            images = [*category.normal, *(ImageFile(sample.path, sample.key) for sample in category.test)]
+            refuse_among_images(flags.output, [dataset] if dataset else [], images)
     paths = gallery_paths(gallery, categories)
     for path in paths:
         opened(path).close()  # a missing one is reported before hours are spent on the others
@@ -296,7 +304,11 @@ def _draws_of(plan: _Plan, draws: Draws, several: bool) -> tuple[Repeats, dict[s
                 note(f"{name}, seed {draw.seed}: a gallery of {normal} normal and {anomalous} anomalous images")
             seed = f"seed-{draw.seed}"
             options = replace(plan.options, maps=maps / seed if maps else None)
-            detector = Detector(own, extractor, *search, calibrated=False, normal=draw.category.normal)
+            try:
+                detector = Detector(own, extractor, *search, calibrated=False, normal=draw.category.normal)
+            except NotEnoughImagesError as error:  # it names the gallery, which is gone in a moment
+                text = str(error).replace(str(own.path), f"{name}, drawn with seed {draw.seed}")
+                raise NotEnoughImagesError(text) from error
             one = replace(plan, category=draw.category, checked=draw.checked, options=options)
             repeats.draws.append((draw, one.evaluate(detector, found / seed if found else None)))
             settings = detector.settings()

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -88,6 +89,15 @@ def _filled(kind: type[Kind], given: dict[str, Any]) -> Kind:
     return kind(**{name: given.pop(name) if is_option[name] else _filled(hints[name], given) for name in names})
 
 
+def require_folders(normal: Iterable[object]) -> None:
+    """Raise a usage error if one of the paths of --normal is no folder: nothing would be found there."""
+    for path in normal:
+        if isinstance(path, Path) and not path.is_dir():
+            raise click.UsageError(
+                f"--normal: expected a folder, found {'a file' if path.exists() else 'none'}: {path}"
+            )
+
+
 def changed(options: Options, **given: Any) -> Options:
     """Return an options dataclass with the values given on the command line; None is a value not given."""
     values = {name: value for name, value in given.items() if value is not None}
@@ -120,6 +130,22 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic f
         if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
             self.fail(f"expected pixels, as 224 or 224x448 (height x width), found {value!r}", param, ctx)
         return int(parts[0]), int(parts[-1])
+
+
+class Seconds(click.FloatRange):
+    """Seconds, at least 0, or more than that; no NaN."""
+
+    name = "SECONDS"
+
+    def __init__(self, positive: bool = False) -> None:
+        super().__init__(0, min_open=positive)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Turn the text into a number."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):  # which no range leaves out
+            self.fail(f"expected seconds, as 2.5, found {value!r}", param, ctx)
+        return seconds
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]

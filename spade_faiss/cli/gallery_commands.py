@@ -1,7 +1,8 @@
-"""Commands that change galleries: build, add, remove, compact, reindex."""
+"""Commands that change a gallery: build, add, remove, trust, compact, reindex."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class FeatureFlags:
             recipe,
             image_size=self.image_size,
             crop=self.crop,
-            levels=tuple(part.strip() for part in self.levels.split(",")) if self.levels else None,
+            levels=None if self.levels is None else tuple(part.strip() for part in self.levels.split(",")),
             normalisation=self.normalisation,
             neighbourhood=self.neighbourhood,
             count_include_pad=self.count_include_pad,
@@ -119,34 +120,52 @@ class FeatureFlags:
 
 @dataclass(frozen=True)
 class IndexFlags:
-    """How the image index is built."""
+    """How the image index is built; where it is rebuilt, what is not given stays as it is."""
 
     recall: Annotated[
         float | None,
-        flag("--recall", type=float, help="Share of the nearest images that the index must find.  [default: 0.99]"),
+        flag(
+            "--recall",
+            type=float,
+            help="Share of the nearest images that the index must find.  [default: 0.99; rebuilt: as is]",
+        ),
     ]
     memory: Annotated[
         int | None,
         flag(
             "--memory",
             type=Bytes(),
-            help="Memory limit of the image index, e.g. 4GB.  [default: half of this machine's]",
+            help="Memory limit of the image index, e.g. 4GB.  [default: half of this machine's; rebuilt: as is]",
         ),
     ]
     nlist: Annotated[
-        int | None, flag("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images]")
+        int | None,
+        flag("--nlist", type=int, help="IVF: number of lists.  [default: from the number of images; rebuilt: as is]"),
     ]
     nprobe: Annotated[
         int | None,
         flag(
             "--nprobe",
             type=int,
-            help="IVF: number of lists that a search visits.  [default: as many as the recall needs]",
+            help="IVF: number of lists that a search visits.  [default: as many as the recall needs; rebuilt: as is]",
         ),
     ]
     train_images: Annotated[
-        int | None, flag("--train-images", type=int, help="IVF: number of training images.  [default: from nlist]")
+        int | None,
+        flag(
+            "--train-images",
+            type=int,
+            help="IVF: number of training images.  [default: from nlist; rebuilt: as is]",
+        ),
     ]
+
+    def check(self, kind: str | None) -> None:
+        """Raise a usage error if a kind of index names another number of lists than --nlist."""
+        named = re.search(r"IVF(\d+)", kind or "")
+        if named and self.nlist not in (None, int(named[1])):
+            raise click.UsageError(
+                f"--nlist: expected none, as --index {kind} has {named[1]} lists, found {self.nlist}"
+            )
 
 
 @dataclass(frozen=True)
@@ -211,6 +230,7 @@ def build(gallery: Path, sources: tuple[Path, ...], flags: BuildFlags) -> None:
     Or from the training images of a labelled set. Pass `build` and `evaluate` the same options. For several categories
     put {category} into GALLERY; each gets its own. Run again, `build` continues where it was stopped.
     """
+    flags.index_options.check(flags.index)
     options = flags.features.options(recipe_named(flags.recipe).features, flags.network)
     galleries = training_images(gallery, sources, flags.dataset, flags.labelled)
     extractor = load_extractor(flags.extractor, flags.network.weights, options)
@@ -326,24 +346,6 @@ def compact(gallery: Path, flags: args.WriteFlags) -> None:
         click.echo(f"{saved / MIB:.1f} MiB saved; {held(opened)} in {shards} shards")
 
 
-@click.command("export-backbone")
-@args.gallery_to_read
-@click.argument("output", type=PATH, metavar="FILE")
-@click.option("--weights", type=PATH, help="Load the network's weights from this file.")
-def export_backbone(gallery: Path, output: Path, weights: Path | None) -> None:
-    """Write the network of GALLERY to FILE, for other programs: .onnx, or .xml for OpenVINO.
-
-    It takes views of uint8 RGB, (n, height, width, 3), resized and cropped as `info` says. It gives the image feature
-    and each level in float32.
-    """
-    from ..extractors.export import export_backbone as export
-
-    with Gallery.open(gallery) as opened:
-        extractor = opened.load_extractor(weights, device="cpu", runtime="torch")
-        names = export(extractor, output)
-    click.echo(f"{one_line(output)}: views {'x'.join(map(str, extractor.spec.view.crop))}x3 to {', '.join(names)}")
-
-
 @dataclass(frozen=True)
 class ReindexFlags:
     """Options of `reindex`."""
@@ -363,6 +365,7 @@ def reindex(gallery: Path, flags: ReindexFlags) -> None:
 
     If `info` reports the index as outgrown, run `reindex`.
     """
+    flags.index.check(flags.kind)
     with Gallery.open(gallery) as opened:
         opened.reindex(flags.kind, flags.wait, **vars(flags.index))
         click.echo(_index_line(opened))

@@ -21,7 +21,7 @@ from ..store.secondary_indexes import IndexState
 from . import options as args
 from .cache_options import CacheFlags
 from .device_info import print_devices
-from .flags import flag, takes
+from .flags import flag, require_folders, takes
 from .messages import one_line, with_options
 
 
@@ -168,6 +168,7 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
         raise click.UsageError("--drop-unreadable goes with --repair")
     if flags.repair:
         refuse_address(gallery)
+    require_folders(flags.normal)
     with flags.cache.open(gallery) as opened:
         problems = opened.verify(flags.files, flags.normal)
         if flags.repair and problems:
@@ -175,7 +176,7 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
             extractor = flags.network.extractor_of(opened) if needs else None
             _print_repair(opened.repair(extractor, flags.normal, flags.drop_unreadable))
             problems = opened.verify(flags.files, flags.normal)
-            if problems:
+            if any(problem.is_of_images for problem in problems):
                 click.echo(
                     "what is left needs the images' files (--normal DIR), or --drop-unreadable and then `add`", err=True
                 )

@@ -6,21 +6,24 @@ Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 it co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import click
 
 from .._version import __version__
 from ..errors import SpadeError
+from .backbone_command import export_backbone
 from .bench import bench
 from .cluster_commands import cluster
 from .demo import demo
 from .detect_commands import audit, calibrate, query
 from .evaluate_command import evaluate
 from .export_command import export
-from .gallery_commands import add, build, compact, export_backbone, reindex, remove, trust
+from .gallery_commands import add, build, compact, reindex, remove, trust
 from .info_commands import info, verify
 from .messages import escape_what_cannot_be_printed, note, with_options
 from .object_commands import pull, push
@@ -48,6 +51,11 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: note(message)
     escape_what_cannot_be_printed()
     try:
+        Path.cwd()
+    except OSError:
+        click.echo("spade-faiss: error: the working directory is gone; change to one that exists", err=True)
+        sys.exit(1)
+    try:
         cli.main(prog_name="spade-faiss", standalone_mode=True)
     except SpadeError as error:
         running: click.Command | None = cli
@@ -58,5 +66,26 @@ def main() -> None:
         click.echo(f"spade-faiss: error: {with_options(error, running)}", err=True)
         sys.exit(1)
     except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        if _is_of_printing(error):
+            where = "what is printed cannot be written to where stdout leads: "
+            _print_no_more()
+        with contextlib.suppress(OSError):  # stderr may lead there, too
+            click.echo(f"spade-faiss: error: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Return whether an error comes from click's own print."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_globals.get("__name__") == "click.utils"
+
+
+def _print_no_more() -> None:
+    """Let what is still to be printed go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

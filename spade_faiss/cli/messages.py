@@ -23,6 +23,11 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "timeout=SECONDS": "--wait SECONDS",
     "replace=True": "--replace",
     "check=True": "--check",
+    "tokens=FILE": "--tokens FILE",
+    "data=FOLDER": "--data DIR",
+    "image_score='knn'": "--image-score knn",
+    "localise='suspicious'": "--localise suspicious",
+    "localise='all'": "--localise all",
     "cache=FOLDER": "--cache DIR",
     "cache_bytes=SIZE": "--cache-size SIZE",
     "weights=FILE": "--weights FILE",
@@ -66,6 +71,8 @@ COMMANDS = {
     "make one with Gallery.create": "make one with build",
     "build it from category.normal alone": "build it from the training images alone, with build --dataset",
 }
+# Of features that no option of the command line sets, but a recipe does.
+TOKENS = re.compile(r"take (?:(?:(?:image_feature|tokens)=\"\w+\"|levels or strides)(?:, )?)+")
 UNSAFE = ("Cc", "Zl", "Zp")  # Unicode categories that end a line or move the cursor
 BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # these reverse the text
 
@@ -85,6 +92,8 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         return text
     for call, run in COMMANDS.items():
         text = text.replace(call, run)
+    if {"--recipe", "--extractor"} <= {name for parameter in command.params for name in parameter.opts}:
+        text = TOKENS.sub("take --extractor timm:NAME of one, or another --recipe", text)
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     for parameter, option in OPTIONS.items():
         if option.split()[0].rstrip(":") in known:

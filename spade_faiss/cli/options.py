@@ -15,7 +15,7 @@ from ..extractors.late import LateExtractor
 from ..extractors.registry import Extractor
 from ..options import MIB, FeatureOptions, Runtime, ScoreOptions, SearchOptions
 from ..report.report import CARDS
-from .flags import PATH, GalleryPlace, Window, changed, flag
+from .flags import PATH, GalleryPlace, Seconds, Window, changed, flag, require_folders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ Wait = Annotated[
     float,
     flag(
         "--wait",
-        type=click.FloatRange(0),
+        type=Seconds(),
         default=0,
         metavar="SECONDS",
         help="Seconds to wait for another writer.  [default: fail at once]",
@@ -239,7 +239,9 @@ class SearchFlags:
             help="Weigh levels equally, or divide each by its spread among normal images.",
         ),
     ]
-    engine: Annotated[str | None, flag("--engine", help="Engine of the patch search: auto, flat, pyramid or bounds.")]
+    engine: Annotated[
+        str | None, flag("--engine", help="Patch search: auto, or, unless distinct, flat, pyramid, bounds.")
+    ]
     tile_places: Annotated[
         str | None,
         flag(
@@ -278,7 +280,7 @@ class SearchFlags:
         ),
     ]
     block_mib: Annotated[
-        int | None, flag("--block-mib", type=int, help="Memory limit of the flat engine's gallery, in MiB.")
+        int | None, flag("--block-mib", type=click.IntRange(1), help="Memory limit of flat's gallery, in MiB.")
     ]
     cache_mib: Annotated[
         int | None,
@@ -293,7 +295,7 @@ class SearchFlags:
         flag(
             "--device-cache-mib",
             type=click.IntRange(0),
-            help=f"Memory limit of that cache on a GPU, for the pyramid engine.  [default: {DEVICE_CACHE_MIB}]",
+            help=f"Memory limit of that cache on a GPU, for every engine but flat.  [default: {DEVICE_CACHE_MIB}]",
         ),
     ]
     no_verify: Annotated[
@@ -383,6 +385,7 @@ def detector_of(
     from ..cluster.federation import Federation
     from ..detect.detector import Detector
 
+    require_folders(normal)
     options = search.search_options(network.device), search.score_options()
     extractor = network.extractor_of(opened) if calibrated else network.late_extractor_of(opened)
     if isinstance(opened, Cluster):

@@ -12,7 +12,7 @@ import click
 from ..errors import OptionError
 from ..options import FeatureOptions
 from . import options as args
-from .flags import PATH, Bytes, flag, takes
+from .flags import PATH, Bytes, Seconds, flag, takes
 
 TOKEN = "SPADE_FAISS_TOKEN"
 
@@ -59,7 +59,7 @@ class BoundFlags:
         float,
         flag(
             "--deadline",
-            type=click.FloatRange(0, min_open=True),
+            type=Seconds(positive=True),
             default=30,
             show_default=True,
             metavar="SECONDS",
@@ -196,5 +196,4 @@ def serve(galleries: tuple[str, ...], flags: ServeFlags) -> None:
         mqtt=sources.mqtt,
         extra={} if token is None else {TOKEN: token},
     )
-    click.echo(f"serving {', '.join(settings.galleries)} at http://{settings.host}:{settings.port}/", err=True)
     run(settings)

@@ -25,16 +25,22 @@ Opened = Callable[[MemberEntry], Member]
 class MemberOptions:
     """How the members of a cluster are opened.
 
+    Attributes:
+        ray: address of a Ray cluster whose machines have the members, or "local"; None: this process.
+        partial: allow: queries go on without members that are lost, and every detection names them; refuse: they fail.
+        cache_bytes: of pyramid levels that each member keeps in memory.
+        normal: more places where a member may find image files, see Detector.
+        extractor: re-extracts patches that are not stored; None: each member loads its own.
+
     >>> sf.MemberOptions(partial="allow").cache_bytes == sf.SearchOptions().cache_bytes
     True
     """
 
-    ray: str | None = None  # address of a Ray cluster whose machines have the members, or "local"; None: this process
-    # allow: queries go on without members that are lost, and every detection names them; refuse: they fail
+    ray: str | None = None
     partial: Partial = "refuse"
-    cache_bytes: int = SearchOptions.cache_bytes  # of pyramid levels that each member keeps in memory
-    normal: tuple[str | Path | ImageFile, ...] = ()  # more places where a member may find image files, see Detector
-    extractor: Extractor | None = None  # re-extracts patches that are not stored; None: each member loads its own
+    cache_bytes: int = SearchOptions.cache_bytes
+    normal: tuple[str | Path | ImageFile, ...] = ()
+    extractor: Extractor | None = None
 
     def __post_init__(self) -> None:
         if self.partial not in get_args(Partial):

@@ -28,6 +28,13 @@ GREY = 128  # of a picture whose file is not at hand
 class Suspect:
     """A normal image, and how far it is from the others.
 
+    Attributes:
+        key: of the image.
+        image_score: as a query's.
+        map_max: maximum of its map.
+        outlier_score: spreads of logarithms above the median of normal images; the larger one of both scores.
+        copies: other images of the gallery with the same content, which were left out with it.
+
     >>> suspect = sf.find_suspects(detector)[0]
     >>> suspect.oddity == suspect.outlier_score  # its former name
     True
@@ -36,8 +43,8 @@ class Suspect:
     key: str
     image_score: float
     map_max: float
-    outlier_score: float  # spreads of logarithms above the median of normal images; of both scores the larger one
-    copies: int = 0  # other images of the gallery with the same content, which were left out with it
+    outlier_score: float
+    copies: int = 0
 
     @property
     def oddity(self) -> float:

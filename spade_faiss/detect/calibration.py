@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptGalleryError, OptionError
 from ..object_store.address import refuse_address
 from ..system.atomic_files import storage_errors, write_whole
-from ..system.sealed_json import sealed, unsealed
+from ..system.sealed_json import read_sealed, sealed
 from .baseline import ALIKE, HUGE, TINY, Baseline
 from .regions import Labels, Region, find_regions
 
@@ -70,36 +70,53 @@ class Judgement:
     The paper's cascade: an image score at or under its threshold is normal; above it, the image is suspicious and the
     map decides: without a region above the pixel threshold it is normal after all.
 
+    Attributes:
+        verdict: "normal" or "anomalous".
+        p_value: of the image score, among normal images.
+        score: the image score in [0, 1], the threshold at 0.5.
+        regions: highest peak first; of suspicious images only.
+        labels: which region each pixel is in; None: there are none.
+        peak: maximum of the map at the size that calibration saw, which the pixel threshold is compared with.
+
     >>> sf.calibrate(detector, false_alarms=0.2).write(gallery.path)
     >>> judgement = sf.Detector(gallery, toy).query("normal/000.png").judgement
     >>> judgement.verdict, judgement.p_value, judgement.regions
     ('normal', 1.0, [])
     """
 
-    verdict: str  # "normal" or "anomalous"
-    p_value: float  # of the image score, among normal images
-    score: float  # the image score in [0, 1], the threshold at 0.5
-    regions: list[Region]  # highest peak first; suspicious images only
-    labels: Labels | None = field(default=None, repr=False, compare=False)  # which region each pixel is in; None: none
-    peak: float = 0.0  # maximum of the map at the size that calibration saw, which the pixel threshold is compared with
+    verdict: str
+    p_value: float
+    score: float
+    regions: list[Region]
+    labels: Labels | None = field(default=None, repr=False, compare=False)
+    peak: float = 0.0
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Leave-one-out scores of normal images, and the thresholds that follow from them.
 
+    Attributes:
+        generation: of the gallery: after add or remove the promise is that of another gallery.
+        settings: of the queries that it holds for.
+        false_alarms: alpha, the promised rate.
+        group: regular expression: images that it gives the same group were left out together.
+        image_scores: (n,) float64, of normal images.
+        map_maxima: (n,) float64, of their maps.
+        baseline: of normal images, where the settings ask for one.
+
     >>> calibration = sf.calibrate(detector, false_alarms=0.2)
     >>> calibration.false_alarms, calibration.image_scores.shape, calibration.generation == gallery.generation
     (0.2, (12,), True)
     """
 
-    generation: int  # of the gallery: after add or remove the promise is that of another gallery
-    settings: dict[str, Any]  # of the queries that it holds for
-    false_alarms: float  # alpha
-    group: str | None  # regular expression: images that it gives the same group were left out together
-    image_scores: NDArray[np.float64]  # (n,)
-    map_maxima: NDArray[np.float64]  # (n,)
-    baseline: Baseline | None = None  # of normal images, where the settings ask for one
+    generation: int
+    settings: dict[str, Any]
+    false_alarms: float
+    group: str | None
+    image_scores: NDArray[np.float64]
+    map_maxima: NDArray[np.float64]
+    baseline: Baseline | None = None
 
     @cached_property
     def image_threshold(self) -> float:
@@ -266,14 +283,9 @@ class Calibration:
         >>> sf.Calibration.read_file(gallery.file("calibration.json")).false_alarms
         0.2
         """
-        try:
-            values, whole = unsealed(path.read_bytes())
-        except FileNotFoundError:
+        values = read_sealed(path, "calibrate again")
+        if values is None:
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise CorruptGalleryError(f"{path}: cannot be read: {error}; calibrate again") from error
-        if not whole:
-            raise CorruptGalleryError(f"{path}: damaged or edited (checksum); calibrate again")
         if (values.pop("format", None), version := values.pop("format_version", None)) != (FORMAT, FORMAT_VERSION):
             raise CorruptGalleryError(
                 f"{path}: expected format version {FORMAT_VERSION}, found {version}; calibrate again"

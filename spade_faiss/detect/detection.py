@@ -16,13 +16,17 @@ from .regions import Region
 class Neighbours:
     """The K normal images nearest to a query, nearest first.
 
+    Attributes:
+        keys: of the K images.
+        sq_distances: (K,) float32, of image features.
+
     >>> found = detector.query("normal/000.png").neighbours
     >>> found.keys[0], float(found.sq_distances[0])
     ('000.png', 0.0)
     """
 
     keys: list[str]
-    sq_distances: NDArray[np.float32]  # (K,) of image features
+    sq_distances: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Detector:
             SpecMismatchError: the extractor is not the one that made the gallery, or has other settings.
             NotEnoughImagesError: the gallery is empty, or has fewer images than the k or k_score that was given.
             CorruptGalleryError: calibration.json or trusted.json was damaged or edited.
-            DeviceError: engine "pyramid" is to run on a GPU that torch does not see.
+            DeviceError: another engine than "flat" is to run on a GPU that torch does not see.
             OptionError: localise "suspicious" with an image score from the map, or without a calibration for these
                 settings; tile_places "same" in a gallery without tiles; options of matching that do not go together.
         """
@@ -116,6 +116,8 @@ class Detector:
 
     def _check_number_of_images(self) -> None:
         n = len(self.gallery)
+        if not n:
+            raise NotEnoughImagesError(f"{self.gallery.path}: expected normal images, found none; add some")
         for name, given in (("k", self.search.k), ("k_score", self.search.k_score)):
             if n < (given or 1):
                 raise NotEnoughImagesError(
@@ -136,13 +138,13 @@ class Detector:
             return
         if self.score.image_score != "knn":
             raise OptionError(
-                "localise: 'suspicious' goes by image_score 'knn', "
-                f"found {self.score.image_score!r}, which needs the map; take image_score 'knn', or localise 'all'"
+                "localise='suspicious': expected an image score that needs no map, "
+                f"found {self.score.image_score!r}; take image_score='knn', or localise='all'"
             )
         if self.calibration is None:
             raise OptionError(
-                f"localise: 'suspicious' needs the thresholds of {self.gallery.path}, found none for these settings; "
-                "calibrate the gallery, or localise 'all'"
+                f"localise='suspicious': needs the thresholds of {self.gallery.path}, found none for these settings; "
+                "calibrate the gallery, or take localise='all'"
             )
 
     def _fitting(self, found: Calibration | None) -> Calibration | None:
@@ -150,7 +152,10 @@ class Detector:
         if found is None:
             return None
         if found.settings != self.settings():
-            self._tell(f"no verdicts: {self.gallery.path} was calibrated for {found.settings}, not {self.settings()}")
+            own = self.settings()
+            names = [name for name in {**own, **found.settings} if own.get(name) != found.settings.get(name)]
+            theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in names) for of in (found.settings, own))
+            self._tell(f"no verdicts: {self.gallery.path} was calibrated for {theirs}, not {ours}; calibrate again")
             return None
         if found.generation != self.gallery.generation:
             self._tell(

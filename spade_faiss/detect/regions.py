@@ -16,13 +16,18 @@ Labels = NDArray[np.unsignedinteger]  # (H, W): 1 where the first region of a li
 class Region:
     """Connected pixels above the pixel threshold.
 
+    Attributes:
+        box: (left, top, right, bottom), half-open, pixels of the image.
+        area: pixels.
+        peak: largest pixel score.
+
     >>> sf.Region(box=(10, 20, 14, 22), area=7, peak=3.5).area
     7
     """
 
-    box: tuple[int, int, int, int]  # (left, top, right, bottom), half-open, pixels of the image
-    area: int  # pixels
-    peak: float  # largest pixel score
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
 
 
 def find_regions(

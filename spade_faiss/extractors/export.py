@@ -42,10 +42,12 @@ def export_backbone(extractor: Extractor, path: str | Path) -> list[str]:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise OptionError(f"export: expected a file that ends in {' or '.join(SUFFIXES)}, found {path}")
-    if not isinstance(extractor, NetworkExtractor) or (extractor.runtime, extractor.device) != ("torch", "cpu"):
+    if not isinstance(extractor, NetworkExtractor):
+        raise OptionError(f"export: expected an extractor with a network, found {extractor.spec.name}, which has none")
+    if (extractor.runtime, extractor.device) != ("torch", "cpu"):
         raise OptionError(
-            f"export: expected a network that torch runs on the CPU, found {extractor.spec.name}; load it with "
-            "device='cpu' and runtime='torch'"
+            f"export: expected a network that torch runs on the CPU, found {extractor.spec.name} by "
+            f"{extractor.runtime} on {extractor.device}; load it with device='cpu' and runtime='torch'"
         )
     if extractor.spec.precision is not None:
         raise OptionError(f"export: expected a network of float32, found {extractor.spec.precision}")

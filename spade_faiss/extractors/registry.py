@@ -77,8 +77,10 @@ def load_extractor(
         if weights is not None:
             raise OptionError(f"extractor toy has no weights, found weights {weights}")
         if options.runtime == "openvino" or options.precision != "float32":
-            asked = "openvino" if options.runtime == "openvino" else options.precision
-            raise OptionError(f"extractor toy has no network, found {asked}; take runtime='auto', precision='float32'")
+            is_runtime = options.runtime == "openvino"
+            asked = options.runtime if is_runtime else options.precision
+            instead = "runtime='auto'" if is_runtime else "precision='float32'"
+            raise OptionError(f"extractor toy has no network, found {asked}; take {instead}")
         return ToyExtractor(options)
     from .networks import load_network  # late: torch takes seconds to import
 

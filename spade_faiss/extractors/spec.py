@@ -58,32 +58,55 @@ class ExtractorSpec:
 
     Features of your own need a name, the level shapes and the image dimension; omit the rest.
 
+    Attributes:
+        name: of the extractor.
+        level_shapes: (c, h, w) of each level, the finest first.
+        image_dim: d, dimensions of the image feature.
+        dtype: the levels' type.
+        neighbourhood: see FeatureOptions.
+        level_names: as the network calls them.
+        resized: (height, width) px; None: features that no extractor made from images.
+        crop: (height, width) px.
+        mean: per channel in [0, 1].
+        std: likewise.
+        weights_sha256: SHA-256 of the network's state: names, shapes and values.
+        weights: name of the weights' file; not compared.
+        bits: see FeatureOptions; None: 16.
+        weights_path: where that file was, absolute; not compared.
+        tile: (height, width) px of the image; see FeatureOptions.
+        overlap: px that tiles share.
+        count_include_pad: see FeatureOptions; None: False.
+        tokens: see FeatureOptions; None: plain.
+        image_feature: see FeatureOptions; None: pooled.
+        precision: see FeatureOptions; None: float32.
+        runtime: that bfloat16 was computed by; None: any, as float32 agrees to the last digits.
+
     Example:
         >>> sf.ExtractorSpec("own", level_shapes=((64, 28, 28), (128, 14, 14)), image_dim=512)
         ExtractorSpec('own', levels 64x28x28 128x14x14 float16, image 512)
     """
 
     name: str
-    level_shapes: tuple[tuple[int, int, int], ...]  # (c, h, w), finest first
-    image_dim: int  # d
-    dtype: StoredDtype = "float16"  # the levels' type
+    level_shapes: tuple[tuple[int, int, int], ...]
+    image_dim: int
+    dtype: StoredDtype = "float16"
     neighbourhood: int = 1
     level_names: tuple[str, ...] = ()
-    resized: tuple[int, int] | None = None  # (height, width) px; None: features that no extractor made from images
-    crop: tuple[int, int] | None = None  # (height, width) px
-    mean: tuple[float, ...] = ()  # per channel in [0, 1]
+    resized: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    weights_sha256: str = ""  # SHA-256 of the network's state: names, shapes and values
-    weights: str = ""  # name of the weights' file; not compared
-    bits: int | None = None  # see FeatureOptions; None: 16
-    weights_path: str = field(default="", compare=False)  # where that file was, absolute
-    tile: tuple[int, int] | None = None  # (height, width) px of the image; see FeatureOptions
-    overlap: int | None = None  # px
-    count_include_pad: bool | None = None  # see FeatureOptions; None: False
-    tokens: Tokens | None = None  # see FeatureOptions; None: plain
-    image_feature: ImageFeature | None = None  # see FeatureOptions; None: pooled
-    precision: Precision | None = None  # see FeatureOptions; None: float32
-    runtime: Runtime | None = None  # that bfloat16 was computed by; None: any, as float32 agrees to the last digits
+    weights_sha256: str = ""
+    weights: str = ""
+    bits: int | None = None
+    weights_path: str = field(default="", compare=False)
+    tile: tuple[int, int] | None = None
+    overlap: int | None = None
+    count_include_pad: bool | None = None
+    tokens: Tokens | None = None
+    image_feature: ImageFeature | None = None
+    precision: Precision | None = None
+    runtime: Runtime | None = None
 
     def __post_init__(self) -> None:
         for each in fields(self):  # tuples, so that specs can be compared and hashed

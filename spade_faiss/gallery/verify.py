@@ -12,11 +12,19 @@ from ..pyramids.recomputed import missing_sources
 from ..store.snapshot import Snapshot
 from ..store.trusted import FILE as TRUSTED
 from ..store.trusted import read_trusted_file
+from ..system.sealed_json import read_sealed
+
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
 class Problem:
     """Something that verify found.
+
+    Attributes:
+        file: of the gallery; or the image file that patches are recomputed from.
+        message: one line.
+        key: the image's, if it is about one image.
 
     Example:
         >>> from pathlib import Path
@@ -25,9 +33,14 @@ class Problem:
         ['...keys-...npy: ...']
     """
 
-    file: str  # of the gallery; or the image file that patches are recomputed from
+    file: str
     message: str
-    key: str | None = None  # the image's, if it is about one image
+    key: str | None = None
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether it is about images, and not about what is made of them or found out."""
+        return self.file not in (TRUSTED, CALIBRATION)
 
     @property
     def what(self) -> str:
@@ -57,8 +70,9 @@ def problems_of(snapshot: Snapshot, files: bool, normal: Sequence[str | Path | I
                 load()
             except CorruptGalleryError as error:
                 problems.append(Problem(derived.file, str(error)))
-    try:
-        read_trusted_file(snapshot.files.path(TRUSTED))
-    except CorruptGalleryError as error:
-        problems.append(Problem(TRUSTED, str(error)))
+    for name, check in ((TRUSTED, read_trusted_file), (CALIBRATION, lambda path: read_sealed(path, "calibrate again"))):
+        try:
+            check(snapshot.files.path(name))
+        except CorruptGalleryError as error:
+            problems.append(Problem(name, str(error)))
     return problems

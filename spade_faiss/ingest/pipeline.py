@@ -38,6 +38,10 @@ class IngestOptions:
 class Skipped:
     """An image that was not taken, and why.
 
+    Attributes:
+        path: of the image, or the folder.
+        reason: one line, which begins with the path.
+
     >>> open("normal/bad.png", "wb").close()
     >>> [skipped] = gallery.add_images("normal/bad.png", toy).skipped
     >>> skipped.path.name, skipped.reason
@@ -52,19 +56,29 @@ class Skipped:
 class IngestReport:
     """What became of the images of a run.
 
+    Attributes:
+        added: images.
+        replaced: among those added: changed content under a key that was there.
+        unchanged: there already, with the same content.
+        skipped: what was not taken.
+        seconds: that it took.
+        copies: among those added: another image has the same content; None: damage kept them uncounted.
+        passed_over: what is no image, by reason.
+        notes: what a user has to know of sources and images, a sentence each.
+
     >>> report = gallery.add_images("normal", toy)  # run again, it finds nothing new
     >>> report.added, report.unchanged, report.skipped
     (0, 12, [])
     """
 
     added: int = 0
-    replaced: int = 0  # among those added: changed content under a key that was there
-    unchanged: int = 0  # there already, with the same content
+    replaced: int = 0
+    unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     seconds: float = 0.0
-    copies: int | None = 0  # among those added: another image has the same content; None: damage kept them uncounted
-    passed_over: dict[str, int] = field(default_factory=dict)  # what is no image, by reason
-    notes: list[str] = field(default_factory=list)  # what a user has to know of sources and images, a sentence each
+    copies: int | None = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def count(report: IngestReport, done: Appended) -> None:

@@ -31,6 +31,12 @@ from .origins import file_at, remember, remembered
 class Pulled:
     """What a pull did.
 
+    Attributes:
+        generation: that the folder has now.
+        fetched: files.
+        fetched_bytes: of these.
+        kept: files that were there already.
+
     Example:
         >>> _ = sf.push("toy.gallery", "memory://bucket/pulled.gallery", replace=True)
         >>> pulled = sf.pull("memory://bucket/pulled.gallery", "pulled.gallery")
@@ -38,10 +44,10 @@ class Pulled:
         (2, 3, 0)
     """
 
-    generation: int  # that the folder has now
-    fetched: int  # files
+    generation: int
+    fetched: int
     fetched_bytes: int
-    kept: int  # files that were there already
+    kept: int
 
 
 def pull(address: str, folder: str | Path, *, timeout: float = 0, progress: bool = False) -> Pulled:

@@ -32,17 +32,24 @@ from .rows import rows_content
 class Pushed:
     """What a push did.
 
+    Attributes:
+        generation: that is there now.
+        uploaded: objects.
+        uploaded_bytes: of these.
+        kept: objects that were there already.
+        swept: objects deleted.
+
     Example:
         >>> pushed = sf.push("toy.gallery", "memory://bucket/pushed.gallery", replace=True)
         >>> pushed.generation, pushed.uploaded, pushed.kept, pushed.swept  # a shard, its rows, image index, key table
         (2, 4, 0, 0)
     """
 
-    generation: int  # that is there now
-    uploaded: int  # objects
+    generation: int
+    uploaded: int
     uploaded_bytes: int
-    kept: int  # objects that were there already
-    swept: int  # objects deleted
+    kept: int
+    swept: int
 
 
 @dataclass(frozen=True)

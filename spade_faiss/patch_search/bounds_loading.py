@@ -18,7 +18,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .bounds_simd import CHANNELS, FLOAT, INT, ROWS, WIDTH, WORD, address_of, project
+from .bounds_simd import CHANNELS, FLOAT, INT, ROWS, WIDTH, WORD, address_of, project, repeat
 from .bounds_tiles import LINE, TILE_ROWS, begin_tiles, end_tiles, project_tiles, round_pairs, rounded_pair
 from .pyramid_simd import jit
 
@@ -85,13 +85,6 @@ def _prefetch(builder: Any, kind: Any, base: Any, offset: Any) -> None:
     builder.call(call, [place, INT(0), INT(2), INT(1)])
 
 
-def _splat(builder: Any, value: Any, lanes: int) -> Any:
-    """Repeat one float."""
-    undefined = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
-    one = builder.insert_element(undefined, value, INT(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def value_of(context: Any, kind: Any, address: Any, offset: Any) -> Any:
     """Return one value of an array like `kind`, float32 or the bits of float16 as uint16, at an address."""
@@ -136,13 +129,13 @@ def _turner(lanes: int, rounds: bool = False) -> Any:
                 builder.inttoptr(base, FLOAT.as_pointer()) for base in bases
             )
             stride, length = (builder.extract_value(args[2], number) for number in range(2))
-            scales = _splat(builder, args[3], lanes)
+            scales = repeat(builder, args[3], lanes)
 
             def at(base: Any, offset: Any) -> Any:
                 return builder.bitcast(builder.gep(base, [offset]), ir.VectorType(FLOAT, lanes).as_pointer())
 
             def each(base: Any, number: int) -> Any:  # loaded where it is used: there are not registers for all
-                return _splat(builder, builder.load(builder.gep(base, [WORD(number)])), lanes)
+                return repeat(builder, builder.load(builder.gep(base, [WORD(number)])), lanes)
 
             for start in range(0, WIDTH, lanes):
                 rows, total = [], builder.load(at(squares, WORD(start)), align=4)

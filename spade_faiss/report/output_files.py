@@ -15,10 +15,12 @@ from typing import Any
 
 from ..errors import OutputError
 from ..images.sources import ImageFile
+from ..images.suffixes import image_suffixes
 from ..system.atomic_files import output_errors
 
 PARTS = {"map": ("maps", ".npy"), "matches": ("matches", ".npz"), "overlay": ("overlays", ".png")}
 RESULTS, SCALE, SKIPPED, RUN = "results.jsonl", "scale.json", "skipped.jsonl", "run.json"
+MADE = ("gallery.json", "cluster.json")  # a folder with one of these is a gallery
 NAME_BYTES = 255  # that a file system takes
 # Errors that come from one image's name, or from what lies in its place.
 ONE_IMAGE = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ})
@@ -144,6 +146,31 @@ def _removed(path: Path) -> bool:
         if error.errno not in ONE_IMAGE:
             raise
     return False
+
+
+def refuse_foreign(output: Path) -> None:
+    """Refuse a folder for results that is somebody else's: in a gallery, or of images.
+
+    Raises:
+        OutputError: it is.
+    """
+    place = Path(os.path.realpath(output))
+    gallery = next((above for above in (place, *place.parents) if any((above / name).is_file() for name in MADE)), None)
+    if gallery is not None:
+        raise OutputError(
+            f"{output}: expected a folder for results, found the gallery {gallery}; choose another folder"
+        )
+    if not place.is_dir() or (place / RESULTS).is_file():
+        return
+    suffixes = image_suffixes()
+    with output_errors(f"cannot write {output}"), os.scandir(place) as entries:
+        image = min(
+            (one.name for one in entries if Path(one.name).suffix.lower() in suffixes and one.is_file()), default=None
+        )
+    if image is not None:
+        raise OutputError(
+            f"{output}: expected a folder for results apart from images, found {image} in it; choose another folder"
+        )
 
 
 def refuse_among_images(output: Path, sources: Sequence[Path], images: Sequence[ImageFile]) -> None:

@@ -30,6 +30,7 @@ from .output_files import (
     clear_earlier_run,
     concerns_one_image,
     json_line,
+    refuse_foreign,
     write_files,
 )
 from .report import Report
@@ -85,7 +86,7 @@ class ResultFolder:
             run: what the results are found by; None: the folder does not say it, and cannot be exported.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: it cannot be written, or is a gallery or a folder of images.
         """
         self.folder = folder
         self._scale = scale
@@ -93,6 +94,7 @@ class ResultFolder:
         self._run = run
         self._images = 0
         self._names = OutputNames(folder)
+        refuse_foreign(folder)
         clear_earlier_run(folder, report is not None)
         with output_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ class ResultFolder:
         if detection.regions:
             shown = outline(shown, detection.region_mask, stroke(shown))
         contents = {
-            "map": _npy(detection.anomaly_map),
+            "map": npy(detection.anomaly_map),
             "matches": _npz(match_arrays(detection)),
             "overlay": encode(shown),
         }
@@ -193,7 +195,8 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _npy(array: np.ndarray[Any, Any]) -> bytes:
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    """Return an array as an npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()

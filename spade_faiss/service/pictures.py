@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from PIL import Image
 from ..arrays import Pixels
 from ..report.colour_scale import Scale, colours
 from ..report.drawing import OPACITY, encode, fit
+from ..report.result_folder import npy
 
 THUMBNAIL = 200  # px, longer side
 MEDIA_TYPES = {"png": "image/png", "npy": "application/x-npy", "tiff": "image/tiff"}
@@ -47,13 +47,6 @@ def map_as(kind: str, scores: Map, scale: Scale) -> bytes:
         Image.fromarray(scores).save(buffer, "TIFF", compression="tiff_deflate")
         return buffer.getvalue()
     return encode(colours(scale.apply(scores)))
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    """Return an array as an npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def overlay_layer(scores: Map, scale: Scale) -> bytes:

@@ -1,4 +1,4 @@
-"""Routes of the page, its events, health and metrics."""
+"""Routes of the page, its events and metrics."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from types import FrameType
 
 import uvicorn
 
-from ..errors import OptionError
+from ..errors import GalleryNotFoundError, OptionError
+from ..store.manifest import FILE as MANIFEST
 from .app import create_app
 from .settings import ServiceSettings
 from .tokens import VARIABLE
@@ -29,7 +30,8 @@ def run(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT; what waits then is answered first.
 
     Raises:
-        OptionError: an address that others can reach, and no token.
+        GalleryNotFoundError: nothing is where a gallery should be.
+        OptionError: an address that others can reach, and no token; tokens or targets that are none.
         OutputError: the log cannot be opened.
     """
     if not settings.is_local and settings.tokens is None and VARIABLE not in settings.extra:
@@ -37,6 +39,9 @@ def run(settings: ServiceSettings) -> None:
             f"host: expected an address of this machine without a token, as 127.0.0.1, found {settings.host!r}; "
             f"give tokens (tokens=FILE), or set {VARIABLE}"
         )
+    for path in settings.galleries.values():
+        if not (path / MANIFEST).exists():
+            raise GalleryNotFoundError(f"{path}: expected a gallery to serve, found none; make one with Gallery.create")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("spade_faiss.service")
@@ -44,6 +49,7 @@ def run(settings: ServiceSettings) -> None:
     own.setLevel(logging.INFO)
     own.propagate = False
     app = create_app(settings)
+    own.info("serving %s at http://%s:%s/", ", ".join(settings.galleries), settings.host, settings.port)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 import threading
 import time
@@ -34,6 +33,7 @@ from .inspecting import (
     prepare,
 )
 from .inspections import COLUMNS, Inspections, Line, as_result
+from .judging import staleness
 from .metrics import Metrics
 from .normal_set import NormalSet
 from .pictures import MEDIA_TYPES, map_as
@@ -286,7 +286,7 @@ class Service:
         found: dict[str, Any] = {"name": served.name, "loaded": generation is not None, "problem": served.problem}
         if generation is None:
             return found
-        gallery, calibration = generation.gallery, generation.calibration
+        gallery, calibration = generation.gallery, staleness(generation)
         return found | {
             "generation": generation.number,
             "images": len(gallery),
@@ -294,23 +294,8 @@ class Service:
             "recipe": gallery.recipe.name if gallery.recipe else None,
             "patches": gallery.patches,
             "k": generation.detector.k,
-            "calibration": None
-            if calibration is None
-            else {
-                "generation": calibration.generation,
-                "stale": generation.is_stale,
-                "running": self.calibrations.is_at(served.name),
-                "false_alarms": calibration.false_alarms,
-                "images": len(calibration.image_scores),
-                "image_threshold": calibration.image_threshold,
-                "pixel_threshold": calibration.pixel_threshold,
-            },
+            "calibration": calibration and calibration | {"running": self.calibrations.is_at(served.name)},
             "calibrating": self.calibrations.is_at(served.name),
             "notes": generation.detector.told,
             "scale": {"low": generation.scale.low, "high": generation.scale.high},
         }
-
-
-def as_log_line(values: dict[str, Any]) -> str:
-    """Return a structured line of the log of requests."""
-    return json.dumps(values, ensure_ascii=True)

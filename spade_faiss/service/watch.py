@@ -30,6 +30,10 @@ class FolderWatch:
         self._database = database
         self._seen: dict[str, str] = {}  # by path: size and time at the last look
         self._stop = threading.Event()
+        for folder in self._folders:
+            if not folder.is_dir():
+                why = "expected a folder to watch, found none; what arrives is inspected once there is one"
+                logger.warning(json.dumps({"event": "watched folder", "path": str(folder), "why": why}))
 
     def close(self) -> None:
         """Look no more."""

@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from ..system.atomic_files import TEMPORARY
+from ..system.atomic_files import TEMPORARY, storage_errors
 from ..system.failpoints import failpoint
 from .locks import ReaderLock
 from .manifest import FILE, INDEX_NAME, KEYS_NAME, SHARD_NAME, Manifest
@@ -25,7 +25,7 @@ def discard_unnamed(folder: Path) -> None:
             or (SHARD_NAME.fullmatch(name) and number >= manifest.next_shard)
             or ((INDEX_NAME.fullmatch(name) or KEYS_NAME.fullmatch(name)) and number > manifest.generation)
         ):
-            path.unlink(missing_ok=True)
+            _delete(path)
 
 
 def sweep(folder: Path, manifest: Manifest) -> None:
@@ -35,5 +35,12 @@ def sweep(folder: Path, manifest: Manifest) -> None:
     found = [path for pattern in (*patterns, "*" + TEMPORARY) for path in folder.glob(pattern)]
     with contextlib.suppress(BlockingIOError), ReaderLock(folder, exclusive=True):
         for path in sorted(set(found) - named):
-            path.unlink(missing_ok=True)
+            _delete(path)
             failpoint("swept away", path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file; a folder, which no commit has made, stays."""
+    if path.is_symlink() or not path.is_dir():
+        with storage_errors(f"cannot delete {path}"):
+            path.unlink(missing_ok=True)

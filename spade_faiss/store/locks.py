@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from ..errors import GalleryLockedError
+from ..errors import GalleryLockedError, OptionError
 
 WRITER = "writer.lock"
 HOLDER = "writer.pid"
@@ -20,6 +20,13 @@ class WriterLock:
     """Held by the one thread of the one process that writes."""
 
     def __init__(self, folder: Path, timeout: float) -> None:
+        """Take the folder of a gallery, and the seconds to wait for another writer.
+
+        Raises:
+            OptionError: no number of seconds.
+        """
+        if not timeout >= 0:
+            raise OptionError(f"timeout: expected seconds, 0 or more, found {timeout}")
         self._folder = folder
         self._lock = filelock.FileLock(folder / WRITER, timeout=timeout, thread_local=False)
 

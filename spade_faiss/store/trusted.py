@@ -17,7 +17,7 @@ import numpy as np
 from ..arrays import Ids
 from ..errors import CorruptGalleryError
 from ..system.atomic_files import storage_errors, write_whole
-from ..system.sealed_json import sealed, unsealed
+from ..system.sealed_json import read_sealed, sealed
 from .snapshot import Snapshot
 
 FILE = "trusted.json"
@@ -40,14 +40,9 @@ def read_trusted(folder: Path) -> dict[str, str]:
 def read_trusted_file(path: Path) -> dict[str, str]:
     """Return what read_trusted does, of a file wherever it lies."""
     mend = "delete it, and trust the images again"
-    try:
-        values, whole = unsealed(path.read_bytes())
-    except FileNotFoundError:
+    values = read_sealed(path, mend)
+    if values is None:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptGalleryError(f"{path}: cannot be read: {error}; {mend}") from error
-    if not whole:
-        raise CorruptGalleryError(f"{path}: damaged or edited (checksum); {mend}")
     if (values.get("format"), version := values.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise CorruptGalleryError(f"{path}: expected format version {FORMAT_VERSION}, found {version}; {mend}")
     images = values.get("images")

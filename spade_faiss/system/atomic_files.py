@@ -29,7 +29,8 @@ def flush_to_disk(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a complete temporary file its name: flush it, rename it, flush its folder."""
+    """Give a complete temporary file its name: flush it, rename it, flush its folder; see file_to_write."""
+    path = file_to_write(path)
     failpoint("written", path)
     flush_to_disk(temporary)
     failpoint("flushed", path)
@@ -39,9 +40,27 @@ def publish(temporary: Path, path: Path) -> None:
     failpoint("published", path)
 
 
+def file_to_write(path: Path) -> Path:
+    """Return the file that a path stands for, which a link leads to, whether it exists or not.
+
+    Raises:
+        OutputError: something is there that a file must not take the place of: a pipe, a socket or a device.
+    """
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OutputError(f"{path}: expected a file, or a name that is free, found a pipe or a device; name another")
+    return path
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write, which is complete or unchanged at any instant; an error leaves it unchanged."""
+    """Open a file to write, which is complete or unchanged at any instant; an error leaves it unchanged.
+
+    Raises:
+        OutputError: see file_to_write.
+    """
+    path = file_to_write(path)
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:

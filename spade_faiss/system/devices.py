@@ -35,7 +35,7 @@ def network_device(wanted: str | None) -> str:
 
 
 def search_device(wanted: str | None) -> str:
-    """Resolve the torch device of the patch search; `auto` is the CPU, with a warning if torch sees a GPU.
+    """Resolve the torch device of the patch search; `auto` is the first GPU if gpu_costs knows one, else the CPU.
 
     Args and errors are those of network_device.
     """
@@ -43,7 +43,7 @@ def search_device(wanted: str | None) -> str:
 
 
 def faiss_device(wanted: str | None) -> str:
-    """Resolve the FAISS device of the image index and the flat engine; `auto` is the CPU, as for search_device.
+    """Resolve the FAISS device of the image index and the flat engine; `auto` as for search_device.
 
     Args and errors are those of network_device, with the GPUs that FAISS sees.
     """

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from ..errors import CorruptGalleryError
 
 CHECKSUM = "xxh3"  # its name in the file
 
@@ -27,6 +30,27 @@ def unsealed(content: bytes) -> tuple[Any, bool]:
         return values, False
     found = values.pop(CHECKSUM, None)
     return values, found is not None and found == _checksum(values)
+
+
+def read_sealed(path: Path, mend: str) -> Any:
+    """Return the values of a file that `sealed` wrote; None: there is no file.
+
+    Args:
+        path: of the file.
+        mend: what to do if it is damaged.
+
+    Raises:
+        CorruptGalleryError: it cannot be read, or is not what was written.
+    """
+    try:
+        values, whole = unsealed(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptGalleryError(f"{path}: cannot be read: {error}; {mend}") from error
+    if not whole:
+        raise CorruptGalleryError(f"{path}: damaged or edited (checksum); {mend}")
+    return values
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

@@ -12,13 +12,7 @@ import torch
 import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, bounds_workers, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
-from spade_faiss.patch_search.bounds_simd import (
-    HAS_QUADS,
-    PAIRS,
-    QUADS,
-    SINGLE,
-    TILES,
-)
+from spade_faiss.patch_search.bounds_simd import HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
 from spade_faiss.patch_search.bounds_tiles import has_tiles
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import search_spaced
