@@ -154,7 +154,8 @@ def compare(
         panels_at: (s,) addresses of operands (panels, words + 1, WIDTH) float32: the last of the words are half squared
             norms, infinite for what is padded; for tiles (panels, words, WIDTH); for QUADS see
             bounds_panels.pack_quads.
-        stripes: s neighbours that are not prepared, see load_stripe; none: they are.
+        stripes: s neighbours that are not prepared, see load_stripe; None: they are, which is compiled apart: loading
+            takes seconds to compile.
         words: of a patch.
         largest: (s, 3) float32, see bounds_prepared.Prepared.
         place: position of the first patch.
@@ -179,8 +180,9 @@ def compare(
     rows = TILE_ROWS if kind == TILES else ROWS
     square, longest, found = figures[0], figures[3], (best, best_at, reach, near, near_at)
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
-    is_striped = stripes[1].shape[0] > 0
-    step = stripes[6][0] // WIDTH if is_striped else max(1, TILE_BYTES // panel_bytes)
+    step, is_striped = max(1, TILE_BYTES // panel_bytes), False
+    if stripes is not None:
+        step, is_striped = stripes[6][0] // WIDTH, True
     measured, stride, mine, values = 0, np.int64(out.shape[1]), address_of(query), address_of(out)
     saved, is_finite = np.empty(64, np.uint8), bool((largest[:, 0] > 0).all()) or is_striped
     if kind == TILES:
@@ -197,7 +199,7 @@ def compare(
             start = panel * WIDTH
             count = min(n - start, step * WIDTH)
             padded = np.int64((min(panel + step, panels) - panel) * WIDTH)
-            if is_striped:
+            if stripes is not None:
                 sizes = load_stripe(stripes, number, (start, start + count), n, kind, words)
                 is_finite &= sizes[0] > 0
                 base = address_of(stripes[7][0]) - 4 * length * start

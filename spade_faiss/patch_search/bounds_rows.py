@@ -16,7 +16,7 @@ from .bounds_prepared import Prepared
 from .bounds_simd import ROWS, TILES
 from .bounds_sources import Floats, Ints
 from .bounds_tiles import TILE_ROWS
-from .bounds_workers import WHOLE, Search, scratch_of
+from .bounds_workers import Search, scratch_of
 from .sharing import share_out
 
 PIECE = 4e6  # nanoseconds of products, in the unit of bounds_plan, that are worth a thread; each reads all panels
@@ -86,7 +86,7 @@ class _Worker:
             projection = theirs.projection
             count, _ = kernels.compare(
                 query, search.operand(projection)[blocks.start : blocks.stop], norms, theirs.cells, theirs.cells_at,
-                gallery.mix, gallery.parts, theirs.panels_at, WHOLE, np.int64(projection.words), theirs.largest,
+                gallery.mix, gallery.parts, theirs.panels_at, None, np.int64(projection.words), theirs.largest,
                 some.start * gallery.n, search.figures(projection),
                 (gallery.n, gallery.length, search.distinct, projection.kind, False), best, best_at, reach,
                 (out, least, near[: len(query)], near_at[: len(query)], *others),

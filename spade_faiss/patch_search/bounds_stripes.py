@@ -12,7 +12,7 @@ import numpy as np
 from .bounds_gallery import BoundsGallery
 from .bounds_loading import load_patches, source_of
 from .bounds_panels import add_rests, pack, pack_pairs, pack_quads, pack_tiles
-from .bounds_plan import NO_PAIRS, NO_SINGLES, Projection
+from .bounds_plan import Projection
 from .bounds_simd import PAIRS, QUAD_ROWS, QUADS, TILES, WIDTH
 from .bounds_sources import Source
 from .bounds_tiles import lined_up
@@ -21,14 +21,6 @@ from .pyramid_simd import jit
 STRIPE_BYTES = 2**20  # of patches
 
 Stripes = tuple[Any, ...]  # see load_stripe
-
-
-def whole() -> Stripes:
-    """Return what says that neighbours are prepared."""
-    none = np.empty(0, np.float32)
-    source = none, np.empty((0, 0), np.int64), np.empty((0, 4), np.int64), (none, none), np.float32(1)
-    directions = NO_SINGLES, NO_PAIRS, np.empty(0, np.bool_)
-    return *source, directions, (0, 0, 0, np.float32(0)), _room(0, 0, 0)
 
 
 def _room(cells: int, coordinates: int, panels: int) -> tuple[Any, ...]:

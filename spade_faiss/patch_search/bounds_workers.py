@@ -19,13 +19,12 @@ from .bounds_plan import MULTIPLY, Projection
 from .bounds_prepared import Prepared, packed_query
 from .bounds_simd import LOOK, ROWS, WIDTH
 from .bounds_sources import Floats, Ints
-from .bounds_stripes import Striper, whole
+from .bounds_stripes import Striper, Stripes
 from .bounds_tiles import LINE, NEAR_STRIDE, TILE_ROWS, lined_up
 from .bounds_within import FEW_STRIDE, lists_of
 from .levels import check_neighbours
 
 CROWD = 0.5  # times what all products of all channels take: more time for what is left, and directions are given up
-WHOLE = whole()  # no stripes: the neighbours are prepared
 
 
 @dataclass(frozen=True)
@@ -115,12 +114,13 @@ class Worker:
         """Compare some neighbours; returns the number of patches that were measured."""
         search, gallery = self.search, self.search.gallery
         wanted = gallery.plain if self.is_crowded else gallery.projection(some.start)
+        stripes: Stripes | None = None
         if not self.guess and gallery.is_striped(some):
             theirs, stripes = Prepared.none(wanted, len(some)), self.striper.stripes(some, wanted)
         else:
             if self.room is None:
                 self.room = gallery.room(len(some))  # the first are the most
-            theirs, stripes = gallery.prepared(some, wanted, self.room, self.guess), WHOLE
+            theirs = gallery.prepared(some, wanted, self.room, self.guess)
         projection = theirs.projection
         count, is_finite = kernels.compare(
             search.query, search.operand(projection), search.norms, theirs.cells, theirs.cells_at, gallery.mix,
