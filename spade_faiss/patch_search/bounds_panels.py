@@ -318,22 +318,18 @@ def patch_at(cells: Any, patch: int, depth: int, mix: Any, out: Any) -> Any:
     at = 0
     for number in range(len(levels)):
         start, channels = levels[number]
-        target = out[at : at + channels]
-        at += channels
         first = start + taps[number, 0, patch] * channels
-        a, a_weight = cells[first : first + channels], weights[number, 0, patch]
-        if a_weight == 1:
-            target[:] = a
-            continue
-        first = start + taps[number, 1, patch] * channels
-        b, b_weight = cells[first : first + channels], weights[number, 1, patch]
-        first = start + taps[number, 2, patch] * channels
-        c, c_weight = cells[first : first + channels], weights[number, 2, patch]
-        first = start + taps[number, 3, patch] * channels
-        d, d_weight = cells[first : first + channels], weights[number, 3, patch]
-        for channel in range(channels):
-            total = a_weight * a[channel] + b_weight * b[channel]  # in the order of pyramid_kernels.add_differences
-            target[channel] = total + c_weight * c[channel] + d_weight * d[channel]
+        second = start + taps[number, 1, patch] * channels
+        third = start + taps[number, 2, patch] * channels
+        fourth = start + taps[number, 3, patch] * channels
+        weight = weights[number, 0, patch]
+        for channel in range(channels if weight == 1 else 0):
+            out[at + channel] = cells[first + channel]
+        for channel in range(channels if weight != 1 else 0):
+            total = weight * cells[first + channel] + weights[number, 1, patch] * cells[second + channel]
+            total += weights[number, 2, patch] * cells[third + channel]  # in the order of add_differences
+            out[at + channel] = total + weights[number, 3, patch] * cells[fourth + channel]
+        at += channels
     return out
 
 
