@@ -39,7 +39,7 @@ class Problem:
 
     @property
     def is_of_images(self) -> bool:
-        """Whether it is about images, and not about what is made of them or found out."""
+        """Whether files of images can mend it, unlike what people or a calibration have said of them."""
         return self.file not in (TRUSTED, CALIBRATION)
 
     @property

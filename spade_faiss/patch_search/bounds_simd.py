@@ -2,7 +2,7 @@
 
 A product of matrices would be written to memory and read again for its least value. Here both are done at once, with
 the accumulators in registers. Pairs of 16-bit integers are multiplied and added in one instruction, so that these
-products take three fifths of the time of float32; of 8-bit integers four, where a processor can, and half of that.
+products take three fifths of the time of float32. Where a processor does so with four of 8 bits, it takes half of that.
 """
 
 from __future__ import annotations

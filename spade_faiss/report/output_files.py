@@ -20,7 +20,11 @@ from ..system.atomic_files import output_errors
 
 PARTS = {"map": ("maps", ".npy"), "matches": ("matches", ".npz"), "overlay": ("overlays", ".png")}
 RESULTS, SCALE, SKIPPED, RUN = "results.jsonl", "scale.json", "skipped.jsonl", "run.json"
-MADE = ("gallery.json", "cluster.json")  # a folder with one of these is a gallery
+MADE = (
+    "gallery.json",
+    "cluster.json",
+)  # of a gallery or a cluster, if they have FORMAT; other programs have such names
+FORMAT = b'"format": "spade-faiss '
 NAME_BYTES = 255  # that a file system takes
 # Errors that come from one image's name, or from what lies in its place.
 ONE_IMAGE = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ})
@@ -155,7 +159,7 @@ def refuse_foreign(output: Path) -> None:
         OutputError: it is.
     """
     place = Path(os.path.realpath(output))
-    gallery = next((above for above in (place, *place.parents) if any((above / name).is_file() for name in MADE)), None)
+    gallery = next((above for above in (place, *place.parents) if _is_gallery(above)), None)
     if gallery is not None:
         raise OutputError(
             f"{output}: expected a folder for results, found the gallery {gallery}; choose another folder"
@@ -171,6 +175,15 @@ def refuse_foreign(output: Path) -> None:
         raise OutputError(
             f"{output}: expected a folder for results apart from images, found {image} in it; choose another folder"
         )
+
+
+def _is_gallery(folder: Path) -> bool:
+    """Return whether a folder is a gallery, which may be damaged, or a cluster."""
+    for path in (folder / name for name in MADE):
+        with contextlib.suppress(OSError):
+            if FORMAT in path.read_bytes() or (folder / "shards").is_dir():
+                return True
+    return False
 
 
 def refuse_among_images(output: Path, sources: Sequence[Path], images: Sequence[ImageFile]) -> None:

@@ -85,7 +85,7 @@ def test_results_are_not_written_among_what_is_somebody_elses(
     other = tmp_path / "other"
     shutil.copytree(normal, other)
     (tmp_path / "cluster").mkdir()
-    (tmp_path / "cluster" / "cluster.json").write_text("{}")
+    (tmp_path / "cluster" / "cluster.json").write_text('{"members": [], "format": "spade-faiss cluster"}')
     output = {
         "gallery": gallery, "in a gallery": gallery / "results", "in a cluster": tmp_path / "cluster" / "results",
         "images": other,
@@ -97,6 +97,18 @@ def test_results_are_not_written_among_what_is_somebody_elses(
     assert run.error.startswith(f"spade-faiss: error: {output}: expected a folder for results")
     assert "choose another" in run.error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_of_other_programs_do_not_make_a_gallery(
+    tmp_path: Path, spade: Spade, gallery: Path, normal: Path
+) -> None:
+    for name in ("gallery.json", "cluster.json"):
+        (tmp_path / name).write_text('{"format": "another"}')
+    for output in (tmp_path / "results", tmp_path):
+        assert spade("query", gallery, normal / "000.png", *QUIET, "--output", output).status == 0
+    (gallery / "gallery.json").write_text("damaged")
+    run = spade("query", normal, normal / "000.png", "--output", gallery / "results")
+    assert "found the gallery" in run.error
 
 
 def test_results_are_not_written_among_the_images_of_a_set(
@@ -148,7 +160,6 @@ def test_a_folder_where_a_file_of_a_gallery_could_be_is_left_alone(
 ) -> None:
     (gallery / name).mkdir()
     (gallery / name / "own").write_text("somebody's")
-    shutil.copy(normal / "000.png", normal / "new.png")
     (normal / "new.png").write_bytes((normal / "001.png").read_bytes() + b" ")
     assert spade("add", gallery, normal, "--quiet").status == 0
     assert spade("remove", gallery, "000.png").status == 0
