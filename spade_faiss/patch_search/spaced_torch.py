@@ -21,7 +21,7 @@ from .candidates_torch import Chosen, Search
 from .matched import NEAREST, mean_of_others
 from .patches_torch import Levels
 from .pyramid_plan import Bools, Floats, Ints
-from .pyramid_torch import PART, require_finite, search_together
+from .pyramid_torch import PART, Found, require_finite, search_together
 from .recorded_torch import Choices, chosen
 from .refined_torch import refined
 from .settled_torch import searched, settle
@@ -59,6 +59,40 @@ def search_spaced_torch(queries: Sequence[Array], galleries: Levels, kappa: int,
         return [_settled(choices[2 * at : 2 * at + 2], answers[6 * at : 6 * at + 6]) for at in range(len(own))]
 
 
+def search_apart_torch(
+    queries: Sequence[Array | torch.Tensor], galleries: Levels, kappa: int, device: str
+) -> list[Found]:
+    """Search as search_spaced_torch does, for the distinct matches alone.
+
+    Args:
+        queries: levels [(c, m), ...], arrays, or tensors on the device.
+        galleries: as for search_spaced_torch.
+        kappa: likewise.
+        device: likewise.
+    """
+    if sum(int(np.prod(level.shape)) for level in galleries) > PART:
+        pairs: Any = zip(queries, galleries, strict=True)
+        return [search_together([[own[:, None]]], [level[None]], kappa, device, True)[0] for own, level in pairs]
+
+    def choose(own: torch.Tensor, others: torch.Tensor) -> Choices:
+        search = Search.of([own], [others], kappa, True)
+        return [(search, refined(search, search.choose()))]
+
+    def choose_apart(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> Choices:
+        levels = branched([partial(choose, *sides) for sides in zip(mine, theirs, strict=True)])
+        return [each for level in levels for each in level]
+
+    own, others = [level[None, None, :, None] for level in queries], [level[None] for level in galleries]
+    result = []
+    with chosen(choose_apart, own, others, torch.device(device), kappa) as (choices, answers):
+        for number, (search, found) in enumerate(choices):
+            best, at, undecided = answers[3 * number : 3 * number + 3]
+            settle(search, found, best, at, undecided)
+            require_finite(best)
+            result.append((best[0], at[0]))
+    return result
+
+
 def _settled(choices: Sequence[tuple[Search, Chosen]], answers: Sequence[Any]) -> Spaced:
     """Put right what is in doubt, of one level's search and of that for what was matched."""
     ((search, found), (around, found_near)), (best, at, undecided, near, near_at, near_undecided) = choices, answers
@@ -88,13 +122,26 @@ def spacing_torch(level: Any, places: Ints, number: int, device: str) -> Floats:
 
     A patch that was matched twice is measured twice: all searches have one size then, and are recorded once.
     """
+    return spacings_torch([level], [places], number, device)[0]
+
+
+def spacings_torch(galleries: Levels, places: Sequence[Ints], number: int, device: str) -> list[Floats]:
+    """Measure the spacing at positions of each level, as spacing_torch does, all levels in one go."""
+    count = min(number, len(galleries[0]) - 1) + 1
     with as_typed(device):
-        there, size = uploaded(level, torch.device(device)), level.shape[2] * level.shape[3]
-        at = uploaded(places.reshape(-1), there.device)
-        neighbours = torch.div(at, size, rounding_mode="floor")
-        patches = there.flatten(2)[neighbours, :, at % size]  # (patches, c)
-        count = min(number, len(level) - 1) + 1
-        own = [[patches.T.contiguous()[:, None]]]
-        [(sq_distances, found)] = search_together(own, [there[None]], count, device, distinct=True)
-    is_own = found // size == places.reshape(-1, 1) // size
-    return mean_of_others(sq_distances, is_own).reshape(places.shape)
+        there = [uploaded(level, torch.device(device)) for level in galleries]
+        own = [_patches(level, at).T.contiguous() for level, at in zip(there, places, strict=True)]
+        searched_for = search_apart_torch(own, there, count, device)
+    result = []
+    for level, at, (sq_distances, found) in zip(galleries, places, searched_for, strict=True):
+        size = level.shape[2] * level.shape[3]
+        is_own = found // size == at.reshape(-1, 1) // size
+        result.append(mean_of_others(sq_distances, is_own).reshape(at.shape))
+    return result
+
+
+def _patches(level: torch.Tensor, places: Ints) -> torch.Tensor:
+    """Return the patches (n, c) of a level at n positions."""
+    size, at = level.shape[2] * level.shape[3], uploaded(places.reshape(-1), level.device)
+    found: torch.Tensor = level.flatten(2)[torch.div(at, size, rounding_mode="floor"), :, at % size]
+    return found

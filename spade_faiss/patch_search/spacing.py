@@ -56,19 +56,29 @@ class Searched:
     matches: Ints  # (q, >= kappa) positions
 
     @classmethod
-    def by(cls, query: Array, level: Array, kappa: int) -> tuple[Searched, tuple[Floats, NDArray[np.int32]]]:
+    def by(
+        cls, query: Array, level: Array, kappa: int, kept: KeptLevel | None = None
+    ) -> tuple[Searched, tuple[Floats, NDArray[np.int32]]]:
         """Search one level (c, h, w) of a query among neighbours (K, c, h, w), and return what was found with it.
 
-        Found are sq_distances (h, w, kappa) and matches (h, w, kappa, 3): neighbour, row and column.
+        Found are sq_distances (h, w, kappa) and matches (h, w, kappa, 3): neighbour, row and column. `kept` is what
+        other queries have prepared of these neighbours.
 
         Raises:
             FeatureError: levels that do not fit, or a squared distance that does not fit float32.
         """
         check_levels([query], [level], False, finest_first=False)
         grid, flat = query.shape[1:], query.reshape(len(query), -1)
-        gallery, sq_distances, places = _searched(flat, level, kappa)
+        gallery, sq_distances, places = _searched(flat, level, kappa, kept)
         matches = np.stack(np.unravel_index(places[:, :kappa], (len(level), *grid)), axis=-1).astype(np.int32)
         return cls(gallery, places), (sq_distances[:, :kappa].reshape(*grid, -1), matches.reshape(*grid, -1, 3))
+
+    def spacing(self, matches: NDArray[np.int32]) -> Floats:
+        """Measure the spacing (h, w) where the first of matches (h, w, m, 3) lie; see spacing_of."""
+        height, width, each, _ = matches.shape
+        places = positions(matches, (height, width)).reshape(-1, each)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return spacing_of(self.gallery, places).reshape(height, width)
 
     def nearest(self, patches: Array, cells: NDArray[np.int64], count: int) -> tuple[Floats, Ints]:
         """Find the nearest patches of `count` neighbours, each by its nearest; see nearest_of_each.

@@ -11,7 +11,7 @@ import torch
 import spade_faiss as sf
 from spade_faiss.patch_search import recorded_torch, spaced_torch
 from spade_faiss.patch_search.candidates_torch import Chosen
-from spade_faiss.patch_search.search import search_spaced_checked
+from spade_faiss.patch_search.search import search_in_steps, search_spaced_checked
 from spade_faiss.patch_search.spaced_torch import search_spaced_torch
 from spade_faiss.system.recorded import AFTER, Recorder
 from tests import reference
@@ -94,6 +94,58 @@ def test_all_levels_go_to_the_device_together(monkeypatch: pytest.MonkeyPatch) -
         for a, b in zip(one, right, strict=True):
             assert a.shape == b.shape
             np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def in_steps(query: list[Any], neighbours: list[Any], options: sf.SearchOptions) -> list[Any]:
+    """Search, and measure the spacing where the second match of each patch lies."""
+    found, spacing = search_in_steps(query, neighbours, options)
+    turned = [matches[:, :, ::-1] for _, matches in found]
+    return [(*one, each) for one, each in zip(found, spacing(turned), strict=True)]
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("tensors", [False, True])
+@pytest.mark.parametrize("part", [10**9, 1000])
+def test_the_spacing_of_what_the_caller_chooses(
+    place: str, tensors: bool, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, and by what a GPU would be given, in one go and by parts."""
+    query, neighbours = make(SHAPES, 6)
+    options = sf.SearchOptions(matching="by_level", kappa=2, distinct=True, device="cpu")
+    monkeypatch.setattr(spaced_torch, "PART", part)
+    if place != "cpu":
+        monkeypatch.setattr("spade_faiss.patch_search.search._place", lambda *_: place)
+        monkeypatch.setattr("spade_faiss.patch_search.search.as_typed", lambda *_: torch.inference_mode())
+        monkeypatch.setattr(spaced_torch, "as_typed", lambda *_: torch.inference_mode())
+        for name in ("search_apart_torch", "spacings_torch"):
+            call = getattr(spaced_torch, name)
+            monkeypatch.setattr(spaced_torch, name, lambda *given, call=call: call(*given[:3], "cpu"))
+    others = [torch.from_numpy(level) for level in neighbours] if tensors else neighbours
+    for (sq_distances, matches, spacing), own, level in zip(
+        in_steps(query, others, options), query, neighbours, strict=True
+    ):
+        expected, places = reference.search_distinct(own.reshape(len(own), -1), level, 2)
+        grid = own.shape[1:]
+        at = np.stack(np.unravel_index(places, (6, *grid)), axis=-1).reshape(*grid, 2, 3)
+        np.testing.assert_allclose(sq_distances.reshape(-1, 2), expected, rtol=1e-5)
+        np.testing.assert_array_equal(matches, at)
+        np.testing.assert_allclose(spacing, reference.spacing(level, at[:, :, 1], 3), rtol=1e-5)
+
+
+@pytest.mark.cuda
+def test_recorded_searches_in_steps_find_the_same() -> None:
+    options = sf.SearchOptions(matching="by_level", kappa=3, distinct=True, device="cuda")
+    for seed in range(AFTER + 3):
+        query, neighbours = make(SHAPES, 5, np.float16, seed=seed)
+        there = [torch.from_numpy(level).cuda() for level in neighbours]
+        for (sq_distances, matches, spacing), own, level in zip(
+            in_steps(query, there, options), query, neighbours, strict=True
+        ):
+            expected, places = reference.search_distinct(own.reshape(len(own), -1), level, 3)
+            at = np.stack(np.unravel_index(places, (5, *own.shape[1:])), axis=-1).reshape(*own.shape[1:], 3, 3)
+            np.testing.assert_allclose(sq_distances.reshape(-1, 3), expected, rtol=1e-5)
+            np.testing.assert_array_equal(matches, at)
+            np.testing.assert_allclose(spacing, reference.spacing(level, at[:, :, 2], 3), rtol=1e-5)
 
 
 @pytest.mark.cuda
