@@ -267,6 +267,10 @@ class SearchOptions:
     # Whether a patch's kappa matches lie in as many neighbours, so that one defect among the normal images does not
     # excuse its like; None: as the gallery's recipe says, else False
     distinct: bool | None = None
+    # Share of the neighbours, at most 0.5, that no verdict is to rest on: so many of them, rounded down, are left out
+    # of an image's comparison, those without which it is the most anomalous, so that a defect which hides in a few
+    # normal images does not excuse its like. 0: none; None: as the gallery's recipe says, else 0
+    leave_out: float | None = None
     block_bytes: int = 256 * MIB  # memory limit of the flat engine's temporary gallery
     device: str = "auto"  # where patches are searched: auto (a GPU where it is faster), cpu, cuda, cuda:N
     # Memory limit of the cache of normal images' levels; queries share neighbours. The most recent are kept. K = 50
@@ -304,6 +308,8 @@ class SearchOptions:
         _check(self.tile_places in (None, *get_args(TilePlaces)), "tile_places", "any or same", self.tile_places)
         known = self.distinct is None or isinstance(self.distinct, bool)
         _check(known, "distinct", "True or False", self.distinct)
+        share = (self.leave_out in (None, 0) and self.leave_out is not False) or _is_share(self.leave_out)
+        _check(share and (self.leave_out or 0) <= 0.5, "leave_out", "a share from 0 to 0.5", self.leave_out)
         _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
 

@@ -211,6 +211,78 @@ def relative_map(
     return np.prod(scores, axis=0) ** (1 / len(scores))
 
 
+def left_out(
+    distances: Sequence[Array],
+    figures: Sequence[tuple[float, float, float]],
+    power: int,
+    kappa: int,
+    most: int,
+    trusted: Sequence[int] = (),
+    places: int = 16,
+    tie: float = 1e-4,
+) -> tuple[list[int], float]:
+    """Choose the neighbours without which the top of a map is the highest against its mean, among some sets.
+
+    Args:
+        distances: for each level (K, h, w) squared distances to the nearest patch of each neighbour, finest first.
+        figures: as for relative_map.
+        power: likewise.
+        kappa: how many neighbours a distance is the mean of.
+        most: how many are left out at the most.
+        trusted: neighbours that are never left out.
+        places: cells of the finest grid, those that would have the highest scores if each did without its own nearest
+            `most` neighbours. What is nearest there is one of the sets; at each level, all that are farther than the
+            nearest kappa + most count as if they were as far as the last of these. One more set is chosen of all of
+            these neighbours one by one.
+        tie: share of a rise by which others are as good; then the first is taken.
+
+    Returns:
+        the neighbours, and the mean of the map with all of them over its mean with those that stay.
+    """
+    every = np.arange(len(distances[0]))
+    may_go = np.setdiff1d(every, trusted)
+
+    def distance(of_each: Floats, stay: Ints) -> float:
+        nearest = stay[np.argsort(of_each[stay], kind="stable")[:kappa]]
+        return mean_or_trusted(of_each[nearest][None], nearest[None], trusted)[0]
+
+    def without(of_cell: Any) -> Floats:
+        found = []
+        for number, level in enumerate(distances):
+            mean = np.empty(level.shape[1:])
+            for at in np.ndindex(*mean.shape):
+                mean[at] = distance(level[(slice(None), *at)], np.setdiff1d(every, of_cell(number, at)))
+            found.append((mean, None))
+        return relative_map(found, figures, power)
+
+    def rise(some: Sequence[int]) -> float:
+        values = without(lambda *_: some)
+        return top_score(values) / values.mean()
+
+    sets: list[list[int]] = []
+    highest = without(lambda number, at: may_go[np.argsort(distances[number][(may_go, *at)], kind="stable")[:most]])
+    for place in np.argsort(-highest, axis=None, kind="stable")[:places]:
+        total = np.zeros(len(every))
+        for level, (low, _, typical) in zip(distances, figures, strict=True):
+            inside = np.array(np.unravel_index(place, highest.shape)) * level.shape[1:] // highest.shape
+            there = level[(slice(None), *inside)]
+            total += np.minimum(there, np.sort(there)[min(kappa + most, len(there)) - 1]) / low / typical**2
+        sets.append(sorted(int(one) for one in may_go[np.argsort(total[may_go], kind="stable")[:most]]))
+    one_by_one, among = list[int](), sorted({one for some in sets for one in some})
+    while len(one_by_one) < most:  # as long as the top rises
+        rises = {one: rise([*one_by_one, one]) for one in among if one not in one_by_one}
+        best = max([*rises.values(), rise(one_by_one)]) * (1 - tie)
+        as_good = [one for one in rises if rises[one] >= best]
+        if not as_good:
+            break
+        one_by_one.append(as_good[0])
+    sets = [one_by_one, *sets, []]
+    best = max(rise(one) for one in sets) * (1 - tie)
+    chosen = next(one for one in sets if rise(one) >= best)
+    with_all, with_the_others = without(lambda *_: []), without(lambda *_: chosen)
+    return chosen, float(with_all.mean() / with_the_others.mean())
+
+
 def top_score(values: Array) -> float:
     """(H, W) -> the mean of the highest hundredth of the pixels, one at least."""
     return float(np.sort(np.ravel(values))[::-1][: max(1, values.size // 100)].mean())

@@ -99,7 +99,7 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
         Args:
             gallery: its folder, which a fit creates or goes on with. None: in the engine's folder of this run.
             backbone: see load_extractor. None: that of the gallery, if there is one, else the default.
-            recipe: see RECIPES. None: that of the gallery, if there is one, else "sharp".
+            recipe: see RECIPES. None: that of the gallery, if there is one, else "wary".
             weights: file of the backbone's weights; see load_extractor.
             options: by their names, those of FeatureOptions, SearchOptions and ScoreOptions, as {"k": 20}; `device` is
                 the network's. The others are the recipe's.
@@ -112,7 +112,7 @@ class SpadeFaiss(MemoryBankMixin, AnomalibModule):
             GalleryError: the gallery there is damaged, or it is the address of an object store.
 
         >>> from spade_faiss.adapters.anomalib import SpadeFaiss
-        >>> SpadeFaiss("bottle.gallery", recipe="sharp", options={"k": 20}).gallery  # doctest: +SKIP
+        >>> SpadeFaiss("bottle.gallery", recipe="wary", options={"k": 20}).gallery  # doctest: +SKIP
         PosixPath('bottle.gallery')
         """
         if unknown := components.keys() - set(COMPONENTS):

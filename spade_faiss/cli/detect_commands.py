@@ -32,6 +32,7 @@ from . import options as args
 from .cache_options import CacheFlags
 from .flags import PATH, changed, flag, takes
 from .messages import as_line, exit_status, name_notes, name_skipped, note, one_line
+from .search_flags import SearchFlags
 
 if TYPE_CHECKING:
     from ..detect.detector import Detector
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 class CalibrateFlags:
     """Options of `calibrate`."""
 
-    search: args.SearchFlags
+    search: SearchFlags
     false_alarms: Annotated[
         float,
         flag(
@@ -93,7 +94,7 @@ def calibrate_opened(opened: GalleryReader, flags: CalibrateFlags, write: Callab
 class AuditFlags:
     """Options of `audit`."""
 
-    search: args.SearchFlags
+    search: SearchFlags
     top: Annotated[
         int,
         flag("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Number of images to show."),
@@ -150,7 +151,7 @@ def audit(gallery: Path, flags: AuditFlags) -> None:
 
 
 @dataclass(frozen=True)
-class QuerySearchFlags(args.SearchFlags):
+class QuerySearchFlags(SearchFlags):
     """How a query is searched and scored, and what counts as a region."""
 
     min_region: Annotated[

@@ -25,6 +25,7 @@ from . import options as args
 from .dataset_options import LabelledFlags, gallery_paths, open_labelled
 from .flags import PATH, flag, takes
 from .messages import exit_status, name_skipped, note
+from .search_flags import SearchFlags
 
 if TYPE_CHECKING:
     from ..datasets.category import Category
@@ -161,7 +162,7 @@ class EvaluateFlags:
 
     labelled: LabelledFlags
     draw: DrawFlags
-    search: args.SearchFlags
+    search: SearchFlags
     metrics: MetricFlags
     output: Annotated[
         Path | None,

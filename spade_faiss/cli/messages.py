@@ -52,6 +52,7 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "precision='float32'": "--precision float32",
     "distinct=True": "--distinct",
     "distinct=False": "--no-distinct",
+    "leave_out=": "--leave-out ",
     "fusion='relative'": "--fusion relative",
     "fusion='harmonic'": "--fusion harmonic",
     "fusion='harmonic_squares'": "--fusion harmonic_squares",

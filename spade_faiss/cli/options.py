@@ -13,9 +13,10 @@ from PIL import Image
 from ..detect.measure_baseline import SAMPLE
 from ..extractors.late import LateExtractor
 from ..extractors.registry import Extractor
-from ..options import MIB, FeatureOptions, Runtime, ScoreOptions, SearchOptions
+from ..options import FeatureOptions, Runtime
 from ..report.report import CARDS
-from .flags import PATH, GalleryPlace, Seconds, Window, changed, flag, require_folders
+from .flags import PATH, GalleryPlace, Seconds, flag, require_folders
+from .search_flags import SearchFlags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ..gallery.reader import GalleryReader
     from ..images.sources import ImageFile
     from ..ingest.runs import Machines
-
-CACHE_MIB, DEVICE_CACHE_MIB = SearchOptions.cache_bytes // MIB, SearchOptions.device_cache_bytes // MIB
 
 
 def set_max_pixels(context: click.Context, _: click.Parameter, value: int | None) -> int | None:
@@ -210,162 +209,6 @@ class ReportFlags:
             help="Number of images that report.html shows, highest scores first. Its table lists all.",
         ),
     ]
-
-
-@dataclass(frozen=True)
-class SearchFlags:
-    """How a query is searched and scored; None: as the gallery was calibrated, or as its recipe says."""
-
-    k: Annotated[
-        int | None,
-        flag(
-            "-k",
-            type=int,
-            help="Neighbours whose patches are searched.  [default: as the recipe says, else 50; or all images]",
-        ),
-    ]
-    kappa: Annotated[int | None, flag("--kappa", type=int, help="Nearest patches averaged into a pixel's score.")]
-    k_score: Annotated[
-        int | None, flag("--k-score", type=int, help="Neighbours averaged into the image score.  [default: -k]")
-    ]
-    nprobe: Annotated[
-        int | None, flag("--nprobe", type=int, help="IVF: number of lists to visit.  [default: as the index was made]")
-    ]
-    level_weights: Annotated[
-        str | None,
-        flag(
-            "--level-weights",
-            type=click.Choice(["equal", "spread"]),
-            help="Weigh levels equally, or divide each by its spread among normal images.",
-        ),
-    ]
-    engine: Annotated[
-        str | None, flag("--engine", help="Patch search: auto, or, unless distinct, flat, pyramid, bounds.")
-    ]
-    tile_places: Annotated[
-        str | None,
-        flag(
-            "--tile-places",
-            type=click.Choice(["any", "same"]),
-            help="Compare a tile with normal tiles from anywhere in their images, or at its own place.  [default: any]",
-        ),
-    ]
-    matching: Annotated[
-        str | None,
-        flag(
-            "--matching",
-            type=click.Choice(["concatenated", "by_level"]),
-            help="Match patches of all levels together, or each level's apart, on its own grid.",
-        ),
-    ]
-    metric: Annotated[
-        str | None,
-        flag("--metric", type=click.Choice(["l2", "cosine"]), help="Distance of patches: squared L2, or 1 - cosine."),
-    ]
-    window: Annotated[
-        int | float | str | None,
-        flag(
-            "--window",
-            type=Window(),
-            help="Match a patch only within this distance of its position: cells of the level (2), a share of its "
-            "sides (0.1), or all.",
-        ),
-    ]
-    distinct: Annotated[
-        bool | None,
-        flag(
-            "--distinct/--no-distinct",
-            default=None,
-            help="Whether the nearest patches of a pixel lie in as many neighbours.  [default: as the recipe says]",
-        ),
-    ]
-    block_mib: Annotated[
-        int | None, flag("--block-mib", type=click.IntRange(1), help="Memory limit of flat's gallery, in MiB.")
-    ]
-    cache_mib: Annotated[
-        int | None,
-        flag(
-            "--cache-mib",
-            type=click.IntRange(0),
-            help=f"Memory limit of the cache of recently used levels, in MiB.  [default: {CACHE_MIB}]",
-        ),
-    ]
-    device_cache_mib: Annotated[
-        int | None,
-        flag(
-            "--device-cache-mib",
-            type=click.IntRange(0),
-            help=f"Memory limit of that cache on a GPU, for every engine but flat.  [default: {DEVICE_CACHE_MIB}]",
-        ),
-    ]
-    no_verify: Annotated[
-        bool, flag("--no-verify", is_flag=True, help="Do not compare what is read with its checksums.")
-    ]
-    image_score: Annotated[
-        str | None,
-        flag(
-            "--image-score",
-            type=click.Choice(["knn", "map_max", "map", "map_top"]),
-            help="Score an image by the distance to its nearest images (knn), by the map's maximum (map_max), by the "
-            "map's maximum or mean, whichever is rarer among normal images (map), or by the mean of the map's highest "
-            "1 % (map_top).",
-        ),
-    ]
-    positions: Annotated[
-        str | None,
-        flag(
-            "--positions",
-            type=click.Choice(["equal", "damped"]),
-            help="Leave the map as it is, or damp it where normal images are far from each other, as at borders.",
-        ),
-    ]
-    fusion: Annotated[
-        str | None,
-        flag(
-            "--fusion",
-            type=click.Choice(["mean", "relative", "harmonic", "harmonic_squares"]),
-            help="Make one map of levels that are searched apart: by the mean of their distances, or by how many times "
-            "larger they are than among normal images, and then by the geometric or harmonic mean, or the root of "
-            "the harmonic mean of squares.",
-        ),
-    ]
-    sigma: Annotated[float | None, flag("--sigma", type=float, help="Gaussian smoothing of the map, in px at 224 px.")]
-    truncate: Annotated[float | None, flag("--truncate", type=float, help="Sigmas at which that Gaussian is cut.")]
-
-    def search_options(self, device: str) -> SearchOptions:
-        """Return the options of retrieval and patch search."""
-        return changed(
-            SearchOptions(device=device, verify_reads=not self.no_verify),
-            k=self.k,
-            kappa=self.kappa,
-            k_score=self.k_score,
-            nprobe=self.nprobe,
-            level_weights=self.level_weights,
-            engine=self.engine,
-            tile_places=self.tile_places,
-            matching=self.matching,
-            metric=self.metric,
-            window=self.window,
-            distinct=self.distinct,
-            block_bytes=_bytes(self.block_mib),
-            cache_bytes=_bytes(self.cache_mib),
-            device_cache_bytes=_bytes(self.device_cache_mib),
-        )
-
-    def score_options(self) -> ScoreOptions:
-        """Return the options of scoring."""
-        return changed(
-            ScoreOptions(),
-            image_score=self.image_score,
-            positions=self.positions,
-            fusion=self.fusion,
-            sigma=self.sigma,
-            truncate=self.truncate,
-        )
-
-
-def _bytes(mib: int | None) -> int | None:
-    return None if mib is None else mib * MIB
 
 
 def detector_of(

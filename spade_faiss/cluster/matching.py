@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from ..arrays import Array, Ids
 from ..detect.baseline import Baseline
+from ..detect.leave_out import LeaveOut, Left
 from ..detect.level_matches import LevelMatches
-from ..detect.matching import Matched, fused, match, trusted_levels, trusting
+from ..detect.matching import Matched, fused_left, match, trusting
 from ..detect.settings import Settings
 from ..options import Engine, SearchOptions
 from ..patch_search.cost_model import faster
@@ -61,8 +62,9 @@ def match_across(
     shares = members.shares(ids)
     grids: list[Shape] = [level.shape for level in query]
     search, together = settings.search, [[one] for one in grids] if apart else [grids]
-    if search.distinct:  # as match_levels has it
-        search = replace(search, kappa=min(search.kappa or 1, len(ids)))
+    leave_out = LeaveOut.of(settings, baseline, len(ids), trusted)
+    if search.distinct:  # as match_levels and match_in_steps have it
+        search = replace(search, kappa=min(search.kappa or 1, len(ids)) + (leave_out.most if leave_out else 0))
     SearchSettings.of(search).check([(h, w) for [(_, h, w), *_] in together], len(ids))
     plans = [plan(search, part, len(ids)) for part in together]
     parts = [
@@ -86,12 +88,15 @@ def match_across(
         if trusted is not None:
             sq_distances, matches = trusting(sq_distances, matches, trusted)
         return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
-    levels = [LevelMatches(*one) for one in found]
+    left = Left([LevelMatches(*one) for one in found])
+    if leave_out:
+        left = leave_out(left.levels)
     if spaced:
         # One gallery is centred by the query where it is searched for both at once, else by its first image.
         like = asked if search.distinct else [level[0] for level in _levels(ids[:1], members, search.verify_reads)]
-        levels = with_spacing(levels, shares, members, (like, len(ids), search.device))
-    return fused(levels if trusted is None else trusted_levels(levels, trusted), baseline, settings)
+        spacings = spacings_of(left.levels, shares, members, (like, len(ids), search.device))
+        left = left.spaced(spacings, leave_out.kappa if leave_out else search.kappa or 1)
+    return fused_left(left, baseline, settings, trusted)
 
 
 def plan(search: SearchOptions, shapes: Sequence[Shape], k: int) -> SearchOptions:
@@ -147,9 +152,9 @@ def merged(found: Sequence[tuple[Array, Array]], shares: Sequence[Share], kappa:
     return np.take_along_axis(sq_distances, order, 2), np.take_along_axis(together, order[..., None], 2)
 
 
-def with_spacing(
+def spacings_of(
     levels: Sequence[LevelMatches], shares: Sequence[Share], members: Members, wanted: tuple[Any, int, str | None]
-) -> list[LevelMatches]:
+) -> list[NDArray[np.float32]]:
     """Measure how close normal patches lie to each other where a query's were matched; see patch_search.spacing.
 
     Args:
@@ -176,7 +181,7 @@ def with_spacing(
     cells = [np.unique(one.which, return_index=True)[1] for one in matched]  # which patches are near these
     nearest = members.gather({one.member: ("nearest_patches", asked, one.rows, like, cells, search) for one in shares})
     result = []
-    for number, (level, one) in enumerate(zip(levels, matched, strict=True)):
+    for number, one in enumerate(matched):
         sq_distances, at = [], []
         for share in shares:
             own, places = nearest[share.member][number]
@@ -185,8 +190,7 @@ def with_spacing(
             at.append(share.at[neighbours] * one.size + cells)
         all_squared, all_at = np.hstack(sq_distances), np.hstack(at)
         order = np.lexsort((all_at, all_squared), axis=1)[:, :count]
-        spacing = one.spacing(np.take_along_axis(all_squared, order, 1), np.take_along_axis(all_at, order, 1))
-        result.append(replace(level, spacing=spacing))
+        result.append(one.spacing(np.take_along_axis(all_squared, order, 1), np.take_along_axis(all_at, order, 1)))
     return result
 
 

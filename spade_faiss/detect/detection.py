@@ -66,6 +66,8 @@ class Detection:
         levels: each level's own distances and matches, where levels are searched apart (matching "by_level") in an
             image that is seen whole. `sq_distances` is then what fusion made of them, (h, w, 1), and `matches` are the
             nearest of the level that scores highest at each cell.
+        left_out: which of the neighbours were left out of the comparison, because the verdict would have rested on
+            them (`leave_out`), in the order in which they were chosen.
         missing: of a cluster, the members that took no part, where that was allowed (partial "allow"): their normal
             images were not compared.
 
@@ -87,6 +89,7 @@ class Detection:
     judgement: Judgement | None = None
     tiles: tuple[TileMatches, ...] = ()
     levels: tuple[LevelMatches, ...] = ()
+    left_out: tuple[int, ...] = ()
     missing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

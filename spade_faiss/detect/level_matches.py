@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..patch_search.interpolation import taps
 
+F = TypeVar("F", np.float32, np.float64)
 Telling = NDArray[np.int32]  # (h, w, 1, 3) matches on the finest grid
 
 LOW, HIGH = 0.75, 0.95  # quantiles of normal distances that a spacing is kept between
@@ -93,13 +94,18 @@ def relative(
     """
     grid = found[0].sq_distances.shape[:2]
     scores = [resized(one.scores(level), grid) for level, one in zip(found, stats, strict=True)]
-    bounded = np.maximum(scores, FLOOR)
-    mean: NDArray[np.float64]
-    if power:
-        mean = np.mean(bounded ** float(power), axis=0) ** (1 / power)
-    else:
+    return mean_of_levels(scores, power), telling(found, scores)
+
+
+def mean_of_levels(scores: Sequence[NDArray[F]], power: int) -> NDArray[F]:
+    """Return the mean of the levels' scores, arrays of one shape, none below FLOOR; see `relative`."""
+    bounded: list[Any] = [np.maximum(each, np.asarray(FLOOR, each.dtype)) for each in scores]
+    mean: NDArray[F]
+    if power == 0:
         mean = np.exp(np.mean(np.log(bounded), axis=0))
-    return mean, telling(found, scores)
+    else:  # reciprocals, squares and roots are several times as fast as negative powers
+        mean = 1 / (sum((1 / each) ** -power for each in bounded) / len(bounded)) ** (-1 / power)
+    return mean
 
 
 def averaged(found: Sequence[LevelMatches], scales: Sequence[float]) -> tuple[NDArray[np.float64], Telling]:

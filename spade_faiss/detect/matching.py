@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..options import SearchOptions
 from ..patch_search.kept import KeptLevel
-from ..patch_search.search import search_checked, search_levels_checked, search_spaced_checked
+from ..patch_search.search import search_checked, search_in_steps, search_levels_checked, search_spaced_checked
 from ..system.devices import as_arrays
 from .baseline import Baseline
+from .leave_out import LeaveOut, Left
 from .level_matches import POWERS, LevelMatches, averaged, relative
 from .settings import Settings
 
@@ -28,11 +29,13 @@ class Matched:
             them, (h, w, 1).
         matches: (h, w, kappa, 3) int32: neighbour, row and column on the finest grid.
         levels: of levels that are searched apart, each.
+        left_out: neighbours that were left out; see LeaveOut.
     """
 
     sq_distances: NDArray[np.float32]
     matches: NDArray[np.int32]
     levels: tuple[LevelMatches, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     @classmethod
     def none(cls, grid: tuple[int, ...]) -> Matched:
@@ -68,10 +71,12 @@ def match(
     """
     scales, search = baseline.level_scales if baseline else (), settings.search
     if search.matching == "by_level":
-        found = match_levels(query, neighbours, search, settings.is_relative, kept)
-        if trusted is not None:
-            found = trusted_levels(found, trusted)
-        return fused(found, baseline, settings)
+        leave_out = LeaveOut.of(settings, baseline, len(neighbours[0]), trusted)
+        if leave_out:
+            left = match_in_steps(query, neighbours, search, leave_out, kept)
+        else:
+            left = Left(match_levels(query, neighbours, search, settings.is_relative, kept))
+        return fused_left(left, baseline, settings, trusted)
     own, others = scaled(query, scales), scaled(neighbours, scales)
     # What has the checksum it was stored with is finite, as it was then.
     sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
@@ -108,6 +113,28 @@ def match_levels(
         replace(one, spacing=spacing(level, one.matches[:, :, 0], device=options.device))
         for one, level in zip(matches, neighbours, strict=True)
     ]
+
+
+def match_in_steps(
+    query: Sequence[Array], neighbours: Sequence[Any], options: SearchOptions, leave_out: LeaveOut,
+    kept: Sequence[KeptLevel] | None = None,
+) -> Left:  # fmt: skip
+    """Search as match_levels does, leave neighbours out, and measure the spacing of what is left."""
+    from ..system.threads import in_one_thread  # here, as it takes torch
+
+    wanted = replace(options, kappa=leave_out.kappa + leave_out.most)
+    matches, spacing = search_in_steps(query, neighbours, wanted, not options.verify_reads, kept)
+    left = in_one_thread(leave_out, [LevelMatches(*as_arrays(one)) for one in matches])
+    return left.spaced(as_arrays(spacing([one.matches for one in left.levels])), leave_out.kappa)
+
+
+def fused_left(left: Left, baseline: Baseline | None, settings: Settings, trusted: NDArray[np.bool_] | None) -> Matched:
+    """Make one map of what is left of levels that were searched apart; see `fused` and `trusting`."""
+    levels = left.levels if trusted is None else trusted_levels(left.levels, trusted)
+    found = fused(levels, baseline, settings)
+    if not left.neighbours:
+        return found
+    return replace(found, sq_distances=found.sq_distances * np.float32(left.scale), left_out=left.neighbours)
 
 
 def trusted_levels(levels: Sequence[LevelMatches], trusted: NDArray[np.bool_]) -> list[LevelMatches]:

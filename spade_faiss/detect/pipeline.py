@@ -321,7 +321,7 @@ class Pipeline:
             region, seconds = self._view.region(size), query.watch.seconds
             return Detection(
                 image_score, scores, region, neighbours, sq_distances, matches, seconds, query.path, judgement,
-                levels=matched.levels,
+                levels=matched.levels, left_out=matched.left_out,
             )  # fmt: skip
         mosaic = mosaics.get(query.position) or Mosaic(self._tiling, query.image_size)
         mosaics[query.position] = mosaic

@@ -13,7 +13,14 @@ from .level_matches import POWERS
 SEARCH = ("k", "kappa", "k_score", "nprobe", "level_weights")  # what scores depend on, of SearchOptions
 SCORE = ("image_score", "positions", "sigma")  # ... and of ScoreOptions
 # What releases before these options did: settings name them only if they differ.
-EARLIER = {"matching": "concatenated", "metric": "l2", "window": "all", "distinct": False, "tile_places": "any"}
+EARLIER = {
+    "matching": "concatenated",
+    "metric": "l2",
+    "window": "all",
+    "distinct": False,
+    "leave_out": 0,
+    "tile_places": "any",
+}
 EARLIER_SCORE = {"fusion": "mean", "truncate": 4.0}
 
 
@@ -64,6 +71,8 @@ class Settings:
         search, score, largest = self.search, self.score, max(max(grid) for grid in grids)
         apart, is_relative, fusion = search.matching == "by_level", self.is_relative, f"fusion={score.fusion!r}"
         spread, cosine = search.level_weights == "spread", search.metric == "cosine"
+        left_out = bool(search.leave_out)
+        together_with = f"goes with fusion='harmonic_squares' or another that is relative, found {score.fusion!r}"
         equal = "goes with level_weights='equal', found 'spread': give level_weights='equal'"
         together = "goes with matching='by_level', found 'concatenated'"
         rules = [
@@ -76,6 +85,9 @@ class Settings:
                 f"metric='cosine' goes with levels of one grid, found {grids}: give matching='by_level'",
             ),
             (search.distinct and not apart, f"distinct=True {together}: give distinct=False"),
+            (left_out and not apart, f"leave_out {together}: give leave_out=0"),
+            (left_out and not search.distinct, "leave_out goes with distinct=True, found False: give leave_out=0"),
+            (left_out and not is_relative, f"leave_out {together_with}: give leave_out=0"),
         ]  # fmt: skip
         for name, expected in (("window", "all"), ("engine", "auto"), ("metric", "l2")):
             found = getattr(search, name)

@@ -94,13 +94,14 @@ class CardMaker:
             {"key": key, "sq_distance": sq_distance, "shown": thumbnails[key]}
             for key, sq_distance in zip(neighbours.keys[:NEAREST], neighbours.sq_distances[:NEAREST], strict=True)
         ]
+        left_out = [neighbours.keys[at] for at in detection.left_out]
         image = fit(pixels, PICTURE)
         if mask is not None:
             image = outline(image, fit_mask(mask, PICTURE), colour=TRUTH)
         return template("card.html").render(
             row=row, figures=_figures(row, detection), image=Picture.of(image), map=self._map(pixels, detection),
             truth=mask is not None and bool(mask.any()), outlined=bool(detection.regions),
-            pins=[self._pin(one, detection) for one in found], nearest=nearest,
+            pins=[self._pin(one, detection) for one in found], nearest=nearest, left_out=left_out,
             why=[self._why(number, one, pixels, detection, patches) for number, one in enumerate(found, start=1)],
         )  # fmt: skip
 

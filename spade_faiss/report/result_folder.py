@@ -51,6 +51,7 @@ def as_json(source: ImageFile, detection: Detection) -> dict[str, Any]:
             {"key": key, "sq_distance": float(sq_distance)}
             for key, sq_distance in zip(neighbours.keys, neighbours.sq_distances, strict=True)
         ],
+        **({"left_out": [neighbours.keys[at] for at in detection.left_out]} if detection.left_out else {}),
         **_judged(detection),
         **({"missing": list(detection.missing)} if detection.missing else {}),
         "seconds": {stage: round(seconds, 6) for stage, seconds in detection.seconds.items()},

@@ -16,7 +16,8 @@ IMAGE_SCORES = {
 }
 
 
-UNUSUAL = ("matching", "metric", "window", "distinct", "fusion", "truncate")  # settings that are named if they differ
+# Settings that are named if they differ.
+UNUSUAL = ("matching", "metric", "window", "distinct", "leave_out", "fusion", "truncate")
 
 
 @dataclass(frozen=True)

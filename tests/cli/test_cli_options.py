@@ -19,7 +19,7 @@ from spade_faiss.cli import flags as typed
 from spade_faiss.cli.flags import changed, flag, takes
 from spade_faiss.cli.main import cli
 from spade_faiss.cli.messages import OPTIONS, with_options
-from spade_faiss.cli.options import SearchFlags
+from spade_faiss.cli.search_flags import SearchFlags
 from tests.helpers.command_line import Spade
 from tests.helpers.images import make_images
 
@@ -70,14 +70,14 @@ def test_every_search_option_arrives() -> None:
         "k": 3, "kappa": 2, "k_score": 4, "nprobe": 5, "level_weights": "spread", "engine": "flat", "block_mib": 6,
         "cache_mib": 7, "device_cache_mib": 8, "no_verify": True, "image_score": "map", "positions": "damped",
         "sigma": 1.5, "tile_places": "same", "matching": "by_level", "metric": "cosine", "window": 2, "distinct": True,
-        "fusion": "relative", "truncate": 3.0,
+        "leave_out": 0.2, "fusion": "relative", "truncate": 3.0,
     }  # fmt: skip
     assert set(given) == {field.name for field in dataclasses.fields(SearchFlags)}
     flags = SearchFlags(**given)
     assert flags.search_options("cpu") == sf.SearchOptions(
         k=3, kappa=2, k_score=4, nprobe=5, level_weights="spread", engine="flat", block_bytes=6 * 2**20, device="cpu",
         cache_bytes=7 * 2**20, device_cache_bytes=8 * 2**20, verify_reads=False,
-        tile_places="same", matching="by_level", metric="cosine", window=2, distinct=True,
+        tile_places="same", matching="by_level", metric="cosine", window=2, distinct=True, leave_out=0.2,
     )  # fmt: skip
     assert flags.score_options() == sf.ScoreOptions(
         image_score="map", positions="damped", sigma=1.5, fusion="relative", truncate=3.0

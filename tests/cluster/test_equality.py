@@ -22,6 +22,7 @@ SPEC = sf.ExtractorSpec(
 )
 RECIPES = {
     "relative": (sf.RECIPES["relative"].search, sf.RECIPES["relative"].score),
+    "wary": (dataclasses.replace(sf.RECIPES["wary"].search, leave_out=0.3), sf.RECIPES["wary"].score),
     "robust": (sf.RECIPES["robust"].search, sf.RECIPES["robust"].score),
     "paper": (sf.RECIPES["paper"].search, sf.RECIPES["paper"].score),
     "rad": (sf.RECIPES["rad"].search, sf.RECIPES["rad"].score),

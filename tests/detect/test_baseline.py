@@ -164,7 +164,9 @@ def test_recipes_fill_in_what_is_not_given(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_names_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(sf.OptionError, match="expected paper or robust or relative or sharp or rad, found 'secret'"):
+    with pytest.raises(
+        sf.OptionError, match="expected paper or robust or relative or sharp or wary or rad, found 'secret'"
+    ):
         sf.Gallery.create(tmp_path / "g", sf.load_extractor("toy").spec, recipe="secret")
     assert not (tmp_path / "g").exists()
 

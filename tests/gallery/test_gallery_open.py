@@ -48,7 +48,9 @@ def test_one_line_names_both_values(tmp_path: Path, toy: sf.Extractor) -> None:
         sf.Gallery.open_or_create(path, toy.spec, recipe="robust")
     with pytest.raises(sf.OptionError, match=r"none: expected its own recipe, none, found robust$"):
         sf.Gallery.open_or_create(tmp_path / "none", toy.spec, recipe="robust")
-    with pytest.raises(sf.OptionError, match="expected paper or robust or relative or sharp or rad, found 'bogus'"):
+    with pytest.raises(
+        sf.OptionError, match="expected paper or robust or relative or sharp or wary or rad, found 'bogus'"
+    ):
         sf.Gallery.open_or_create(path, toy.spec, recipe="bogus")
     with pytest.raises(sf.OptionError, match=f"^{path}: expected patches as it has them, stored, found recompute$"):
         sf.Gallery.open_or_create(path, toy.spec, patches="recompute")
@@ -132,7 +134,7 @@ def test_a_recipe_of_a_later_release(tmp_path: Path, toy: sf.Extractor) -> None:
     manifest = Manifest(toy.spec, sf.IndexOptions(), creation.SHARD_BYTES["stored"], recipe="later")
     with pytest.raises(
         sf.GalleryError,
-        match="paper or robust or relative or sharp or rad, found 'later'; query it with that release",
+        match="paper or robust or relative or sharp or wary or rad, found 'later'; query it with that release",
     ):
         recipe_of(tmp_path, manifest)
     assert info_of(tmp_path, manifest)["recipe"] == {

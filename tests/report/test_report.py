@@ -17,9 +17,11 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
+from spade_faiss.images.sources import ImageFile
 from spade_faiss.metrics.curves import image_roc
 from spade_faiss.report.colour_scale import Scale
 from spade_faiss.report.report import Report
+from spade_faiss.report.result_folder import as_json
 from spade_faiss.report.run_facts import RunFacts
 from spade_faiss.store.source_images import SourceImages
 from tests.helpers.images import make_images
@@ -239,6 +241,22 @@ def test_without_a_calibration_there_are_no_verdicts(
     assert [text.split()[0] for text in page.texts("h5")] == ["Map's"]
     assert page.texts("h4")[-1] == "What the cell of the map's maximum was matched with"
     assert "pixel threshold" not in " ".join(page.texts("text"))
+
+
+def test_a_card_and_a_line_name_what_was_left_out(
+    detector: sf.Detector, normal: Path, bad: np.ndarray, make: Make
+) -> None:
+    search = sf.SearchOptions(matching="by_level", kappa=1, distinct=True, leave_out=0.25)
+    wary = sf.Detector(detector.gallery, detector.extractor, search, sf.ScoreOptions(fusion="relative"))
+    found = wary.query(bad)
+    keys = [found.neighbours.keys[at] for at in found.left_out]
+    assert keys
+    [said] = make(wary, [("bad.png", bad)], normal).texts("p", **{"class": "left-out"})
+    assert said.endswith(f"on a few images: {', '.join(keys)}")
+    source = ImageFile(normal / "bad.png", "bad.png")
+    assert as_json(source, found)["left_out"] == keys
+    assert "left_out" not in as_json(source, detector.query(bad))
+    assert make(detector, [("bad.png", bad)], normal).texts("p", **{"class": "left-out"}) == []
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -91,11 +91,12 @@ def test_another_rate_is_in_force_everywhere(serve: Callable[..., Any], workspac
         assert few.status_code == 422
 
 
-def test_one_press_is_enough(serve: Callable[..., Any], workspace: Path) -> None:
-    """Under the recipe relative too, which averages over 8 neighbours; a query of the command line agrees."""
+@pytest.mark.parametrize("recipe", ["relative", "wary"])
+def test_one_press_is_enough(serve: Callable[..., Any], workspace: Path, recipe: str) -> None:
+    """Under recipes that average over several neighbours, and leave some out; a query of the command line agrees."""
     shutil.rmtree(workspace / "tiles.gallery")
     toy = sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=4))
-    with sf.Gallery.create(workspace / "tiles.gallery", toy.spec, recipe="relative") as gallery:
+    with sf.Gallery.create(workspace / "tiles.gallery", toy.spec, recipe=recipe) as gallery:
         gallery.add_images(workspace / "normal", toy)
         sf.calibrate(sf.Detector(gallery, toy), 0.1).write(gallery.path)
     alarm, other = plain("red", "yellow"), plain("blue", "cyan")

@@ -82,7 +82,7 @@ def test_a_recipe_of_a_later_release_is_no_damage(toy_gallery: sf.Gallery, toy: 
             assert type(caught.value) is sf.GalleryError
             assert str(caught.value) == (
                 f"{path}: made by a later release (spade-faiss 9.0): expected recipe paper or robust or relative or "
-                "sharp or rad, found 'ornate'; query it with that release"
+                "sharp or wary or rad, found 'ornate'; query it with that release"
             )
     assert Manifest.read(path).recipe == "ornate"  # a commit keeps it
 
