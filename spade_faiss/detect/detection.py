@@ -37,6 +37,7 @@ class TileMatches:
     neighbours: Neighbours
     sq_distances: NDArray[np.float32]  # (h, w, kappa); see Detection
     matches: NDArray[np.int32]  # (h, w, kappa, 3)
+    left_out: tuple[int, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,7 +63,7 @@ class Detection:
         path: where the image came from, if it was a path.
         judgement: verdict, p-value and regions, if the gallery is calibrated.
         tiles: of an image that was cut into tiles, each with its own neighbours and matches. `image_score` is then
-            that of the highest tile, whose neighbours, distances and matches are those above.
+            that of the highest tile, whose neighbours, distances, matches and left_out are those above and below.
         levels: each level's own distances and matches, where levels are searched apart (matching "by_level") in an
             image that is seen whole. `sq_distances` is then what fusion made of them, (h, w, 1), and `matches` are the
             nearest of the level that scores highest at each cell.
@@ -122,7 +123,7 @@ class Detection:
     def searched_tiles(self) -> list[TileMatches]:
         """The tiles whose patches were searched; of an image that is no larger than a tile, all of it."""
         height, width = self.anomaly_map.shape
-        whole = TileMatches((0, 0, width, height), self.neighbours, self.sq_distances, self.matches)
+        whole = TileMatches((0, 0, width, height), self.neighbours, self.sq_distances, self.matches, self.left_out)
         return [tile for tile in self.tiles or (whole,) if tile.sq_distances.shape[2]]
 
     @property

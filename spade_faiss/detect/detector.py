@@ -28,7 +28,7 @@ from .detection import Detection
 from .measure_baseline import measure
 from .pipeline import Pipeline
 from .query import AnyImage
-from .settings import Settings
+from .settings import UNNAMED, Settings
 
 
 class Detector:
@@ -154,7 +154,8 @@ class Detector:
         if found.settings != self.settings():
             own = self.settings()
             names = [name for name in {**own, **found.settings} if own.get(name) != found.settings.get(name)]
-            theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in names) for of in (found.settings, own))
+            named = (UNNAMED | found.settings, UNNAMED | own)
+            theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in names) for of in named)
             self._tell(f"no verdicts: {self.gallery.path} was calibrated for {theirs}, not {ours}; calibrate again")
             return None
         if found.generation != self.gallery.generation:

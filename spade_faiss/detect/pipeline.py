@@ -325,7 +325,7 @@ class Pipeline:
             )  # fmt: skip
         mosaic = mosaics.get(query.position) or Mosaic(self._tiling, query.image_size)
         mosaics[query.position] = mosaic
-        found = TileMatches(query.box, neighbours, sq_distances, matches)
+        found = TileMatches(query.box, neighbours, sq_distances, matches, matched.left_out)
         mosaic.add(query.tile, ScoredTile(found, image_score, peak), scores, query.watch.seconds)
         return self._whole(mosaics.pop(query.position), query) if mosaic.is_whole else None
 
@@ -338,7 +338,7 @@ class Pipeline:
         neighbours, sq_distances, matches = highest.found.neighbours, highest.found.sq_distances, highest.found.matches
         return Detection(
             highest.image_score, mosaic.anomaly_map, mosaic.region, neighbours, sq_distances, matches, seconds,
-            query.path, judgement, tuple(tiles),
+            query.path, judgement, tuple(tiles), left_out=highest.found.left_out,
         )  # fmt: skip
 
     def _judge(self, query: Query, image_score: float, peak: float, scores: NDArray[np.float32]) -> Judgement | None:

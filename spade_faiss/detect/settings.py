@@ -22,6 +22,7 @@ EARLIER = {
     "tile_places": "any",
 }
 EARLIER_SCORE = {"fusion": "mean", "truncate": 4.0}
+UNNAMED: dict[str, Any] = EARLIER | EARLIER_SCORE
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Settings:
         """
         recipe = recipe or RECIPES["paper"]
         # What a calibration does not name is what it was before there was that option.
-        known = EARLIER | EARLIER_SCORE | calibrated if calibrated else {}
+        known = UNNAMED | calibrated if calibrated else {}
         filled_search = _filled(search, known, replace(recipe.search, k=None))
         filled_search = filled(filled_search, {"kappa": 1, **EARLIER})
         if filled_search.distinct and filled_search.k:  # each neighbour gives one match

@@ -203,8 +203,10 @@ def test_a_calibration_holds_for_its_share_only(tmp_path: Path) -> None:
     again = sf.Detector(detector.gallery, detector.extractor)
     assert again.settings()["leave_out"] == 0.34
     assert again.query(image).verdict is not None
-    with pytest.warns(UserWarning, match="no verdicts"):
+    with pytest.warns(UserWarning, match=r"calibrated for leave_out 0\.34, not leave_out 0\.1; calibrate again"):
         sf.Detector(detector.gallery, detector.extractor, sf.SearchOptions(leave_out=0.1))
+    with pytest.warns(UserWarning, match=r"calibrated for leave_out 0\.34, not leave_out 0; calibrate again"):
+        sf.Detector(detector.gallery, detector.extractor, sf.SearchOptions(leave_out=0))
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.51, 1, 2, True, False, "0.1", float("nan"), float("inf")])

@@ -376,3 +376,14 @@ def test_places_take_tiles(tmp_path: Path, normal: Path) -> None:
         sf.Detector(gallery, extractor, sf.SearchOptions(tile_places="same"))
     with pytest.raises(sf.OptionError, match="tile_places: expected any or same, found 'here'"):
         sf.SearchOptions(tile_places="here")  # type: ignore[arg-type]
+
+
+def test_neighbours_are_left_out_tile_by_tile(tiled: sf.Gallery, queries: list[Path]) -> None:
+    """Those that an image names are the highest tile's, as its neighbours are."""
+    search = sf.SearchOptions(k=8, matching="by_level", kappa=1, distinct=True, leave_out=0.25)
+    detector = sf.Detector(tiled, sf.load_extractor("toy", options=TILED), search, sf.RECIPES["wary"].score)
+    for detection in detector.stream(queries):
+        assert all(tile.left_out for tile in detection.searched_tiles)
+        [highest] = [tile for tile in detection.searched_tiles if tile.matches is detection.matches]
+        assert highest.left_out == detection.left_out
+        assert highest.neighbours.keys == detection.neighbours.keys
