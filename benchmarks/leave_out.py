@@ -9,8 +9,6 @@ defects among the normal images in an audit, the first being the most suspicious
 
 from __future__ import annotations
 
-import argparse
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +16,11 @@ from typing import Any
 from unittest.mock import patch
 
 from common import RESULTS, save
-from quality import judged, limited, temporary_gallery
-from quality_stats import families_of, family_rule
-from relative import over_families
+from quality import judged, temporary_gallery
+from relative import arguments, draws_of, rows_of, table
 
 import spade_faiss as sf
-from spade_faiss.datasets import draw, open_dataset
+from spade_faiss.datasets import open_dataset
 from spade_faiss.datasets.category import Category
 from spade_faiss.detect import leave_out
 from spade_faiss.options import SearchOptions
@@ -87,44 +84,22 @@ def audited(category: Category, extractor: sf.Extractor, normal: set[Path]) -> I
 
 def main() -> None:
     """Measure every variant on every set, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", nargs="+", type=Path, help="labelled sets; masks are optional")
-    parser.add_argument("--shots", type=int, default=30, help="normal images, at most")
-    parser.add_argument("--draws", type=int, default=2, help="draws of the normal images, with seeds from 0 on")
-    parser.add_argument("--limit-test", type=int, default=40, help="test images of a set, at most")
-    parser.add_argument("--family", type=family_rule, action="append", default=[], metavar="REGEX=NAME")
-    args = parser.parse_args()
+    args = arguments(__doc__, shots=30, draws=2, limit_test=40)
     rows: list[dict[str, Any]] = []
     audits = list[str]()
     extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
     for category in [one for path in args.dataset for one in open_dataset(path)]:
-        for seed, contaminate in itertools.product(range(args.draws), (None, 0.05)):
-            drawn = draw(category, min(args.shots, len(category.normal)), contaminate, seed)
-            drawn = replace(drawn, test=limited(drawn, args.limit_test, 0))
-            for name, auroc, ap in figures(drawn, extractor):
-                rows.append({"set": category.name, "contaminate": contaminate or 0, "seed": seed, "variant": name})
-                rows[-1] |= {"image_AUROC": auroc, "pixel_AP": ap}
-            if contaminate:
+        for facts, drawn in draws_of(category, args):
+            rows += rows_of(facts, figures(drawn, extractor))
+            if facts["contaminate"]:
                 found = audited(drawn, extractor, {image.path for image in category.normal})
                 places = [", ".join(map(str, one)) for one in found]
                 audits.append(f"| {category.name}, {len(drawn.normal)} images | {' | '.join(places)} |")
-            print(category.name, contaminate, rows[-len(VARIANTS) + 1], flush=True)
-    families = families_of([row["set"] for row in rows], args.family)
-    lines = [
-        "| variant | image AUROC | pixel AP | with 5 % defects: image AUROC | pixel AP |",
-        "| --- | --: | --: | --: | --: |",
-    ]
-    for variant in VARIANTS:
-        own = [row for row in rows if row["variant"] == variant.name]
-        cells = [
-            over_families([row for row in own if row["contaminate"] == share], families, what)
-            for share in (0, 0.05)
-            for what in ("image_AUROC", "pixel_AP")
-        ]
-        lines.append(f"| {variant.name} | {' | '.join(map(str, cells))} |")
+            print(rows[-len(VARIANTS) + 1], flush=True)
+    lines = table(rows, args.family)
     lines += ["", "| places of the defects in an audit | `sharp` | `wary` |", "| --- | --- | --- |", *audits]
-    facts = {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test}
-    save("leave_out", facts | {"rows": rows, "audits": audits})
+    asked = {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test}
+    save("leave_out", asked | {"rows": rows, "audits": audits})
     (RESULTS / "leave_out.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -177,39 +177,60 @@ def over_families(rows: list[dict[str, Any]], families: dict[str, str], what: st
     return round(100 * float(np.mean(means)), 1)
 
 
-def main() -> None:
-    """Measure every variant on every set, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None, shots: int, draws: int, limit_test: int) -> argparse.Namespace:
+    """Parse the command line of a benchmark of variants, whose defaults these are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="+", help="labelled sets; masks are optional")
-    parser.add_argument("--shots", type=int, default=100, help="normal images, at most")
-    parser.add_argument("--draws", type=int, default=1, help="draws of the normal images, with seeds from 0 on")
-    parser.add_argument("--limit-test", type=int, default=24, help="test images of a set, at most")
+    parser.add_argument("--shots", type=int, default=shots, help="normal images, at most")
+    parser.add_argument("--draws", type=int, default=draws, help="draws of the normal images, with seeds from 0 on")
+    parser.add_argument("--limit-test", type=int, default=limit_test, help="test images of a set, at most")
     parser.add_argument("--family", type=family_rule, action="append", default=[], metavar="REGEX=NAME")
-    args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
-    for category in [one for path in args.dataset for one in open_dataset(path)]:
-        bank, shots = Bank(extractor), min(args.shots, len(category.normal))
-        for seed, contaminate in itertools.product(range(args.draws), (None, 0.05)):
-            drawn = draw(category, shots, contaminate, seed)
-            drawn = replace(drawn, test=limited(drawn, args.limit_test, 0))
-            for name, auroc, ap in figures(drawn, bank):
-                rows.append({"set": category.name, "contaminate": contaminate or 0, "seed": seed, "variant": name})
-                rows[-1] |= {"image_AUROC": auroc, "pixel_AP": ap}
-            print(category.name, contaminate, rows[-len(VARIANTS)], flush=True)
-    families = families_of([row["set"] for row in rows], args.family)
+    return parser.parse_args()
+
+
+def draws_of(category: Category, args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Category]]:
+    """Yield draws of a set's normal images, clean and with defects, each with the facts of its rows."""
+    for seed, contaminate in itertools.product(range(args.draws), (None, 0.05)):
+        drawn = draw(category, min(args.shots, len(category.normal)), contaminate, seed)
+        facts = {"set": category.name, "contaminate": contaminate or 0, "seed": seed}
+        yield facts, replace(drawn, test=limited(drawn, args.limit_test, 0))
+
+
+def rows_of(facts: dict[str, Any], found: Iterator[tuple[str, float, float | None]]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each variant's name, image AUROC and pixel AP on a draw."""
+    for name, auroc, ap in found:
+        yield facts | {"variant": name, "image_AUROC": auroc, "pixel_AP": ap}
+
+
+def table(rows: list[dict[str, Any]], rules: list[Any]) -> list[str]:
+    """Return lines of Markdown: the variants' means over families."""
+    families = families_of([row["set"] for row in rows], rules)
     lines = [
         "| variant | image AUROC | pixel AP | with 5 % defects: image AUROC | pixel AP |",
         "| --- | --: | --: | --: | --: |",
     ]
-    for variant in VARIANTS:
-        own = [row for row in rows if row["variant"] == variant.name]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
         cells = [
             over_families([row for row in own if row["contaminate"] == share], families, what)
             for share in (0, 0.05)
             for what in ("image_AUROC", "pixel_AP")
         ]
-        lines.append(f"| {variant.name} | {' | '.join(map(str, cells))} |")
+        lines.append(f"| {variant} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def main() -> None:
+    """Measure every variant on every set, and write the table."""
+    args = arguments(__doc__, shots=100, draws=1, limit_test=24)
+    rows: list[dict[str, Any]] = []
+    extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
+    for category in [one for path in args.dataset for one in open_dataset(path)]:
+        bank = Bank(extractor)
+        for facts, drawn in draws_of(category, args):
+            rows += rows_of(facts, figures(drawn, bank))
+            print(rows[-len(VARIANTS)], flush=True)
+    lines = table(rows, args.family)
     save("relative", {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test, "rows": rows})
     (RESULTS / "relative.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

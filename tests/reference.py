@@ -269,7 +269,7 @@ def left_out(
             total += np.minimum(there, np.sort(there)[min(kappa + most, len(there)) - 1]) / low / typical**2
         sets.append(sorted(int(one) for one in may_go[np.argsort(total[may_go], kind="stable")[:most]]))
     one_by_one, among = list[int](), sorted({one for some in sets for one in some})
-    while len(one_by_one) < most:  # as long as the top rises
+    while len(one_by_one) < most:  # as long as the top does not fall
         rises = {one: rise([*one_by_one, one]) for one in among if one not in one_by_one}
         best = max([*rises.values(), rise(one_by_one)]) * (1 - tie)
         as_good = [one for one in rises if rises[one] >= best]

@@ -105,11 +105,11 @@ class LeaveOut:
         return Left([_put_last(level, chosen) for level in found], tuple(chosen), float(before / after))
 
     def _one_by_one(self, levels: Sequence[_Nearest], candidates: Sequence[int]) -> list[int]:
-        """Choose among some neighbours as long as the top rises."""
+        """Choose among some neighbours as long as the top does not fall."""
         stay, chosen = list(candidates), list[int]()
         while stay and len(chosen) < self.most:
             worst = _highest(self._maps([self._without_each(level, stay) for level in levels], levels))
-            if worst == len(stay):  # nothing rises
+            if worst == len(stay):  # it falls without any of them
                 break
             chosen.append(stay.pop(worst))
             levels = [level.without(chosen[-1]) for level in levels]

@@ -78,11 +78,11 @@ def test_what_only_two_neighbours_have_is_no_excuse() -> None:
     found = nearest(distances_of(0, 20), 5)
     left = LeaveOut(stats, -2, 3, 2, np.zeros(20, np.bool_))(found)
     assert set(left.neighbours) == {18, 19}
-    assert left.scale == pytest.approx(1, abs=0.6)
+    assert 0.4 < left.scale < 1  # a little of the rise is everywhere
 
 
-def test_nothing_is_left_out_where_nothing_rises() -> None:
-    """Of an image that is equally far from all."""
+def test_where_nothing_rises_it_makes_no_difference() -> None:
+    """To an image that is equally far from all."""
     level = np.ones((12, 20, 20), np.float32)
     level[:, :5] = 4
     one = LevelStats(1.0, 2.0)
