@@ -192,6 +192,7 @@ def _evaluate_given(
 ) -> Evaluation:
     """Do as evaluate for images that an iterable gives."""
     tally, given = _Tally("images", options, masks=True), GivenSamples(samples, options.ignore_label)
+    masked, ignoring = 0, False
     result, notes, digests = tally.result, list[str](), dict[str, str]()
     skipped = result.skipped_images if options.skip_bad_images else None
     for image, detection in query_given(detector, given.images(), skipped, progress, notes):
@@ -204,10 +205,13 @@ def _evaluate_given(
             if not options.skip_bad_masks:
                 raise
             result.skipped_masks.append(Skipped(image.file.path, str(error)))
+        if mask is not None and marks is not None:
+            masked, ignoring = masked + 1, ignoring or bool(np.any(marks.ignored))
         tally.add(name, anomalous, detection, marks)
     result.in_gallery = _in_gallery(detector.gallery, result.category, digests, "training images")
     for note in notes:
         warnings.warn(note, stacklevel=3)
+    _warn_of_label(masked, ignoring, options)
     return tally.close(bool(given.masked))
 
 
@@ -251,7 +255,19 @@ def check_categories(
         raise ImageError("; ".join(problems))
     for category, checked in zip(categories, checks, strict=True):
         _warn_of_masks(category, checked, options)
+    masked = sum(sample.mask is not None for category in categories for sample in category.test)
+    _warn_of_label(masked, any(checked.ignoring for checked in checks), options)
     return checks
+
+
+def _warn_of_label(masked: int, ignoring: bool, options: EvaluationOptions) -> None:
+    """Warn if a label is to be ignored that none of the masks has."""
+    if masked and not ignoring and options.ignore_label is not None:
+        warnings.warn(
+            f"ignore_label={options.ignore_label}: expected masks with pixels of this value, found none in {masked} "
+            "masks: nothing is ignored; is it another value?",
+            stacklevel=4,
+        )
 
 
 def _warn_of_masks(category: Category, checked: Checked, options: EvaluationOptions) -> None:

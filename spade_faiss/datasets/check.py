@@ -26,7 +26,8 @@ class Checked:
     bad_images: dict[str, str] = field(default_factory=dict)  # why an image cannot be read
     bad_masks: dict[str, str] = field(default_factory=dict)  # why a mask does not fit
     nearly_all: list[str] = field(default_factory=list)  # whose mask marks nearly all pixels
-    only_ignored: list[str] = field(default_factory=list)  # whose mask marks nothing once a label is ignored
+    ignoring: list[str] = field(default_factory=list)  # whose mask has pixels of the label that is ignored
+    only_ignored: list[str] = field(default_factory=list)  # of these, whose mask marks nothing else
     two_valued: list[str] = field(default_factory=list)  # images of two values, as masks have; none if most are so
 
 
@@ -38,6 +39,7 @@ class _Look:
     image_error: str = ""
     mask_error: str = ""
     marked: float = 0.0  # share of the pixels
+    ignoring: bool = False
     only_ignored: bool = False
     two_valued: bool = False
 
@@ -68,6 +70,7 @@ def check_category(
             checked.bad_masks[sample.key] = one.mask_error
         for found, keys in (
             (one.marked > NEARLY_ALL, checked.nearly_all),
+            (one.ignoring, checked.ignoring),
             (one.only_ignored, checked.only_ignored),
             (one.two_valued, checked.two_valued),
         ):
@@ -91,8 +94,9 @@ def _look(category: Category, sample: Sample, digest_of: Callable[[bytes], str],
         marks = category.marks_of(sample, pixels.shape[:2], ignore_label)
     except ImageError as error:
         return _Look(digest, mask_error=str(error), two_valued=two_valued)
-    emptied = marks.ignored is not None and bool(marks.ignored.any()) and not marks.anomalous.any()
-    return _Look(digest, marked=float(marks.anomalous.mean()), only_ignored=emptied, two_valued=two_valued)
+    share, ignoring = float(marks.anomalous.mean()), marks.ignored is not None and bool(marks.ignored.any())
+    only_ignored = ignoring and not marks.anomalous.any()
+    return _Look(digest, marked=share, ignoring=ignoring, only_ignored=only_ignored, two_valued=two_valued)
 
 
 def _has_two_values(pixels: Pixels) -> bool:

@@ -74,6 +74,8 @@ def test_at_a_fixed_size_and_with_an_ignored_label(
     found = evaluate(detector, labelled(), EvaluationOptions(ignore_label=255))
     assert found.metrics["pixel_AUROC"] is not None
     assert found.metrics["pixel_AUROC"] != whole["pixel_AUROC"]
+    with pytest.warns(UserWarning, match="ignore_label=9: expected masks with pixels of this value, found none in"):
+        evaluate(detector, labelled(), EvaluationOptions(ignore_label=9))
 
 
 def test_without_masks_there_are_image_metrics(
