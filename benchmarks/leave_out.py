@@ -36,6 +36,7 @@ class Variant:
     search: SearchOptions = RECIPE.search
     places: int = leave_out.PLACES
     one_by_one: bool = True
+    rarity: float | None = None  # of what is left out; None: as the recipe has it
 
 
 SHARP = Variant("`sharp`: none", replace(RECIPE.search, leave_out=0))
@@ -49,6 +50,8 @@ VARIANTS = [
     Variant("of 64 places", places=64),
     Variant("what is nearest at 16 places alone", one_by_one=False),
     Variant("what is nearest at one place", one_by_one=False, places=1),
+    Variant("the spacing of the matches that stay", rarity=1),
+    Variant("the spacing of the matches that are left out", rarity=0),
     Variant("a tenth, one neighbour for a distance", replace(RECIPE.search, kappa=1)),
     Variant("a tenth, two neighbours", replace(RECIPE.search, kappa=2)),
     Variant("a tenth, five neighbours", replace(RECIPE.search, kappa=5)),
@@ -59,10 +62,13 @@ def figures(category: Category, extractor: sf.Extractor) -> Iterator[tuple[str, 
     """Yield each variant's name, image AUROC and pixel AP on a set."""
     with temporary_gallery(category, extractor, RECIPE.name) as gallery:
         for variant in VARIANTS:
-            one_by_one = leave_out.LeaveOut._one_by_one if variant.one_by_one else lambda *_: []
+            of_recipe, rarity = leave_out.LeaveOut, variant.rarity
+            one_by_one = of_recipe._one_by_one if variant.one_by_one else lambda *_: []
+            rank = of_recipe._rarity if rarity is None else lambda *_, rarity=rarity: rarity
             with (
                 patch.object(leave_out, "PLACES", variant.places),
-                patch.object(leave_out.LeaveOut, "_one_by_one", one_by_one),
+                patch.object(of_recipe, "_one_by_one", one_by_one),
+                patch.object(of_recipe, "_rarity", rank),
             ):
                 detector = sf.Detector(gallery, extractor, variant.search, RECIPE.score)
                 found = detector.stream(sample.path for sample in category.test)

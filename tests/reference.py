@@ -220,7 +220,7 @@ def left_out(
     trusted: Sequence[int] = (),
     places: int = 16,
     tie: float = 1e-4,
-) -> tuple[list[int], float]:
+) -> tuple[list[int], float, float]:
     """Choose the neighbours without which the top of a map is the highest against its mean, among some sets.
 
     Args:
@@ -237,7 +237,8 @@ def left_out(
         tie: share of a rise by which others are as good; then the first is taken.
 
     Returns:
-        the neighbours, and the mean of the map with all of them over its mean with those that stay.
+        the neighbours, the mean of the map with all of them over its mean with those that stay, and how much its top
+        rises against its mean.
     """
     every = np.arange(len(distances[0]))
     may_go = np.setdiff1d(every, trusted)
@@ -269,18 +270,23 @@ def left_out(
             total += np.minimum(there, np.sort(there)[min(kappa + most, len(there)) - 1]) / low / typical**2
         sets.append(sorted(int(one) for one in may_go[np.argsort(total[may_go], kind="stable")[:most]]))
     one_by_one, among = list[int](), sorted({one for some in sets for one in some})
-    while len(one_by_one) < most:  # as long as the top does not fall
+    while len(one_by_one) < most:  # as long as the top rises
         rises = {one: rise([*one_by_one, one]) for one in among if one not in one_by_one}
         best = max([*rises.values(), rise(one_by_one)]) * (1 - tie)
-        as_good = [one for one in rises if rises[one] >= best]
-        if not as_good:
+        if rise(one_by_one) >= best:
             break
-        one_by_one.append(as_good[0])
-    sets = [one_by_one, *sets, []]
+        one_by_one.append(next(one for one in rises if rises[one] >= best))
+    sets = [[], one_by_one, *sets]
     best = max(rise(one) for one in sets) * (1 - tie)
     chosen = next(one for one in sets if rise(one) >= best)
     with_all, with_the_others = without(lambda *_: []), without(lambda *_: chosen)
-    return chosen, float(with_all.mean() / with_the_others.mean())
+    return chosen, float(with_all.mean() / with_the_others.mean()), rise(chosen) / rise([])
+
+
+def rarity(rise: float, rises: Sequence[float], tie: float = 1e-4) -> float:
+    """From the share of normal images whose maps rise no more: half or less give 0, all of them 1, as none at all."""
+    share = float(np.mean([other <= rise * (1 + tie) for other in rises])) if rises else 1.0
+    return max(0.0, 2 * share - 1)
 
 
 def top_score(values: Array) -> float:

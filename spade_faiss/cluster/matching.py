@@ -94,8 +94,12 @@ def match_across(
     if spaced:
         # One gallery is centred by the query where it is searched for both at once, else by its first image.
         like = asked if search.distinct else [level[0] for level in _levels(ids[:1], members, search.verify_reads)]
-        spacings = spacings_of(left.levels, shares, members, (like, len(ids), search.device))
-        left = left.spaced(spacings, leave_out.kappa if leave_out else search.kappa or 1)
+        wanted = [[matches] for _, matches in found]
+        if left.rarity:
+            wanted = [[before, level.matches] for [before], level in zip(wanted, left.levels, strict=True)]
+        each = spacings_of([np.stack(one) for one in wanted], shares, members, (like, len(ids), search.device))
+        kappa = leave_out.kappa if leave_out else search.kappa or 1
+        left = left.spaced([one[0] for one in each], [one[-1] for one in each], kappa)
     return fused_left(left, baseline, settings, trusted)
 
 
@@ -153,18 +157,18 @@ def merged(found: Sequence[tuple[Array, Array]], shares: Sequence[Share], kappa:
 
 
 def spacings_of(
-    levels: Sequence[LevelMatches], shares: Sequence[Share], members: Members, wanted: tuple[Any, int, str | None]
+    matches: Sequence[NDArray[np.int32]], shares: Sequence[Share], members: Members, wanted: tuple[Any, int, str | None]
 ) -> list[NDArray[np.float32]]:
     """Measure how close normal patches lie to each other where a query's were matched; see patch_search.spacing.
 
     Args:
-        levels: what was matched.
+        matches: of each level, (..., h, w, m, 3): neighbour, row and column; the first of m count.
         shares: who holds the neighbours.
         members: of the cluster.
         wanted: levels whose means are subtracted, number of neighbours, and the device that they are searched on.
     """
     like, k, device = wanted
-    matched = [MatchedPatches.of(level.matches[:, :, 0], level.matches.shape[:2]) for level in levels]
+    matched = [MatchedPatches.of(each[..., 0, :], each.shape[-4:-2]) for each in matches]
     held = {share.member: [_held(one, share) for one in matched] for share in shares}
     patches = members.gather(
         {share.member: ("patches", share.rows, [one[1:] for one in held[share.member]]) for share in shares}
@@ -178,7 +182,7 @@ def spacings_of(
         together.append(every)
     count, asked = min(NEAREST, k - 1) + 1, members.shared(together)
     search = count, device
-    cells = [np.unique(one.which, return_index=True)[1] for one in matched]  # which patches are near these
+    cells = [np.unique(one.which, return_index=True)[1] % one.size for one in matched]  # which patches are near these
     nearest = members.gather({one.member: ("nearest_patches", asked, one.rows, like, cells, search) for one in shares})
     result = []
     for number, one in enumerate(matched):

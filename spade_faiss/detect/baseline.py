@@ -71,6 +71,7 @@ class Baseline:
     peak: LogStats  # of a normal map's maximum
     mean: LogStats  # of a normal map's mean
     levels: tuple[LevelStats, ...] = ()  # of levels that are searched apart
+    rises: tuple[float, ...] = ()  # ascending, of maps by leaving neighbours out; see LeaveOut
 
     def fits(self, level_shapes: tuple[tuple[int, int, int], ...]) -> bool:
         """Return whether it was measured on levels of these shapes."""
@@ -123,10 +124,10 @@ class Baseline:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        levels = (
-            {"levels": [vars(level) for level in self.levels]} if self.levels else {}
-        )  # as earlier releases write it
-        return levels | {
+        # As earlier releases write it.
+        apart: dict[str, Any] = {"levels": [vars(level) for level in self.levels]} if self.levels else {}
+        apart |= {"rises": self.rises} if self.rises else {}
+        return apart | {
             "keys": sorted(self.keys),
             "level_scales": self.level_scales,
             "total": self.total.tolist(),
@@ -149,8 +150,9 @@ class Baseline:
             LogStats(**values["peak"]),
             LogStats(**values["mean"]),
             tuple(LevelStats(**level) for level in values.get("levels", [])),
+            tuple(sorted(values.get("rises", []))),
         )
-        numbers = [*found.level_scales]
+        numbers = [*found.level_scales, *found.rises]
         for stats in (found.peak, found.mean, *found.levels):
             numbers += vars(stats).values()
         if not all(number > 0 and math.isfinite(number) for number in numbers):

@@ -3,7 +3,8 @@
 Averaging over kappa neighbours guards against a defect in one of them. Where as many as kappa show the same defect, it
 looks normal. So some neighbours are left out of the comparison: those without which the map has the highest top,
 measured against its mean. They are chosen for the whole map, not cell by cell, and so cost little where all are normal:
-different patches of a normal image rest on different neighbours, those of a defect on the few that show it.
+different patches of a normal image rest on different neighbours, those of a defect on the few that show it. How much
+a map may gain is known of normal images, each compared with the others: of these, too, some are normal in a rare way.
 """
 
 from __future__ import annotations
@@ -38,17 +39,36 @@ class Left:
         neighbours: which are left out.
         scale: what the map is multiplied by. Without some neighbours it is higher everywhere; only what rises more
             than that counts.
+        rise: of the map's top against its mean, by leaving them out.
+        rarity: how rare that is among normal images, from 0 to 1.
     """
 
     levels: list[LevelMatches]
     neighbours: tuple[int, ...] = ()
     scale: float = 1.0
+    rise: float = 1.0
+    rarity: float = 0.0
 
-    def spaced(self, spacings: Sequence[NDArray[np.float32]], kappa: int) -> Left:
-        """Return it with the spacing of each level, and the nearest kappa matches of each patch alone."""
+    def moved(self, found: Sequence[LevelMatches]) -> list[NDArray[np.bool_]]:
+        """Return of each level (h, w) which patches had, as they were found, another nearest match."""
+        pairs = zip(found, self.levels, strict=True)
+        return [(one.matches[:, :, 0] != left.matches[:, :, 0]).any(axis=2) for one, left in pairs]
+
+    def spaced(self, before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]], kappa: int) -> Left:
+        """Return it with the spacing of each level, and the nearest kappa matches of each patch alone.
+
+        A patch whose nearest match is left out lies where normal patches lie far apart: it is normal in a rare way, or
+        a defect, which is as rare. The rarer the rise, the less that excuses it.
+
+        Args:
+            before: spacings where the patches were matched before some neighbours were left out.
+            after: spacings where they are matched without them.
+            kappa: number of matches.
+        """
+        weight = np.float32(self.rarity)
         levels = [
-            LevelMatches(one.sq_distances[..., :kappa], one.matches[..., :kappa, :], spacing)
-            for one, spacing in zip(self.levels, spacings, strict=True)
+            LevelMatches(one.sq_distances[..., :kappa], one.matches[..., :kappa, :], old + weight * (new - old))
+            for one, old, new in zip(self.levels, before, after, strict=True)
         ]
         return replace(self, levels=levels)
 
@@ -63,6 +83,7 @@ class LeaveOut:
         kappa: neighbours that a distance is the mean of.
         most: neighbours that are left out.
         trusted: (K,) neighbours that a person has confirmed, which are never left out; see matching.trusting.
+        rises: of the maps of normal images, ascending; none: all rises are rare.
     """
 
     stats: tuple[LevelStats, ...]
@@ -70,6 +91,7 @@ class LeaveOut:
     kappa: int
     most: int
     trusted: NDArray[np.bool_]
+    rises: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -81,7 +103,7 @@ class LeaveOut:
         if not most or baseline is None or not baseline.levels:
             return None
         trusted = np.zeros(k, np.bool_) if trusted is None else trusted
-        return cls(baseline.levels, POWERS[str(settings.score.fusion)], kappa, most, trusted)
+        return cls(baseline.levels, POWERS[str(settings.score.fusion)], kappa, most, trusted, baseline.rises)
 
     def __call__(self, found: Sequence[LevelMatches]) -> Left:
         """Choose the neighbours without which the map's top is the highest against its mean.
@@ -98,20 +120,42 @@ class LeaveOut:
         levels = [_Nearest.of(level) for level in found]
         with np.errstate(over="ignore"):  # of distances near the end of float32; see HUGE
             at_places = self._at_places(levels)
-            sets = [self._one_by_one(levels, sorted(set().union(*at_places))), *at_places, []]
-            chosen = sets[_highest(self._maps(self._without_sets(levels, sets), levels))]
-            before_and_after = [each.astype(np.float64) for each in self._without_sets(levels, [[], chosen])]
-            before, after = self._maps(before_and_after, levels).mean(axis=1)
-        return Left([_put_last(level, chosen) for level in found], tuple(chosen), float(before / after))
+            sets = [[], self._one_by_one(levels, sorted(set().union(*at_places))), *at_places]
+            maps = self._maps(self._without_sets(levels, sets), levels)
+        at = _highest(maps)
+        if not sets[at]:
+            return Left(list(found))
+        (before, after), means = _tops(maps[[0, at]]), maps[[0, at]].mean(axis=1, dtype=np.float64)
+        rise = float(after / before)
+        left = [self._put_last(level, sets[at]) for level in found]
+        return Left(left, tuple(sets[at]), float(means[0] / means[1]), rise, self._rarity(rise))
+
+    def _rarity(self, rise: float) -> float:
+        """Return 0 for what half of normal images have, 1 for what none has; in between by rank."""
+        if not self.rises:
+            return 1.0
+        share = np.searchsorted(self.rises, rise * (1 + TIE), side="right") / len(self.rises)
+        return max(0.0, 2 * float(share) - 1)
+
+    def _put_last(self, level: LevelMatches, neighbours: Sequence[int]) -> LevelMatches:
+        """Move the matches in some neighbours behind all others, where they are among the nearest kappa."""
+        marks = np.isin(np.arange(len(self.trusted)), neighbours)
+        is_out = marks[level.matches[..., 0]]
+        moved = is_out[..., : self.kappa].any(axis=2)
+        order = np.argsort(is_out[moved], axis=1, kind="stable")
+        sq_distances, matches = level.sq_distances.copy(), level.matches.copy()
+        sq_distances[moved] = np.take_along_axis(sq_distances[moved], order, 1)
+        matches[moved] = np.take_along_axis(matches[moved], order[..., None], 1)
+        return replace(level, sq_distances=sq_distances, matches=matches)
 
     def _one_by_one(self, levels: Sequence[_Nearest], candidates: Sequence[int]) -> list[int]:
-        """Choose among some neighbours as long as the top does not fall."""
+        """Choose among some neighbours as long as the top rises."""
         stay, chosen = list(candidates), list[int]()
         while stay and len(chosen) < self.most:
             worst = _highest(self._maps([self._without_each(level, stay) for level in levels], levels))
-            if worst == len(stay):  # it falls without any of them
+            if worst == 0:  # with all of them
                 break
-            chosen.append(stay.pop(worst))
+            chosen.append(stay.pop(worst - 1))
             levels = [level.without(chosen[-1]) for level in levels]
         return chosen
 
@@ -155,11 +199,11 @@ class LeaveOut:
         return mean_of_levels(scores, self.power)
 
     def _without_each(self, level: _Nearest, some: Sequence[int]) -> NDArray[np.float32]:
-        """Return a level's distances without each of n neighbours, and with all, (n + 1, cells)."""
+        """Return a level's distances with all neighbours, and without each of n, (1 + n, cells)."""
         near, at, kappa, cells = level.sq_distances, level.neighbours, self.kappa, np.arange(level.neighbours.shape[1])
         total, trusted = near[:kappa].sum(axis=0), self.trusted[at[:2]]
         places = np.full(len(self.trusted), len(some) + 1)  # the last row is of no use
-        places[some] = np.arange(len(some))
+        places[some] = np.arange(1, len(some) + 1)
         distances = np.empty((len(some) + 2, len(cells)), np.float32)
         distances[:] = np.where(trusted[0], near[0], total / kappa)
         for one in range(kappa):
@@ -206,16 +250,12 @@ class _Nearest:
 
 def _highest(maps: NDArray[np.float32]) -> int:
     """Return which of the maps (n, cells) has the highest top against its mean; of those that TIE, the first."""
+    tops = _tops(maps)
+    return int(np.argmax(tops >= tops.max() * (1 - TIE)))
+
+
+def _tops(maps: NDArray[F]) -> NDArray[F]:
+    """Return the mean of the highest values of each of n maps (n, cells) over the mean of all."""
     count = max(1, int(TOP * maps.shape[1]))
-    rises = np.partition(maps, -count, axis=1)[:, -count:].mean(axis=1) / maps.mean(axis=1)
-    return int(np.argmax(rises >= rises.max() * (1 - TIE)))
-
-
-def _put_last(level: LevelMatches, neighbours: Sequence[int]) -> LevelMatches:
-    """Move the matches in some neighbours behind all others."""
-    order = np.argsort(np.isin(level.matches[..., 0], neighbours), axis=2, kind="stable")
-    return replace(
-        level,
-        sq_distances=np.take_along_axis(level.sq_distances, order, 2),
-        matches=np.take_along_axis(level.matches, order[..., None], 2),
-    )
+    tops: NDArray[F] = np.partition(maps, -count, axis=1)[:, -count:].mean(axis=1) / maps.mean(axis=1)
+    return tops

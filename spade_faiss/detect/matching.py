@@ -42,10 +42,14 @@ class Matched:
         """Return what a query has whose patches are not searched: kappa is 0."""
         return cls(np.empty((*grid, 0), np.float32), np.empty((*grid, 0, 3), np.int32))
 
-    def slim(self) -> Matched:
-        """Return what fusion needs of it: the mean over kappa, and one match."""
+    def slim(self, kappa: int) -> Matched:
+        """Return what fusion needs of it: of each level the mean over the nearest kappa, and one match."""
         levels = (
-            replace(one, sq_distances=one.distances[..., None].astype(np.float32), matches=one.matches[:, :, :1].copy())
+            replace(
+                one,
+                sq_distances=one.sq_distances[..., :kappa].mean(axis=2, dtype=np.float64)[..., None].astype(np.float32),
+                matches=one.matches[:, :, :1].copy(),
+            )
             for one in self.levels
         )
         return replace(self, levels=tuple(levels))
@@ -119,13 +123,17 @@ def match_in_steps(
     query: Sequence[Array], neighbours: Sequence[Any], options: SearchOptions, leave_out: LeaveOut,
     kept: Sequence[KeptLevel] | None = None,
 ) -> Left:  # fmt: skip
-    """Search as match_levels does, leave neighbours out, and measure the spacing of what is left."""
+    """Search as match_levels does, leave neighbours out, and measure the spacing of what is left, too."""
     from ..system.threads import in_one_thread  # here, as it takes torch
 
     wanted = replace(options, kappa=leave_out.kappa + leave_out.most)
-    matches, spacing = search_in_steps(query, neighbours, wanted, not options.verify_reads, kept)
-    left = in_one_thread(leave_out, [LevelMatches(*as_arrays(one)) for one in matches])
-    return left.spaced(as_arrays(spacing([one.matches for one in left.levels])), leave_out.kappa)
+    in_steps, spacing = search_in_steps(query, neighbours, wanted, not options.verify_reads, kept)
+    arrays = [as_arrays(one) for one in in_steps]
+    found, before = [LevelMatches(*one[:2]) for one in arrays], [one[2] for one in arrays]
+    left, after = in_one_thread(leave_out, found), before
+    if left.rarity:
+        after = as_arrays(spacing([one.matches for one in left.levels], left.moved(found)))
+    return left.spaced(before, after, leave_out.kappa)
 
 
 def fused_left(left: Left, baseline: Baseline | None, settings: Settings, trusted: NDArray[np.bool_] | None) -> Matched:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..system.prefetch import batched
 from .baseline import Baseline, LogStats
-from .level_matches import LevelStats
-from .matching import fused
+from .leave_out import LeaveOut, most_left_out
+from .level_matches import LevelMatches, LevelStats
+from .matching import Matched, fused
 from .pipeline import Pipeline
+from .settings import Settings
 
 SAMPLE = 64  # normal images that are compared with the others: enough for a median and a mean at every position
 SEED = 0  # of the sample
@@ -39,11 +42,21 @@ def measure(pipeline: Pipeline) -> Baseline:
                 stacklevel=2,
             )
         return bare
-    weighted = pipeline.scored_by(bare)
-    matched = [(weighted.matched(query).slim(), query.key) for query in weighted.stored(chosen)]
+    weighted, kappa = pipeline.scored_by(bare), pipeline.settings.search.kappa or 1
+    more = most_left_out(pipeline.settings.search.leave_out, kappa, pipeline.k)
+    if more:
+        weighted = weighted.finding(kappa + more)
+    matched: list[tuple[Matched, str | None]] = []
+    to_leave_out: list[tuple[int, tuple[LevelMatches, ...]]] = []  # of how many neighbours
+    for query in weighted.stored(chosen):
+        one = weighted.matched(query)
+        if more:
+            to_leave_out.append((len(query.ids[: pipeline.k]), one.levels))
+        matched.append((one.slim(kappa), query.key))
     if pipeline.settings.is_relative:
         apart = zip(*(one.levels for one, _ in matched), strict=True)
         bare = replace(bare, levels=tuple(LevelStats.of(level) for level in apart))
+        bare = replace(bare, rises=_rises(to_leave_out, bare, pipeline.settings))
         matched = [(fused(one.levels, bare, pipeline.settings), key) for one, key in matched]
     found = [(one.sq_distances, key) for one, key in matched]
     total = np.sum([sq_distances.mean(axis=2) for sq_distances, _ in found], axis=0)
@@ -58,6 +71,25 @@ def measure(pipeline: Pipeline) -> Baseline:
     if pipeline.settings.score.image_score == "map" and (ties := measured.ties):
         warnings.warn(f"image scores tell little: {snapshot.folder}: {ties}", stacklevel=2)
     return measured
+
+
+def _rises(
+    found: Sequence[tuple[int, Sequence[LevelMatches]]], baseline: Baseline, settings: Settings
+) -> tuple[float, ...]:
+    """Return how much the maps of normal images rise by leaving neighbours out, ascending; see LeaveOut.
+
+    Args:
+        found: of each image, how many neighbours it has, and levels with the nearest kappa + most of them at least.
+        baseline: with the figures of levels.
+        settings: of queries.
+    """
+    rises = []
+    for k, levels in found:
+        if leave_out := LeaveOut.of(settings, baseline, k, None):
+            number = leave_out.kappa + leave_out.most
+            nearest = [LevelMatches(one.sq_distances[..., :number], one.matches[..., :number, :]) for one in levels]
+            rises.append(leave_out(nearest).rise)
+    return tuple(sorted(rises))
 
 
 def _level_scales(pipeline: Pipeline, ids: list[int]) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -80,6 +81,12 @@ class Pipeline:
         """Return it with distances on the scale of normal images, and judging by a calibration."""
         other = copy(self)
         other.baseline, other.calibration = baseline, calibration
+        return other
+
+    def finding(self, kappa: int) -> Pipeline:
+        """Return it finding so many matches of each patch."""
+        other = copy(self)
+        other.settings = replace(self.settings, search=replace(self.settings.search, kappa=kappa))
         return other
 
     # The ways to run.

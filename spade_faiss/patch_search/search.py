@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..errors import OptionError
@@ -181,53 +182,54 @@ def search_spaced_checked(
 def search_in_steps(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False,
     kept: Sequence[KeptLevel | None] | None = None,
-) -> tuple[list[tuple[Any, Any]], Callable[[Sequence[Any]], list[Any]]]:  # fmt: skip
-    """Search as search_spaced_checked does, but for the spacing, which is measured of what the caller chooses.
+) -> tuple[list[tuple[Any, Any, Any]], Callable[[Sequence[Any], Sequence[NDArray[np.bool_]]], list[Any]]]:  # fmt: skip
+    """Search as search_spaced_checked does; the spacing can be measured again, of other matches.
 
     Returns:
-        what search_levels_checked does, and a function of matches (h, w, m, 3) of each level. It returns the spacing
-        (h, w) where the first of these lie; the others, in other neighbours, only save it time.
+        what search_spaced_checked does, and a function of matches (h, w, m, 3) of each level, and of which patches
+        (h, w) have another first match than was found. It returns the spacing (h, w) where the first of these lie; the
+        others, in other neighbours, only save it time.
     """
     settings = SearchSettings.of(options)
     query, gallery, like = _checked(query_levels, neighbour_levels, settings, scan, mixed=True)
     sides = list(zip(query, gallery, kept or [None] * len(query), strict=True))
     places = [_place([own], [others], settings) for own, others, _ in sides]
     if len(set(places)) == 1 and places[0] != "cpu":
-        return _in_steps_on(places[0], query, gallery, like, settings.kappa)
+        return _spaced_on(places[0], query, gallery, like, settings.kappa), _spacings_on(places[0], gallery)
     if set(places) != {"cpu"} or not all(isinstance(level, np.ndarray) for level in gallery):
         from .spacing import spacing
 
-        def measured(matches: Sequence[Any]) -> list[Any]:
+        def measured(matches: Sequence[Any], _: Any) -> list[Any]:
             each = zip(gallery, matches, places, strict=True)
             return [spacing(level, as_arrays([one])[0][:, :, 0], device=place) for level, one, place in each]
 
-        return [_found([own], [others], like, settings) for own, others, _ in sides], measured
+        return [_found([own], [others], like, settings, True) for own, others, _ in sides], measured
     from ..system.threads import side_by_side
     from .spacing import Searched
 
-    found = side_by_side(lambda side: Searched.by(side[0], side[1], settings.kappa, side[2]), sides)
-    searched = [one for one, _ in found]
-    return [one for _, one in found], lambda matches: side_by_side(
-        lambda pair: pair[0].spacing(pair[1]), list(zip(searched, matches, strict=True))
-    )
+    def of_side(side: tuple[Array, Any, KeptLevel | None]) -> tuple[Searched, tuple[Any, Any, Any]]:
+        searched, (sq_distances, matches) = Searched.by(side[0], side[1], settings.kappa, side[2])
+        return searched, (sq_distances, matches, searched.spacing().reshape(matches.shape[:2]))
+
+    searched, found = zip(*side_by_side(of_side, sides), strict=True)
+
+    def again(matches: Sequence[Any], others: Sequence[NDArray[np.bool_]]) -> list[Any]:
+        each = list(zip(searched, found, matches, others, strict=True))
+        return side_by_side(lambda one: one[0].spacing_of_others(one[1][2], *one[2:]), each)
+
+    return list(found), again
 
 
-def _in_steps_on(
-    device: str, query: list[Array], gallery: list[Any], like: Any, kappa: int
-) -> tuple[list[tuple[Any, Any]], Callable[[Sequence[Any]], list[Any]]]:
-    """Search all levels on a GPU at once, and then measure all spacings at once; see search_in_steps."""
-    from .spaced_torch import search_apart_torch, spacings_torch
+def _spacings_on(device: str, gallery: list[Any]) -> Callable[[Sequence[Any], Any], list[Any]]:
+    """Return what measures all spacings on a GPU at once: as many each time, so that it is recorded once."""
+    from .spaced_torch import spacings_torch
 
-    with as_typed(device), np.errstate(over="ignore", invalid="ignore"):
-        found = search_apart_torch([own.reshape(len(own), -1) for own in query], gallery, kappa, device)
-
-    def measured(matches: Sequence[Any]) -> list[Any]:
+    def measured(matches: Sequence[Any], _: Any) -> list[Any]:
         places = [positions(each[:, :, 0], each.shape[:2]) for each in as_arrays(list(matches))]
         with np.errstate(over="ignore", invalid="ignore"):
             return spacings_torch(gallery, places, NEAREST, device)
 
-    shaped = [_shaped(each, own.shape[1:], len(gallery[0]), like) for each, own in zip(found, query, strict=True)]
-    return [(sq_distances, matches) for sq_distances, matches in shaped], measured
+    return measured
 
 
 def _spaced_on(device: str, query: list[Array], gallery: list[Any], like: Any, kappa: int) -> list[tuple[Any, ...]]:

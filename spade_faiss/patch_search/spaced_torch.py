@@ -59,13 +59,11 @@ def search_spaced_torch(queries: Sequence[Array], galleries: Levels, kappa: int,
         return [_settled(choices[2 * at : 2 * at + 2], answers[6 * at : 6 * at + 6]) for at in range(len(own))]
 
 
-def search_apart_torch(
-    queries: Sequence[Array | torch.Tensor], galleries: Levels, kappa: int, device: str
-) -> list[Found]:
+def search_apart_torch(queries: Sequence[torch.Tensor], galleries: Levels, kappa: int, device: str) -> list[Found]:
     """Search as search_spaced_torch does, for the distinct matches alone.
 
     Args:
-        queries: levels [(c, m), ...], arrays, or tensors on the device.
+        queries: levels [(c, m), ...], tensors on the device.
         galleries: as for search_spaced_torch.
         kappa: likewise.
         device: likewise.

@@ -73,12 +73,20 @@ class Searched:
         matches = np.stack(np.unravel_index(places[:, :kappa], (len(level), *grid)), axis=-1).astype(np.int32)
         return cls(gallery, places), (sq_distances[:, :kappa].reshape(*grid, -1), matches.reshape(*grid, -1, 3))
 
-    def spacing(self, matches: NDArray[np.int32]) -> Floats:
-        """Measure the spacing (h, w) where the first of matches (h, w, m, 3) lie; see spacing_of."""
-        height, width, each, _ = matches.shape
-        places = positions(matches, (height, width)).reshape(-1, each)
+    def spacing(self) -> Floats:
+        """Measure the spacing (q,) where each patch has its nearest match; see spacing_of."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return spacing_of(self.gallery, places).reshape(height, width)
+            return spacing_of(self.gallery, self.matches)
+
+    def spacing_of_others(self, spacing: Floats, matches: NDArray[np.int32], others: NDArray[np.bool_]) -> Floats:
+        """Measure the spacing (h, w) again where the first of matches (h, w, m, 3) are others (h, w)."""
+        if not others.any():
+            return spacing
+        again: Floats = spacing.copy()
+        places = positions(matches[others], others.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            again[others] = spacing_of(self.gallery, places)
+        return again
 
     def nearest(self, patches: Array, cells: NDArray[np.int64], count: int) -> tuple[Floats, Ints]:
         """Find the nearest patches of `count` neighbours, each by its nearest; see nearest_of_each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.leave_out import LeaveOut, most_left_out
 from spade_faiss.detect.level_matches import POWERS, LevelMatches, LevelStats
 from spade_faiss.patch_search.spacing import NEAREST
@@ -63,9 +65,11 @@ def test_what_is_left_out_equals_the_oracle(
     marks = np.isin(np.arange(k), trusted)
     left = LeaveOut(stats, POWERS[fusion], kappa, most, marks)(nearest(distances, kappa + most))
     known = [one for one in trusted if one < k]
-    chosen, scale = reference.left_out(distances, figures, POWERS[fusion], kappa, most, known)
+    chosen, scale, rise = reference.left_out(distances, figures, POWERS[fusion], kappa, most, known)
     assert list(left.neighbours) == chosen
     assert left.scale == pytest.approx(scale, rel=1e-5)
+    assert left.rise == pytest.approx(rise, rel=1e-5)
+    assert left.rarity == bool(chosen)  # nothing is known of normal images
     for level, every in zip(left.levels, distances, strict=True):
         stay = np.delete(np.arange(k), chosen)
         expected = np.moveaxis(np.sort(every[stay], axis=0)[:kappa], 0, 2)
@@ -87,7 +91,7 @@ def test_where_nothing_rises_it_makes_no_difference() -> None:
     level[:, :5] = 4
     one = LevelStats(1.0, 2.0)
     left = LeaveOut((one,), 0, 3, 2, np.zeros(12, np.bool_))(nearest([level], 5))
-    assert left.scale == pytest.approx(1)
+    assert (left.neighbours, left.scale) == ((), 1)
     np.testing.assert_array_equal(left.levels[0].sq_distances[..., 0], level[0])
 
 
@@ -108,8 +112,20 @@ def a_detector(folder: Path, n: int, **search: Any) -> tuple[sf.Detector, np.nda
     return sf.Detector(gallery, toy, sf.SearchOptions(**given), WARY.score), np.asarray(Image.open(file))
 
 
+def to_neighbours(detector: sf.Detector, levels: list[np.ndarray], ids: Any) -> tuple[list[Any], list[Any]]:
+    """Return for each level (1, c, h, w) distances to the nearest patches of neighbours, (K, h, w), and their cells."""
+    distances, places = [], []
+    for own, others in zip(levels, detector.gallery.read(ids), strict=True):
+        patches, grid = own[0].reshape(own.shape[1], -1), own.shape[2:]
+        each = [reference.search_distinct(patches, other[None], 1) for other in others]
+        distances.append(np.stack([found[:, 0].reshape(grid) for found, _ in each]))
+        places.append(np.stack([at[:, 0].reshape(grid) for _, at in each]))
+    return distances, places
+
+
 @pytest.mark.parametrize("trusted", [(), (0, 1, 2)])
-def test_a_query_equals_the_oracle(tmp_path: Path, trusted: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("rises", [None, (), (1.01, 1.02, 9.0)])
+def test_a_query_equals_the_oracle(tmp_path: Path, trusted: tuple[int, ...], rises: tuple[float, ...] | None) -> None:
     detector, image = a_detector(tmp_path, 14)
     gallery, toy = detector.gallery, detector.extractor
     ids, _ = reference.retrieve(
@@ -120,30 +136,66 @@ def test_a_query_equals_the_oracle(tmp_path: Path, trusted: tuple[int, ...]) -> 
     if trusted:
         gallery.trust([gallery.keys()[ids[at]] for at in trusted])
         detector = sf.Detector(gallery, toy, detector.search, WARY.score)
-    baseline, detection = detector.baseline(), detector.query(image)
+    baseline = detector.baseline()
     assert baseline is not None
-    levels = toy.extract([toy.spec.view.apply(image)]).levels
-    distances, places = [], []
-    for own, others in zip(levels, gallery.read(ids), strict=True):
-        patches, grid = own[0].reshape(own.shape[1], -1), own.shape[2:]
-        each = [reference.search_distinct(patches, other[None], 1) for other in others]
-        distances.append(np.stack([found[:, 0].reshape(grid) for found, _ in each]))
-        places.append(np.stack([at[:, 0].reshape(grid) for _, at in each]))
+    if rises is not None:
+        baseline = replace(baseline, rises=rises)
+        detector._baseline = baseline
+    detection = detector.query(image)
+    distances, places = to_neighbours(detector, toy.extract([toy.spec.view.apply(image)]).levels, ids)
     figures = [(level.low, level.high, level.typical) for level in baseline.levels]
-    chosen, scale = reference.left_out(distances, figures, -2, 3, 3, trusted)
+    chosen, scale, rise = reference.left_out(distances, figures, -2, 3, 3, trusted)
+    weight = reference.rarity(rise, baseline.rises)
     assert list(detection.left_out) == chosen
     assert chosen
     found = []
     for far, at, others in zip(distances, places, gallery.read(ids), strict=True):
-        far[chosen] = np.inf
-        order = np.argsort(far, axis=0, kind="stable")
+        spacings = []
+        for some in ([], chosen):
+            far[some] = np.inf
+            order = np.argsort(far, axis=0, kind="stable")
+            first = np.take_along_axis(at, order[:1], 0)[0]
+            matches = np.stack([order[0], *np.divmod(first, far.shape[2])], axis=-1)
+            spacings.append(reference.spacing(others, matches, NEAREST))
         near = np.take_along_axis(far, order[:3], 0).reshape(3, -1).T
         mean = reference.mean_or_trusted(near, order[:3].reshape(3, -1).T, trusted).reshape(far.shape[1:])
-        first = np.take_along_axis(at, order[:1], 0)[0]
-        matches = np.stack([order[0], *np.divmod(first, far.shape[2])], axis=-1)
-        found.append((mean, reference.spacing(others, matches, NEAREST)))
+        found.append((mean, spacings[0] + weight * (spacings[1] - spacings[0])))
     expected = reference.relative_map(found, figures, -2) * scale
     np.testing.assert_allclose(detection.sq_distances[..., 0], expected, rtol=1e-4)
+
+
+def test_rises_of_normal_images_equal_the_oracle(tmp_path: Path) -> None:
+    """Each is compared with the others; a calibration keeps them."""
+    detector, _ = a_detector(tmp_path, 14)
+    gallery, baseline = detector.gallery, detector.baseline()
+    assert baseline is not None
+    figures = [(level.low, level.high, level.typical) for level in baseline.levels]
+    features = np.stack([gallery.snapshot().image_feature(row) for row in range(14)])
+    rises = []
+    for row in range(14):
+        others = np.delete(np.arange(14), row)
+        ids, _ = reference.retrieve(features[row], features[others], 9)
+        distances, _ = to_neighbours(detector, gallery.read([row]), others[ids])
+        rises.append(reference.left_out(distances, figures, -2, 3, 3)[2])
+    np.testing.assert_allclose(baseline.rises, sorted(rises), rtol=1e-5)
+    assert baseline.rises[0] > 1
+    sf.calibrate(detector, false_alarms=0.2).write(gallery.path)
+    kept = sf.Detector(gallery, detector.extractor).baseline()
+    assert kept is not None
+    assert kept.rises == baseline.rises
+
+
+def test_a_calibration_without_rises_takes_all_of_them_for_rare(tmp_path: Path) -> None:
+    """As earlier ones are, which were made before rises were measured."""
+    detector, image = a_detector(tmp_path, 14)
+    calibration = sf.calibrate(detector, false_alarms=0.2)
+    assert calibration.baseline is not None
+    replace(calibration, baseline=replace(calibration.baseline, rises=())).write(detector.gallery.path)
+    assert "rises" not in next(detector.gallery.path.glob("calibration*.json")).read_text("utf-8")
+    earlier, now = sf.Detector(detector.gallery, detector.extractor), detector.query(image)
+    found = earlier.query(image)
+    assert found.left_out == now.left_out
+    assert found.image_score >= now.image_score
 
 
 def test_without_a_share_the_answer_is_that_of_sharp(tmp_path: Path) -> None:
@@ -209,6 +261,16 @@ def test_a_calibration_holds_for_its_share_only(tmp_path: Path) -> None:
         sf.Detector(detector.gallery, detector.extractor, sf.SearchOptions(leave_out=0))
 
 
+@pytest.mark.parametrize("rises", [None, 1, [0], [-1.0], [float("nan")], [float("inf")], ["x"], [[1.0]], [None]])
+def test_rises_that_are_none(tmp_path: Path, rises: Any) -> None:
+    baseline = a_detector(tmp_path, 12)[0].baseline()
+    assert baseline is not None
+    values = baseline.to_json()
+    assert Baseline.from_json(values).rises == baseline.rises
+    with pytest.raises((TypeError, ValueError)):
+        Baseline.from_json(values | {"rises": rises})
+
+
 @pytest.mark.parametrize("share", [-0.1, 0.51, 1, 2, True, False, "0.1", float("nan"), float("inf")])
 def test_shares_that_are_none(share: Any) -> None:
     with pytest.raises(sf.OptionError, match=r"leave_out: expected a share from 0 to 0\.5, found"):
@@ -255,5 +317,4 @@ def test_a_query_that_is_out_of_all_proportion() -> None:
     distances = [level * np.float32(1e37) for level in distances_of(3, 12)]
     stats = tuple(LevelStats(1e-6, 1e-5) for _ in range(3))
     left = LeaveOut(stats, -2, 3, 2, np.zeros(12, np.bool_))(nearest(distances, 5))
-    assert np.isfinite(left.scale)
-    assert len(left.neighbours) == 2
+    assert (left.neighbours, left.scale) == ((), 1)

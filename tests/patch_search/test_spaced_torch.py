@@ -97,10 +97,21 @@ def test_all_levels_go_to_the_device_together(monkeypatch: pytest.MonkeyPatch) -
 
 
 def in_steps(query: list[Any], neighbours: list[Any], options: sf.SearchOptions) -> list[Any]:
-    """Search, and measure the spacing where the second match of each patch lies."""
+    """Search, and measure the spacing again, of every other patch where its last match lies."""
     found, spacing = search_in_steps(query, neighbours, options)
-    turned = [matches[:, :, ::-1] for _, matches in found]
-    return [(*one, each) for one, each in zip(found, spacing(turned), strict=True)]
+    turned, others = [], []
+    for _, matches, _ in found:
+        array = np.array(matches.cpu() if isinstance(matches, torch.Tensor) else matches)
+        others.append(np.arange(array[..., 0, 0].size).reshape(array.shape[:2]) % 2 == 1)
+        array[others[-1]] = array[others[-1]][:, ::-1]
+        turned.append(array)
+    return [(*one, each) for one, each in zip(found, spacing(turned, others), strict=True)]
+
+
+def expected_spacings(level: np.ndarray, at: np.ndarray, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the spacing where the first match of each patch lies, and of every other where its last does."""
+    first, other = (reference.spacing(level, at[:, :, one], 3) for one in (0, last))
+    return first, np.where(np.arange(first.size).reshape(first.shape) % 2 == 1, other, first)
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda:0"])
@@ -117,11 +128,11 @@ def test_the_spacing_of_what_the_caller_chooses(
         monkeypatch.setattr("spade_faiss.patch_search.search._place", lambda *_: place)
         monkeypatch.setattr("spade_faiss.patch_search.search.as_typed", lambda *_: torch.inference_mode())
         monkeypatch.setattr(spaced_torch, "as_typed", lambda *_: torch.inference_mode())
-        for name in ("search_apart_torch", "spacings_torch"):
+        for name in ("search_spaced_torch", "search_apart_torch", "spacings_torch"):
             call = getattr(spaced_torch, name)
             monkeypatch.setattr(spaced_torch, name, lambda *given, call=call: call(*given[:3], "cpu"))
     others = [torch.from_numpy(level) for level in neighbours] if tensors else neighbours
-    for (sq_distances, matches, spacing), own, level in zip(
+    for (sq_distances, matches, spacing, again), own, level in zip(
         in_steps(query, others, options), query, neighbours, strict=True
     ):
         expected, places = reference.search_distinct(own.reshape(len(own), -1), level, 2)
@@ -129,7 +140,8 @@ def test_the_spacing_of_what_the_caller_chooses(
         at = np.stack(np.unravel_index(places, (6, *grid)), axis=-1).reshape(*grid, 2, 3)
         np.testing.assert_allclose(sq_distances.reshape(-1, 2), expected, rtol=1e-5)
         np.testing.assert_array_equal(matches, at)
-        np.testing.assert_allclose(spacing, reference.spacing(level, at[:, :, 1], 3), rtol=1e-5)
+        for one, right in zip((spacing, again), expected_spacings(level, at, 1), strict=True):
+            np.testing.assert_allclose(one, right, rtol=1e-5)
 
 
 @pytest.mark.cuda
@@ -138,14 +150,15 @@ def test_recorded_searches_in_steps_find_the_same() -> None:
     for seed in range(AFTER + 3):
         query, neighbours = make(SHAPES, 5, np.float16, seed=seed)
         there = [torch.from_numpy(level).cuda() for level in neighbours]
-        for (sq_distances, matches, spacing), own, level in zip(
+        for (sq_distances, matches, spacing, again), own, level in zip(
             in_steps(query, there, options), query, neighbours, strict=True
         ):
             expected, places = reference.search_distinct(own.reshape(len(own), -1), level, 3)
             at = np.stack(np.unravel_index(places, (5, *own.shape[1:])), axis=-1).reshape(*own.shape[1:], 3, 3)
             np.testing.assert_allclose(sq_distances.reshape(-1, 3), expected, rtol=1e-5)
             np.testing.assert_array_equal(matches, at)
-            np.testing.assert_allclose(spacing, reference.spacing(level, at[:, :, 2], 3), rtol=1e-5)
+            for one, right in zip((spacing.cpu(), again), expected_spacings(level, at, 2), strict=True):
+                np.testing.assert_allclose(one, right, rtol=1e-5)
 
 
 @pytest.mark.cuda
