@@ -65,7 +65,7 @@ def _turned(builder: Any, rows: list[Any]) -> list[Any]:
     return [columns[at % 4][at // 4] for at in range(lanes)]
 
 
-def _values(builder: Any, kind: Any, base: Any, offset: Any, lanes: int) -> Any:
+def load_values(builder: Any, kind: Any, base: Any, offset: Any, lanes: int) -> Any:
     """Load so many values as float32; 0: one, and not a vector of it."""
     is_half = kind.dtype == types.uint16
     own = ir.HalfType() if is_half else FLOAT
@@ -90,7 +90,7 @@ def value_of(context: Any, kind: Any, address: Any, offset: Any) -> Any:
     """Return one value of an array like `kind`, float32 or the bits of float16 as uint16, at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _values(builder, kind, args[1], args[2], 0)
+        return load_values(builder, kind, args[1], args[2], 0)
 
     return types.float32(kind, types.int64, types.int64), generate
 
@@ -142,7 +142,7 @@ def _turner(lanes: int, rounds: bool = False) -> Any:
                 before, lost = None, builder.load(at(errors, WORD(start)), align=4)
                 for i in range(lanes):
                     offset = builder.add(builder.mul(stride, WORD(i)), WORD(start))
-                    row = builder.fsub(_values(builder, kind, source, offset, lanes), each(shift, i))
+                    row = builder.fsub(load_values(builder, kind, source, offset, lanes), each(shift, i))
                     rows.append(row)
                     scaled = builder.fmul(row, scales, flags=("contract",))
                     own = builder.fsub(scaled, each(centre, i), flags=("contract",))

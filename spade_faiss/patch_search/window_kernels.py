@@ -11,19 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from .bounds_simd import address_of
 from .pyramid_kernels import sink
-from .pyramid_simd import jit
+from .pyramid_simd import VECTOR, jit
+from .window_simd import CHANNELS, add_squares_1, add_squares_3
 
-CHANNELS = 4  # taken at a time: sums are loaded and stored once for all of them
+TINY = 2.0**-110  # below the least normal number sums lose their digits
 
 
 @jit
 def add_squares(query: Any, level: Any, pad: int, grid: Any, radius: Any, band: Any, sums: Any) -> None:
-    """Set sums to the squared distances of a band of query patches from the gallery patch at each offset.
+    """Add to sums the squared distances of a band of query patches from the gallery patch at each offset.
 
-    The loops over cells run over contiguous memory, so that they become vectors: where an offset leads past the end of
-    a row they go on in the next row, or in the padding, and that sum means nothing. Three offsets beside each other
-    share what is loaded from the query. Differences are taken directly: small distances keep all their digits.
+    The loops over cells run over contiguous memory, in vectors: where an offset leads past the end of a row they go on
+    in the next row, or in the padding, and that sum means nothing. Three offsets beside each other share what is loaded
+    from the query. Differences are taken directly: small distances keep all their digits.
 
     Args:
         query: a level (c, n) float32.
@@ -32,42 +34,35 @@ def add_squares(query: Any, level: Any, pad: int, grid: Any, radius: Any, band: 
         grid: (h, w).
         radius: rows and columns on either side.
         band: first row of query patches, and the end.
-        sums: (o, cells of the band) float32, offsets ascending; 0 where an offset leads out of the rows.
+        sums: (o, cells of the band) float32, offsets ascending; unchanged where an offset leads out of the rows.
     """
     height, width = grid
     first, end = band
     rows, columns = radius
     channels, across = len(query), 2 * columns + 1
     whole, grouped = channels - channels % CHANNELS, across - across % 3
-    sums[:] = 0
+    own_row, row, sums_row = query.strides[0] // 4, level.strides[0] // 4, sums.strides[0] // 4
     for channel in range(0, whole, CHANNELS):
-        q0, q1, q2, q3 = query[channel], query[channel + 1], query[channel + 2], query[channel + 3]
-        g0, g1, g2, g3 = level[channel], level[channel + 1], level[channel + 2], level[channel + 3]
         for dy in range(-rows, rows + 1):
             top, bottom = max(first, -dy), min(end, height - dy)
             if top >= bottom:
                 continue
             n, start, out = (bottom - top) * width, (top - first) * width, (dy + rows) * across
-            a, b = pad + top * width, pad + (top + dy) * width - columns
-            m0, m1, m2, m3 = q0[a : a + n], q1[a : a + n], q2[a : a + n], q3[a : a + n]
+            a, b, vectors = pad + top * width, pad + (top + dy) * width - columns, n - n % VECTOR
+            mine = address_of(query) + 4 * (channel * own_row + a)
+            theirs = address_of(level) + 4 * (channel * row + b)
+            to = address_of(sums) + 4 * (out * sums_row + start)
             for x in range(0, grouped, 3):
-                s0, s1 = sums[out + x, start : start + n], sums[out + x + 1, start : start + n]
-                s2, c, d = sums[out + x + 2, start : start + n], b + x, b + x + n + 2
-                t0, t1, t2, t3 = g0[c:d], g1[c:d], g2[c:d], g3[c:d]
-                for i in range(n):
-                    u0, u1, u2, u3 = m0[i], m1[i], m2[i], m3[i]
-                    d0, d1, d2, d3 = u0 - t0[i], u1 - t1[i], u2 - t2[i], u3 - t3[i]
-                    s0[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
-                    d0, d1, d2, d3 = u0 - t0[i + 1], u1 - t1[i + 1], u2 - t2[i + 1], u3 - t3[i + 1]
-                    s1[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
-                    d0, d1, d2, d3 = u0 - t0[i + 2], u1 - t1[i + 2], u2 - t2[i + 2], u3 - t3[i + 2]
-                    s2[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
+                add_squares_3(mine, theirs + 4 * x, to + 4 * x * sums_row, own_row, row, sums_row, vectors)
             for x in range(grouped, across):
-                s0, c, d = sums[out + x, start : start + n], b + x, b + x + n
-                t0, t1, t2, t3 = g0[c:d], g1[c:d], g2[c:d], g3[c:d]
-                for i in range(n):
-                    d0, d1, d2, d3 = m0[i] - t0[i], m1[i] - t1[i], m2[i] - t2[i], m3[i] - t3[i]
-                    s0[i] += d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3
+                add_squares_1(mine, theirs + 4 * x, to + 4 * x * sums_row, own_row, row, sums_row, vectors)
+            for x in range(across):
+                for i in range(vectors, n):
+                    total = np.float32(0)  # rounded apart, as vectors are
+                    for one in range(channel, channel + CHANNELS):
+                        difference = query[one, a + i] - level[one, b + x + i]
+                        total += difference * difference
+                    sums[out + x, start + i] += total
     for channel in range(whole, channels):
         mine, theirs = query[channel], level[channel]
         for dy in range(-rows, rows + 1):
@@ -119,8 +114,8 @@ def choose(
                     if counting:
                         if value < heap[lane, 0]:
                             sink(heap[lane], value)
-                    # Below the least normal number sums lose their digits. What comes after an exact match loses.
-                    elif value <= heap[lane, 0] * (1 + slack) + 2.0**-110 and best[lane, 0] > 0:
+                    # What comes after an exact match loses.
+                    elif value <= heap[lane, 0] * (1 + slack) + TINY and best[lane, 0] > 0:
                         lanes[count], places[count] = lane, place + (y + dy) * width + x + dx
                         count += 1
     return count

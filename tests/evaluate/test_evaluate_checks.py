@@ -141,7 +141,9 @@ def test_pixels_of_a_label_are_left_out(detector: sf.Detector, dataset: Path, tm
     for path in (dataset / "ground_truth/square").iterdir():
         mask = (np.array(Image.open(path)) > 0).astype(np.uint8)
         Image.fromarray(mask).save(path)
-    with pytest.warns(UserWarning, match="ignore_label=254: expected masks .* found none in 4 masks: nothing is ignored"):
+    with pytest.warns(
+        UserWarning, match="ignore_label=254: expected masks .* found none in 4 masks: nothing is ignored"
+    ):
         assert evaluate(detector, category, EvaluationOptions(ignore_label=254)).metrics == plain
     for path in (dataset / "ground_truth/square").iterdir():
         mask = np.array(Image.open(path))

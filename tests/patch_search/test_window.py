@@ -182,12 +182,50 @@ def test_values_near_the_ends_of_float32(search: Search, scale: float) -> None:
 def test_bands_and_chunks_of_any_size(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = make([(5, 9, 7)], 4)
     expected = search(query, neighbours, kappa=3, window=2)
+    monkeypatch.setattr(engine, "TOGETHER_SUMS", 0)  # neighbour by neighbour
     for cells, sums in ((1, 2**17), (20, 2**17), (512, 1)):
         monkeypatch.setattr(engine, "BAND_CELLS", cells)
         monkeypatch.setattr(engine, "BAND_SUMS", sums)
         monkeypatch.setattr(pyramid_torch, "PART", cells * 700)
         monkeypatch.setattr(pyramid_torch, "VALUES", cells * 300)
         assert_same(search(query, neighbours, kappa=3, window=2), expected)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("channels", [3, 4, 32, 70])
+def test_by_pieces_or_by_neighbours(
+    metric: Any, dtype: DTypeLike, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As levels are stored, however many are compared together, or one neighbour loaded after the other."""
+    query, neighbours = make([(channels, 6, 11)], 7, dtype)
+    neighbours[0][3:, :, 2] = query[0][:, 2]  # exact matches, of which the first count
+    neighbours[0][5, :, :, 4] = 0
+    expected = reference.search_patches(query, neighbours, 3, metric=metric, window=1)
+    sums = 66 * 9
+    for together, pending in ((0, 0), (sums, 1), (3 * sums, 1), (3 * sums, 2**17), (2**16, 2**17)):
+        monkeypatch.setattr(engine, "TOGETHER_SUMS", together)
+        monkeypatch.setattr(engine, "PENDING", pending)
+        found = search_patches(query, neighbours, 3, metric=metric, window=1, device="cpu")
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-7)
+        assert_equals_oracle(found, query, neighbours, 3, metric, 1)
+
+
+def test_levels_that_are_not_compared_as_they_are_stored() -> None:
+    """Big-endian, strided and wide values, and several levels, are the same search."""
+    query, neighbours = make([(9, 6, 7)], 5, np.float32)
+    expected = search_patches(query, neighbours, 2, window=1)
+    level = neighbours[0]
+    for other in (
+        level.astype(">f4"),
+        level[:, ::-1].copy()[:, ::-1],
+        level.astype(np.float64),
+        level[..., ::-1][..., ::-1],
+    ):
+        assert_same(search_patches(query, [other], 2, window=1), expected)
+    halves = [level[:, :4].copy(), level[:, 4:].copy()]
+    found = search_patches([query[0][:4], query[0][4:]], halves, 2, window=1)
+    assert_same(found, expected)
 
 
 # --- zero vectors ----------------------------------------------------------------------------------------------------
