@@ -161,22 +161,7 @@ def search_spaced_checked(
     The neighbours are prepared once for both, on the CPU; and if what other queries have prepared is kept, by level,
     once for all of them.
     """
-    settings = SearchSettings.of(options)
-    query, gallery, like = _checked(query_levels, neighbour_levels, settings, scan, mixed=True)
-    sides = list(zip(query, gallery, kept or [None] * len(query), strict=True))
-
-    def found(side: tuple[Array, Any, KeptLevel | None]) -> tuple[Any, ...]:
-        own, others, prepared = side
-        return _found([own], [others], like, settings, True, prepared)
-
-    places = {_place([own], [others], settings) for own, others, _ in sides}
-    if len(places) == 1 and places != {"cpu"}:
-        return _spaced_on(places.pop(), query, gallery, like, settings.kappa)
-    if places != {"cpu"} or not all(isinstance(level, np.ndarray) for level in gallery):
-        return [found(side) for side in sides]
-    from ..system.threads import side_by_side
-
-    return side_by_side(found, sides)
+    return search_in_steps(query_levels, neighbour_levels, options, scan, kept)[0]
 
 
 def search_in_steps(
@@ -196,7 +181,7 @@ def search_in_steps(
     places = [_place([own], [others], settings) for own, others, _ in sides]
     if len(set(places)) == 1 and places[0] != "cpu":
         return _spaced_on(places[0], query, gallery, like, settings.kappa), _spacings_on(places[0], gallery)
-    if set(places) != {"cpu"} or not all(isinstance(level, np.ndarray) for level in gallery):
+    if set(places) != {"cpu"} or like is not None or not all(isinstance(level, np.ndarray) for level in gallery):
         from .spacing import spacing
 
         def measured(matches: Sequence[Any], _: Any) -> list[Any]:
@@ -287,14 +272,13 @@ def _checked(
 
 
 def _found(
-    query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings, spaced: bool = False,
-    kept: KeptLevel | None = None,
-) -> tuple[Any, ...]:  # fmt: skip
+    query: list[Array], gallery: list[Any], like: Any, settings: SearchSettings, spaced: bool = False
+) -> tuple[Any, ...]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
     on = "cpu" if settings.engine == "flat" else search_device(settings.device)
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
-        sq_distances, places, *rest = _search(query, gallery, settings, spaced, kept)
+        sq_distances, places, *rest = _search(query, gallery, settings, spaced)
         if settings.metric == "cosine":
             from .cosine import settled
 
@@ -314,9 +298,7 @@ def _shaped(found: tuple[Array, ...], grid: tuple[int, ...], k: int, like: Any) 
     return tuple(torch.from_numpy(array).to(like) for array in found)
 
 
-def _search(
-    query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool, kept: KeptLevel | None
-) -> tuple[Array, ...]:
+def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, spaced: bool) -> tuple[Array, ...]:
     """Run an engine: squared distances and positions, (h * w, kappa), and if `spaced` the spacing (h * w,)."""
     kappa, where = settings.kappa, "cpu" if settings.engine == "flat" else _place(query, gallery, settings)
     if settings.distinct:
@@ -324,7 +306,7 @@ def _search(
         from .spacing import search_spaced
 
         own, [others] = query[0].reshape(len(query[0]), -1), gallery
-        return search_spaced(own, others, kappa, where, kept) if spaced else search_distinct(own, others, kappa, where)
+        return search_spaced(own, others, kappa, where) if spaced else search_distinct(own, others, kappa, where)
     radius = settings.radius(query[0].shape[1:])
     engine, budget = settings.engine, 0.0
     if engine == "auto" and radius is None:
