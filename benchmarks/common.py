@@ -98,10 +98,11 @@ class PeakMemory:
         return self._peak
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """Print a result, and write it with the machine's description to RESULTS/NAME.json."""
+def save(name: str, result: dict[str, Any], show: bool = True) -> None:
+    """Print a result, unless told not to, and write it with the machine's description to RESULTS/NAME.json."""
     result = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), **result}
     text = json.dumps(result, indent=1)
-    print(text)
+    if show:
+        print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")

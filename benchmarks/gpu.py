@@ -3,7 +3,8 @@
 python benchmarks/gpu.py               # writes results/gpu.json with the card's name, and what `auto` would take by it
 python benchmarks/gpu.py --dry-run     # without a GPU: every path at tiny sizes on the CPU; writes nothing
 
-It needs no network, no images and no FAISS. What there was no time, or no library for is in `left_out`.
+It needs no network, no images and no FAISS. What there was no time, or no library for is in `left_out`. The file is
+written after each part, so that what a machine had measured before it was gone is there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import without_faiss  # before the package
@@ -80,8 +81,11 @@ def verdict(cells: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def measured(run: Run, seconds: float) -> dict[str, Any]:
-    """Run all parts, each until its share of the time is used up; a part that fails is named, and the rest goes on."""
+def measured(run: Run, seconds: float) -> Iterator[dict[str, Any]]:
+    """Run all parts, each until its share of the time is used up; a part that fails is named, and the rest goes on.
+
+    Yields what was found, after each part: a machine that is lent for minutes may be gone before the last one.
+    """
     found: dict[str, Any] = {}
     start = time.monotonic()
     end = 0.0
@@ -96,7 +100,7 @@ def measured(run: Run, seconds: float) -> dict[str, Any]:
                 raise
             run.left_out.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
-    return found
+        yield found
 
 
 def main() -> None:
@@ -114,21 +118,21 @@ def main() -> None:
     if not args.dry_run and not torch.cuda.is_available():
         parser.error("expected a CUDA device that torch sees, found none; --dry-run runs the same code on the CPU")
     card = "CPU, dry run" if args.dry_run else torch.cuda.get_device_name(0)
-    run = Run("cpu" if args.dry_run else "cuda:0", args.dry_run)
-    found = measured(run, args.seconds - (time.monotonic() - began))
-    cells = found.get("patch_search", [])
-    costs = costs_of(card, cells, found)
-    result = {
-        "card": card, "cuda": torch.version.cuda, "folder": tempfile.gettempdir(),
-        "seconds": round(time.monotonic() - began, 1),
-        "left_out": run.left_out, **found, "ways": ways(), "auto": verdict(cells),
-        "measured": str(costs) if costs else None,
-    }  # fmt: skip
+    run, costs = Run("cpu" if args.dry_run else "cuda:0", args.dry_run), None
+    for number, found in enumerate(measured(run, args.seconds - (time.monotonic() - began)), start=1):
+        cells = found.get("patch_search", [])
+        costs = costs_of(card, cells, found)
+        result = {
+            "card": card, "cuda": torch.version.cuda, "folder": tempfile.gettempdir(),
+            "seconds": round(time.monotonic() - began, 1),
+            "left_out": run.left_out, "not_reached": list(PARTS)[number:], **found, "ways": ways(),
+            "auto": verdict(cells), "measured": str(costs) if costs else None,
+        }  # fmt: skip
+        if not args.dry_run:
+            save("gpu", result, show=number == len(PARTS))
     if args.dry_run:
         print(json.dumps(result, indent=1))
-        return
-    save("gpu", result)
-    if costs:
+    elif costs:
         print(f"for `auto`, in spade_faiss/system/gpu_costs.py:\nMEASURED: GpuCosts | None = {costs}")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ from spade_faiss.system.gpu_costs import GpuCosts
 from tests.helpers.benchmarks import BENCHMARKS
 
 sys.path.append(str(BENCHMARKS))
+import common
 import gpu
 import gpu_parts
 import gpu_whole
@@ -51,7 +54,7 @@ def test_every_part_runs_without_a_gpu(with_faiss: bool, monkeypatch: pytest.Mon
     if not with_faiss:
         monkeypatch.setattr(without_faiss, "is_missing", lambda: True)
     run = gpu_parts.Run("cpu", dry=True)
-    found = gpu.measured(run, 0)  # no time at all: a dry run leaves nothing out for that
+    *_, found = gpu.measured(run, 0)  # no time at all: a dry run leaves nothing out for that
     assert list(found) == list(gpu.PARTS)
     assert [cell["k"] for cell in found["patch_search"]] == [2, 3]
     for cell in found["patch_search"]:
@@ -91,6 +94,26 @@ def test_without_a_gpu_it_says_what_is_missing(
         gpu.main()
     assert stopped.value.code == 2
     assert "--dry-run" in capsys.readouterr().err
+
+
+def test_what_was_measured_before_the_machine_was_gone_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: gpu_parts.Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A card")
+    monkeypatch.setattr(common, "machine", lambda: {"gpus": ["A card"]})
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    parts = {"decode": (0.5, lambda run: {"images_per_s": 7}), "build": (0.4, gone), "network": (0.1, gone)}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["decode"] == {"images_per_s": 7}
+    assert written["not_reached"] == ["build", "network"]
 
 
 def test_costs_are_fitted_to_what_was_measured() -> None:

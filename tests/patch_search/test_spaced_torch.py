@@ -157,7 +157,7 @@ def test_recorded_searches_in_steps_find_the_same() -> None:
             at = np.stack(np.unravel_index(places, (5, *own.shape[1:])), axis=-1).reshape(*own.shape[1:], 3, 3)
             np.testing.assert_allclose(sq_distances.reshape(-1, 3), expected, rtol=1e-5)
             np.testing.assert_array_equal(matches, at)
-            for one, right in zip((spacing.cpu(), again), expected_spacings(level, at, 2), strict=True):
+            for one, right in zip((spacing, again), expected_spacings(level, at, 2), strict=True):
                 np.testing.assert_allclose(one, right, rtol=1e-5)
 
 
