@@ -25,6 +25,7 @@ from .manifest import ShardEntry
 from .shard_format import Names, ShardSchema, StoredDataset, dataset_of, open_hdf5
 
 BLOCK_BYTES = 16 * MIB
+TEXTS = 2**15  # of each kind that are kept: queries ask for the names of the same neighbours again and again
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Place:
 class RowReader:
     """Reads the image features and names of one snapshot by id. Threads may share one.
 
-    It keeps 8 bytes of each image of the shards that it has read from.
+    It keeps 8 bytes of each image of the shards that it has read from, and the last texts.
     """
 
     def __init__(self, folder: Path, shards: Sequence[ShardEntry], schema: ShardSchema, files: FilePool) -> None:
@@ -88,6 +89,7 @@ class RowReader:
         self._files = files
         self._starts = np.array([0, *accumulate(shard.images for shard in shards)], np.int64)
         self._places: dict[int, _Place] = {}
+        self._texts: dict[str, dict[int, str]] = {name: {} for name in self._columns}
         self._lock = threading.Lock()
         remember(self)
 
@@ -123,6 +125,18 @@ class RowReader:
         Raises:
             CorruptGalleryError: they cannot be read, or are not what was written.
         """
+        if len(ids) > TEXTS:
+            return self._read_texts(ids, name)
+        wanted, kept = ids.tolist(), self._texts[name]
+        if missing := [one for one in dict.fromkeys(wanted) if one not in kept]:
+            found = dict(zip(missing, self._read_texts(np.array(missing), name), strict=True))
+            if len(kept) + len(found) > TEXTS:  # replaced, not emptied: another thread may be looking into it
+                kept = self._texts[name] = {one: kept[one] for one in wanted if one in kept}
+            kept.update(found)
+        return [kept[one] for one in wanted]
+
+    def _read_texts(self, ids: Ids, name: str) -> list[str]:
+        """Read texts of ids (n,); rows beside each other at once."""
         column = self._columns.index(name)
         texts = [""] * len(ids)
         order, numbers, rows = self._on_disk(ids)

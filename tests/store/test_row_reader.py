@@ -49,6 +49,27 @@ def test_blocks_from_any_start(gallery: sf.Gallery, random_features: object, mon
     assert list(of(gallery).blocks(N)) == []
 
 
+@pytest.mark.parametrize("most", [4, 9, 1000])
+def test_texts_are_kept_for_whoever_asks_again(gallery: sf.Gallery, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few are; more than that are read."""
+    monkeypatch.setattr(row_reader, "TEXTS", most)
+    rows, reads, names_of = of(gallery), list[int](), row_reader._Place.names_of
+    monkeypatch.setattr(
+        row_reader._Place,
+        "names_of",
+        lambda self, file, first, count: reads.append(count) or names_of(self, file, first, count),
+    )
+    digests = [gallery.snapshot().digests([row])[0] for row in range(N)]
+    for ids in ([5, 5, 2], [2, 5], [20, 0, 5, 13], [22, 0, 7, 7, 13, 5, 1, 9, 8, 2], [13, 8], list(range(N)), []):
+        assert rows.texts(np.array(ids, np.int64), "keys") == [str(one) for one in ids]
+        assert rows.texts(np.array(ids, np.int64), "digests") == [digests[one] for one in ids]
+        assert all(len(kept) <= max(most, len({*ids})) for kept in rows._texts.values())
+    reads.clear()
+    for _ in range(3):
+        rows.texts(np.array([3, 21, 3]), "keys")
+    assert len(reads) == (0 if most > N else 2)  # in the first turn
+
+
 def test_where_a_system_cannot_read_at_a_place(
     gallery: sf.Gallery, random_features: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
