@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..patch_search.interpolation import taps
 from .baseline import Baseline
-from .level_matches import POWERS, F, LevelMatches, LevelStats, mean_of_levels
+from .level_matches import FLOOR, POWERS, LevelMatches, LevelStats
 from .scoring import TOP
 from .settings import Settings
 
 PLACES = 16  # of the finest grid, at which what is nearest is tried
 TIE = 1e-4  # of a top: whichever processor computes them, the choice is the same
-HUGE = np.float32(1e15)  # times a typical score; the square of its reciprocal is a float32
+HUGE = np.float32(1e15)  # times a typical score, the highest; the square of its reciprocal is a float32
 
 
 def most_left_out(share: float | None, kappa: int, k: int) -> int:
@@ -117,16 +119,14 @@ class LeaveOut:
         Args:
             found: levels, with the nearest kappa + most neighbours of each patch.
         """
-        levels = [_Nearest.of(level) for level in found]
-        with np.errstate(over="ignore"):  # of distances near the end of float32; see HUGE
-            at_places = self._at_places(levels)
-            sets = [[], self._one_by_one(levels, sorted(set().union(*at_places))), *at_places]
-            maps = self._maps(self._without_sets(levels, sets), levels)
-        at = _highest(maps)
+        nearest = _Nearest.of(found, self)
+        at_places = self._at_places(nearest)
+        sets = [[], self._one_by_one(nearest, sorted(set().union(*at_places))), *at_places]
+        maps, tops = nearest.without_sets(self._marks(sets))
+        at = _highest(tops)
         if not sets[at]:
             return Left(list(found))
-        (before, after), means = _tops(maps[[0, at]]), maps[[0, at]].mean(axis=1, dtype=np.float64)
-        rise = float(after / before)
+        means, rise = maps[[0, at]].mean(axis=1, dtype=np.float64), float(tops[at] / tops[0])
         left = [self._put_last(level, sets[at]) for level in found]
         return Left(left, tuple(sets[at]), float(means[0] / means[1]), rise, self._rarity(rise))
 
@@ -137,125 +137,131 @@ class LeaveOut:
         share = np.searchsorted(self.rises, rise * (1 + TIE), side="right") / len(self.rises)
         return max(0.0, 2 * float(share) - 1)
 
+    def _marks(self, sets: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+        """Return which neighbours are in each set, (sets, K)."""
+        marks = np.zeros((len(sets), len(self.trusted)), np.bool_)
+        for number, one in enumerate(sets):
+            marks[number, one] = True
+        return marks
+
     def _put_last(self, level: LevelMatches, neighbours: Sequence[int]) -> LevelMatches:
         """Move the matches in some neighbours behind all others, where they are among the nearest kappa."""
-        marks = np.isin(np.arange(len(self.trusted)), neighbours)
-        is_out = marks[level.matches[..., 0]]
-        moved = is_out[..., : self.kappa].any(axis=2)
-        order = np.argsort(is_out[moved], axis=1, kind="stable")
+        from .leave_out_kernels import put_last
+
         sq_distances, matches = level.sq_distances.copy(), level.matches.copy()
-        sq_distances[moved] = np.take_along_axis(sq_distances[moved], order, 1)
-        matches[moved] = np.take_along_axis(matches[moved], order[..., None], 1)
+        number = sq_distances.shape[2]
+        [out] = self._marks([neighbours])
+        put_last(sq_distances.reshape(-1, number), matches.reshape(-1, number, 3), out, self.kappa)
         return replace(level, sq_distances=sq_distances, matches=matches)
 
-    def _one_by_one(self, levels: Sequence[_Nearest], candidates: Sequence[int]) -> list[int]:
+    def _one_by_one(self, nearest: _Nearest, candidates: Sequence[int]) -> list[int]:
         """Choose among some neighbours as long as the top rises."""
         stay, chosen = list(candidates), list[int]()
         while stay and len(chosen) < self.most:
-            worst = _highest(self._maps([self._without_each(level, stay) for level in levels], levels))
+            worst = _highest(nearest.without_each(self._marks([chosen])[0], stay))
             if worst == 0:  # with all of them
                 break
             chosen.append(stay.pop(worst - 1))
-            levels = [level.without(chosen[-1]) for level in levels]
         return chosen
 
-    def _at_places(self, levels: Sequence[_Nearest]) -> list[list[int]]:
+    def _at_places(self, nearest: _Nearest) -> list[list[int]]:
         """Return what is nearest at the PLACES where the map may become the highest."""
-        finest, own = levels[0].grid, []
-        for level in levels:  # each cell without its own
-            is_trusted = self.trusted[level.neighbours]
-            own.append(self._without(level, (~is_trusted & (np.cumsum(~is_trusted, axis=0) <= self.most))[None]))
-        [highest] = self._maps(own, levels)
-        rows, columns = np.divmod(np.argsort(-highest, kind="stable")[:PLACES], finest[1])
+        [highest], _ = nearest.without_sets(self._marks([[]]), self.most)  # each cell without its own
+        rows, columns = np.divmod(np.argsort(-highest, kind="stable")[:PLACES], nearest.grids[0][1])
         total = np.where(self.trusted, np.inf, np.zeros((len(rows), len(self.trusted))))
-        for level, stats in zip(levels, self.stats, strict=True):
-            height, width = level.grid
-            cells = rows * height // finest[0] * width + columns * width // finest[1]
-            near, at = level.sq_distances[:, cells].astype(np.float64), level.neighbours[:, cells]
-            far = np.repeat(near[-1:].T, len(self.trusted), axis=1)  # as the last that is known, at least
-            far[np.arange(len(cells)), at] = near
+        start, finest = 0, nearest.grids[0]
+        for (height, width), stats in zip(nearest.grids, self.stats, strict=True):
+            cells = start + rows * height // finest[0] * width + columns * width // finest[1]
+            start += height * width
+            near, at = nearest.sq_distances[cells].astype(np.float64), nearest.neighbours[cells]
+            far = np.repeat(near[:, -1:], len(self.trusted), axis=1)  # as the last that is known, at least
+            np.put_along_axis(far, at, near, axis=1)
             total += far / (stats.low * stats.typical**2)
         order = np.argsort(total, axis=1, kind="stable")[:, : min(self.most, int((~self.trusted).sum()))]
         return [list(one) for one in dict.fromkeys(tuple(sorted(each)) for each in order.tolist())]
 
-    def _without_sets(self, levels: Sequence[_Nearest], sets: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """Return levels' distances without each set of neighbours, (sets, cells)."""
-        marks = np.array([np.isin(np.arange(len(self.trusted)), one) for one in sets])
-        return [self._without(level, marks[:, level.neighbours]) for level in levels]
-
-    def _maps(self, distances: Sequence[NDArray[F]], levels: Sequence[_Nearest]) -> NDArray[F]:
-        """Return the maps of levels' distances, each (n, cells), on the finest grid."""
-        from torch import from_numpy  # here, as it takes long
-        from torch.nn.functional import interpolate
-
-        finest, scores = levels[0].grid, []
-        for sq_distances, level, stats in zip(distances, levels, self.stats, strict=True):
-            each = np.sqrt(sq_distances) * sq_distances.dtype.type(1 / (np.sqrt(stats.low) * stats.typical))
-            np.minimum(each, HUGE, out=each)
-            if level.grid != finest:
-                grids = from_numpy(each.reshape(1, -1, *level.grid))
-                each = interpolate(grids, finest, mode="bilinear", align_corners=False).numpy().reshape(len(each), -1)
-            scores.append(each)
-        return mean_of_levels(scores, self.power)
-
-    def _without_each(self, level: _Nearest, some: Sequence[int]) -> NDArray[np.float32]:
-        """Return a level's distances with all neighbours, and without each of n, (1 + n, cells)."""
-        near, at, kappa, cells = level.sq_distances, level.neighbours, self.kappa, np.arange(level.neighbours.shape[1])
-        total, trusted = near[:kappa].sum(axis=0), self.trusted[at[:2]]
-        places = np.full(len(self.trusted), len(some) + 1)  # the last row is of no use
-        places[some] = np.arange(1, len(some) + 1)
-        distances = np.empty((len(some) + 2, len(cells)), np.float32)
-        distances[:] = np.where(trusted[0], near[0], total / kappa)
-        for one in range(kappa):
-            nearest = 0 if one else 1  # of those that stay
-            without = (total - near[one] + near[kappa]) / kappa
-            distances[places[at[one]], cells] = np.where(trusted[nearest], near[nearest], without)
-        return distances[:-1]
-
-    def _without(self, level: _Nearest, is_out: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return a level's distances without some of the nearest of each cell; (n, number, cells) -> (n, cells)."""
-        stays = ~is_out
-        counts = stays & (np.cumsum(stays, axis=1, dtype=np.int16) <= self.kappa)
-        mean: NDArray[np.float32] = np.einsum("ntc,tc->nc", counts, level.sq_distances, dtype=np.float32)
-        mean /= np.float32(self.kappa)
-        if not self.trusted.any():
-            return mean
-        nearest = np.argmax(stays, axis=1), np.arange(stays.shape[2])
-        alone: NDArray[np.float32] = np.where(
-            self.trusted[level.neighbours[nearest]], level.sq_distances[nearest], mean
-        )
-        return alone
-
 
 @dataclass(frozen=True)
 class _Nearest:
-    """The nearest neighbours of each cell of a level, (number, cells), ascending."""
+    """The nearest neighbours of each cell of all levels, one level after the other.
 
-    grid: tuple[int, int]
+    Attributes:
+        grids: rows and columns of each level, finest first.
+        sq_distances: (cells, n), ascending.
+        neighbours: (cells, n) int32.
+        way: how they are left out.
+    """
+
+    grids: tuple[tuple[int, int], ...]
     sq_distances: NDArray[np.float32]
     neighbours: NDArray[np.int32]
+    way: LeaveOut
 
     @classmethod
-    def of(cls, level: LevelMatches) -> _Nearest:
-        height, width, number = level.sq_distances.shape
-        near, at = (array.reshape(-1, number).T for array in (level.sq_distances, level.matches[..., 0]))
-        return cls((height, width), np.ascontiguousarray(near), np.ascontiguousarray(at))
+    def of(cls, found: Sequence[LevelMatches], way: LeaveOut) -> _Nearest:
+        grids = tuple((len(level.sq_distances), len(level.sq_distances[0])) for level in found)
+        near, at = (
+            np.concatenate([one.reshape(-1, one.shape[-1]) for one in each])
+            for each in ([level.sq_distances for level in found], [level.matches[..., 0] for level in found])
+        )
+        return cls(grids, near, at, way)
 
-    def without(self, neighbour: int) -> _Nearest:
-        """Return what is nearest without a neighbour, one less."""
-        is_past = np.logical_or.accumulate(self.neighbours == neighbour)[:-1]
-        near, at = (np.where(is_past, each[1:], each[:-1]) for each in (self.sq_distances, self.neighbours))
-        return _Nearest(self.grid, near, at)
+    def without_sets(self, marks: NDArray[np.bool_], spare: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the maps without each set of neighbours, (sets, cells of the finest), and their tops.
+
+        Args:
+            marks: (sets, K), which are in each.
+            spare: neighbours that each cell does without besides: the nearest of its own that are not trusted.
+        """
+        from .leave_out_kernels import without_sets
+
+        scores, way = np.empty((len(marks), len(self.neighbours)), np.float32), self.way
+        without_sets(*self._near, marks, spare, way.kappa, way.trusted, self._factors, HUGE, scores)
+        return self._fused(scores)
+
+    def without_each(self, marks: NDArray[np.bool_], some: Sequence[int]) -> NDArray[np.float32]:
+        """Return the tops of the map without marked neighbours (K,), and of those without each of some besides."""
+        from .leave_out_kernels import without_each
+
+        rows, way = np.zeros(len(marks), np.int64), self.way
+        rows[some] = np.arange(1, len(some) + 1)
+        scores = np.empty((len(some) + 1, len(self.neighbours)), np.float32)
+        without_each(*self._near, marks, rows, way.kappa, way.trusted, self._factors, HUGE, scores)
+        return self._fused(scores)[1]
+
+    @property
+    def _near(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        return self.sq_distances, self.neighbours
+
+    @cached_property
+    def _factors(self) -> NDArray[np.float32]:
+        """What the roots of distances are multiplied by, (cells,)."""
+        each = [np.float32(1 / (np.sqrt(stats.low) * stats.typical)) for stats in self.way.stats]
+        return np.repeat(each, [height * width for height, width in self.grids])
+
+    def _fused(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the maps of the scores of all levels, (n, cells), and their tops."""
+        from .leave_out_kernels import fuse
+
+        size = self.grids[0][0] * self.grids[0][1]
+        maps, tops = (
+            np.empty((len(scores), size), np.float32),
+            np.empty((len(scores), max(1, int(TOP * size))), np.float32),
+        )
+        fuse(scores, np.array(self.grids), *_taps(self.grids), np.float32(FLOOR), self.way.power, maps, tops)
+        return maps, tops[:, 0]
 
 
-def _highest(maps: NDArray[np.float32]) -> int:
-    """Return which of the maps (n, cells) has the highest top against its mean; of those that TIE, the first."""
-    tops = _tops(maps)
+@lru_cache(maxsize=8)
+def _taps(grids: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return of which cells of its level each row and column of the finest is interpolated, and with what weights."""
+    at, weights = (np.zeros((len(grids), 2, max(grids[0]), 2), dtype) for dtype in (np.int64, np.float32))
+    for level, grid in enumerate(grids):
+        for axis, (old, new) in enumerate(zip(grid, grids[0], strict=True)):
+            at[level, axis, :new], weights[level, axis, :new] = taps(old, new)
+    return at, weights
+
+
+def _highest(tops: NDArray[np.float32]) -> int:
+    """Return which of the tops of maps is the highest; of those that TIE, the first."""
     return int(np.argmax(tops >= tops.max() * (1 - TIE)))
-
-
-def _tops(maps: NDArray[F]) -> NDArray[F]:
-    """Return the mean of the highest values of each of n maps (n, cells) over the mean of all."""
-    count = max(1, int(TOP * maps.shape[1]))
-    tops: NDArray[F] = np.partition(maps, -count, axis=1)[:, -count:].mean(axis=1) / maps.mean(axis=1)
-    return tops

@@ -124,13 +124,11 @@ def match_in_steps(
     kept: Sequence[KeptLevel] | None = None,
 ) -> Left:  # fmt: skip
     """Search as match_levels does, leave neighbours out, and measure the spacing of what is left, too."""
-    from ..system.threads import in_one_thread  # here, as it takes torch
-
     wanted = replace(options, kappa=leave_out.kappa + leave_out.most)
     in_steps, spacing = search_in_steps(query, neighbours, wanted, not options.verify_reads, kept)
     arrays = [as_arrays(one) for one in in_steps]
     found, before = [LevelMatches(*one[:2]) for one in arrays], [one[2] for one in arrays]
-    left, after = in_one_thread(leave_out, found), before
+    left, after = leave_out(found), before
     if left.rarity:
         after = as_arrays(spacing([one.matches for one in left.levels], left.moved(found)))
     return left.spaced(before, after, leave_out.kappa)

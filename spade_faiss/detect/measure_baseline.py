@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..system.prefetch import batched
 from .baseline import Baseline, LogStats
 from .leave_out import LeaveOut, most_left_out
 from .level_matches import LevelMatches, LevelStats
-from .matching import Matched, fused
+from .matching import Matched, fused, trusted_levels
 from .pipeline import Pipeline
 from .settings import Settings
 
 SAMPLE = 64  # normal images that are compared with the others: enough for a median and a mean at every position
 SEED = 0  # of the sample
+
+_Found = tuple[int, NDArray[np.bool_] | None, tuple[LevelMatches, ...]]  # of an image; see _rises
 
 
 def measure(pipeline: Pipeline) -> Baseline:
@@ -43,15 +46,19 @@ def measure(pipeline: Pipeline) -> Baseline:
             )
         return bare
     weighted, kappa = pipeline.scored_by(bare), pipeline.settings.search.kappa or 1
-    more = most_left_out(pipeline.settings.search.leave_out, kappa, pipeline.k)
+    more = most_left_out(pipeline.settings.search.leave_out, kappa, pipeline.k) if pipeline.settings.is_relative else 0
     if more:
         weighted = weighted.finding(kappa + more)
     matched: list[tuple[Matched, str | None]] = []
-    to_leave_out: list[tuple[int, tuple[LevelMatches, ...]]] = []  # of how many neighbours
+    to_leave_out: list[_Found] = []
     for query in weighted.stored(chosen):
         one = weighted.matched(query)
         if more:
-            to_leave_out.append((len(query.ids[: pipeline.k]), one.levels))
+            near = query.ids[: pipeline.k]
+            trusted = pipeline.trusted.among(near)
+            to_leave_out.append((len(near), trusted, one.levels))
+            if trusted is not None:
+                one = replace(one, levels=tuple(trusted_levels(one.levels, trusted)))
         matched.append((one.slim(kappa), query.key))
     if pipeline.settings.is_relative:
         apart = zip(*(one.levels for one, _ in matched), strict=True)
@@ -73,19 +80,18 @@ def measure(pipeline: Pipeline) -> Baseline:
     return measured
 
 
-def _rises(
-    found: Sequence[tuple[int, Sequence[LevelMatches]]], baseline: Baseline, settings: Settings
-) -> tuple[float, ...]:
+def _rises(found: Sequence[_Found], baseline: Baseline, settings: Settings) -> tuple[float, ...]:
     """Return how much the maps of normal images rise by leaving neighbours out, ascending; see LeaveOut.
 
     Args:
-        found: of each image, how many neighbours it has, and levels with the nearest kappa + most of them at least.
+        found: of each image, how many neighbours it has, which of them a person has confirmed, and levels with the
+            nearest kappa + most of them at least.
         baseline: with the figures of levels.
         settings: of queries.
     """
     rises = []
-    for k, levels in found:
-        if leave_out := LeaveOut.of(settings, baseline, k, None):
+    for k, trusted, levels in found:
+        if leave_out := LeaveOut.of(settings, baseline, k, trusted):
             number = leave_out.kappa + leave_out.most
             nearest = [LevelMatches(one.sq_distances[..., :number], one.matches[..., :number, :]) for one in levels]
             rises.append(leave_out(nearest).rise)

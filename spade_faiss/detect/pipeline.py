@@ -84,8 +84,9 @@ class Pipeline:
         return other
 
     def finding(self, kappa: int) -> Pipeline:
-        """Return it finding so many matches of each patch."""
+        """Return it finding so many matches of each patch, as they are: nobody has confirmed an image."""
         other = copy(self)
+        other.trusted = TrustedImages(self.snapshot, self.copies, {})
         other.settings = replace(self.settings, search=replace(self.settings.search, kappa=kappa))
         return other
 
