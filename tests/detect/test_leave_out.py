@@ -164,10 +164,10 @@ def test_a_query_equals_the_oracle(tmp_path: Path, trusted: tuple[int, ...], ris
     np.testing.assert_allclose(detection.sq_distances[..., 0], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("trusted", [(), (3, 8)])
+@pytest.mark.parametrize("trusted", [(), (3, 5)])
 def test_rises_of_normal_images_equal_the_oracle(tmp_path: Path, trusted: tuple[int, ...]) -> None:
     """Each is compared with the others, as a query is where a person has confirmed some; a calibration keeps them."""
-    detector, _ = a_detector(tmp_path, 14)
+    detector, _ = a_detector(tmp_path, 9, k=6)
     gallery = detector.gallery
     if trusted:
         gallery.trust([gallery.keys()[row] for row in trusted])
@@ -175,16 +175,16 @@ def test_rises_of_normal_images_equal_the_oracle(tmp_path: Path, trusted: tuple[
     baseline = detector.baseline()
     assert baseline is not None
     figures = [(level.low, level.high, level.typical) for level in baseline.levels]
-    features = np.stack([gallery.snapshot().image_feature(row) for row in range(14)])
+    features = np.stack([gallery.snapshot().image_feature(row) for row in range(9)])
     rises = []
-    for row in range(14):
-        others = np.delete(np.arange(14), row)
-        ids, _ = reference.retrieve(features[row], features[others], 9)
+    for row in range(9):
+        others = np.delete(np.arange(9), row)
+        ids, _ = reference.retrieve(features[row], features[others], 6)
         distances, _ = to_neighbours(detector, gallery.read([row]), others[ids])
         confirmed = np.flatnonzero(np.isin(others[ids], trusted))
-        rises.append(reference.left_out(distances, figures, -2, 3, 3, confirmed)[2])
+        rises.append(reference.left_out(distances, figures, -2, 3, 2, confirmed)[2])
     np.testing.assert_allclose(baseline.rises, sorted(rises), rtol=1e-5)
-    assert baseline.rises[0] > 1
+    assert baseline.rises[-1] > 1
     sf.calibrate(detector, false_alarms=0.2).write(gallery.path)
     kept = sf.Detector(gallery, detector.extractor).baseline()
     assert kept is not None
