@@ -121,7 +121,7 @@ def main() -> None:
     run, costs = Run("cpu" if args.dry_run else "cuda:0", args.dry_run), None
     for number, found in enumerate(measured(run, args.seconds - (time.monotonic() - began)), start=1):
         cells = found.get("patch_search", [])
-        costs = costs_of(card, cells, found)
+        costs = costs_of(card, cells, found) if "retrieval" in found else None  # they go together
         result = {
             "card": card, "cuda": torch.version.cuda, "folder": tempfile.gettempdir(),
             "seconds": round(time.monotonic() - began, 1),

@@ -216,7 +216,9 @@ class _Nearest:
         from .leave_out_kernels import without_sets
 
         scores, way = np.empty((len(marks), len(self.neighbours)), np.float32), self.way
-        without_sets(*self._near, marks, spare, way.kappa, way.trusted, self._factors, HUGE, scores)
+        without_sets(
+            self.sq_distances, self.neighbours, marks, spare, way.kappa, way.trusted, self._factors, HUGE, scores
+        )  # fmt: skip
         return self._fused(scores)
 
     def without_each(self, marks: NDArray[np.bool_], some: Sequence[int]) -> NDArray[np.float32]:
@@ -226,12 +228,10 @@ class _Nearest:
         rows, way = np.zeros(len(marks), np.int64), self.way
         rows[some] = np.arange(1, len(some) + 1)
         scores = np.empty((len(some) + 1, len(self.neighbours)), np.float32)
-        without_each(*self._near, marks, rows, way.kappa, way.trusted, self._factors, HUGE, scores)
+        without_each(
+            self.sq_distances, self.neighbours, marks, rows, way.kappa, way.trusted, self._factors, HUGE, scores
+        )  # fmt: skip
         return self._fused(scores)[1]
-
-    @property
-    def _near(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        return self.sq_distances, self.neighbours
 
     @cached_property
     def _factors(self) -> NDArray[np.float32]:
@@ -244,10 +244,8 @@ class _Nearest:
         from .leave_out_kernels import fuse
 
         size = self.grids[0][0] * self.grids[0][1]
-        maps, tops = (
-            np.empty((len(scores), size), np.float32),
-            np.empty((len(scores), max(1, int(TOP * size))), np.float32),
-        )
+        maps = np.empty((len(scores), size), np.float32)
+        tops = np.empty((len(scores), max(1, int(TOP * size))), np.float32)
         fuse(scores, np.array(self.grids), *_taps(self.grids), np.float32(FLOOR), self.way.power, maps, tops)
         return maps, tops[:, 0]
 

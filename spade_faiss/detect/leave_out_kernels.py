@@ -85,7 +85,7 @@ def without_each(
         most: likewise.
         scores: (rows, cells) float32, written; the first is without the set alone.
     """
-    stay = np.empty(kappa + 1, np.int64)  # the nearest kappa that are not out, and the one that follows them
+    stay = np.zeros(kappa + 1, np.int64)  # the nearest kappa that are not out, and the one that follows them
     for cell in range(len(near)):
         found = 0
         for number in range(near.shape[1]):
@@ -116,7 +116,7 @@ def fuse(scores: Any, grids: Any, taps: Any, weights: Any, floor: Any, power: in
 
     Args:
         scores: (n, cells) float32.
-        grids: (levels, 2) rows and columns, finest first.
+        grids: (levels, 2) rows and columns; maps are on the first, the finest.
         taps: (levels, 2, longest side of the finest, 2): of which two rows, and columns, of a level each of the finest
             grid is interpolated.
         weights: (levels, 2, longest side, 2) float32, of these.
@@ -127,7 +127,8 @@ def fuse(scores: Any, grids: Any, taps: Any, weights: Any, floor: Any, power: in
             map is in the first.
     """
     height, width = grids[0]
-    line, wide = np.empty(width, np.float32), np.empty(width, np.float32)
+    line = np.empty(grids[:, 1].max(), np.float32)  # who brings features may have a level that is wider than the first
+    wide = np.empty(width, np.float32)
     for number in range(len(scores)):
         values, first = maps[number], 0
         values[:] = 0

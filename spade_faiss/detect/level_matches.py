@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..patch_search.interpolation import taps
 
-F = TypeVar("F", np.float32, np.float64)
 Telling = NDArray[np.int32]  # (h, w, 1, 3) matches on the finest grid
 
 LOW, HIGH = 0.75, 0.95  # quantiles of normal distances that a spacing is kept between
@@ -97,10 +96,10 @@ def relative(
     return mean_of_levels(scores, power), telling(found, scores)
 
 
-def mean_of_levels(scores: Sequence[NDArray[F]], power: int) -> NDArray[F]:
+def mean_of_levels(scores: Sequence[NDArray[np.float64]], power: int) -> NDArray[np.float64]:
     """Return the mean of the levels' scores, arrays of one shape, none below FLOOR; see `relative`."""
-    bounded: list[Any] = [np.maximum(each, np.asarray(FLOOR, each.dtype)) for each in scores]
-    mean: NDArray[F]
+    bounded: list[Any] = [np.maximum(each, FLOOR) for each in scores]
+    mean: NDArray[np.float64]
     if power == 0:
         mean = np.exp(np.mean(np.log(bounded), axis=0))
     else:  # reciprocals, squares and roots are several times as fast as negative powers

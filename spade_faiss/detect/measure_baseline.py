@@ -46,7 +46,7 @@ def measure(pipeline: Pipeline) -> Baseline:
             )
         return bare
     weighted, kappa = pipeline.scored_by(bare), pipeline.settings.search.kappa or 1
-    more = most_left_out(pipeline.settings.search.leave_out, kappa, pipeline.k) if pipeline.settings.is_relative else 0
+    more = most_left_out(pipeline.settings.search.leave_out, kappa, pipeline.k)
     if more:
         weighted = weighted.finding(kappa + more)
     matched: list[tuple[Matched, str | None]] = []

@@ -77,6 +77,18 @@ def test_what_is_left_out_equals_the_oracle(
         assert not np.isin(level.matches[..., :kappa, 0], chosen).any()
 
 
+@pytest.mark.parametrize("grids", [[(10, 4), (3, 9), (12, 2)], [(2, 2), (9, 40)], [(6, 7)], [(1, 1), (1, 1)]])
+def test_levels_of_any_grids_equal_the_oracle(grids: list[tuple[int, int]]) -> None:
+    """Whoever brings features may have a level that is wider, or higher, than the first."""
+    distances = distances_of(0, 12, grids)
+    stats = tuple(LevelStats(1.0 + number, 2.0, 0.5 + number) for number in range(len(grids)))
+    left = LeaveOut(stats, -2, 3, 2, np.zeros(12, np.bool_))(nearest(distances, 5))
+    figures = [(one.low, one.high, one.typical) for one in stats]
+    chosen, scale, rise = reference.left_out(distances, figures, -2, 3, 2)
+    assert list(left.neighbours) == chosen
+    assert (left.scale, left.rise) == (pytest.approx(scale, rel=1e-5), pytest.approx(rise, rel=1e-5))
+
+
 def test_what_only_two_neighbours_have_is_no_excuse() -> None:
     stats = tuple(LevelStats(1.0, 2.0) for _ in range(3))
     found = nearest(distances_of(0, 20), 5)
