@@ -2,10 +2,11 @@
 
     spade-faiss bench quality DATASET... [--shots 30 100 all] [--contaminate 0.05] [--family '^piped_=pipes']
 
-Every recipe, and PatchCore (plain; anomalib's own as well where the extra `peers` is installed) on the same images and
-the same network. The test images of a set are the same for all: those that no draw has in its gallery. Each result is
-a line of quality.jsonl as soon as it is there, and a rerun continues; quality.json has figures with intervals of 1 000
-resamples of the test images, by set and by family, and quality.png shows the families.
+Every recipe, `wary` with a calibration too, and PatchCore (plain; anomalib's own as well where the extra `peers` is
+installed) on the same images and the same network. The test images of a set are the same for all: those that no draw
+has in its gallery. Each result is a line of quality.jsonl as soon as it is there, and a rerun continues; quality.json
+has figures with intervals of 1 000 resamples of the test images, by set and by family, and quality.png shows the
+families.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from spade_faiss.images.sources import ImageFile
 from spade_faiss.metrics.image import image_metrics
 from spade_faiss.metrics.pixel import PixelMetrics
 
+CALIBRATED = {"wary_calibrated": "wary"}  # recipes whose calibration says which images are left out, with one
 PEERS = {"patchcore": PlainPatchCore, "patchcore_anomalib": AnomalibPatchCore}
+ANY_RATE = 0.5  # of false alarms: scores do not depend on it
 KEYS = ("set", *stats.RUN)  # what a line is found again by
 
 Scored = Iterator[tuple[Sample, float, Array]]  # with image score and map
@@ -101,9 +104,11 @@ def temporary_gallery(category: Category, extractor: sf.Extractor, recipe: str) 
         yield gallery
 
 
-def by_recipe(category: Category, extractor: sf.Extractor, recipe: str) -> Scored:
+def by_recipe(category: Category, extractor: sf.Extractor, recipe: str, calibrated: bool = False) -> Scored:
     """Query the test images with a recipe."""
     with temporary_gallery(category, extractor, recipe) as gallery:
+        if calibrated:
+            sf.calibrate(sf.Detector(gallery, extractor), ANY_RATE).write(gallery.path)
         detector = sf.Detector(gallery, extractor)
         found = detector.stream(sample.path for sample in category.test)
         for sample, detection in zip(category.test, found, strict=True):
@@ -135,6 +140,9 @@ class Methods:
                 self._extractors[name] = self._load(recipe.features)
             except sf.OptionError as error:
                 print(f"recipe {name}: left out, as {args.extractor} does not fit it: {error}", flush=True)
+        self._extractors |= {
+            name: self._extractors[recipe] for name, recipe in CALIBRATED.items() if recipe in self._extractors
+        }
         for name in PEERS:
             if name != "patchcore_anomalib" or has_anomalib():
                 self._extractors[name] = self._load(patchcore_features())
@@ -152,7 +160,7 @@ class Methods:
         """Score the test images of a category."""
         extractor = self._extractors[name]
         if name not in PEERS:
-            return by_recipe(category, extractor, name)
+            return by_recipe(category, extractor, CALIBRATED.get(name, name), name in CALIBRATED)
         device = getattr(extractor, "device", "cpu")
         return by_patchcore(category, extractor, PEERS[name](extractor, device, self._args.seed))
 

@@ -175,6 +175,7 @@ def test_a_recipe_that_the_extractor_does_not_fit_is_named(
     given = {"extractor": "toy", "weights": None, "device": "cpu", "image_size": 64, "only": None}
     assert quality.Methods(argparse.Namespace(**given)).names == [
         *(name for name in sf.RECIPES if name != "rad"),
+        "wary_calibrated",
         "patchcore",
     ]
     said = capsys.readouterr().out.splitlines()
@@ -184,13 +185,15 @@ def test_a_recipe_that_the_extractor_does_not_fit_is_named(
 
 def test_a_run_leaves_results_and_goes_on(tmp_path: Path) -> None:
     words = ["bench", "--output", str(tmp_path), "quality", str(SAMPLES), "--extractor", "toy", "--image-size", "64"]
-    words += ["--limit-test", "4", "--only", "paper", "patchcore", "--shots", "10", "50"]
+    words += ["--limit-test", "4", "--only", "paper", "wary_calibrated", "patchcore", "--shots", "10", "50"]
     for _ in range(2):
         run = CliRunner().invoke(cli, words, catch_exceptions=False)
         assert "samples: 50 shots: left out, as it has 40 normal images" in run.output
         lines = [json.loads(line) for line in (tmp_path / "quality.jsonl").read_text().splitlines()]
         assert [(line["method"], line["contaminate"], line["trained"]) for line in lines] == [
-            ("paper", 0.0, 10), ("patchcore", 0.0, 10), ("paper", 0.05, 11), ("patchcore", 0.05, 11)
+            (method, share, trained)
+            for share, trained in ((0.0, 10), (0.05, 11))
+            for method in ("paper", "wary_calibrated", "patchcore")
         ]  # fmt: skip
     result = json.loads((tmp_path / "quality.json").read_text())
     assert {(one["test_normal"], one["test_anomalous"]) for one in result["sets"]} == {(2, 2)}

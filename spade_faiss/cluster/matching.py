@@ -25,6 +25,7 @@ from ..detect.leave_out import LeaveOut, Left
 from ..detect.level_matches import LevelMatches
 from ..detect.matching import Matched, fused_left, match, trusting
 from ..detect.settings import Settings
+from ..detect.standing import Standing
 from ..options import Engine, SearchOptions
 from ..patch_search.cost_model import faster
 from ..patch_search.matched import NEAREST, MatchedPatches
@@ -43,7 +44,7 @@ def match_across(
     members: Members,
     settings: Settings,
     baseline: Baseline | None,
-    trusted: NDArray[np.bool_] | None = None,
+    standing: Standing | None = None,
 ) -> Matched:
     """Match the patches of a query with those of its neighbours, where these are.
 
@@ -53,7 +54,7 @@ def match_across(
         members: who hold them.
         settings: of the query.
         baseline: the scale of normal images; None: distances as they are.
-        trusted: (K,) which neighbours a person has confirmed, see detect.matching.trusting; None: none of them.
+        standing: of the neighbours; None: nothing is known of any.
 
     Raises:
         MemberError: a member is lost.
@@ -62,7 +63,7 @@ def match_across(
     shares = members.shares(ids)
     grids: list[Shape] = [level.shape for level in query]
     search, together = settings.search, [[one] for one in grids] if apart else [grids]
-    leave_out = LeaveOut.of(settings, baseline, len(ids), trusted)
+    leave_out = LeaveOut.of(settings, baseline, len(ids), standing)
     if search.distinct:  # as match_levels and match_in_steps have it
         search = replace(search, kappa=min(search.kappa or 1, len(ids)) + (leave_out.most if leave_out else 0))
     SearchSettings.of(search).check([(h, w) for [(_, h, w), *_] in together], len(ids))
@@ -71,7 +72,7 @@ def match_across(
         [clamped(one, grid[1:], len(share.at)) for one, grid in zip(plans, grids, strict=False)] for share in shares
     ]
     if any(None in options for options in parts):
-        return match(query, _levels(ids, members, search.verify_reads), settings, baseline, trusted)
+        return match(query, _levels(ids, members, search.verify_reads), settings, baseline, standing)
     asked, spaced = members.shared(query), apart and settings.is_relative and len(ids) > 1
     answers = members.gather(
         {
@@ -85,8 +86,8 @@ def match_across(
     ]
     if not apart:
         [(sq_distances, matches)] = found
-        if trusted is not None:
-            sq_distances, matches = trusting(sq_distances, matches, trusted)
+        if standing is not None:
+            sq_distances, matches = trusting(sq_distances, matches, standing.trusted)
         return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
     left = Left([LevelMatches(*one) for one in found])
     if leave_out:
@@ -100,7 +101,7 @@ def match_across(
         each = spacings_of([np.stack(one) for one in wanted], shares, members, (like, len(ids), search.device))
         kappa = leave_out.kappa if leave_out else search.kappa or 1
         left = left.spaced([one[0] for one in each], [one[-1] for one in each], kappa)
-    return fused_left(left, baseline, settings, trusted)
+    return fused_left(left, baseline, settings, standing)
 
 
 def plan(search: SearchOptions, shapes: Sequence[Shape], k: int) -> SearchOptions:

@@ -26,7 +26,7 @@ class FederatedRows(RowReader):
         manifest = members.manifest
         super().__init__(folder, manifest.shards, manifest.schema, FilePool())
         self._members = members
-        self._keys: dict[int, str] = {}  # of ids that were asked for lately
+        self._kept: dict[str, dict[int, str]] = {}  # texts of ids that were asked for lately
 
     def read(self, ids: Ids) -> NDArray[np.float32]:
         """See RowReader."""
@@ -34,16 +34,17 @@ class FederatedRows(RowReader):
 
     def texts(self, ids: Ids, name: str) -> list[str]:
         """See RowReader."""
-        kept = self._keys if name == "keys" else {}
+        kept = self._kept.get(name, {})
         unknown = [one for one in np.asarray(ids).tolist() if one not in kept]
         found: dict[int, str] = {}
         for share, texts in self._members.ask_owners(np.array(unknown, np.int64), "texts", name):
             found.update(zip((share.rows + self._members.starts[share.member]).tolist(), texts, strict=True))
         texts_in_order = [found[one] if one in found else kept[one] for one in np.asarray(ids).tolist()]
-        if name == "keys" and len(found) < KEPT:
+        if len(found) < KEPT:
             with self._lock:
+                kept = self._kept.setdefault(name, {})
                 if len(kept) + len(found) > KEPT:
-                    self._keys = kept = {}
+                    self._kept[name] = kept = {}
                 kept.update(found)
         return texts_in_order
 

@@ -9,7 +9,8 @@ no other query, takes part.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ class Baseline:
     mean: LogStats  # of a normal map's mean
     levels: tuple[LevelStats, ...] = ()  # of levels that are searched apart
     rises: tuple[float, ...] = ()  # ascending, of maps by leaving neighbours out; see LeaveOut
+    doubts: Mapping[str, float] = field(default_factory=dict)  # of images by their digests; see standing
 
     def fits(self, level_shapes: tuple[tuple[int, int, int], ...]) -> bool:
         """Return whether it was measured on levels of these shapes."""
@@ -127,6 +129,7 @@ class Baseline:
         # As earlier releases write it.
         apart: dict[str, Any] = {"levels": [vars(level) for level in self.levels]} if self.levels else {}
         apart |= {"rises": self.rises} if self.rises else {}
+        apart |= {"doubts": dict(self.doubts)} if self.doubts else {}
         return apart | {
             "keys": sorted(self.keys),
             "level_scales": self.level_scales,
@@ -151,12 +154,15 @@ class Baseline:
             LogStats(**values["mean"]),
             tuple(LevelStats(**level) for level in values.get("levels", [])),
             tuple(sorted(values.get("rises", []))),
+            dict(values.get("doubts", {})),
         )
         numbers = [*found.level_scales, *found.rises]
         for stats in (found.peak, found.mean, *found.levels):
             numbers += vars(stats).values()
         if not all(number > 0 and math.isfinite(number) for number in numbers):
             raise ValueError("baseline: expected numbers above 0")
+        if not all(isinstance(digest, str) and 0 <= doubt <= 1 for digest, doubt in found.doubts.items()):
+            raise ValueError("baseline: expected doubts from 0 to 1 by digests")
         if total.ndim != 2 or not np.isfinite(total).all():
             raise ValueError(f"baseline: expected a total for each position, found an array {total.shape}")
         return found

@@ -21,6 +21,7 @@ from .baseline import CHANCE, LogStats
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
 from .pipeline import Pipeline
+from .standing import doubts_of
 
 FAR = 15  # spreads of logarithms above the median: the oddest normal images of six real sets are at 1 to 5
 EXAMPLES = 2  # keys that an error shows
@@ -53,6 +54,9 @@ def calibrate(
 
     Of images in tiles, all tiles are queried, and left out together; an image has the scores of its highest tile.
 
+    Where queries leave neighbours out it takes two rounds: the scores of the first say how much each image is doubted,
+    see standing. What is not doubted is never left out from then on. The calibration is on the scores of the second.
+
     Args:
         detector: with the settings that the thresholds are to hold for.
         false_alarms: alpha, the promised rate.
@@ -81,9 +85,11 @@ def calibrate(
     if len(chosen) == 1:
         pipeline.check_others(int(chosen[0]), pipeline.copies.with_copies(chosen))
     conformal_threshold(np.zeros(len(chosen)), false_alarms, len(ids) - len(chosen) if len(chosen) < size else 0)
-    rows, image_of = pipeline.copies.tiles_of(chosen)
-    scores = np.full((len(chosen), 2), -np.inf)
-    np.maximum.at(scores, image_of, normal_scores(pipeline, rows, group, "calibrate", progress))
+    if pipeline.leaves_out:
+        pipeline = pipeline.doubting(chosen[:0], np.empty(0))  # of an earlier calibration
+        scores = image_scores(pipeline, chosen, group, "compare", progress)
+        pipeline = pipeline.doubting(chosen, doubts_of(scores[:, 0]))
+    scores = image_scores(pipeline, chosen, group, "calibrate", progress)
     found = Calibration(
         snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
         pipeline.baseline,
@@ -94,6 +100,14 @@ def calibrate(
         )
     _warn_of_odd_images(found, snapshot, chosen)
     return found
+
+
+def image_scores(pipeline: Pipeline, chosen: Ids, group: str | None, what: str, progress: bool) -> NDArray[np.float64]:
+    """Do as normal_scores; images in tiles are named by their first tiles, and have the scores of the highest one."""
+    rows, image_of = pipeline.copies.tiles_of(chosen)
+    scores = np.full((len(chosen), 2), -np.inf)
+    np.maximum.at(scores, image_of, normal_scores(pipeline, rows, group, what, progress))
+    return scores
 
 
 def _warn_of_odd_images(found: Calibration, snapshot: Snapshot, chosen: Ids) -> None:

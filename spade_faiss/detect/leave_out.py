@@ -21,6 +21,7 @@ from .baseline import Baseline
 from .level_matches import FLOOR, POWERS, LevelMatches, LevelStats
 from .scoring import TOP
 from .settings import Settings
+from .standing import Standing
 
 PLACES = 16  # of the finest grid, at which what is nearest is tried
 TIE = 1e-4  # of a top: whichever processor computes them, the choice is the same
@@ -84,7 +85,8 @@ class LeaveOut:
         power: of the mean of levels, see POWERS.
         kappa: neighbours that a distance is the mean of.
         most: neighbours that are left out.
-        trusted: (K,) neighbours that a person has confirmed, which are never left out; see matching.trusting.
+        standing: of the neighbours. Those that are known as normal are never left out, and a patch whose nearest match
+            is in one does not rest on the others.
         rises: of the maps of normal images, ascending; none: all rises are rare.
     """
 
@@ -92,20 +94,18 @@ class LeaveOut:
     power: int
     kappa: int
     most: int
-    trusted: NDArray[np.bool_]
+    standing: Standing
     rises: tuple[float, ...] = ()
 
     @classmethod
-    def of(
-        cls, settings: Settings, baseline: Baseline | None, k: int, trusted: NDArray[np.bool_] | None
-    ) -> LeaveOut | None:
+    def of(cls, settings: Settings, baseline: Baseline | None, k: int, standing: Standing | None) -> LeaveOut | None:
         """Return how a query leaves some of its k neighbours out; None: it does not."""
         kappa = min(settings.search.kappa or 1, k)
         most = most_left_out(settings.search.leave_out, kappa, k)
         if not most or baseline is None or not baseline.levels:
             return None
-        trusted = np.zeros(k, np.bool_) if trusted is None else trusted
-        return cls(baseline.levels, POWERS[str(settings.score.fusion)], kappa, most, trusted, baseline.rises)
+        standing = standing or Standing.nothing(k)
+        return cls(baseline.levels, POWERS[str(settings.score.fusion)], kappa, most, standing, baseline.rises)
 
     def __call__(self, found: Sequence[LevelMatches]) -> Left:
         """Choose the neighbours without which the map's top is the highest against its mean.
@@ -128,18 +128,21 @@ class LeaveOut:
             return Left(list(found))
         means, rise = maps[[0, at]].mean(axis=1, dtype=np.float64), float(tops[at] / tops[0])
         left = [self._put_last(level, sets[at]) for level in found]
-        return Left(left, tuple(sets[at]), float(means[0] / means[1]), rise, self._rarity(rise))
+        return Left(left, tuple(sets[at]), float(means[0] / means[1]), rise, self._rarity(rise, sets[at]))
 
-    def _rarity(self, rise: float) -> float:
-        """Return 0 for what half of normal images have, 1 for what none has; in between by rank."""
+    def _rarity(self, rise: float, left_out: Sequence[int]) -> float:
+        """Return 0 for a rise that half of normal images have, 1 for one that none has, in between by rank.
+
+        At least the mean doubt of what is left out: without a small defect's like the top often hardly rises.
+        """
         if not self.rises:
             return 1.0
         share = np.searchsorted(self.rises, rise * (1 + TIE), side="right") / len(self.rises)
-        return max(0.0, 2 * float(share) - 1)
+        return max(2 * float(share) - 1, float(self.standing.doubts[list(left_out)].mean()))
 
     def _marks(self, sets: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
         """Return which neighbours are in each set, (sets, K)."""
-        marks = np.zeros((len(sets), len(self.trusted)), np.bool_)
+        marks = np.zeros((len(sets), len(self.standing.known)), np.bool_)
         for number, one in enumerate(sets):
             marks[number, one] = True
         return marks
@@ -168,16 +171,17 @@ class LeaveOut:
         """Return what is nearest at the PLACES where the map may become the highest."""
         [highest], _ = nearest.without_sets(self._marks([[]]), self.most)  # each cell without its own
         rows, columns = np.divmod(np.argsort(-highest, kind="stable")[:PLACES], nearest.grids[0][1])
-        total = np.where(self.trusted, np.inf, np.zeros((len(rows), len(self.trusted))))
+        known = self.standing.known
+        total = np.where(known, np.inf, np.zeros((len(rows), len(known))))
         start, finest = 0, nearest.grids[0]
         for (height, width), stats in zip(nearest.grids, self.stats, strict=True):
             cells = start + rows * height // finest[0] * width + columns * width // finest[1]
             start += height * width
             near, at = nearest.sq_distances[cells].astype(np.float64), nearest.neighbours[cells]
-            far = np.repeat(near[:, -1:], len(self.trusted), axis=1)  # as the last that is known, at least
+            far = np.repeat(near[:, -1:], len(known), axis=1)  # as the last that is known, at least
             np.put_along_axis(far, at, near, axis=1)
             total += far / (stats.low * stats.typical**2)
-        order = np.argsort(total, axis=1, kind="stable")[:, : min(self.most, int((~self.trusted).sum()))]
+        order = np.argsort(total, axis=1, kind="stable")[:, : min(self.most, int((~known).sum()))]
         return [list(one) for one in dict.fromkeys(tuple(sorted(each)) for each in order.tolist())]
 
 
@@ -211,13 +215,13 @@ class _Nearest:
 
         Args:
             marks: (sets, K), which are in each.
-            spare: neighbours that each cell does without besides: the nearest of its own that are not trusted.
+            spare: neighbours that each cell does without besides: the nearest of its own that are not known.
         """
         from .leave_out_kernels import without_sets
 
         scores, way = np.empty((len(marks), len(self.neighbours)), np.float32), self.way
         without_sets(
-            self.sq_distances, self.neighbours, marks, spare, way.kappa, way.trusted, self._factors, HUGE, scores
+            self.sq_distances, self.neighbours, marks, spare, way.kappa, way.standing.known, self._factors, HUGE, scores
         )  # fmt: skip
         return self._fused(scores)
 
@@ -229,7 +233,7 @@ class _Nearest:
         rows[some] = np.arange(1, len(some) + 1)
         scores = np.empty((len(some) + 1, len(self.neighbours)), np.float32)
         without_each(
-            self.sq_distances, self.neighbours, marks, rows, way.kappa, way.trusted, self._factors, HUGE, scores
+            self.sq_distances, self.neighbours, marks, rows, way.kappa, way.standing.known, self._factors, HUGE, scores
         )  # fmt: skip
         return self._fused(scores)[1]
 

@@ -1,8 +1,8 @@
 """Compiled loops of the choice of neighbours that are left out: maps without some of them, and how high these rise.
 
 The levels of a query are one after the other: `near` (cells, n) float32 has the squared distances of each cell to its n
-nearest neighbours, ascending, and `at` (cells, n) int32 which these are, of K. `trusted` (K,) bool has those that a
-person has confirmed: where one is the nearest that stays, its distance alone counts.
+nearest neighbours, ascending, and `at` (cells, n) int32 which these are, of K. `known` (K,) bool has those that are
+known as normal: where one is the nearest that stays, its distance alone counts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ ONE = np.float32(1)
 
 
 @jit
-def _distance(near: Any, at: Any, cell: int, out: Any, row: int, spare: int, kappa: int, trusted: Any) -> Any:
+def _distance(near: Any, at: Any, cell: int, out: Any, row: int, spare: int, kappa: int, known: Any) -> Any:
     """Return a cell's mean distance to its nearest kappa without a row of `out`, and `spare` of its own."""
     total, found = np.float32(0), 0
     for number in range(near.shape[1]):
         one = at[cell, number]
         if out[row, one]:
             continue
-        if trusted[one]:
+        if known[one]:
             if found == 0:
                 return near[cell, number]
         elif spare:
@@ -39,7 +39,7 @@ def _distance(near: Any, at: Any, cell: int, out: Any, row: int, spare: int, kap
 
 @jit
 def without_sets(
-    near: Any, at: Any, out: Any, spare: int, kappa: int, trusted: Any, factors: Any, most: Any, scores: Any
+    near: Any, at: Any, out: Any, spare: int, kappa: int, known: Any, factors: Any, most: Any, scores: Any
 ) -> None:
     """Compute the score of each cell without each set of neighbours.
 
@@ -47,9 +47,9 @@ def without_sets(
         near: see above.
         at: see above.
         out: (sets, K) bool.
-        spare: neighbours that each cell does without besides: the nearest of its own that are not trusted.
+        spare: neighbours that each cell does without besides: the nearest of its own that are not known.
         kappa: number of neighbours that a distance is the mean of.
-        trusted: see above.
+        known: see above.
         factors: (cells,) float32, what the root of a distance is multiplied by.
         most: that a score can be.
         scores: (sets, cells) float32, written.
@@ -61,7 +61,7 @@ def without_sets(
             for one in range(kappa):
                 moves |= out[number, at[cell, one]]
             if moves or of_all < 0:
-                distance = _distance(near, at, cell, out, number, spare, kappa, trusted)
+                distance = _distance(near, at, cell, out, number, spare, kappa, known)
                 last = min(np.sqrt(distance) * factors[cell], most)
                 if not moves:
                     of_all = last
@@ -70,7 +70,7 @@ def without_sets(
 
 @jit
 def without_each(
-    near: Any, at: Any, out: Any, rows: Any, kappa: int, trusted: Any, factors: Any, most: Any, scores: Any
+    near: Any, at: Any, out: Any, rows: Any, kappa: int, known: Any, factors: Any, most: Any, scores: Any
 ) -> None:
     """Compute the score of each cell without a set of neighbours, and without each of some others besides.
 
@@ -80,7 +80,7 @@ def without_each(
         out: (K,) bool, the set.
         rows: (K,) of `scores` for each neighbour, from 1; 0: it stays.
         kappa: as for without_sets, and so on.
-        trusted: likewise.
+        known: likewise.
         factors: likewise.
         most: likewise.
         scores: (rows, cells) float32, written; the first is without the set alone.
@@ -101,7 +101,7 @@ def without_each(
             for other in range(kappa + 1):
                 distance += near[cell, stay[other]] if other != one else np.float32(0)
             distance = np.divide(distance, np.float32(kappa))
-            if trusted[at[cell, nearest]]:
+            if known[at[cell, nearest]]:
                 distance = near[cell, nearest]
             score = min(np.sqrt(distance) * factors[cell], most)
             if one < kappa:

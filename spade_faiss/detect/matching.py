@@ -18,6 +18,7 @@ from .baseline import Baseline
 from .leave_out import LeaveOut, Left
 from .level_matches import POWERS, LevelMatches, averaged, relative
 from .settings import Settings
+from .standing import Standing
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def match(
     neighbours: list[Any],
     settings: Settings,
     baseline: Baseline | None,
-    trusted: NDArray[np.bool_] | None = None,
+    standing: Standing | None = None,
     kept: Sequence[KeptLevel] | None = None,
 ) -> Matched:
     """Match the patches of a query.
@@ -70,22 +71,22 @@ def match(
         neighbours: levels [(K, c, h, w), ...], arrays or tensors on the device that they are searched on.
         settings: of the query.
         baseline: the scale of normal images; None: distances as they are.
-        trusted: (K,) which neighbours a person has confirmed, see `trusting`; None: none of them.
+        standing: of the neighbours; None: nothing is known of any.
         kept: what other queries have prepared of these neighbours, by level; None: nothing.
     """
     scales, search = baseline.level_scales if baseline else (), settings.search
     if search.matching == "by_level":
-        leave_out = LeaveOut.of(settings, baseline, len(neighbours[0]), trusted)
+        leave_out = LeaveOut.of(settings, baseline, len(neighbours[0]), standing)
         if leave_out:
             left = match_in_steps(query, neighbours, search, leave_out, kept)
         else:
             left = Left(match_levels(query, neighbours, search, settings.is_relative, kept))
-        return fused_left(left, baseline, settings, trusted)
+        return fused_left(left, baseline, settings, standing)
     own, others = scaled(query, scales), scaled(neighbours, scales)
     # What has the checksum it was stored with is finite, as it was then.
     sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
-    if trusted is not None:
-        sq_distances, matches = trusting(sq_distances, matches, trusted)
+    if standing is not None:
+        sq_distances, matches = trusting(sq_distances, matches, standing.trusted)
     return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
 
 
@@ -134,9 +135,9 @@ def match_in_steps(
     return left.spaced(before, after, leave_out.kappa)
 
 
-def fused_left(left: Left, baseline: Baseline | None, settings: Settings, trusted: NDArray[np.bool_] | None) -> Matched:
+def fused_left(left: Left, baseline: Baseline | None, settings: Settings, standing: Standing | None) -> Matched:
     """Make one map of what is left of levels that were searched apart; see `fused` and `trusting`."""
-    levels = left.levels if trusted is None else trusted_levels(left.levels, trusted)
+    levels = left.levels if standing is None else trusted_levels(left.levels, standing.trusted)
     found = fused(levels, baseline, settings)
     if not left.neighbours:
         return found

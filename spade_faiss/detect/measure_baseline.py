@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..system.prefetch import batched
 from .baseline import Baseline, LogStats
@@ -16,11 +15,12 @@ from .level_matches import LevelMatches, LevelStats
 from .matching import Matched, fused, trusted_levels
 from .pipeline import Pipeline
 from .settings import Settings
+from .standing import Standing
 
 SAMPLE = 64  # normal images that are compared with the others: enough for a median and a mean at every position
 SEED = 0  # of the sample
 
-_Found = tuple[int, NDArray[np.bool_] | None, tuple[LevelMatches, ...]]  # of an image; see _rises
+_Found = tuple[int, Standing | None, tuple[LevelMatches, ...]]  # of an image; see _rises
 
 
 def measure(pipeline: Pipeline) -> Baseline:
@@ -55,10 +55,10 @@ def measure(pipeline: Pipeline) -> Baseline:
         one = weighted.matched(query)
         if more:
             near = query.ids[: pipeline.k]
-            trusted = pipeline.trusted.among(near)
-            to_leave_out.append((len(near), trusted, one.levels))
-            if trusted is not None:
-                one = replace(one, levels=tuple(trusted_levels(one.levels, trusted)))
+            standing = pipeline.standing(near)
+            to_leave_out.append((len(near), standing, one.levels))
+            if standing is not None:
+                one = replace(one, levels=tuple(trusted_levels(one.levels, standing.trusted)))
         matched.append((one.slim(kappa), query.key))
     if pipeline.settings.is_relative:
         apart = zip(*(one.levels for one, _ in matched), strict=True)
@@ -84,14 +84,14 @@ def _rises(found: Sequence[_Found], baseline: Baseline, settings: Settings) -> t
     """Return how much the maps of normal images rise by leaving neighbours out, ascending; see LeaveOut.
 
     Args:
-        found: of each image, how many neighbours it has, which of them a person has confirmed, and levels with the
-            nearest kappa + most of them at least.
+        found: of each image, how many neighbours it has, their standing, and levels with the nearest
+            kappa + most of them at least.
         baseline: with the figures of levels.
         settings: of queries.
     """
     rises = []
-    for k, trusted, levels in found:
-        if leave_out := LeaveOut.of(settings, baseline, k, trusted):
+    for k, standing, levels in found:
+        if leave_out := LeaveOut.of(settings, baseline, k, standing):
             number = leave_out.kappa + leave_out.most
             nearest = [LevelMatches(one.sq_distances[..., :number], one.matches[..., :number, :]) for one in levels]
             rises.append(leave_out(nearest).rise)

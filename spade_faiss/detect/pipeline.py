@@ -32,12 +32,13 @@ from .baseline import Baseline
 from .caches import Caches
 from .calibration import Calibration, Judgement
 from .detection import Detection, Neighbours, TileMatches
+from .leave_out import LeaveOut
 from .matching import Matched, match
 from .mosaic import Mosaic, ScoredTile
 from .query import AnyImage, Decoded, Query, Stopwatch, Tile, path_of
 from .scoring import anomaly_map, knn_score, top_score
 from .settings import Settings
-from .trust import TrustedImages
+from .standing import Standing, Standings
 
 Choice = Callable[[Sequence[Query]], int]  # the index of the query that comes next, among those left of a batch
 
@@ -73,7 +74,7 @@ class Pipeline:
         self.calibration: Calibration | None = None
         self.copies = Copies(snapshot, lambda ids: caches.host.read(pyramids, ids))
         self._caches = caches
-        self.trusted = TrustedImages(snapshot, self.copies, trusted or {})
+        self._standings = Standings(snapshot, self.copies, trusted or {})
         self._tiling = snapshot.manifest.spec.tiling
         self._view = self._tiling.view
 
@@ -83,10 +84,23 @@ class Pipeline:
         other.baseline, other.calibration = baseline, calibration
         return other
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether queries leave neighbours out."""
+        return LeaveOut.of(self.settings, self.baseline, self.k, None) is not None
+
+    def doubting(self, ids: Ids, doubts: NDArray[np.float64]) -> Pipeline:
+        """Return it knowing how much some images and their copies are doubted, each from 0 to 1, and no others."""
+        assert self.baseline is not None
+        found: dict[str, float] = {}
+        for row, doubt in zip(ids.tolist(), doubts.tolist(), strict=True):
+            found |= dict.fromkeys(self.snapshot.digests(self.copies.with_copies(np.array([row]))), doubt)
+        return self.scored_by(replace(self.baseline, doubts=found), self.calibration)
+
     def finding(self, kappa: int) -> Pipeline:
         """Return it finding so many matches of each patch, as they are: nobody has confirmed an image."""
         other = copy(self)
-        other.trusted = TrustedImages(self.snapshot, self.copies, {})
+        other._standings = Standings(self.snapshot, self.copies, {})
         other.settings = replace(self.settings, search=replace(self.settings.search, kappa=kappa))
         return other
 
@@ -309,9 +323,9 @@ class Pipeline:
         if neighbour_levels is None:
             return Matched.none(query.levels[0].shape[1:])
         with query.watch("match"):
-            trusted = self.trusted.among(query.ids[: self.k])
+            standing = self.standing(query.ids[: self.k])
             kept = self._caches.prepared_of(self.pyramids, query.ids[: self.k])
-            return match(query.levels, neighbour_levels, self.settings, self.baseline, trusted, kept)
+            return match(query.levels, neighbour_levels, self.settings, self.baseline, standing, kept)
 
     def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:
         """Make the map and the image score, and judge them; None for a tile, unless it is the last of its image."""
@@ -355,6 +369,10 @@ class Pipeline:
         return self.calibration.judge(image_score, peak, scores, self.settings.score.min_region)
 
     # What the stages consist of; a baseline is measured with these.
+
+    def standing(self, ids: Ids) -> Standing | None:
+        """Return the standing of some neighbours; None: nothing is known of any."""
+        return self._standings.among(ids, self.baseline.doubts if self.baseline else {})
 
     def matched(self, query: Query) -> Matched:
         """Read a query's neighbours and match its patches."""

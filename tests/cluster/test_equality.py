@@ -160,3 +160,30 @@ def test_spacing_is_centred_as_in_one_gallery(tmp_path: Path, distinct: bool) ->
         federation = sf.Federation(cluster, OfTwoSizes(), search, score)
         for pair in zip(federation.leave_one_out(range(9)), detector.leave_one_out(range(9)), strict=True):
             assert_equal(*pair)
+
+
+def test_what_normal_images_say_of_each_other(tmp_path: Path) -> None:
+    """A calibration of all members is that of one gallery, and queries leave out the same neighbours by it."""
+    search, score = RECIPES["wary"]
+    filled(tmp_path / "one.gallery", range(12), 0).close()
+    members = {f"m{at}": tmp_path / f"{at}.gallery" for at in (0, 5)}
+    filled(members["m0"], range(5), 0).close()
+    filled(members["m5"], range(5, 12), 5).close()
+    with sf.Gallery.open(tmp_path / "one.gallery") as one, sf.Cluster.create(tmp_path / "c", members) as cluster:
+        expected = sf.calibrate(sf.Detector(one, Stored(), search, score), 0.1)
+        found = sf.calibrate(sf.Federation(cluster, Stored(), search, score), 0.1)
+        assert found.baseline is not None
+        assert expected.baseline is not None
+        assert found.baseline.doubts == expected.baseline.doubts
+        assert len(found.baseline.doubts) == 12
+        np.testing.assert_array_equal(found.image_scores, expected.image_scores)
+        expected.write(one.path)
+        cluster.write_calibration(found)
+        detector, federation = sf.Detector(one, Stored()), sf.Federation(cluster, Stored())
+        left_out = 0
+        for seed in range(20):
+            image = np.full((16, 20, 3), seed, np.uint8)
+            query = detector.query(image)
+            assert_equal(federation.query(image), query)
+            left_out += len(query.left_out)
+        assert left_out

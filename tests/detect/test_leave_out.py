@@ -14,6 +14,7 @@ import spade_faiss as sf
 from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.leave_out import LeaveOut, most_left_out
 from spade_faiss.detect.level_matches import POWERS, LevelMatches, LevelStats
+from spade_faiss.detect.standing import Standing
 from spade_faiss.patch_search.spacing import NEAREST
 from tests import reference
 from tests.helpers.galleries import make_gallery
@@ -62,7 +63,7 @@ def test_what_is_left_out_equals_the_oracle(
     distances = distances_of(k, k)
     stats = tuple(LevelStats(1.0 + number, 2.0, 0.5 + number) for number in range(3))
     figures = [(one.low, one.high, one.typical) for one in stats]
-    marks = np.isin(np.arange(k), trusted)
+    marks = replace(Standing.nothing(k), known=np.isin(np.arange(k), trusted))
     left = LeaveOut(stats, POWERS[fusion], kappa, most, marks)(nearest(distances, kappa + most))
     known = [one for one in trusted if one < k]
     chosen, scale, rise = reference.left_out(distances, figures, POWERS[fusion], kappa, most, known)
@@ -82,7 +83,7 @@ def test_levels_of_any_grids_equal_the_oracle(grids: list[tuple[int, int]]) -> N
     """Whoever brings features may have a level that is wider, or higher, than the first."""
     distances = distances_of(0, 12, grids)
     stats = tuple(LevelStats(1.0 + number, 2.0, 0.5 + number) for number in range(len(grids)))
-    left = LeaveOut(stats, -2, 3, 2, np.zeros(12, np.bool_))(nearest(distances, 5))
+    left = LeaveOut(stats, -2, 3, 2, Standing.nothing(12))(nearest(distances, 5))
     figures = [(one.low, one.high, one.typical) for one in stats]
     chosen, scale, rise = reference.left_out(distances, figures, -2, 3, 2)
     assert list(left.neighbours) == chosen
@@ -92,7 +93,7 @@ def test_levels_of_any_grids_equal_the_oracle(grids: list[tuple[int, int]]) -> N
 def test_what_only_two_neighbours_have_is_no_excuse() -> None:
     stats = tuple(LevelStats(1.0, 2.0) for _ in range(3))
     found = nearest(distances_of(0, 20), 5)
-    left = LeaveOut(stats, -2, 3, 2, np.zeros(20, np.bool_))(found)
+    left = LeaveOut(stats, -2, 3, 2, Standing.nothing(20))(found)
     assert set(left.neighbours) == {18, 19}
     assert 0.4 < left.scale < 1  # a little of the rise is everywhere
 
@@ -102,7 +103,7 @@ def test_where_nothing_rises_it_makes_no_difference() -> None:
     level = np.ones((12, 20, 20), np.float32)
     level[:, :5] = 4
     one = LevelStats(1.0, 2.0)
-    left = LeaveOut((one,), 0, 3, 2, np.zeros(12, np.bool_))(nearest([level], 5))
+    left = LeaveOut((one,), 0, 3, 2, Standing.nothing(12))(nearest([level], 5))
     assert (left.neighbours, left.scale) == ((), 1)
     np.testing.assert_array_equal(left.levels[0].sq_distances[..., 0], level[0])
 
@@ -135,9 +136,14 @@ def to_neighbours(detector: sf.Detector, levels: list[np.ndarray], ids: Any) -> 
     return distances, places
 
 
-@pytest.mark.parametrize("trusted", [(), (0, 1, 2)])
+@pytest.mark.parametrize(
+    ("trusted", "doubts"),
+    [((), {}), ((0, 1, 2), {}), ((0,), {1: 0, 2: 0, 5: 0, 6: 0.4, 7: 0.9, 8: 0.2}), ((), {3: 0.7, 4: 0.0, 8: 1.0})],
+)
 @pytest.mark.parametrize("rises", [None, (), (1.01, 1.02, 9.0)])
-def test_a_query_equals_the_oracle(tmp_path: Path, trusted: tuple[int, ...], rises: tuple[float, ...] | None) -> None:
+def test_a_query_equals_the_oracle(
+    tmp_path: Path, trusted: tuple[int, ...], doubts: dict[int, float], rises: tuple[float, ...] | None
+) -> None:
     detector, image = a_detector(tmp_path, 14)
     gallery, toy = detector.gallery, detector.extractor
     ids, _ = reference.retrieve(
@@ -152,12 +158,15 @@ def test_a_query_equals_the_oracle(tmp_path: Path, trusted: tuple[int, ...], ris
     assert baseline is not None
     if rises is not None:
         baseline = replace(baseline, rises=rises)
-        detector._baseline = baseline
+    digests = gallery.snapshot().digests([ids[at] for at in doubts])
+    detector._baseline = replace(baseline, doubts=dict(zip(digests, doubts.values(), strict=True)))
     detection = detector.query(image)
     distances, places = to_neighbours(detector, toy.extract([toy.spec.view.apply(image)]).levels, ids)
     figures = [(level.low, level.high, level.typical) for level in baseline.levels]
-    chosen, scale, rise = reference.left_out(distances, figures, -2, 3, 3, trusted)
-    weight = reference.rarity(rise, baseline.rises)
+    chosen, scale, rise = reference.left_out(
+        distances, figures, -2, 3, 3, [*trusted, *(at for at, doubt in doubts.items() if doubt == 0)]
+    )
+    weight = max(reference.rarity(rise, baseline.rises), np.mean([doubts.get(at, 0) for at in chosen]))
     assert list(detection.left_out) == chosen
     assert chosen
     found = []
@@ -208,8 +217,11 @@ def test_a_calibration_without_rises_takes_all_of_them_for_rare(tmp_path: Path) 
     detector, image = a_detector(tmp_path, 14)
     calibration = sf.calibrate(detector, false_alarms=0.2)
     assert calibration.baseline is not None
-    replace(calibration, baseline=replace(calibration.baseline, rises=())).write(detector.gallery.path)
-    assert "rises" not in next(detector.gallery.path.glob("calibration*.json")).read_text("utf-8")
+    before = replace(calibration.baseline, rises=(), doubts={})
+    replace(calibration, baseline=before).write(detector.gallery.path)
+    written = next(detector.gallery.path.glob("calibration*.json")).read_text("utf-8")
+    assert "rises" not in written
+    assert "doubts" not in written
     earlier, now = sf.Detector(detector.gallery, detector.extractor), detector.query(image)
     found = earlier.query(image)
     assert found.left_out == now.left_out
@@ -326,7 +338,7 @@ def test_sizes_of_distances_do_not_matter(factor: float) -> None:
     for scale in (1.0, factor):
         stats = tuple(LevelStats(scale, 2 * scale) for _ in range(3))
         found = nearest([(level * scale).astype(np.float32) for level in distances], 5)
-        lefts.append(LeaveOut(stats, -2, 3, 2, np.zeros(12, np.bool_))(found))
+        lefts.append(LeaveOut(stats, -2, 3, 2, Standing.nothing(12))(found))
     assert lefts[0].neighbours == lefts[1].neighbours
     assert lefts[0].scale == pytest.approx(lefts[1].scale, rel=1e-4)
 
@@ -334,5 +346,5 @@ def test_sizes_of_distances_do_not_matter(factor: float) -> None:
 def test_a_query_that_is_out_of_all_proportion() -> None:
     distances = [level * np.float32(1e37) for level in distances_of(3, 12)]
     stats = tuple(LevelStats(1e-6, 1e-5) for _ in range(3))
-    left = LeaveOut(stats, -2, 3, 2, np.zeros(12, np.bool_))(nearest(distances, 5))
+    left = LeaveOut(stats, -2, 3, 2, Standing.nothing(12))(nearest(distances, 5))
     assert (left.neighbours, left.scale) == ((), 1)
