@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import click
+import numpy as np
 
 from ..errors import NotEnoughImagesError
 from ..gallery.gallery import Gallery
@@ -73,16 +74,32 @@ class DrawFlags:
             help="Draw R times, with the seeds S, S + 1, ...; print mean and standard deviation.",
         ),
     ]
+    false_alarms: Annotated[
+        float | None,
+        flag(
+            "--false-alarms",
+            type=float,
+            metavar="RATE",
+            help="Calibrate the gallery of each draw for this rate first: verdicts in the report, and other scores of "
+            "the recipe wary.  [default: no calibration]",
+        ),
+    ]
 
     def draws(self, seed: int | None) -> Draws:
         """Check these options, and return the library's; it is false where nothing is drawn.
 
         Raises:
             OptionError: a value outside its range, or --repeat alone.
+            click.UsageError: --false-alarms alone.
         """
         from ..datasets.draws import Draws
 
         if self.shots is None and self.contaminate is None:
+            if self.false_alarms is not None:
+                raise click.UsageError(
+                    "--false-alarms: goes with --shots or --contaminate; to evaluate GALLERY with a calibration, "
+                    "calibrate it first"
+                )
             return Draws(repeat=self.repeat)  # the seed is that of the set's own draw
         return Draws(self.shots, self.contaminate, self.repeat, seed or 0)
 
@@ -206,9 +223,12 @@ def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, ope
         opened(path).close()  # a missing one is reported before hours are spent on the others
     if draws:
         from ..datasets.draws import draw
+        from ..detect.calibration import conformal_threshold
 
-        for category in categories:  # as is a draw that cannot be made
-            draw(category, draws.shots, draws.contaminate, draws.seed)
+        for category in categories:  # as is a draw that cannot be made, or not calibrated
+            normal = draw(category, draws.shots, draws.contaminate, draws.seed).normal
+            if flags.draw.false_alarms is not None:
+                conformal_threshold(np.zeros(len(normal)), flags.draw.false_alarms)
     checks = check_categories(categories, options, progress=not flags.quiet)  # as are bad images
     plans = [_Plan(*one, flags, options, opened) for one in zip(paths, categories, checks, strict=True)]
     run = _evaluate_draws(plans, draws) if draws else _evaluate_galleries(plans)
@@ -274,6 +294,7 @@ def _evaluate_draws(plans: Sequence[_Plan], draws: Draws) -> list[Evaluation]:
     from ..repeats import write_repeats
 
     drawn = {"shots": draws.shots, "contaminate": draws.contaminate, "repeat": draws.repeat, "seed": draws.seed}
+    drawn |= {"false_alarms": plans[0].flags.draw.false_alarms}
     repeats: list[Repeats] = []
     for plan in plans:
         found, settings = _draws_of(plan, draws, len(plans) > 1)
@@ -289,6 +310,7 @@ def _evaluate_draws(plans: Sequence[_Plan], draws: Draws) -> list[Evaluation]:
 
 def _draws_of(plan: _Plan, draws: Draws, several: bool) -> tuple[Repeats, dict[str, object]]:
     """Evaluate the draws of a category; returns the detector's settings too."""
+    from ..detect.calibrate import calibrate
     from ..detect.detector import Detector
     from ..repeats import Repeats, each_draw
 
@@ -307,6 +329,9 @@ def _draws_of(plan: _Plan, draws: Draws, several: bool) -> tuple[Repeats, dict[s
             options = replace(plan.options, maps=maps / seed if maps else None)
             try:
                 detector = Detector(own, extractor, *search, calibrated=False, normal=draw.category.normal)
+                if flags.draw.false_alarms is not None:
+                    calibrate(detector, flags.draw.false_alarms, progress=not flags.quiet).write(own.path)
+                    detector = Detector(own, extractor, *search, normal=draw.category.normal)
             except NotEnoughImagesError as error:  # it names the gallery, which is gone in a moment
                 text = str(error).replace(str(own.path), f"{name}, drawn with seed {draw.seed}")
                 raise NotEnoughImagesError(text) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ..system.progress import progress_bar
 from .baseline import CHANCE, LogStats
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
+from .leave_out import LeaveOut
 from .pipeline import Pipeline
 from .standing import doubts_of
 
@@ -85,11 +86,11 @@ def calibrate(
     if len(chosen) == 1:
         pipeline.check_others(int(chosen[0]), pipeline.copies.with_copies(chosen))
     conformal_threshold(np.zeros(len(chosen)), false_alarms, len(ids) - len(chosen) if len(chosen) < size else 0)
-    if pipeline.leaves_out:
-        pipeline = pipeline.doubting(chosen[:0], np.empty(0))  # of an earlier calibration
-        scores = image_scores(pipeline, chosen, group, "compare", progress)
-        pipeline = pipeline.doubting(chosen, doubts_of(scores[:, 0]))
-    scores = image_scores(pipeline, chosen, group, "calibrate", progress)
+    if LeaveOut.of(pipeline.settings, pipeline.baseline, pipeline.k, None):
+        fresh = _doubting(pipeline, chosen[:0], np.empty(0))  # without what an earlier calibration says
+        scores = _image_scores(fresh, chosen, group, "compare", progress)
+        pipeline = _doubting(pipeline, chosen, doubts_of(scores[:, 0]))
+    scores = _image_scores(pipeline, chosen, group, "calibrate", progress)
     found = Calibration(
         snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
         pipeline.baseline,
@@ -102,12 +103,21 @@ def calibrate(
     return found
 
 
-def image_scores(pipeline: Pipeline, chosen: Ids, group: str | None, what: str, progress: bool) -> NDArray[np.float64]:
+def _image_scores(pipeline: Pipeline, chosen: Ids, group: str | None, what: str, progress: bool) -> NDArray[np.float64]:
     """Do as normal_scores; images in tiles are named by their first tiles, and have the scores of the highest one."""
     rows, image_of = pipeline.copies.tiles_of(chosen)
     scores = np.full((len(chosen), 2), -np.inf)
     np.maximum.at(scores, image_of, normal_scores(pipeline, rows, group, what, progress))
     return scores
+
+
+def _doubting(pipeline: Pipeline, images: Ids, doubts: NDArray[np.float64]) -> Pipeline:
+    """Return a run that knows how much some images and their copies are doubted, each from 0 to 1, and no others."""
+    assert pipeline.baseline is not None
+    found: dict[str, float] = {}
+    for image, doubt in zip(images.tolist(), doubts.tolist(), strict=True):
+        found |= dict.fromkeys(pipeline.snapshot.digests(pipeline.copies.with_copies(np.array([image]))), doubt)
+    return pipeline.scored_by(replace(pipeline.baseline, doubts=found), pipeline.calibration)
 
 
 def _warn_of_odd_images(found: Calibration, snapshot: Snapshot, chosen: Ids) -> None:

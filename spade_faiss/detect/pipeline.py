@@ -32,7 +32,6 @@ from .baseline import Baseline
 from .caches import Caches
 from .calibration import Calibration, Judgement
 from .detection import Detection, Neighbours, TileMatches
-from .leave_out import LeaveOut
 from .matching import Matched, match
 from .mosaic import Mosaic, ScoredTile
 from .query import AnyImage, Decoded, Query, Stopwatch, Tile, path_of
@@ -83,19 +82,6 @@ class Pipeline:
         other = copy(self)
         other.baseline, other.calibration = baseline, calibration
         return other
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether queries leave neighbours out."""
-        return LeaveOut.of(self.settings, self.baseline, self.k, None) is not None
-
-    def doubting(self, ids: Ids, doubts: NDArray[np.float64]) -> Pipeline:
-        """Return it knowing how much some images and their copies are doubted, each from 0 to 1, and no others."""
-        assert self.baseline is not None
-        found: dict[str, float] = {}
-        for row, doubt in zip(ids.tolist(), doubts.tolist(), strict=True):
-            found |= dict.fromkeys(self.snapshot.digests(self.copies.with_copies(np.array([row]))), doubt)
-        return self.scored_by(replace(self.baseline, doubts=found), self.calibration)
 
     def finding(self, kappa: int) -> Pipeline:
         """Return it finding so many matches of each patch, as they are: nobody has confirmed an image."""

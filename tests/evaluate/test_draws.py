@@ -245,6 +245,11 @@ def test_one_draw_has_no_deviation(toy_set: tuple[Path, Path], spade: Spade) -> 
         (("--shots", 0), "shots: expected a number of normal images >= 1, found 0"),
         (("--contaminate", 1.5), "contaminate: expected a share of the normal images in (0, 1), as 0.05, found 1.5"),
         (("--contaminate", 0.5), "which is 6 of the 4 anomalous ones; give a smaller share"),
+        (
+            ("--shots", 4, "--false-alarms", 0.1),
+            "false_alarms 0.1: expected at least 9 normal images to calibrate with",
+        ),
+        (("--shots", 4, "--false-alarms", 1), "false_alarms: expected a rate between 0 and 1, found 1.0"),
         (("--repeat", 3), "--repeat 3: expected --shots N or --contaminate SHARE, or there is nothing to draw"),
         (("--seed", 3), "seed: not a setting of the layout mvtec"),
     ],
@@ -256,6 +261,18 @@ def test_one_line_of_what_is_wrong(
     assert (run.status, run.out) == (1, "")
     assert said in run.error
     assert run.err.count("\n") == 1
+
+
+def test_a_draw_may_be_calibrated(toy_set: tuple[Path, Path], tmp_path: Path, spade: Spade) -> None:
+    words = ("evaluate", *toy_set, "--shots", 9, "--quiet", "--output", tmp_path / "out")
+    assert spade(*words).status == 0
+    assert "false alarms" not in (tmp_path / "out/seed-0/report.html").read_text("utf-8")
+    assert spade(*words, "--false-alarms", 0.2).status == 0
+    assert "false alarms" in (tmp_path / "out/seed-0/report.html").read_text("utf-8")
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["false_alarms"] == 0.2
+    run = spade("evaluate", *toy_set, "--false-alarms", 0.2)
+    assert (run.status, run.out) == (2, "")
+    assert "--false-alarms: goes with --shots or --contaminate; to evaluate GALLERY with a calibration" in run.err
 
 
 def test_a_gallery_of_other_images_is_refused(toy_set: tuple[Path, Path], tmp_path: Path, spade: Spade) -> None:
