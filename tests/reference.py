@@ -218,6 +218,7 @@ def left_out(
     kappa: int,
     most: int,
     trusted: Sequence[int] = (),
+    known: Sequence[int] | None = None,
     places: int = 16,
     tie: float = 1e-4,
 ) -> tuple[list[int], float, float]:
@@ -229,7 +230,8 @@ def left_out(
         power: likewise.
         kappa: how many neighbours a distance is the mean of.
         most: how many are left out at the most.
-        trusted: neighbours that are never left out.
+        trusted: neighbours that a person has confirmed: where one is the nearest, its distance alone counts.
+        known: neighbours that are never left out, and count so for the choice; None: those that are trusted.
         places: cells of the finest grid, those that would have the highest scores if each did without its own nearest
             `most` neighbours. What is nearest there is one of the sets; at each level, all that are farther than the
             nearest kappa + most count as if they were as far as the last of these. One more set is chosen of all of
@@ -241,27 +243,30 @@ def left_out(
         rises against its mean.
     """
     every = np.arange(len(distances[0]))
-    may_go = np.setdiff1d(every, trusted)
+    known = trusted if known is None else known
+    may_go = np.setdiff1d(every, known)
 
-    def distance(of_each: Floats, stay: Ints) -> float:
+    def distance(of_each: Floats, stay: Ints, alone: Sequence[int]) -> float:
         nearest = stay[np.argsort(of_each[stay], kind="stable")[:kappa]]
-        return mean_or_trusted(of_each[nearest][None], nearest[None], trusted)[0]
+        return mean_or_trusted(of_each[nearest][None], nearest[None], alone)[0]
 
-    def without(of_cell: Any) -> Floats:
+    def without(of_cell: Any, alone: Sequence[int]) -> Floats:
         found = []
         for number, level in enumerate(distances):
             mean = np.empty(level.shape[1:])
             for at in np.ndindex(*mean.shape):
-                mean[at] = distance(level[(slice(None), *at)], np.setdiff1d(every, of_cell(number, at)))
+                mean[at] = distance(level[(slice(None), *at)], np.setdiff1d(every, of_cell(number, at)), alone)
             found.append((mean, None))
         return relative_map(found, figures, power)
 
     def rise(some: Sequence[int]) -> float:
-        values = without(lambda *_: some)
+        values = without(lambda *_: some, known)
         return top_score(values) / values.mean()
 
     sets: list[list[int]] = []
-    highest = without(lambda number, at: may_go[np.argsort(distances[number][(may_go, *at)], kind="stable")[:most]])
+    highest = without(
+        lambda number, at: may_go[np.argsort(distances[number][(may_go, *at)], kind="stable")[:most]], known
+    )
     for place in np.argsort(-highest, axis=None, kind="stable")[:places]:
         total = np.zeros(len(every))
         for level, (low, _, typical) in zip(distances, figures, strict=True):
@@ -279,7 +284,7 @@ def left_out(
     sets = [[], one_by_one, *sets]
     best = max(rise(one) for one in sets) * (1 - tie)
     chosen = next(one for one in sets if rise(one) >= best)
-    with_all, with_the_others = without(lambda *_: []), without(lambda *_: chosen)
+    with_all, with_the_others = without(lambda *_: [], trusted), without(lambda *_: chosen, trusted)
     return chosen, float(with_all.mean() / with_the_others.mean()), rise(chosen) / rise([])
 
 

@@ -15,6 +15,7 @@ from .flags import PATH, flag
 
 if TYPE_CHECKING:
     from ..datasets.category import Category
+    from ..datasets.draws import Draws
 
 FOLDERS = ("normal", "abnormal", "masks", "test_normal")
 SETTINGS = ("seed", "every")
@@ -64,6 +65,70 @@ class LabelledFlags:
             "[default: 0]",
         ),
     ]
+
+
+@dataclass(frozen=True)
+class DrawFlags:
+    """What is drawn at random from the images of a set, instead of taking the gallery as it is."""
+
+    shots: Annotated[
+        int | None,
+        flag(
+            "--shots",
+            type=int,
+            metavar="N",
+            help="Few shots: compare with N normal training images only, drawn with --seed.  [default: GALLERY]",
+        ),
+    ]
+    contaminate: Annotated[
+        float | None,
+        flag(
+            "--contaminate",
+            type=float,
+            metavar="SHARE",
+            help="Put anomalous test images among the normal ones and leave them out of the test: as many as this "
+            "share of the normal ones' number, such as 0.05, drawn with --seed.",
+        ),
+    ]
+    repeat: Annotated[
+        int,
+        flag(
+            "--repeat",
+            type=int,
+            default=1,
+            show_default=True,
+            metavar="R",
+            help="Draw R times, with the seeds S, S + 1, ...; print mean and standard deviation.",
+        ),
+    ]
+    false_alarms: Annotated[
+        float | None,
+        flag(
+            "--false-alarms",
+            type=float,
+            metavar="RATE",
+            help="Calibrate the gallery of each draw for this rate first: verdicts in the report, and other scores of "
+            "the recipe wary.  [default: no calibration]",
+        ),
+    ]
+
+    def draws(self, seed: int | None) -> Draws:
+        """Check these options, and return the library's; it is false where nothing is drawn.
+
+        Raises:
+            OptionError: a value outside its range, or --repeat alone.
+            click.UsageError: --false-alarms alone.
+        """
+        from ..datasets.draws import Draws
+
+        if self.shots is None and self.contaminate is None:
+            if self.false_alarms is not None:
+                raise click.UsageError(
+                    "--false-alarms: goes with --shots or --contaminate; to evaluate GALLERY with a calibration, "
+                    "calibrate it first"
+                )
+            return Draws(repeat=self.repeat)  # the seed is that of the set's own draw
+        return Draws(self.shots, self.contaminate, self.repeat, seed or 0)
 
 
 def open_labelled(dataset: Path | None, flags: LabelledFlags, drawing: bool = False) -> list[Category]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import numpy as np
 
-from ..errors import NotEnoughImagesError
+from ..errors import NotEnoughImagesError, OptionError
 from ..gallery.gallery import Gallery
 from ..gallery.reader import GalleryReader
 from ..images.sources import ImageFile
@@ -23,7 +23,7 @@ from ..report.report import Report
 from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
 from . import options as args
-from .dataset_options import LabelledFlags, gallery_paths, open_labelled
+from .dataset_options import DrawFlags, LabelledFlags, gallery_paths, open_labelled
 from .flags import PATH, flag, takes
 from .messages import exit_status, name_skipped, note
 from .search_flags import SearchFlags
@@ -34,74 +34,11 @@ if TYPE_CHECKING:
     from ..datasets.draws import Draws
     from ..detect.detector import Detector
     from ..evaluate import Evaluation, EvaluationOptions
-    from ..repeats import Repeats
+    from ..extractors.registry import Extractor
+    from ..repeats import Draw, Repeats
 
 
 Opened = Callable[[Path], GalleryReader]  # opens a gallery, or a cluster
-
-
-@dataclass(frozen=True)
-class DrawFlags:
-    """What is drawn at random from the images of a set, instead of taking the gallery as it is."""
-
-    shots: Annotated[
-        int | None,
-        flag(
-            "--shots",
-            type=int,
-            metavar="N",
-            help="Few shots: compare with N normal training images only, drawn with --seed.  [default: GALLERY]",
-        ),
-    ]
-    contaminate: Annotated[
-        float | None,
-        flag(
-            "--contaminate",
-            type=float,
-            metavar="SHARE",
-            help="Put anomalous test images among the normal ones and leave them out of the test: as many as this "
-            "share of the normal ones' number, such as 0.05, drawn with --seed.",
-        ),
-    ]
-    repeat: Annotated[
-        int,
-        flag(
-            "--repeat",
-            type=int,
-            default=1,
-            show_default=True,
-            metavar="R",
-            help="Draw R times, with the seeds S, S + 1, ...; print mean and standard deviation.",
-        ),
-    ]
-    false_alarms: Annotated[
-        float | None,
-        flag(
-            "--false-alarms",
-            type=float,
-            metavar="RATE",
-            help="Calibrate the gallery of each draw for this rate first: verdicts in the report, and other scores of "
-            "the recipe wary.  [default: no calibration]",
-        ),
-    ]
-
-    def draws(self, seed: int | None) -> Draws:
-        """Check these options, and return the library's; it is false where nothing is drawn.
-
-        Raises:
-            OptionError: a value outside its range, or --repeat alone.
-            click.UsageError: --false-alarms alone.
-        """
-        from ..datasets.draws import Draws
-
-        if self.shots is None and self.contaminate is None:
-            if self.false_alarms is not None:
-                raise click.UsageError(
-                    "--false-alarms: goes with --shots or --contaminate; to evaluate GALLERY with a calibration, "
-                    "calibrate it first"
-                )
-            return Draws(repeat=self.repeat)  # the seed is that of the set's own draw
-        return Draws(self.shots, self.contaminate, self.repeat, seed or 0)
 
 
 @dataclass(frozen=True)
@@ -228,7 +165,10 @@ def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, ope
         for category in categories:  # as is a draw that cannot be made, or not calibrated
             normal = draw(category, draws.shots, draws.contaminate, draws.seed).normal
             if flags.draw.false_alarms is not None:
-                conformal_threshold(np.zeros(len(normal)), flags.draw.false_alarms)
+                try:
+                    conformal_threshold(np.zeros(len(normal)), flags.draw.false_alarms)
+                except OptionError as error:
+                    raise OptionError(f"{category.name}: {error}") from error
     checks = check_categories(categories, options, progress=not flags.quiet)  # as are bad images
     plans = [_Plan(*one, flags, options, opened) for one in zip(paths, categories, checks, strict=True)]
     run = _evaluate_draws(plans, draws) if draws else _evaluate_galleries(plans)
@@ -310,14 +250,11 @@ def _evaluate_draws(plans: Sequence[_Plan], draws: Draws) -> list[Evaluation]:
 
 def _draws_of(plan: _Plan, draws: Draws, several: bool) -> tuple[Repeats, dict[str, object]]:
     """Evaluate the draws of a category; returns the detector's settings too."""
-    from ..detect.calibrate import calibrate
-    from ..detect.detector import Detector
     from ..repeats import Repeats, each_draw
 
     flags, name = plan.flags, plan.category.name
     repeats, settings = Repeats(name), dict[str, object]()
     found, maps = plan.folder(several), plan.options.maps
-    search = flags.search.search_options(flags.network.device), flags.search.score_options()
     with Gallery.open(plan.path, flags.network.device) as opened:
         extractor = flags.network.extractor_of(opened)
         for draw, own in each_draw(opened, plan.category, draws, extractor, plan.checked, not flags.quiet):
@@ -326,19 +263,33 @@ def _draws_of(plan: _Plan, draws: Draws, several: bool) -> tuple[Repeats, dict[s
                 normal = len(draw.category.normal) - anomalous
                 note(f"{name}, seed {draw.seed}: a gallery of {normal} normal and {anomalous} anomalous images")
             seed = f"seed-{draw.seed}"
+            detector = _detector_over(own, extractor, draw, plan)
             options = replace(plan.options, maps=maps / seed if maps else None)
-            try:
-                detector = Detector(own, extractor, *search, calibrated=False, normal=draw.category.normal)
-                if flags.draw.false_alarms is not None:
-                    calibrate(detector, flags.draw.false_alarms, progress=not flags.quiet).write(own.path)
-                    detector = Detector(own, extractor, *search, normal=draw.category.normal)
-            except NotEnoughImagesError as error:  # it names the gallery, which is gone in a moment
-                text = str(error).replace(str(own.path), f"{name}, drawn with seed {draw.seed}")
-                raise NotEnoughImagesError(text) from error
             one = replace(plan, category=draw.category, checked=draw.checked, options=options)
             repeats.draws.append((draw, one.evaluate(detector, found / seed if found else None)))
             settings = detector.settings()
     return repeats, settings
+
+
+def _detector_over(own: Gallery, extractor: Extractor, draw: Draw, plan: _Plan) -> Detector:
+    """Make the detector of a draw; errors name the draw instead of its gallery, which is gone in a moment."""
+    from ..detect.calibrate import calibrate
+    from ..detect.detector import Detector
+
+    flags, normal = plan.flags, draw.category.normal
+    search = flags.search.search_options(flags.network.device), flags.search.score_options()
+    try:
+        detector = Detector(own, extractor, *search, calibrated=False, normal=normal)
+        if flags.draw.false_alarms is None:
+            return detector
+        calibrate(detector, flags.draw.false_alarms, progress=not flags.quiet).write(own.path)
+        return Detector(own, extractor, *search, normal=normal)
+    except (NotEnoughImagesError, OptionError) as error:
+        where = f"{plan.category.name}, drawn with seed {draw.seed}"
+        text = str(error)
+        raise type(error)(
+            text.replace(str(own.path), where) if str(own.path) in text else f"{where}: {text}"
+        ) from error
 
 
 def _report(

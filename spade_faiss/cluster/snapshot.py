@@ -16,7 +16,7 @@ from ..store.row_reader import RowReader
 from ..store.snapshot import Snapshot
 from .members import Members
 
-KEPT = 100_000  # keys of images that are kept here
+KEPT = 100_000  # texts of images, as keys, that are kept here of each kind
 
 
 class FederatedRows(RowReader):

@@ -154,14 +154,16 @@ class Baseline:
             LogStats(**values["mean"]),
             tuple(LevelStats(**level) for level in values.get("levels", [])),
             tuple(sorted(values.get("rises", []))),
-            dict(values.get("doubts", {})),
+            values.get("doubts", {}),
         )
         numbers = [*found.level_scales, *found.rises]
         for stats in (found.peak, found.mean, *found.levels):
             numbers += vars(stats).values()
         if not all(number > 0 and math.isfinite(number) for number in numbers):
             raise ValueError("baseline: expected numbers above 0")
-        if not all(isinstance(digest, str) and 0 <= doubt <= 1 for digest, doubt in found.doubts.items()):
+        if not isinstance(found.doubts, dict) or not all(
+            isinstance(doubt, float) and 0 <= doubt <= 1 for doubt in found.doubts.values()
+        ):
             raise ValueError("baseline: expected doubts from 0 to 1 by digests")
         if total.ndim != 2 or not np.isfinite(total).all():
             raise ValueError(f"baseline: expected a total for each position, found an array {total.shape}")

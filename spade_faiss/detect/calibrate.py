@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from .pipeline import Pipeline
 from .standing import doubts_of
 
 FAR = 15  # spreads of logarithms above the median: the oddest normal images of six real sets are at 1 to 5
+FEWEST = 50  # images that say of each other how much they are doubted; of 30 the highest quarter is mostly chance
 EXAMPLES = 2  # keys that an error shows
 
 
@@ -55,8 +56,9 @@ def calibrate(
 
     Of images in tiles, all tiles are queried, and left out together; an image has the scores of its highest tile.
 
-    Where queries leave neighbours out it takes two rounds: the scores of the first say how much each image is doubted,
-    see standing. What is not doubted is never left out from then on. The calibration is on the scores of the second.
+    Where queries leave neighbours out, and FEWEST images are compared or more, it takes two rounds: the scores of the
+    first say how much each image is doubted, see standing. Queries never leave out what is not doubted from then on;
+    the thresholds are of such queries, the second round.
 
     Args:
         detector: with the settings that the thresholds are to hold for.
@@ -86,10 +88,12 @@ def calibrate(
     if len(chosen) == 1:
         pipeline.check_others(int(chosen[0]), pipeline.copies.with_copies(chosen))
     conformal_threshold(np.zeros(len(chosen)), false_alarms, len(ids) - len(chosen) if len(chosen) < size else 0)
-    if LeaveOut.of(pipeline.settings, pipeline.baseline, pipeline.k, None):
-        fresh = _doubting(pipeline, chosen[:0], np.empty(0))  # without what an earlier calibration says
-        scores = _image_scores(fresh, chosen, group, "compare", progress)
-        pipeline = _doubting(pipeline, chosen, doubts_of(scores[:, 0]))
+    pipeline = _doubting(pipeline, {})  # whatever an earlier calibration says
+    if len(chosen) >= FEWEST and LeaveOut.of(pipeline.settings, pipeline.baseline, pipeline.k, None):
+        scores = _image_scores(pipeline, chosen, group, "compare", progress)
+        together = pipeline.copies.of(chosen)
+        each = np.repeat(doubts_of(scores[:, 0]), [len(same) for same in together]).tolist()
+        pipeline = _doubting(pipeline, dict(zip(snapshot.digests(np.concatenate(together)), each, strict=True)))
     scores = _image_scores(pipeline, chosen, group, "calibrate", progress)
     found = Calibration(
         snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
@@ -111,13 +115,10 @@ def _image_scores(pipeline: Pipeline, chosen: Ids, group: str | None, what: str,
     return scores
 
 
-def _doubting(pipeline: Pipeline, images: Ids, doubts: NDArray[np.float64]) -> Pipeline:
-    """Return a run that knows how much some images and their copies are doubted, each from 0 to 1, and no others."""
-    assert pipeline.baseline is not None
-    found: dict[str, float] = {}
-    for image, doubt in zip(images.tolist(), doubts.tolist(), strict=True):
-        found |= dict.fromkeys(pipeline.snapshot.digests(pipeline.copies.with_copies(np.array([image]))), doubt)
-    return pipeline.scored_by(replace(pipeline.baseline, doubts=found), pipeline.calibration)
+def _doubting(pipeline: Pipeline, doubts: Mapping[str, float]) -> Pipeline:
+    """Return a run that knows how much images are doubted, by their digests."""
+    baseline = pipeline.baseline and replace(pipeline.baseline, doubts=doubts)
+    return pipeline.scored_by(baseline, pipeline.calibration)
 
 
 def _warn_of_odd_images(found: Calibration, snapshot: Snapshot, chosen: Ids) -> None:

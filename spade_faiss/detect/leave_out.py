@@ -122,27 +122,29 @@ class LeaveOut:
         nearest = _Nearest.of(found, self)
         at_places = self._at_places(nearest)
         sets = [[], self._one_by_one(nearest, sorted(set().union(*at_places))), *at_places]
-        maps, tops = nearest.without_sets(self._marks(sets))
+        _, tops = nearest.without_sets(self._marks(sets), self.standing.known)
         at = _highest(tops)
-        if not sets[at]:
+        chosen, rise = sets[at], float(tops[at] / tops[0])
+        if not chosen:
             return Left(list(found))
-        means, rise = maps[[0, at]].mean(axis=1, dtype=np.float64), float(tops[at] / tops[0])
-        left = [self._put_last(level, sets[at]) for level in found]
-        return Left(left, tuple(sets[at]), float(means[0] / means[1]), rise, self._rarity(rise, sets[at]))
+        maps, _ = nearest.without_sets(self._marks([[], chosen]), self.standing.trusted)  # as the map is in the end
+        means = maps.mean(axis=1, dtype=np.float64)
+        left = [self._put_last(level, chosen) for level in found]
+        return Left(left, tuple(chosen), float(means[0] / means[1]), rise, self._rarity(rise, chosen))
 
     def _rarity(self, rise: float, left_out: Sequence[int]) -> float:
-        """Return 0 for a rise that half of normal images have, 1 for one that none has, in between by rank.
+        """Return the mean doubt of what is left out: without a small defect's like the top often hardly rises.
 
-        At least the mean doubt of what is left out: without a small defect's like the top often hardly rises.
+        What was not compared with the other normal images counts by the rise: 0 if half of these have it, 1 if none
+        has, in between by rank.
         """
-        if not self.rises:
-            return 1.0
-        share = np.searchsorted(self.rises, rise * (1 + TIE), side="right") / len(self.rises)
-        return max(2 * float(share) - 1, float(self.standing.doubts[list(left_out)].mean()))
+        share = np.searchsorted(self.rises, rise * (1 + TIE), side="right") / len(self.rises) if self.rises else 1.0
+        doubts = self.standing.doubts[list(left_out)]
+        return float(np.where(np.isnan(doubts), max(0.0, 2 * share - 1), doubts).mean())
 
     def _marks(self, sets: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
         """Return which neighbours are in each set, (sets, K)."""
-        marks = np.zeros((len(sets), len(self.standing.known)), np.bool_)
+        marks = np.zeros((len(sets), len(self.standing.trusted)), np.bool_)
         for number, one in enumerate(sets):
             marks[number, one] = True
         return marks
@@ -169,7 +171,9 @@ class LeaveOut:
 
     def _at_places(self, nearest: _Nearest) -> list[list[int]]:
         """Return what is nearest at the PLACES where the map may become the highest."""
-        [highest], _ = nearest.without_sets(self._marks([[]]), self.most)  # each cell without its own
+        [highest], _ = nearest.without_sets(
+            self._marks([[]]), self.standing.known, self.most
+        )  # each cell without its own
         rows, columns = np.divmod(np.argsort(-highest, kind="stable")[:PLACES], nearest.grids[0][1])
         known = self.standing.known
         total = np.where(known, np.inf, np.zeros((len(rows), len(known))))
@@ -210,18 +214,21 @@ class _Nearest:
         )
         return cls(grids, near, at, way)
 
-    def without_sets(self, marks: NDArray[np.bool_], spare: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def without_sets(
+        self, marks: NDArray[np.bool_], known: NDArray[np.bool_], spare: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the maps without each set of neighbours, (sets, cells of the finest), and their tops.
 
         Args:
             marks: (sets, K), which are in each.
+            known: (K,) neighbours whose distance alone counts where they are nearest.
             spare: neighbours that each cell does without besides: the nearest of its own that are not known.
         """
         from .leave_out_kernels import without_sets
 
         scores, way = np.empty((len(marks), len(self.neighbours)), np.float32), self.way
         without_sets(
-            self.sq_distances, self.neighbours, marks, spare, way.kappa, way.standing.known, self._factors, HUGE, scores
+            self.sq_distances, self.neighbours, marks, spare, way.kappa, known, self._factors, HUGE, scores
         )  # fmt: skip
         return self._fused(scores)
 

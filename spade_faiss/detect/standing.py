@@ -29,8 +29,8 @@ def doubts_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     >>> doubts_of(np.array([3.0, 1.0, 9.0, 2.0, 4.0, 7.0, 5.0, 8.0])).tolist()
     [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.5]
     """
-    ranks = np.searchsorted(np.sort(scores), scores, side="right") / len(scores)
-    doubts: NDArray[np.float64] = np.maximum(0, 1 - (1 - ranks) / DOUBTED)
+    above = len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
+    doubts: NDArray[np.float64] = np.maximum(0, 1 - above / (DOUBTED * len(scores)))
     return doubts
 
 
@@ -40,18 +40,22 @@ class Standing:
 
     Attributes:
         trusted: (K,) bool, whether a person has confirmed it.
-        known: (K,) bool, whether it is trusted, or the other normal images do not doubt it.
-        doubts: (K,) from 0 to 1, see doubts_of; 0 where it is known, or was not compared with the others.
+        doubts: (K,) from 0 to 1, how much the other normal images doubt it; NaN: it was not compared with them.
     """
 
     trusted: NDArray[np.bool_]
-    known: NDArray[np.bool_]
     doubts: NDArray[np.float64]
 
     @classmethod
     def nothing(cls, k: int) -> Standing:
         """Return that nothing is known of any of k neighbours."""
-        return cls(np.zeros(k, np.bool_), np.zeros(k, np.bool_), np.zeros(k))
+        return cls(np.zeros(k, np.bool_), np.full(k, np.nan))
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which are known as normal, (K,): by a person's word or, as they are not doubted, by that of the others."""
+        known: NDArray[np.bool_] = self.trusted | (self.doubts == 0)
+        return known
 
 
 class Standings:
@@ -69,18 +73,14 @@ class Standings:
         return self._copies.with_copies(trusted_ids(self._snapshot, self._trusted))
 
     def among(self, ids: Ids, doubts: Mapping[str, float]) -> Standing | None:
-        """Return the standing of some neighbours; None: nothing is known of any.
+        """Return the standing of some neighbours; None: nothing is known of any image.
 
         Args:
             ids: of the neighbours, (K,).
             doubts: of images by their digests.
         """
-        found = Standing.nothing(len(ids))
-        if self._trusted:
-            found.trusted[:] = np.isin(ids, self._ids)
-        found.known[:] = found.trusted
-        if doubts:
-            for at, digest in enumerate(self._snapshot.digests(ids)):
-                found.known[at] |= doubts.get(digest) == 0
-                found.doubts[at] = 0 if found.known[at] else doubts.get(digest, 0)
-        return found if found.known.any() or found.doubts.any() else None
+        if not self._trusted and not doubts:
+            return None
+        trusted = np.isin(ids, self._ids) if self._trusted else np.zeros(len(ids), np.bool_)
+        digests = self._snapshot.digests(ids) if doubts else [""] * len(ids)
+        return Standing(trusted, np.array([doubts.get(digest, np.nan) for digest in digests]))

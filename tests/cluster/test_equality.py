@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import spade_faiss as sf
 from spade_faiss.arrays import Pixels
+from spade_faiss.detect import calibrate
 
 SPEC = sf.ExtractorSpec(
     name="own", level_shapes=((5, 4, 5), (3, 2, 3), (2, 1, 1)), image_dim=6, resized=(16, 20), crop=(16, 20)
@@ -162,8 +163,9 @@ def test_spacing_is_centred_as_in_one_gallery(tmp_path: Path, distinct: bool) ->
             assert_equal(*pair)
 
 
-def test_what_normal_images_say_of_each_other(tmp_path: Path) -> None:
+def test_what_normal_images_say_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A calibration of all members is that of one gallery, and queries leave out the same neighbours by it."""
+    monkeypatch.setattr(calibrate, "FEWEST", 12)
     search, score = RECIPES["wary"]
     filled(tmp_path / "one.gallery", range(12), 0).close()
     members = {f"m{at}": tmp_path / f"{at}.gallery" for at in (0, 5)}

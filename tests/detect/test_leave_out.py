@@ -63,7 +63,7 @@ def test_what_is_left_out_equals_the_oracle(
     distances = distances_of(k, k)
     stats = tuple(LevelStats(1.0 + number, 2.0, 0.5 + number) for number in range(3))
     figures = [(one.low, one.high, one.typical) for one in stats]
-    marks = replace(Standing.nothing(k), known=np.isin(np.arange(k), trusted))
+    marks = replace(Standing.nothing(k), trusted=np.isin(np.arange(k), trusted))
     left = LeaveOut(stats, POWERS[fusion], kappa, most, marks)(nearest(distances, kappa + most))
     known = [one for one in trusted if one < k]
     chosen, scale, rise = reference.left_out(distances, figures, POWERS[fusion], kappa, most, known)
@@ -163,10 +163,9 @@ def test_a_query_equals_the_oracle(
     detection = detector.query(image)
     distances, places = to_neighbours(detector, toy.extract([toy.spec.view.apply(image)]).levels, ids)
     figures = [(level.low, level.high, level.typical) for level in baseline.levels]
-    chosen, scale, rise = reference.left_out(
-        distances, figures, -2, 3, 3, [*trusted, *(at for at, doubt in doubts.items() if doubt == 0)]
-    )
-    weight = max(reference.rarity(rise, baseline.rises), np.mean([doubts.get(at, 0) for at in chosen]))
+    known = [*trusted, *(at for at, doubt in doubts.items() if doubt == 0)]
+    chosen, scale, rise = reference.left_out(distances, figures, -2, 3, 3, trusted, known)
+    weight = np.mean([doubts.get(at, reference.rarity(rise, baseline.rises)) for at in chosen])
     assert list(detection.left_out) == chosen
     assert chosen
     found = []

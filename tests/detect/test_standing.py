@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.detect import calibrate as calibrating
 from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.standing import doubts_of
 from spade_faiss.images.sources import ImageFile
@@ -21,7 +22,11 @@ WARY = sf.RECIPES["wary"]
 SEARCH = sf.SearchOptions(matching="by_level", kappa=1, distinct=True, leave_out=0.1)
 DEFECT = (slice(10, 22), slice(12, 26))
 COLOUR = (250, 10, 240)
-UNKNOWN, VOUCHED, TRUSTED = (False, False, 0.0), (False, True, 0.0), (True, True, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _of_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrating, "FEWEST", 12)
 
 
 def with_defect(file: Path) -> np.ndarray:
@@ -135,20 +140,27 @@ def test_to_calibrate_again_begins_anew(gallery: sf.Gallery) -> None:
     np.testing.assert_array_equal(again.image_scores, calibration.image_scores)
 
 
-@pytest.mark.parametrize("options", [{"leave_out": 0}, {"k": 9}])
-def test_nothing_is_doubted_where_nothing_is_left_out(gallery: sf.Gallery, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("options", "sample"), [({"leave_out": 0}, None), ({"k": 9}, None), ({}, 11)])
+def test_nothing_is_doubted_where_nothing_is_left_out_or_few_are_compared(
+    gallery: sf.Gallery, options: dict[str, Any], sample: int | None
+) -> None:
     """It takes one round then, and the calibration is as earlier releases write it."""
-    calibration = sf.calibrate(detector_of(gallery, **options), false_alarms=0.2)
+    sf.calibrate(detector_of(gallery), false_alarms=0.2).write(gallery.path)
+    detector = sf.Detector(gallery, gallery.load_extractor()) if sample else detector_of(gallery, **options)
+    calibration = sf.calibrate(detector, false_alarms=0.2, sample=sample)
     assert not doubts(calibration)
     assert calibration.baseline is not None
     assert "doubts" not in calibration.baseline.to_json()
 
 
-def standing_of(gallery: sf.Gallery, key: str) -> tuple[bool, bool, float]:
-    """Return whether an image is trusted and known in queries of a calibrated gallery, and how much it is doubted."""
+def standing_of(gallery: sf.Gallery, key: str) -> str | float:
+    """Return what is known of an image in queries of a calibrated gallery, or how much it is doubted."""
     pipeline = sf.Detector(gallery, gallery.load_extractor()).pipeline()
     found = pipeline.standing(np.array(gallery.snapshot().find_all([key]), np.int64))
-    return UNKNOWN if found is None else (bool(found.trusted[0]), bool(found.known[0]), float(found.doubts[0]))
+    assert found is not None
+    if found.known[0]:
+        return "trusted" if found.trusted[0] else "known"
+    return "not compared" if np.isnan(found.doubts[0]) else float(found.doubts[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*has changed since it was calibrated:UserWarning")
@@ -158,16 +170,16 @@ def test_the_word_is_for_a_content(gallery: sf.Gallery, folder: Path, tmp_path: 
     calibration = sf.calibrate(detector_of(gallery), false_alarms=0.2)
     calibration.write(gallery.path)
     [good, *_], [bad, *_] = parted(gallery, calibration)
-    doubted = (False, False, doubts(calibration)[digests(gallery, bad)[0]])
-    assert (standing_of(gallery, good), standing_of(gallery, bad)) == (VOUCHED, doubted)
+    doubted = doubts(calibration)[digests(gallery, bad)[0]]
+    assert (standing_of(gallery, good), standing_of(gallery, bad)) == ("known", doubted)
     gallery.add_images([ImageFile(folder / good, "copy.png"), ImageFile(folder / bad, "again.png")], toy)
-    assert (standing_of(gallery, "copy.png"), standing_of(gallery, "again.png")) == (VOUCHED, doubted)
+    assert (standing_of(gallery, "copy.png"), standing_of(gallery, "again.png")) == ("known", doubted)
     gallery.trust([bad, good])
-    assert (standing_of(gallery, good), standing_of(gallery, bad)) == (TRUSTED, TRUSTED)
+    assert (standing_of(gallery, good), standing_of(gallery, bad)) == ("trusted", "trusted")
     gallery.distrust([bad, good])
     Image.fromarray(with_defect(folder / good)).save(tmp_path / "other.png")
     gallery.add_images([ImageFile(tmp_path / "other.png", good)], toy, replace=True)
-    assert standing_of(gallery, good) == UNKNOWN
+    assert standing_of(gallery, good) == "not compared"
 
 
 def test_copies_are_vouched_for_together(gallery: sf.Gallery, folder: Path, tmp_path: Path) -> None:

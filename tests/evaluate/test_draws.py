@@ -247,9 +247,9 @@ def test_one_draw_has_no_deviation(toy_set: tuple[Path, Path], spade: Spade) -> 
         (("--contaminate", 0.5), "which is 6 of the 4 anomalous ones; give a smaller share"),
         (
             ("--shots", 4, "--false-alarms", 0.1),
-            "false_alarms 0.1: expected at least 9 normal images to calibrate with",
+            "tiles: false_alarms 0.1: expected at least 9 normal images",
         ),
-        (("--shots", 4, "--false-alarms", 1), "false_alarms: expected a rate between 0 and 1, found 1.0"),
+        (("--shots", 4, "--false-alarms", 1), "tiles: false_alarms: expected a rate between 0 and 1, found 1.0"),
         (("--repeat", 3), "--repeat 3: expected --shots N or --contaminate SHARE, or there is nothing to draw"),
         (("--seed", 3), "seed: not a setting of the layout mvtec"),
     ],
