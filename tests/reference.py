@@ -239,34 +239,29 @@ def left_out(
         tie: share of a rise by which others are as good; then the first is taken.
 
     Returns:
-        the neighbours, the mean of the map with all of them over its mean with those that stay, and how much its top
-        rises against its mean.
+        the neighbours, the map's mean with all of them over that with those that stay, its top's rise against its mean.
     """
     every = np.arange(len(distances[0]))
     known = trusted if known is None else known
     may_go = np.setdiff1d(every, known)
 
-    def distance(of_each: Floats, stay: Ints, alone: Sequence[int]) -> float:
-        nearest = stay[np.argsort(of_each[stay], kind="stable")[:kappa]]
-        return mean_or_trusted(of_each[nearest][None], nearest[None], alone)[0]
-
-    def without(of_cell: Any, alone: Sequence[int]) -> Floats:
+    def without(of_cell: Any, alone: Sequence[int] = known) -> Floats:
         found = []
         for number, level in enumerate(distances):
             mean = np.empty(level.shape[1:])
             for at in np.ndindex(*mean.shape):
-                mean[at] = distance(level[(slice(None), *at)], np.setdiff1d(every, of_cell(number, at)), alone)
+                stay = np.setdiff1d(every, of_cell(number, at))
+                near = stay[np.argsort(level[(stay, *at)], kind="stable")[:kappa]]
+                mean[at] = mean_or_trusted(level[(near, *at)][None], near[None], alone)[0]
             found.append((mean, None))
         return relative_map(found, figures, power)
 
     def rise(some: Sequence[int]) -> float:
-        values = without(lambda *_: some, known)
+        values = without(lambda *_: some)
         return top_score(values) / values.mean()
 
     sets: list[list[int]] = []
-    highest = without(
-        lambda number, at: may_go[np.argsort(distances[number][(may_go, *at)], kind="stable")[:most]], known
-    )
+    highest = without(lambda number, at: may_go[np.argsort(distances[number][(may_go, *at)], kind="stable")[:most]])
     for place in np.argsort(-highest, axis=None, kind="stable")[:places]:
         total = np.zeros(len(every))
         for level, (low, _, typical) in zip(distances, figures, strict=True):
