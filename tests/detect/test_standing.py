@@ -220,3 +220,19 @@ def test_ties_are_doubted_alike() -> None:
     assert doubts_of(np.array([1.0, 2, 2, 0])).tolist() == [0, 1, 1, 0]
     assert doubts_of(np.arange(100.0))[[74, 75, 99]] == pytest.approx([0, 0.04, 1])
     assert len(doubts_of(np.empty(0))) == 0
+
+
+def test_an_image_in_tiles_is_doubted_as_a_whole(folder: Path, tmp_path: Path) -> None:
+    """By its highest tile; a copy in another format, whose digest differs, with it."""
+    for file in sorted(folder.iterdir())[:3]:
+        Image.open(file).save(folder / f"{file.stem}.bmp")
+    gallery, _ = make_gallery(tmp_path / "tiles", folder, sf.FeatureOptions(tile=32, overlap=8))
+    detector = detector_of(gallery)
+    calibration = sf.calibrate(detector, false_alarms=0.2)
+    assert len(gallery.snapshot().ids()) > 27
+    assert len(calibration.image_scores) == 24
+    keys = np.array(gallery.keys())
+    found = dict(zip(keys, digests(gallery, *keys), strict=True))
+    assert set(doubts(calibration)) == set(found.values())
+    by_image = {key: doubts(calibration)[digest] for key, digest in found.items()}
+    assert {by_image[key] for key in keys if key.split(".")[0] == "001"} == {doubts(calibration)[found["001.png"]]}
