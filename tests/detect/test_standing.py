@@ -224,13 +224,16 @@ def test_ties_are_doubted_alike() -> None:
 
 def test_an_image_in_tiles_is_doubted_as_a_whole(folder: Path, tmp_path: Path) -> None:
     """By its highest tile; a copy in another format, whose digest differs, with it."""
-    for file in sorted(folder.iterdir())[:3]:
-        Image.open(file).save(folder / f"{file.stem}.bmp")
+    for number, file in enumerate(sorted(folder.iterdir())):
+        if number >= 14:
+            file.unlink()
+        elif number < 3:
+            Image.open(file).save(folder / f"{file.stem}.bmp")
     gallery, _ = make_gallery(tmp_path / "tiles", folder, sf.FeatureOptions(tile=32, overlap=8))
     detector = detector_of(gallery)
     calibration = sf.calibrate(detector, false_alarms=0.2)
-    assert len(gallery.snapshot().ids()) > 27
-    assert len(calibration.image_scores) == 24
+    assert len(gallery.snapshot().ids()) > 17
+    assert len(calibration.image_scores) == 14
     keys = np.array(gallery.keys())
     found = dict(zip(keys, digests(gallery, *keys), strict=True))
     assert set(doubts(calibration)) == set(found.values())
