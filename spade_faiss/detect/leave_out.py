@@ -171,11 +171,9 @@ class LeaveOut:
 
     def _at_places(self, nearest: _Nearest) -> list[list[int]]:
         """Return what is nearest at the PLACES where the map may become the highest."""
-        [highest], _ = nearest.without_sets(
-            self._marks([[]]), self.standing.known, self.most
-        )  # each cell without its own
-        rows, columns = np.divmod(np.argsort(-highest, kind="stable")[:PLACES], nearest.grids[0][1])
         known = self.standing.known
+        [highest], _ = nearest.without_sets(self._marks([[]]), known, self.most)  # each cell without its own
+        rows, columns = np.divmod(np.argsort(-highest, kind="stable")[:PLACES], nearest.grids[0][1])
         total = np.where(known, np.inf, np.zeros((len(rows), len(known))))
         start, finest = 0, nearest.grids[0]
         for (height, width), stats in zip(nearest.grids, self.stats, strict=True):
