@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..system.atomic_files import publish
+from ..system.user_cache import cache_folder
 
 VERSION = 2  # of these files, and of what is converted; another number makes all of them again
 ABOUT, PARTS = "about.json", ("model.xml", "model.bin")
@@ -35,23 +36,17 @@ class Conversion:
     seconds: dict[str, float] = field(default_factory=dict)  # an image, by runtime
 
 
-def cache_folder() -> Path:
-    """Return the folder of converted networks, which need not exist.
+def path_of(identity: dict[str, Any]) -> Path:
+    """Return the path of the network that was made of something.
 
     Raises:
         OSError: the user has no home folder.
     """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-    return Path(base, "spade-faiss", "openvino")
-
-
-def path_of(identity: dict[str, Any]) -> Path:
-    """Return the path of the network that was made of something; see cache_folder."""
     text = json.dumps(identity, sort_keys=True)
-    return cache_folder() / f"{identity['name'].replace(':', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.zip"
+    return (
+        cache_folder("openvino")
+        / f"{identity['name'].replace(':', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.zip"
+    )
 
 
 def read(path: Path, identity: dict[str, Any]) -> Conversion | None:
