@@ -35,7 +35,7 @@ from quality_patchcore import (
 import spade_faiss as sf
 from spade_faiss.arrays import Array
 from spade_faiss.datasets import Category, Sample, draw, open_dataset
-from spade_faiss.detect.calibrate import FEWEST
+from spade_faiss.detect.measure_doubts import FEWEST
 from spade_faiss.images.decode import decode
 from spade_faiss.images.sources import ImageFile
 from spade_faiss.metrics.image import image_metrics

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import click
 from PIL import Image
 
-from ..detect.measure_baseline import SAMPLE
 from ..extractors.late import LateExtractor
 from ..extractors.registry import Extractor
 from ..options import FeatureOptions, Runtime
@@ -235,9 +234,11 @@ def detector_of(
         detector: Detector = Federation(opened, extractor, *options, calibrated)
     else:
         detector = Detector(opened, extractor, *options, calibrated, normal)
-    if calibrated and detector.calibration is None and detector.needs_baseline and not quiet:
-        n = min(SAMPLE, len(opened))
-        click.echo(
-            f"spade-faiss: note: {n} normal images are compared first, for a scale; calibrate keeps it", err=True
-        )
+    if calibrated and detector.calibration is None:
+        is_known = not detector.needs_baseline or (not isinstance(opened, Cluster) and detector.keep_baseline())
+        if not (is_known or quiet):
+            click.echo(
+                f"spade-faiss: note: {detector.to_compare} normal images are compared with the others first, for "
+                "a scale; calibrate keeps it", err=True,
+            )  # fmt: skip
     return detector

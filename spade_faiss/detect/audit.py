@@ -17,9 +17,11 @@ from ..errors import ImageError
 from ..images.view import View
 from ..store.source_images import SourceImages
 from .baseline import LogStats
-from .calibrate import Sampling, draw, leave_out_groups, normal_scores, require_group
 from .detection import Detection
 from .detector import Detector
+from .measure_doubts import without_doubts
+from .normal_scores import Sampling, draw, leave_out_groups, normal_scores, require_group
+from .pipeline import Pipeline
 
 GREY = 128  # of a picture whose file is not at hand
 
@@ -81,7 +83,7 @@ def find_suspects(
     ['...png', '...png']
     """
     require_group(detector.gallery.snapshot(), group)  # before hours are spent
-    pipeline = detector.pipeline()  # one: another thread may write for as long as this takes
+    pipeline = _doubting_none(detector)  # one: another thread may write for as long as this takes
     ids = draw(pipeline.snapshot, Sampling(sample, group, seed))
     classes = pipeline.copies.of(ids)
     scores = normal_scores(pipeline, ids, group, "audit", progress)
@@ -101,10 +103,15 @@ def suspect_images(
     detector: Detector, suspects: list[Suspect], source_images: SourceImages, group: str | None = None
 ) -> Iterator[tuple[Suspect, Pixels, Detection]]:
     """Query suspects again, for their maps; yields each with its picture, which is grey if the file is missing."""
-    ids, pipeline = detector.gallery.ids([suspect.key for suspect in suspects]), detector.pipeline()
+    ids, pipeline = detector.gallery.ids([suspect.key for suspect in suspects]), _doubting_none(detector)
     groups = leave_out_groups(pipeline.snapshot, ids, group)
     for suspect, detection in zip(suspects, pipeline.leave_one_out(ids, groups), strict=True):
         yield suspect, _picture(suspect.key, detector.gallery.spec.view, source_images), detection
+
+
+def _doubting_none(detector: Detector) -> Pipeline:
+    """Begin a run that does not go by what normal images say of each other: an audit finds it out."""
+    return without_doubts(detector.pipeline(doubts=False))
 
 
 def _picture(key: str, view: View, source_images: SourceImages) -> Pixels:

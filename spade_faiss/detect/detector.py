@@ -20,12 +20,14 @@ from ..store.snapshot import Snapshot
 from ..store.trusted import FILE as TRUSTED
 from ..store.trusted import Trusted, read_trusted_file
 from ..system.forks import remember
+from . import measure_baseline, measure_doubts
 from .baseline import Baseline
 from .caches import Caches
 from .calibration import FILE as CALIBRATION
 from .calibration import Calibration
 from .detection import Detection
-from .measure_baseline import measure
+from .kept_baseline import identity_of, keep, read_kept
+from .leave_out import most_left_out
 from .pipeline import Pipeline
 from .query import AnyImage
 from .settings import UNNAMED, Settings
@@ -88,6 +90,8 @@ class Detector:
             raise OptionError(f"tile_places: 'same' goes with a gallery of tiles, found {gallery.path} without")
         self.calibration = self._fitting(found)
         self._baseline = self.calibration.baseline if self.calibration else None
+        self._has_doubts = self._baseline is not None  # a calibration says how much images are doubted
+        self._keeps_baseline = False
         self._check_localise()
         self._caches = Caches.of(self.search)
         self._lock = threading.Lock()
@@ -221,22 +225,67 @@ class Detector:
         """Number of neighbours where none is given, in a gallery that has so many."""
         return self._settings.default_k
 
+    @property
+    def to_compare(self) -> int:
+        """How many times a normal image is compared with the others to measure the scale of normal images.
+
+        >>> detector.to_compare  # the published settings have no need of one
+        0
+        """
+        if not self.needs_baseline:
+            return 0
+        n, search = len(self.gallery), self.search
+        doubts = most_left_out(search.leave_out, search.kappa or 1, self.k) > 0 and n >= measure_doubts.FEWEST
+        return min(measure_baseline.SAMPLE, n) + (min(measure_doubts.SAMPLE, n) if doubts else 0)
+
     def baseline(self) -> Baseline | None:
         """Return the scale of normal images: the calibration's, or measured at the first need; None: not needed.
 
-        Measuring it takes 64 queries (measure_baseline.SAMPLE).
+        Measuring it takes 64 queries (measure_baseline.SAMPLE), and up to 256 more (measure_doubts.SAMPLE) if
+        neighbours are left out.
 
         >>> detector.baseline() is None  # the published settings have no need of one
         True
         """
-        return self._baseline_of(self.gallery.snapshot())
+        return self._baseline_of(self.gallery.snapshot(), True)
 
-    def _baseline_of(self, snapshot: Snapshot) -> Baseline | None:
+    def keep_baseline(self) -> bool:
+        """Share the scale of normal images with other processes of this user, by a file in the user's cache folder.
+
+        Returns:
+            whether it is known, so that nothing has to be measured.
+
+        >>> detector.keep_baseline()  # the published settings have no need of one
+        True
+        """
+        self._keeps_baseline = True
+        if not self.needs_baseline:
+            return True
+        with self._lock:
+            self._take_kept(self.gallery.snapshot())
+            return self._baseline is not None
+
+    def _take_kept(self, snapshot: Snapshot) -> None:
+        """Take the baseline that another process has kept, if none is known."""
+        if self._baseline is None and self._keeps_baseline:
+            self._baseline = read_kept(self._identity(snapshot))
+            self._has_doubts = self._baseline is not None
+
+    def _identity(self, snapshot: Snapshot) -> dict[str, Any]:
+        return identity_of(self.gallery.path, snapshot.manifest, self.settings(), self._trusted)
+
+    def _baseline_of(self, snapshot: Snapshot, doubts: bool) -> Baseline | None:
         if not self.needs_baseline:
             return None
         with self._lock:
+            self._take_kept(snapshot)
             if self._baseline is None:
-                self._baseline = measure(self._pipeline(snapshot))
+                self._baseline = measure_baseline.measure(self._pipeline(snapshot))
+            if doubts and not self._has_doubts:
+                pipeline = self._pipeline(snapshot).scored_by(self._baseline)
+                self._baseline, self._has_doubts = measure_doubts.with_doubts_of_sample(pipeline), True
+                if self._keeps_baseline:
+                    keep(self._identity(snapshot), self._baseline)
             return self._baseline
 
     def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
@@ -245,20 +294,21 @@ class Detector:
         settings = settings or self._settings
         return Pipeline(snapshot, self.extractor, settings, pyramids, self._caches, self._trusted)
 
-    def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None) -> Pipeline:
+    def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None, doubts: bool = True) -> Pipeline:
         """Return a run over one snapshot of the gallery, for several calls that must agree; None: the open one.
 
         Args:
             snapshot: of the gallery; None: the one that it has open.
             k: number of neighbours that are searched, on the detector's scale of normal images; its thresholds do not
                 hold for another number, and there are no verdicts. None: the detector's own.
+            doubts: find out how much the normal images doubt each other, if queries ask for it and it is not known.
 
         >>> run = detector.pipeline()
         >>> [found.image_score > 0 for found in run.leave_one_out([0, 1])]
         [True, True]
         """
         snapshot = snapshot or self.gallery.snapshot()
-        baseline = self._baseline_of(snapshot)
+        baseline = self._baseline_of(snapshot, doubts)
         if k is None or k == self._settings.k_of(len(snapshot)):
             return self._pipeline(snapshot).scored_by(baseline, self.calibration)
         return self._pipeline(snapshot, self._settings.searching(k, len(snapshot))).scored_by(baseline)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import spade_faiss as sf
 from spade_faiss.arrays import Pixels
-from spade_faiss.detect import calibrate
+from spade_faiss.detect import measure_doubts
 
 SPEC = sf.ExtractorSpec(
     name="own", level_shapes=((5, 4, 5), (3, 2, 3), (2, 1, 1)), image_dim=6, resized=(16, 20), crop=(16, 20)
@@ -165,7 +165,7 @@ def test_spacing_is_centred_as_in_one_gallery(tmp_path: Path, distinct: bool) ->
 
 def test_what_normal_images_say_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A calibration of all members is that of one gallery, and queries leave out the same neighbours by it."""
-    monkeypatch.setattr(calibrate, "FEWEST", 12)
+    monkeypatch.setattr(measure_doubts, "FEWEST", 12)
     search, score = RECIPES["wary"]
     filled(tmp_path / "one.gallery", range(12), 0).close()
     members = {f"m{at}": tmp_path / f"{at}.gallery" for at in (0, 5)}
@@ -178,6 +178,10 @@ def test_what_normal_images_say_of_each_other(tmp_path: Path, monkeypatch: pytes
         assert expected.baseline is not None
         assert found.baseline.doubts == expected.baseline.doubts
         assert len(found.baseline.doubts) == 12
+        for side in (sf.Detector(one, Stored(), search, score), sf.Federation(cluster, Stored(), search, score)):
+            uncalibrated = side.baseline()
+            assert uncalibrated is not None
+            assert uncalibrated.doubts == found.baseline.doubts
         np.testing.assert_array_equal(found.image_scores, expected.image_scores)
         expected.write(one.path)
         cluster.write_calibration(found)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
-from spade_faiss.detect import calibrate as calibrating
+from spade_faiss.detect import measure_doubts
 from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.standing import doubts_of
 from spade_faiss.images.sources import ImageFile
@@ -26,7 +26,8 @@ COLOUR = (250, 10, 240)
 
 @pytest.fixture(autouse=True)
 def _of_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "FEWEST", 12)
+    monkeypatch.setattr(measure_doubts, "FEWEST", 12)
+    monkeypatch.setattr(measure_doubts, "SAMPLE", 11)  # so that only calibrations know of doubts
 
 
 def with_defect(file: Path) -> np.ndarray:
@@ -195,6 +196,55 @@ def test_copies_are_vouched_for_together(gallery: sf.Gallery, folder: Path, tmp_
     assert {key.split(".")[0] for key in good if key.endswith("png")} == {
         key.split(".")[0] for key in good if key.endswith("bmp")
     }
+
+
+def test_a_gallery_that_is_not_calibrated_knows_of_a_sample(
+    gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all images of a small gallery: as a calibration does. A calibration begins anew, whatever is known."""
+    calibration = sf.calibrate(detector_of(gallery), false_alarms=0.2)
+    monkeypatch.setattr(measure_doubts, "SAMPLE", 24)
+    detector = detector_of(gallery)
+    baseline = detector.baseline()
+    assert baseline is not None
+    assert baseline.doubts == doubts(calibration)
+    np.testing.assert_allclose(scores_of(detector, range(24)), calibration.image_scores, rtol=1e-6)
+    again = sf.calibrate(detector, false_alarms=0.2, sample=20)
+    np.testing.assert_array_equal(
+        again.image_scores, sf.calibrate(detector_of(gallery), false_alarms=0.2, sample=20).image_scores
+    )
+    assert len(doubts(again)) == 20
+    monkeypatch.setattr(measure_doubts, "SAMPLE", 16)
+    of_some = detector_of(gallery).baseline()
+    assert of_some is not None
+    assert sorted(of_some.doubts.values()) == [*[0] * 12, 0.25, 0.5, 0.75, 1]
+
+
+def test_an_audit_does_not_go_by_doubts(gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what it looks for: whatever is known, and from whomever."""
+    expected = sf.find_suspects(detector_of(gallery))
+    sf.calibrate(detector_of(gallery), false_alarms=0.2).write(gallery.path)
+    monkeypatch.setattr(measure_doubts, "SAMPLE", 24)
+    knowing = detector_of(gallery)
+    assert doubts_known(knowing)
+    calibrated = sf.Detector(gallery, gallery.load_extractor())
+    assert doubts_known(calibrated)
+    assert sf.find_suspects(knowing) == expected == sf.find_suspects(calibrated)
+
+
+def doubts_known(detector: sf.Detector) -> int:
+    baseline = detector.baseline()
+    assert baseline is not None
+    return len(baseline.doubts)
+
+
+def test_a_calibration_without_doubts_stays_as_it_is(gallery: sf.Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thresholds of an earlier release, or of few images, are of queries that knew of none."""
+    sf.calibrate(detector_of(gallery), false_alarms=0.2, sample=11).write(gallery.path)
+    monkeypatch.setattr(measure_doubts, "SAMPLE", 24)
+    baseline = sf.Detector(gallery, gallery.load_extractor()).baseline()
+    assert baseline is not None
+    assert not baseline.doubts
 
 
 def test_of_a_sample_the_others_may_be_left_out(gallery: sf.Gallery) -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import spade_faiss as sf
 from spade_faiss.cli.main import cli
-from spade_faiss.detect import audit, calibrate, calibration
+from spade_faiss.detect import audit, calibration, normal_scores
 from spade_faiss.detect.audit import find_suspects
 from spade_faiss.options import Patches
 from spade_faiss.store import create
@@ -305,14 +305,14 @@ def test_what_is_written_meanwhile_is_in_no_calibration_and_no_audit(
     gallery = sf.Gallery.create(tmp_path / "g", toy.spec, sf.IndexOptions(device="cpu"))
     gallery.add_images(write_images(tmp_path / "images", 12), toy)
     detector, generation = sf.Detector(gallery, toy, sf.SearchOptions(k=3)), gallery.generation
-    scores, expected = calibrate.normal_scores, sf.calibrate(detector, 0.2).image_scores
+    scores, expected = normal_scores.normal_scores, sf.calibrate(detector, 0.2).image_scores
 
     def and_then_another_writes(*arguments: Any) -> Any:
         gallery.remove(["003.png", "005.png"])
         gallery.compact()
         return scores(*arguments)
 
-    monkeypatch.setattr(calibrate, "normal_scores", and_then_another_writes)
+    monkeypatch.setattr(normal_scores, "normal_scores", and_then_another_writes)
     found = sf.calibrate(detector, 0.2)
     assert found.generation == generation < gallery.generation
     np.testing.assert_array_equal(found.image_scores, expected)

@@ -1,0 +1,212 @@
+"""The scale of normal images that one process measures and the next takes from the user's cache folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import spade_faiss as sf
+from spade_faiss.detect import kept_baseline, measure_baseline, measure_doubts
+from spade_faiss.detect.baseline import Baseline
+from spade_faiss.detect.pipeline import Pipeline
+from spade_faiss.system.sealed_json import sealed
+from tests.helpers.command_line import TOY, Spade
+from tests.helpers.galleries import make_gallery
+from tests.helpers.images import write_images
+
+SEARCH = sf.SearchOptions(matching="by_level", kappa=1, distinct=True, leave_out=0.1)
+SCORE = sf.RECIPES["wary"].score
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(measure_doubts, "FEWEST", 12)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "spade-faiss" / "baselines"
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> sf.Gallery:
+    return make_gallery(tmp_path / "gallery", write_images(tmp_path / "normal", 24))[0]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Return how many baselines were measured since it was asked last."""
+    runs, measure = list[Pipeline](), measure_baseline.measure
+
+    def and_count(pipeline: Pipeline) -> Baseline:
+        runs.append(pipeline)
+        return measure(pipeline)
+
+    def number() -> int:
+        found = len(runs)
+        runs.clear()
+        return found
+
+    monkeypatch.setattr(measure_baseline, "measure", and_count)
+    return number
+
+
+def detector_of(gallery: sf.Gallery, search: sf.SearchOptions = SEARCH, **more: bool) -> sf.Detector:
+    return sf.Detector(gallery, gallery.load_extractor(), search, SCORE, **more)
+
+
+def kept(gallery: sf.Gallery, search: sf.SearchOptions = SEARCH, **more: bool) -> Baseline:
+    """Return what a command would take, or measure and keep."""
+    detector = detector_of(gallery, search, **more)
+    detector.keep_baseline()
+    baseline = detector.baseline()
+    assert baseline is not None
+    return baseline
+
+
+def test_it_is_measured_once(gallery: sf.Gallery, cache: Path, measured: Callable[[], int]) -> None:
+    first, second = kept(gallery), kept(gallery)
+    assert measured() == 1
+    assert len(list(cache.iterdir())) == 1
+    assert first.to_json() == second.to_json()
+    assert len(first.doubts) == 24
+    image = next(Path(gallery.path).parent.glob("normal/*"))
+    detectors = [detector_of(gallery), detector_of(gallery)]
+    assert detectors[1].keep_baseline()
+    one, other = (detector.query(image) for detector in detectors)
+    assert measured() == 1  # who does not ask for it measures
+    assert one.image_score == other.image_score
+    np.testing.assert_array_equal(one.anomaly_map, other.anomaly_map)
+
+
+def test_it_is_for_one_commit_and_one_set_of_settings(
+    gallery: sf.Gallery, tmp_path: Path, measured: Callable[[], int]
+) -> None:
+    kept(gallery)
+    assert measured() == 1
+    kept(gallery, replace(SEARCH, k=9))
+    kept(gallery, replace(SEARCH, leave_out=0.2))
+    assert measured() == 2
+    gallery.trust(gallery.keys()[:1])
+    kept(gallery)
+    kept(gallery, trusting=False)
+    assert measured() == 1
+    gallery.distrust(gallery.keys()[:1])
+    kept(gallery)
+    assert measured() == 0
+    gallery.remove(gallery.keys()[:1])
+    kept(gallery)
+    assert measured() == 1
+    shutil.copytree(gallery.path, tmp_path / "other")
+    with sf.Gallery.open(tmp_path / "other") as other:
+        kept(other)
+    assert measured() == 1
+    (tmp_path / "link").symlink_to(gallery.path)
+    with sf.Gallery.open(tmp_path / "link") as linked:
+        kept(linked)
+    assert measured() == 0
+
+
+def test_another_gallery_at_the_same_place(gallery: sf.Gallery, tmp_path: Path, measured: Callable[[], int]) -> None:
+    """Of the same generation and number of images."""
+    first, path = kept(gallery), gallery.path
+    gallery.close()
+    shutil.rmtree(path)
+    other, _ = make_gallery(path, write_images(tmp_path / "others", 24, seed=7))
+    assert kept(other).to_json() != first.to_json()
+    assert measured() == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "no JSON", "of another", "nonsense", "folder"])
+def test_a_file_that_is_damaged_or_foreign_is_measured_again(
+    gallery: sf.Gallery, cache: Path, measured: Callable[[], int], damage: str
+) -> None:
+    expected = kept(gallery).to_json()
+    [file] = cache.iterdir()
+    content = file.read_bytes()
+    values = json.loads(content)
+    del values["xxh3"]
+    if damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes({
+            "cut": content[:-40],
+            "empty": b"",
+            "changed": content.replace(b'"median": ', b'"median": 1', 1),
+            "no JSON": b"\x80" + content,
+            "of another": sealed({**values, "identity": {**values["identity"], "generation": 99}}),
+            "nonsense": sealed({**values, "baseline": {**values["baseline"], "total": [["a"]]}}),
+        }[damage])  # fmt: skip
+    assert measured() == 1
+    assert kept(gallery).to_json() == expected
+    assert measured() == 1
+    assert kept(gallery).to_json() == expected
+    assert measured() == (damage == "folder")  # which nothing can be put in place of
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders have no such modes")
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_cache_folder_that_cannot_be_written(
+    gallery: sf.Gallery, tmp_path: Path, measured: Callable[[], int], is_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs it, so nobody is told."""
+    if is_file:
+        (tmp_path / "cache").write_bytes(b"")
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert kept(gallery).to_json() == kept(gallery).to_json()
+    assert measured() == 2
+
+
+def test_the_oldest_are_dropped(
+    gallery: sf.Gallery, cache: Path, measured: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_baseline, "MOST", 2)
+    for age, k in zip((300, 200, 100), (5, 6, 7), strict=True):
+        before = set(cache.iterdir()) if cache.exists() else set()
+        kept(gallery, replace(SEARCH, k=k))
+        [new] = set(cache.iterdir()) - before
+        os.utime(new, (new.stat().st_mtime - age,) * 2)
+    assert len(list(cache.iterdir())) == 2
+    assert measured() == 3
+    kept(gallery, replace(SEARCH, k=7))
+    assert measured() == 0
+    kept(gallery, replace(SEARCH, k=5))
+    assert measured() == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*expected at least 2 normal images")
+def test_what_a_user_is_warned_of_is_not_kept(tmp_path: Path, cache: Path, measured: Callable[[], int]) -> None:
+    gallery, _ = make_gallery(tmp_path / "one", write_images(tmp_path / "normal", 1))
+    for _ in range(2):
+        kept(gallery)
+    assert measured() == 2
+    assert not cache.exists()
+
+
+def test_a_calibration_needs_none(gallery: sf.Gallery, cache: Path, measured: Callable[[], int]) -> None:
+    """It takes the figures of the sample, and finds out for itself what is doubted."""
+    sf.calibrate(detector_of(gallery), false_alarms=0.2).write(gallery.path)
+    assert measured() == 1
+    detector = sf.Detector(gallery, gallery.load_extractor())
+    assert detector.keep_baseline()
+    assert detector.baseline() is not None
+    assert measured() == 0
+    assert not cache.exists()
+
+
+def test_commands_share_it(tmp_path: Path, spade: Spade, cache: Path) -> None:
+    images = write_images(tmp_path / "normal", 13)
+    assert spade("build", tmp_path / "g", images, *TOY).status == 0
+    runs = [spade("query", tmp_path / "g", images / "000.png") for _ in range(2)]
+    note = "26 normal images are compared with the others first"
+    assert [note in run.err for run in runs] == [True, False]
+    assert runs[0].out == runs[1].out
+    assert len(list(cache.iterdir())) == 1
+    assert note not in spade("calibrate", tmp_path / "g", "--false-alarms", 0.2).err
