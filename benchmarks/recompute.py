@@ -86,7 +86,7 @@ def _detectors(
         found[way] = sf.Detector(gallery, extractor, sf.SearchOptions(k=k, cache_bytes=cache_bytes))
         warm_up = sf.Detector(gallery, extractor, sf.SearchOptions(k=k, cache_bytes=0))
         warm_up.query(np.zeros((64, 64, 3), np.uint8))  # libraries loaded, threads started
-        found[way]._baseline = warm_up._baseline  # measured once, and not in this one's cache
+        found[way]._known = warm_up._known  # measured once, and not in this one's cache
     return found
 
 

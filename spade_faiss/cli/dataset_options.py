@@ -107,8 +107,8 @@ class DrawFlags:
             "--false-alarms",
             type=float,
             metavar="RATE",
-            help="Calibrate the gallery of each draw for this rate first: verdicts in the report, and other scores of "
-            "the recipe wary.  [default: no calibration]",
+            help="Calibrate the gallery of each draw for this rate first: verdicts in the report, and doubts of all "
+            "images where the recipe wary else knows those of 256.  [default: no calibration]",
         ),
     ]
 

@@ -234,11 +234,9 @@ def detector_of(
         detector: Detector = Federation(opened, extractor, *options, calibrated)
     else:
         detector = Detector(opened, extractor, *options, calibrated, normal)
-    if calibrated and detector.calibration is None:
-        is_known = not detector.needs_baseline or (not isinstance(opened, Cluster) and detector.keep_baseline())
-        if not (is_known or quiet):
-            click.echo(
-                f"spade-faiss: note: {detector.to_compare} normal images are compared with the others first, for "
-                "a scale; calibrate keeps it", err=True,
-            )  # fmt: skip
+    if calibrated and detector.calibration is None and not (detector.keep_baseline() or quiet):
+        click.echo(
+            "spade-faiss: note: normal images are compared with the others first, for a scale: "
+            f"{detector.to_compare} queries at most; calibrate keeps it", err=True,
+        )  # fmt: skip
     return detector

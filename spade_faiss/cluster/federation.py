@@ -95,6 +95,14 @@ class Federation(Detector):
 
     gallery: Cluster
 
+    def keep_baseline(self) -> bool:
+        """Return whether the scale of normal images is known. Nothing is shared: members commit as they like.
+
+        >>> sf.Federation(sf.Cluster.open("plant.cluster"), toy).keep_baseline()  # the published settings need none
+        True
+        """
+        return not self.needs_baseline or self._known.has_doubts
+
     def _stored_calibration(self) -> Calibration | None:
         return self.gallery.calibration
 

@@ -19,9 +19,7 @@ from ..store.source_images import SourceImages
 from .baseline import LogStats
 from .detection import Detection
 from .detector import Detector
-from .measure_doubts import without_doubts
 from .normal_scores import Sampling, draw, leave_out_groups, normal_scores, require_group
-from .pipeline import Pipeline
 
 GREY = 128  # of a picture whose file is not at hand
 
@@ -83,7 +81,8 @@ def find_suspects(
     ['...png', '...png']
     """
     require_group(detector.gallery.snapshot(), group)  # before hours are spent
-    pipeline = _doubting_none(detector)  # one: another thread may write for as long as this takes
+    # One run: another thread may write for as long as this takes. And what images say of each other is to be found out.
+    pipeline = detector.pipeline(doubts=False)
     ids = draw(pipeline.snapshot, Sampling(sample, group, seed))
     classes = pipeline.copies.of(ids)
     scores = normal_scores(pipeline, ids, group, "audit", progress)
@@ -103,15 +102,10 @@ def suspect_images(
     detector: Detector, suspects: list[Suspect], source_images: SourceImages, group: str | None = None
 ) -> Iterator[tuple[Suspect, Pixels, Detection]]:
     """Query suspects again, for their maps; yields each with its picture, which is grey if the file is missing."""
-    ids, pipeline = detector.gallery.ids([suspect.key for suspect in suspects]), _doubting_none(detector)
+    ids, pipeline = detector.gallery.ids([suspect.key for suspect in suspects]), detector.pipeline(doubts=False)
     groups = leave_out_groups(pipeline.snapshot, ids, group)
     for suspect, detection in zip(suspects, pipeline.leave_one_out(ids, groups), strict=True):
         yield suspect, _picture(suspect.key, detector.gallery.spec.view, source_images), detection
-
-
-def _doubting_none(detector: Detector) -> Pipeline:
-    """Begin a run that does not go by what normal images say of each other: an audit finds it out."""
-    return without_doubts(detector.pipeline(doubts=False))
 
 
 def _picture(key: str, view: View, source_images: SourceImages) -> Pixels:

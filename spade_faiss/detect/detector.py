@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..images.inputs import ImageLike
 from ..images.sources import ImageFile
 from ..options import ScoreOptions, SearchOptions
 from ..pyramids.recomputed import pyramids_of
+from ..store.copies import Copies
 from ..store.snapshot import Snapshot
 from ..store.trusted import FILE as TRUSTED
 from ..store.trusted import Trusted, read_trusted_file
@@ -26,7 +28,8 @@ from .caches import Caches
 from .calibration import FILE as CALIBRATION
 from .calibration import Calibration
 from .detection import Detection
-from .kept_baseline import identity_of, keep, read_kept
+from .kept_baseline import identity_of
+from .known_baseline import KnownBaseline
 from .leave_out import most_left_out
 from .pipeline import Pipeline
 from .query import AnyImage
@@ -89,8 +92,7 @@ class Detector:
         if self.search.tile_places == "same" and gallery.spec.tile is None:
             raise OptionError(f"tile_places: 'same' goes with a gallery of tiles, found {gallery.path} without")
         self.calibration = self._fitting(found)
-        self._baseline = self.calibration.baseline if self.calibration else None
-        self._has_doubts = self._baseline is not None  # a calibration says how much images are doubted
+        self._known = KnownBaseline(self.calibration.baseline if self.calibration else None)
         self._keeps_baseline = False
         self._check_localise()
         self._caches = Caches.of(self.search)
@@ -227,16 +229,18 @@ class Detector:
 
     @property
     def to_compare(self) -> int:
-        """How many times a normal image is compared with the others to measure the scale of normal images.
+        """How many queries of normal images against the others their scale takes, at most; see baseline.
 
         >>> detector.to_compare  # the published settings have no need of one
         0
         """
         if not self.needs_baseline:
             return 0
-        n, search = len(self.gallery), self.search
-        doubts = most_left_out(search.leave_out, search.kappa or 1, self.k) > 0 and n >= measure_doubts.FEWEST
-        return min(measure_baseline.SAMPLE, n) + (min(measure_doubts.SAMPLE, n) if doubts else 0)
+        snapshot, search = self.gallery.snapshot(), self.search
+        leave_out = most_left_out(search.leave_out, search.kappa or 1, self.k)
+        copies, n = Copies(snapshot), len(snapshot)
+        doubts = measure_doubts.sample_of(copies, n) * n // len(copies.images()) if leave_out else 0
+        return min(measure_baseline.SAMPLE, n) + doubts
 
     def baseline(self) -> Baseline | None:
         """Return the scale of normal images: the calibration's, or measured at the first need; None: not needed.
@@ -262,31 +266,18 @@ class Detector:
         if not self.needs_baseline:
             return True
         with self._lock:
-            self._take_kept(self.gallery.snapshot())
-            return self._baseline is not None
-
-    def _take_kept(self, snapshot: Snapshot) -> None:
-        """Take the baseline that another process has kept, if none is known."""
-        if self._baseline is None and self._keeps_baseline:
-            self._baseline = read_kept(self._identity(snapshot))
-            self._has_doubts = self._baseline is not None
+            self._known.take(partial(self._identity, self.gallery.snapshot()))
+            return self._known.has_doubts
 
     def _identity(self, snapshot: Snapshot) -> dict[str, Any]:
-        return identity_of(self.gallery.path, snapshot.manifest, self.settings(), self._trusted)
+        return identity_of(snapshot, self.gallery.path, self.settings(), self.k, self._trusted)
 
     def _baseline_of(self, snapshot: Snapshot, doubts: bool) -> Baseline | None:
         if not self.needs_baseline:
             return None
+        identity = partial(self._identity, snapshot) if self._keeps_baseline else None
         with self._lock:
-            self._take_kept(snapshot)
-            if self._baseline is None:
-                self._baseline = measure_baseline.measure(self._pipeline(snapshot))
-            if doubts and not self._has_doubts:
-                pipeline = self._pipeline(snapshot).scored_by(self._baseline)
-                self._baseline, self._has_doubts = measure_doubts.with_doubts_of_sample(pipeline), True
-                if self._keeps_baseline:
-                    keep(self._identity(snapshot), self._baseline)
-            return self._baseline
+            return self._known.measured(lambda: self._pipeline(snapshot), doubts, identity)
 
     def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
         """Begin a run over a snapshot; settings: other than the detector's own."""
@@ -301,7 +292,7 @@ class Detector:
             snapshot: of the gallery; None: the one that it has open.
             k: number of neighbours that are searched, on the detector's scale of normal images; its thresholds do not
                 hold for another number, and there are no verdicts. None: the detector's own.
-            doubts: find out how much the normal images doubt each other, if queries ask for it and it is not known.
+            doubts: go by how much the normal images doubt each other, and find it out if it is not known.
 
         >>> run = detector.pipeline()
         >>> [found.image_score > 0 for found in run.leave_one_out([0, 1])]
@@ -310,8 +301,10 @@ class Detector:
         snapshot = snapshot or self.gallery.snapshot()
         baseline = self._baseline_of(snapshot, doubts)
         if k is None or k == self._settings.k_of(len(snapshot)):
-            return self._pipeline(snapshot).scored_by(baseline, self.calibration)
-        return self._pipeline(snapshot, self._settings.searching(k, len(snapshot))).scored_by(baseline)
+            run = self._pipeline(snapshot).scored_by(baseline, self.calibration)
+        else:
+            run = self._pipeline(snapshot, self._settings.searching(k, len(snapshot))).scored_by(baseline)
+        return run if doubts else measure_doubts.without_doubts(run)
 
     def query(self, image: ImageLike) -> Detection:
         """Look for anomalies in one image.

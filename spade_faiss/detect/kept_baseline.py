@@ -12,65 +12,78 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
 from ..errors import CorruptGalleryError
-from ..store.manifest import Manifest
+from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..system.atomic_files import publish
+from ..system.prefetch import batched
 from ..system.sealed_json import read_sealed, sealed
 from ..system.user_cache import cache_folder
 from .baseline import Baseline
 
 VERSION = 1  # of these files, and of how a baseline is measured; another number makes all of them again
 MOST = 200  # files that are kept: those that were written last
+LARGEST = 2**24  # bytes of one: a baseline has some figures for each position, and a line for each image compared
 
 
 def identity_of(
-    folder: Path | str, manifest: Manifest, settings: Mapping[str, Any], trusted: Mapping[str, str]
+    snapshot: Snapshot, folder: Path | str, settings: Mapping[str, Any], k: int, trusted: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what a baseline depends on, as JSON values.
 
     Args:
+        snapshot: of the gallery.
         folder: of the gallery.
-        manifest: of the commit: with the checksums of its index of image features and of its keys.
         settings: see Detector.settings.
+        k: number of neighbours: of the settings, or the recipe's.
         trusted: digests by key, see Gallery.trust.
     """
-    shards = [(one.file, one.images, one.bytes, one.removed.hex()) for one in manifest.shards]
+    manifest = snapshot.manifest
+    files = manifest.index, manifest.keys  # of image features and of keys, with their checksums; both may lag
+    covered = min(entry.images if entry else 0 for entry in files)
+    later = snapshot.ids()[snapshot.ids() >= covered]
+    rows: list[Any] = [(one.file, one.images, one.bytes, one.removed.hex()) for one in manifest.shards]
+    for some in batched(later.tolist(), TEXTS_TOGETHER):
+        rows += zip(snapshot.keys(some), snapshot.digests(some), strict=True)
     return {
         "version": VERSION,
         "release": __version__,
         "folder": str(folder) if "://" in str(folder) else os.path.realpath(folder),
         "generation": manifest.generation,
-        "index": asdict(manifest.index) if manifest.index else None,
-        "keys": asdict(manifest.keys) if manifest.keys else None,
-        "shards": hashlib.sha256(json.dumps(shards).encode()).hexdigest(),
+        "files": [entry and entry.xxh3 for entry in files],
+        "rows": _digest(rows),
         "spec": manifest.spec.to_json(),
         "settings": dict(settings),
-        "trusted": hashlib.sha256(json.dumps(sorted(trusted.items())).encode()).hexdigest(),
+        "k": k,
+        "trusted": _digest(sorted(trusted.items())),
     }
 
 
 def read_kept(identity: Mapping[str, Any]) -> Baseline | None:
     """Return the baseline that was kept; None: there is none, or what is there cannot be used."""
     try:
-        values = read_sealed(_path_of(identity), "delete it")
+        path = _path_of(identity)
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return None
+        values = read_sealed(path, "delete it")
         if values is None or values["identity"] != json.loads(json.dumps(identity)):
             return None
-        return Baseline.from_json(values["baseline"])
+        found = Baseline.from_json(values["baseline"])
+        shapes = tuple((int(c), int(h), int(w)) for c, h, w in identity["spec"]["level_shapes"])
     except (OSError, CorruptGalleryError, KeyError, TypeError, ValueError, OverflowError):
         return None  # it is measured again, and written over
+    return found if found.fits(shapes) else None
 
 
 def keep(identity: Mapping[str, Any], baseline: Baseline) -> None:
     """Keep a baseline, if the cache folder can be written: else the next command measures it again.
 
-    One that a user is warned of, as there was nothing to compare or distances tie, is measured and warned of again.
+    One that a user is warned of, as there was nothing to compare or image scores tie, is measured and warned of again.
     """
-    if not baseline.keys or baseline.ties:
+    if not baseline.keys or (baseline.ties and identity["settings"]["image_score"] == "map"):
         return
     with contextlib.suppress(OSError):
         path = _path_of(identity)
@@ -87,8 +100,11 @@ def keep(identity: Mapping[str, Any], baseline: Baseline) -> None:
 
 
 def _path_of(identity: Mapping[str, Any]) -> Path:
-    text = json.dumps(identity, sort_keys=True)
-    return cache_folder("baselines") / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return cache_folder("baselines") / f"{_digest(identity)[:32]}.json"
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _drop_the_oldest(folder: Path) -> None:
@@ -98,4 +114,5 @@ def _drop_the_oldest(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             found.append((path.stat().st_mtime, path))
     for _, path in sorted(found)[:-MOST]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()

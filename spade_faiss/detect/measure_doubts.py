@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..arrays import Ids
+from ..store.copies import Copies
 from .baseline import Baseline
 from .leave_out import LeaveOut
 from .normal_scores import image_scores
@@ -15,7 +16,7 @@ from .pipeline import Pipeline
 from .standing import doubts_of
 
 FEWEST = 50  # images that say of each other how much they are doubted; of 30 the highest quarter is mostly chance
-SAMPLE = 256  # images that are compared without a calibration
+SAMPLE = 256  # queries of these, at most, without a calibration
 SEED = 0  # of the sample
 
 
@@ -49,13 +50,26 @@ def with_doubts(pipeline: Pipeline, chosen: Ids, group: str | None = None, progr
     return _doubting(pipeline, dict(zip(pipeline.snapshot.digests(np.concatenate(together)), each, strict=True)))
 
 
+def sample_of(copies: Copies, images: int) -> int:
+    """Return how many images are compared without a calibration: SAMPLE queries at most, one for each tile.
+
+    Args:
+        copies: of the snapshot.
+        images: number of its rows, tiles each.
+    """
+    wholes = len(copies.images())
+    number = min(wholes, SAMPLE * wholes // images)
+    return number if number >= FEWEST else 0
+
+
 def with_doubts_of_sample(pipeline: Pipeline) -> Baseline:
     """Return a run's baseline with the doubts of a seeded sample.
 
     These are all images of a small gallery, and few of a large one: its calibration knows of more.
     """
-    if leaves_out(pipeline):
-        pipeline = with_doubts(pipeline, pipeline.copies.draw(pipeline.copies.images(), SAMPLE, SEED))
+    copies = pipeline.copies
+    if leaves_out(pipeline) and (size := sample_of(copies, len(pipeline.snapshot))):
+        pipeline = with_doubts(pipeline, copies.draw(copies.images(), size, SEED))
     assert pipeline.baseline is not None
     return pipeline.baseline
 

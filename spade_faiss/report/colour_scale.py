@@ -78,8 +78,9 @@ def colour_scale(detector: Detector) -> Scale:
     ids = detector.gallery.snapshot().ids()
     if len(ids) < 2:
         return Scale(0.0, 1.0)
+    run = detector.pipeline(doubts=False)  # what an audit shows goes by none, and for colours they need not be known
     chosen = np.random.default_rng(0).choice(ids, min(SCALE_IMAGES, len(ids)), replace=False)
     try:
-        return Scale.from_normal([found.anomaly_map for found in detector.leave_one_out(chosen.tolist())])
+        return Scale.from_normal([found.anomaly_map for found in run.leave_one_out(chosen.tolist())])
     except NotEnoughImagesError:  # all are copies of one
         return Scale(0.0, 1.0)

@@ -64,7 +64,8 @@ class Generation:
             self.detector: ServedDetector = ServedDetector(self.gallery, loaded, normal=settings.normal)
             if old is not None:
                 self.detector.share_caches(old.detector)
-            self.detector.baseline()  # measured here, where nobody waits for it
+            self.detector.keep_baseline()
+            self.detector.baseline()  # measured here, where only the first request waits for it
         except BaseException:
             self.gallery.close()
             raise

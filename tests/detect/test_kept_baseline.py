@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import spade_faiss as sf
-from spade_faiss.detect import kept_baseline, measure_baseline, measure_doubts
+from spade_faiss.detect import kept_baseline, known_baseline, measure_doubts
 from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.pipeline import Pipeline
+from spade_faiss.images.sources import ImageFile
 from spade_faiss.system.sealed_json import sealed
 from tests.helpers.command_line import TOY, Spade
 from tests.helpers.galleries import make_gallery
@@ -40,7 +42,7 @@ def gallery(tmp_path: Path) -> sf.Gallery:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Return how many baselines were measured since it was asked last."""
-    runs, measure = list[Pipeline](), measure_baseline.measure
+    runs, measure = list[Pipeline](), known_baseline.measure
 
     def and_count(pipeline: Pipeline) -> Baseline:
         runs.append(pipeline)
@@ -51,7 +53,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         runs.clear()
         return found
 
-    monkeypatch.setattr(measure_baseline, "measure", and_count)
+    monkeypatch.setattr(known_baseline, "measure", and_count)
     return number
 
 
@@ -121,7 +123,9 @@ def test_another_gallery_at_the_same_place(gallery: sf.Gallery, tmp_path: Path, 
     assert measured() == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "no JSON", "of another", "nonsense", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "changed", "no JSON", "of another", "nonsense", "a level less", "large", "folder"]
+)
 def test_a_file_that_is_damaged_or_foreign_is_measured_again(
     gallery: sf.Gallery, cache: Path, measured: Callable[[], int], damage: str
 ) -> None:
@@ -130,6 +134,7 @@ def test_a_file_that_is_damaged_or_foreign_is_measured_again(
     content = file.read_bytes()
     values = json.loads(content)
     del values["xxh3"]
+    baseline = values["baseline"]
     if damage == "folder":
         file.unlink()
         file.mkdir()
@@ -140,7 +145,9 @@ def test_a_file_that_is_damaged_or_foreign_is_measured_again(
             "changed": content.replace(b'"median": ', b'"median": 1', 1),
             "no JSON": b"\x80" + content,
             "of another": sealed({**values, "identity": {**values["identity"], "generation": 99}}),
-            "nonsense": sealed({**values, "baseline": {**values["baseline"], "total": [["a"]]}}),
+            "a level less": sealed({**values, "baseline": {**baseline, "levels": baseline["levels"][1:]}}),
+            "large": content + b" " * kept_baseline.LARGEST,
+            "nonsense": sealed({**values, "baseline": {**baseline, "total": [["a"]]}}),
         }[damage])  # fmt: skip
     assert measured() == 1
     assert kept(gallery).to_json() == expected
@@ -190,6 +197,92 @@ def test_what_a_user_is_warned_of_is_not_kept(tmp_path: Path, cache: Path, measu
     assert not cache.exists()
 
 
+def test_another_image_that_indexes_do_not_cover_yet(
+    gallery: sf.Gallery, tmp_path: Path, measured: Callable[[], int]
+) -> None:
+    """A backup that was restored and grew otherwise: files of the same names and sizes, of the same generation."""
+    toy, path = gallery.load_extractor(), gallery.path
+    gallery.add_images(write_images(tmp_path / "more" / "m", 100, seed=5).parent, toy)
+    gallery.close()
+    shutil.copytree(path, tmp_path / "backup")
+    found = []
+    for seed in (1, 2):
+        shutil.rmtree(path)
+        shutil.copytree(tmp_path / "backup", path)
+        [image] = write_images(tmp_path / str(seed), 1, seed=seed).iterdir()
+        with sf.Gallery.open(path) as opened:
+            opened.add_images([ImageFile(image, "x.png")], toy)
+            entry = opened.snapshot().manifest.index
+            assert entry is not None
+            assert entry.images == 124
+            kept(opened)
+            found.append(opened.generation)
+    assert found[0] == found[1]
+    assert measured() == 2
+
+
+def test_a_scale_and_doubts_of_two_commits_are_not_kept(
+    gallery: sf.Gallery, tmp_path: Path, cache: Path, measured: Callable[[], int]
+) -> None:
+    detector, other, before = detector_of(gallery), detector_of(gallery), gallery.snapshot()
+    assert not detector.keep_baseline()
+    for each in (detector, other):
+        sf.find_suspects(each)
+    assert not detector.keep_baseline()  # the doubts are to be found out yet
+    gallery.add_images(write_images(tmp_path / "more" / "m", 3, seed=5).parent, gallery.load_extractor())
+    for each in (detector, other):
+        each.baseline()
+        each.keep_baseline()
+        each.pipeline(before)
+    assert not cache.exists()
+    kept(gallery)
+    assert measured() == 3
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_what_is_known_already_is_kept_at_the_next_query(
+    gallery: sf.Gallery, cache: Path, measured: Callable[[], int]
+) -> None:
+    detector = detector_of(gallery)
+    detector.baseline()
+    assert detector.keep_baseline()
+    detector.pipeline()
+    assert len(list(cache.iterdir())) == 1
+    kept(gallery)
+    assert measured() == 1
+
+
+def test_clusters_share_none(gallery: sf.Gallery, tmp_path: Path, cache: Path) -> None:
+    """A member may be replaced without a commit of the cluster."""
+    with sf.Cluster.create(tmp_path / "cluster", {"one": gallery.path}) as cluster:
+        federation = sf.Federation(cluster, gallery.load_extractor(), SEARCH, SCORE)
+        assert not federation.keep_baseline()
+        federation.baseline()
+        assert federation.keep_baseline()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(("tile", "images", "expected"), [(None, 24, 24 + 24), (32, 24, 64 + 16 * 4), (16, 13, 64)])
+def test_how_many_queries_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile: int | None, images: int, expected: int
+) -> None:
+    """Of images in tiles fewer are compared: each tile is a query."""
+    monkeypatch.setattr(measure_doubts, "SAMPLE", 64)
+    options = sf.FeatureOptions(tile=tile, overlap=0) if tile else None
+    folder = write_images(tmp_path / "normal", images)
+    gallery, toy = make_gallery(tmp_path / "gallery", folder, options)
+    queries, stored = list[int](), Pipeline.stored
+
+    def and_count(self: Pipeline, ids: Any, *more: Any) -> Any:
+        queries.extend(ids := list(ids))
+        return stored(self, ids, *more)
+
+    monkeypatch.setattr(Pipeline, "stored", and_count)
+    detector = sf.Detector(gallery, toy, SEARCH, SCORE)
+    detector.baseline()
+    assert len(queries) == detector.to_compare == expected
+
+
 def test_a_calibration_needs_none(gallery: sf.Gallery, cache: Path, measured: Callable[[], int]) -> None:
     """It takes the figures of the sample, and finds out for itself what is doubted."""
     sf.calibrate(detector_of(gallery), false_alarms=0.2).write(gallery.path)
@@ -205,7 +298,7 @@ def test_commands_share_it(tmp_path: Path, spade: Spade, cache: Path) -> None:
     images = write_images(tmp_path / "normal", 13)
     assert spade("build", tmp_path / "g", images, *TOY).status == 0
     runs = [spade("query", tmp_path / "g", images / "000.png") for _ in range(2)]
-    note = "26 normal images are compared with the others first"
+    note = "normal images are compared with the others first, for a scale: 26 queries at most"
     assert [note in run.err for run in runs] == [True, False]
     assert runs[0].out == runs[1].out
     assert len(list(cache.iterdir())) == 1

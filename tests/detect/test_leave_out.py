@@ -12,6 +12,7 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.detect.baseline import Baseline
+from spade_faiss.detect.known_baseline import KnownBaseline
 from spade_faiss.detect.leave_out import LeaveOut, most_left_out
 from spade_faiss.detect.level_matches import POWERS, LevelMatches, LevelStats
 from spade_faiss.detect.standing import Standing
@@ -159,7 +160,7 @@ def test_a_query_equals_the_oracle(
     if rises is not None:
         baseline = replace(baseline, rises=rises)
     digests = gallery.snapshot().digests([ids[at] for at in doubts])
-    detector._baseline = replace(baseline, doubts=dict(zip(digests, doubts.values(), strict=True)))
+    detector._known = KnownBaseline(replace(baseline, doubts=dict(zip(digests, doubts.values(), strict=True))))
     detection = detector.query(image)
     distances, places = to_neighbours(detector, toy.extract([toy.spec.view.apply(image)]).levels, ids)
     figures = [(level.low, level.high, level.typical) for level in baseline.levels]
