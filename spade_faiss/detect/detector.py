@@ -270,7 +270,8 @@ class Detector:
             return self._known.has_doubts
 
     def _identity(self, snapshot: Snapshot) -> dict[str, Any]:
-        return identity_of(snapshot, self.gallery.path, self.settings(), self.k, self._trusted)
+        k = self._settings.k_of(len(snapshot))
+        return identity_of(snapshot, self.gallery.path, self.settings(), k, self._trusted)
 
     def _baseline_of(self, snapshot: Snapshot, doubts: bool) -> Baseline | None:
         if not self.needs_baseline:

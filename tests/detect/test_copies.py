@@ -13,6 +13,7 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.detect.calibration import Calibration
+from spade_faiss.store import copies
 from spade_faiss.store.copies import Copies
 from tests.helpers.galleries import make_gallery, random_features_of
 from tests.helpers.images import make_images
@@ -308,3 +309,16 @@ def test_images_that_differ_a_little_are_no_copies(tmp_path: Path) -> None:
     gallery, extractor = make_gallery(tmp_path / "g", tmp_path / "normal")
     found = sf.Detector(gallery, extractor, sf.SearchOptions(k=6)).query(tmp_path / "normal" / "003.png")
     assert len(set(found.neighbours.keys)) == 6
+
+
+def test_levels_are_equal_up_to_rounding_wherever_they_differ() -> None:
+    """A few values are compared first, and all of what these do not tell apart."""
+    rng = np.random.default_rng(0)
+    own = [rng.standard_normal((1, 5, side, side), np.float32).astype(np.float16) for side in (9, 4)]
+    others = [np.repeat(level, 6, axis=0) for level in own]
+    others[0][1] = (others[0][1].astype(np.float32) * (1 + 2**-11)).astype(np.float16)  # as rounding may have it
+    others[0][2].flat[1] += 1
+    others[0][3].flat[copies.GLANCE] += 1
+    others[1][4].flat[-1] += 1
+    others[1][5] = 0
+    assert copies._equal_levels(own, others).tolist() == [True, True, False, False, False, False]
