@@ -19,27 +19,29 @@ def plot(families: list[dict[str, Any]], path: Path) -> None:
     shares = list(dict.fromkeys(row["contaminate"] for row in families))
     lines = [(metric, share) for metric in SHOWN for share in shares]
     names = list(dict.fromkeys(row["family"] for row in families))
+    methods = list(dict.fromkeys(row["method"] for row in families))
     size = (max(4.0, 1.2 + 0.9 * len(names)) * len(columns), 2.6 * len(lines))
     figure = Figure(figsize=(min(size[0], 22), size[1]), dpi=80, layout="constrained")
     panels = figure.subplots(len(lines), len(columns), squeeze=False, sharex=True, sharey="row")
     for (metric, share), axes in zip(lines, panels, strict=True):
         for shots, one in zip(columns, axes, strict=True):
             some = [row for row in families if (row["shots"], row["contaminate"]) == (shots, share)]
-            _bars(one, some, metric, names)
+            _bars(one, some, metric, names, methods)
             one.set_title(f"{shots} normal images" + (f", {share:.0%} defects among them" if share else ""), fontsize=9)
         axes[0].set_ylabel(SHOWN[metric])
         ends = [row[name] for row in families if row["contaminate"] == share for name in (metric, f"{metric}_95")
                 if row.get(name) is not None]  # fmt: skip
         axes[0].set_ylim(max(0.0, float(np.min([np.min(one) for one in ends], initial=1)) - 0.05), 1.0)
-    handles, labels = panels[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+    known = [dict(zip(*reversed(one.get_legend_handles_labels()), strict=True)) for one in panels[0]]
+    handles = [next(one[method] for one in known if method in one) for method in methods]
+    figure.legend(handles, methods, loc="outside upper center", ncols=len(methods), frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def _bars(axes: Axes, rows: list[dict[str, Any]], metric: str, names: list[str]) -> None:
-    """Draw a group of bars a family, a bar a method, with the intervals that there are."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+def _bars(axes: Axes, rows: list[dict[str, Any]], metric: str, names: list[str], every: list[str]) -> None:
+    """Draw a group of bars a family, a bar a method, with the intervals that there are; `every` gives the colours."""
+    methods = [method for method in every if any(row["method"] == method for row in rows)]
     width = 0.8 / max(1, len(methods))
     for number, method in enumerate(methods):
         of = {row["family"]: row for row in rows if row["method"] == method and row[metric] is not None}
@@ -47,9 +49,8 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], metric: str, names: list[str])
         values = np.array([row[metric] for row in of.values()])
         ends = [row.get(f"{metric}_95") for row in of.values()]
         error = np.abs(np.array(ends).T - values) if values.size and all(ends) else None
-        axes.bar(
-            at, values, width, yerr=error, label=method, color=COLOURS[number % len(COLOURS)], error_kw={"lw": 0.8}
-        )
+        colour = COLOURS[every.index(method) % len(COLOURS)]
+        axes.bar(at, values, width, yerr=error, label=method, color=colour, error_kw={"lw": 0.8})
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     axes.grid(axis="y", lw=0.4, c="0.85")
     axes.set_axisbelow(True)
