@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import NoReturn, TypeVar
@@ -53,17 +54,15 @@ def read_ahead(items: Iterable[T], function: Callable[[T], R], workers: int = 4,
 
     Memory is bounded by `ahead` results. An exception of the function is raised at its item's turn.
     """
-    iterator = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="read-ahead") as pool:
+    iterator, pool = iter(items), ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
+    try:
         waiting: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(iterator, ahead))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(iterator, 1))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(iterator, 1))
+            yield result
+    finally:
+        _shut_down(pool)
 
 
 def one_ahead(items: Iterable[T], function: Callable[[T], R], background: bool = True) -> Iterator[R]:
@@ -92,8 +91,26 @@ def one_ahead(items: Iterable[T], function: Callable[[T], R], background: bool =
                 waiting.append(partial(_raise, error))
             yield results.pop()  # popped, so that this frame does not keep it while the next is computed
     finally:
-        with suppress(RuntimeError):  # the garbage collector may close it in that thread, which cannot wait for itself
-            pool.shutdown(cancel_futures=True)
+        _shut_down(pool)
+
+
+_collecting = set[int]()  # threads that collect garbage now
+
+
+def _note_collection(phase: str, _: object) -> None:
+    (_collecting.add if phase == "start" else _collecting.discard)(threading.get_ident())
+
+
+gc.callbacks.append(_note_collection)
+
+
+def _shut_down(pool: ThreadPoolExecutor) -> None:
+    """Drop what has not begun and wait for the threads, unless the garbage collector closes their generator.
+
+    It may do so in any thread at any place: in one of these, which cannot wait for itself, or in one that is starting
+    and holds the lock that a thread needs to end.
+    """
+    pool.shutdown(wait=threading.get_ident() not in _collecting, cancel_futures=True)
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -199,3 +199,16 @@ def test_one_ahead_closed_early_ends_its_thread() -> None:
     assert threading.active_count() == before + 1
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("ahead_of", [one_ahead, read_ahead])
+def test_whoever_collects_a_generator_needs_no_lock_of_threads_that_end(ahead_of: Any) -> None:
+    """A thread that starts holds it, and garbage was collected there: it waited for itself, for ever."""
+    cycle = [ahead_of(range(9), lambda item: item)]
+    cycle.append(cycle)
+    assert next(cycle[0]) == 0
+    ended = weakref.ref(cycle[0])
+    with getattr(threading, "_shutdown_locks_lock", threading.Lock()):
+        del cycle
+        gc.collect()
+    assert ended() is None
