@@ -10,18 +10,16 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import CorruptGalleryError
+from ..errors import CorruptGalleryError, OutputError
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
-from ..system.atomic_files import publish
 from ..system.prefetch import batched
 from ..system.sealed_json import read_sealed, sealed
-from ..system.user_cache import cache_folder
+from ..system.user_cache import cache_folder, file_to_keep
 from .baseline import Baseline
 
 VERSION = 1  # of these files, and of how a baseline is measured; another number makes all of them again
@@ -85,17 +83,10 @@ def keep(identity: Mapping[str, Any], baseline: Baseline) -> None:
     """
     if not baseline.keys or (baseline.ties and identity["settings"]["image_score"] == "map"):
         return
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, OutputError):
         path = _path_of(identity)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(".tmp", path.stem, path.parent)  # its own name: several processes may write
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(sealed({"identity": identity, "baseline": baseline.to_json()}))
-            publish(Path(name), path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with file_to_keep(path) as file:
+            file.write(sealed({"identity": identity, "baseline": baseline.to_json()}))
         _drop_the_oldest(path.parent)
 
 

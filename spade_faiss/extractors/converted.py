@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..system.atomic_files import publish
-from ..system.user_cache import cache_folder
+from ..system.user_cache import cache_folder, file_to_keep
 
 VERSION = 2  # of these files, and of what is converted; another number makes all of them again
 ABOUT, PARTS = "about.json", ("model.xml", "model.bin")
@@ -42,11 +39,8 @@ def path_of(identity: dict[str, Any]) -> Path:
     Raises:
         OSError: the user has no home folder.
     """
-    text = json.dumps(identity, sort_keys=True)
-    return (
-        cache_folder("openvino")
-        / f"{identity['name'].replace(':', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.zip"
-    )
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return cache_folder("openvino") / f"{identity['name'].replace(':', '-')}-{digest[:24]}.zip"
 
 
 def read(path: Path, identity: dict[str, Any]) -> Conversion | None:
@@ -89,17 +83,10 @@ def write(path: Path, identity: dict[str, Any], conversion: Conversion) -> None:
     about = asdict(conversion)
     parts = about.pop("parts")
     about |= {"identity": identity, "sha256": _digests(parts) if parts else []}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(".tmp", path.stem, path.parent)  # a name of its own: several processes may write
-    try:
-        with os.fdopen(handle, "wb") as opened, zipfile.ZipFile(opened, "w") as file:
-            file.writestr(ABOUT, json.dumps(about, indent=1))
-            for part, content in zip(PARTS, parts or (), strict=False):
-                file.writestr(part, content)
-        publish(Path(name), path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with file_to_keep(path) as opened, zipfile.ZipFile(opened, "w") as file:
+        file.writestr(ABOUT, json.dumps(about, indent=1))
+        for part, content in zip(PARTS, parts or (), strict=False):
+            file.writestr(part, content)
 
 
 def _digests(parts: tuple[bytes, bytes]) -> list[str]:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import NoReturn, TypeVar
@@ -110,7 +110,8 @@ def _shut_down(pool: ThreadPoolExecutor) -> None:
     It may do so in any thread at any place: in one of these, which cannot wait for itself, or in one that is starting
     and holds the lock that a thread needs to end.
     """
-    pool.shutdown(wait=threading.get_ident() not in _collecting, cancel_futures=True)
+    with suppress(RuntimeError):  # one of these may drop the last reference, too
+        pool.shutdown(wait=threading.get_ident() not in _collecting, cancel_futures=True)
 
 
 def _raise(error: Exception) -> NoReturn:

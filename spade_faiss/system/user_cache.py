@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from .atomic_files import publish
 
 
 def cache_folder(name: str) -> Path:
@@ -17,3 +23,22 @@ def cache_folder(name: str) -> Path:
     except RuntimeError as error:
         raise OSError(str(error)) from error
     return Path(base, "spade-faiss", name)
+
+
+@contextlib.contextmanager
+def file_to_keep(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of the cache to write: it is whole or as it was, also where several processes write it at once.
+
+    Raises:
+        OSError: it cannot be written.
+        OutputError: see atomic_files.file_to_write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(".tmp", path.stem, path.parent)  # a name of its own for each process
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        publish(Path(name), path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

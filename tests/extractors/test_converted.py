@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spade_faiss.extractors import openvino_network, runtimes
 from spade_faiss.extractors.runtimes import TorchNetwork, choose
+from spade_faiss.system import user_cache
 from tests.helpers.runtimes import chosen, small
 
 pytestmark = [
@@ -117,7 +118,7 @@ def test_a_full_disk_leaves_nothing(own_cache: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runtimes.converted, "publish", full)
+    monkeypatch.setattr(user_cache, "publish", full)
     with pytest.warns(UserWarning, match="cannot be used: No space left on device; set XDG_CACHE_HOME"):
         assert chosen(small(), "openvino") == "openvino"
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
