@@ -22,7 +22,7 @@ from .bounds_choices import CHOICES
 from .bounds_gallery import BoundsGallery, spread
 from .bounds_plan import MULTIPLY, Projection, fitted, likely_reach, narrow, provisional
 from .bounds_rows import by_rows
-from .bounds_simd import QUADS, TILES
+from .bounds_simd import BYTES, QUADS, TILES
 from .bounds_sources import Floats, Ints
 from .bounds_workers import Search, Worker
 from .pyramid_kernels import keep_nearest
@@ -181,7 +181,7 @@ def _take_choice(
     except TooMuchLeftError:
         CHOICES.keep(kind, [], gallery.centred_sample)
         raise
-    if gallery.projections[0].directions is not None or gallery.projections[0].kind in (TILES, QUADS):
+    if gallery.projections[0].directions is not None or gallery.projections[0].kind in (TILES, QUADS, BYTES):
         CHOICES.keep(kind, gallery.projections, gallery.centred_sample, gallery.frame.moved(gallery.shift))
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from .bounds_bytes import BYTE_ROWS, multiply_bytes
 from .bounds_measure import about, are_equal, doubt_of, half_limit, kth, measure, offer
 from .bounds_panels import LARGEST, patch_at
 from .bounds_simd import (
+    BYTES,
     LOOK,
     PAIRS,
     QUAD_ROWS,
@@ -176,7 +178,8 @@ def compare(
     out, least, near, near_at, lists, small = scratch
     n, length, distinct, kind, guess = flags
     depth, panels = query.shape[1], -(-n // WIDTH)
-    panel_bytes = 4 * (words + (0 if kind == TILES else QUAD_ROWS if kind == QUADS else 1)) * WIDTH
+    more = 0 if kind == TILES else QUAD_ROWS if kind == QUADS else BYTE_ROWS if kind == BYTES else 1
+    panel_bytes = 4 * (words + more) * WIDTH
     rows = TILE_ROWS if kind == TILES else ROWS
     square, longest, found = figures[0], figures[3], (best, best_at, reach, near, near_at)
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
@@ -226,6 +229,8 @@ def compare(
                     multiply_pairs(addresses, terms, words, stride, padded)
                 elif kind == QUADS:
                     multiply_quads(addresses, terms, words, stride, padded)
+                elif kind == BYTES:
+                    multiply_bytes(addresses, terms, words, stride, padded)
                 else:
                     multiply(addresses, terms, words, stride, padded)
                 for r in range(min(rows, len(query) - block * rows)):

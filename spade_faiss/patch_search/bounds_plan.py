@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import ROUNDING
+from .bounds_bytes import BYTE_ROWS, HAS_BYTES, OWN_STEPS
 from .bounds_panels import LARGEST, STEPS
-from .bounds_simd import CHANNELS, HAS_QUADS, PAIRS, QUAD_ROWS, QUADS, ROWS, SINGLE, TILES
+from .bounds_simd import BYTES, CHANNELS, HAS_QUADS, PAIRS, QUAD_ROWS, QUADS, ROWS, SINGLE, TILES
 from .bounds_tiles import STEP, TILE_ROWS, has_tiles, lined_up
 
 # Of directions that are tried: whole blocks of ROWS, and as many as steps of tiles hold beside what else is in them.
@@ -34,11 +35,13 @@ NO_SINGLES = np.empty((0, 0, CHANNELS, ROWS), np.float32)
 MULTIPLY = 0.024  # per channel of a pair of patches, in float32
 MULTIPLY_PAIRS = 0.0145  # as int16
 MULTIPLY_QUADS = 0.00725  # as int8
+MULTIPLY_BYTES = 0.0066  # with sums of int16
 MULTIPLY_TILES = 0.065  # per STEP words of a pair, as bfloat16
 MULTIPLY_TILES_FAR = 0.25  # and for each beyond NEAR_STEPS, as the nearest cache holds no more
 NEAR_STEPS = 8
 PAIR_TILES = 0.14  # and whatever its words are: tiles go by way of memory
 PAIR_QUADS = 0.05  # and whatever its words are: each sum is scaled
+PAIR_BYTES = 0.09  # in place of PAIR: as integers, sums are compared with limits at once
 BESIDE_QUADS = 4.0  # times as long to measure a patch, beside products of a processor that has them
 BESIDE_TILES = 2.0  # times as long to measure a patch, where they are: the rest of such a processor is no faster
 PROJECT = 0.03  # per channel and direction of a patch
@@ -97,12 +100,13 @@ class Projection:
         """Words of four bytes that these become in a panel."""
         pairs = -(-self.width // 2)
         tiles = -(-(pairs + 2) // STEP) * STEP
-        return {SINGLE: self.width, PAIRS: pairs, TILES: tiles, QUADS: -(-self.width // 4)}[self.kind]
+        quads = -(-self.width // 4)
+        return {SINGLE: self.width, PAIRS: pairs, TILES: tiles, QUADS: quads, BYTES: quads}[self.kind]
 
     @property
     def panel_words(self) -> int:
         """Words of a patch in a panel: half its squared norm is one more, but for tiles, which hold it in theirs."""
-        return self.words + {SINGLE: 1, PAIRS: 1, TILES: 0, QUADS: QUAD_ROWS}[self.kind]
+        return self.words + {SINGLE: 1, PAIRS: 1, TILES: 0, QUADS: QUAD_ROWS, BYTES: BYTE_ROWS}[self.kind]
 
     @property
     def cost(self) -> float:
@@ -113,6 +117,8 @@ class Projection:
             return PAIR + PAIR_TILES + steps * MULTIPLY_TILES + far * MULTIPLY_TILES_FAR
         if self.kind == QUADS:
             return PAIR + PAIR_QUADS + self.width * MULTIPLY_QUADS
+        if self.kind == BYTES:
+            return PAIR_BYTES + self.width * MULTIPLY_BYTES
         return PAIR + self.width * (MULTIPLY if self.kind == SINGLE else MULTIPLY_PAIRS)
 
     @cached_property
@@ -220,7 +226,9 @@ def kinds() -> Sequence[int]:
     """Return the kinds of products that are faster than those of float32, the fastest first."""
     if has_tiles():
         return (TILES,)
-    return (QUADS, PAIRS) if HAS_QUADS else (PAIRS,)
+    if HAS_QUADS:
+        return (QUADS, PAIRS)
+    return (BYTES, PAIRS) if HAS_BYTES else (PAIRS,)
 
 
 def counts() -> Sequence[int]:
@@ -313,19 +321,12 @@ def fitted(
         return [Projection(channels, None, SINGLE)], float("inf")
     edges = [count * part // PARTS for part in range(PARTS + 1)]
     own, others = query.square().sum(dim=0), sample.square().sum(dim=0)
-    sq_norms, norms = own[:, None] + others, own.sqrt()[:, None] * others.sqrt()
-    longest = float(norms.amax())
+    sq_norms = own[:, None] + others
 
     def costs(
         tried: Projection, products: torch.Tensor, sides: Sequence[torch.Tensor], extra: float = 0
     ) -> list[float]:
-        unsure: torch.Tensor | float = tried.coarseness * longest
-        if tried.kind == TILES:
-            unsure = ROUNDED * norms
-        elif tried.kind == QUADS:
-            lost, theirs = (lost_by_quads(side) for side in sides)
-            unsure = lost[:, None] * others.sqrt() + own.sqrt()[:, None] * theirs
-        limits = reach[:, None] + 2 * unsure
+        limits = reach[:, None] + 2 * unsure(tried, sides, own.sqrt(), others.sqrt())
         left = (sq_norms - 2 * products <= limits).float().mean(dim=0).tolist()
         of_all = tried.cost + extra
         each = measure * (BESIDE_TILES if tried.kind == TILES else BESIDE_QUADS if QUADS in kinds() else 1)
@@ -335,10 +336,7 @@ def fitted(
     tried = [Projection(channels, None, kind) for kind in (SINGLE, *kinds())]
     found = [costs(each, exact, (query, sample)) for each in tried]
     mine, theirs = directions @ query, directions @ sample
-    rests = [
-        query.square().sum(dim=0) - mine.square().cumsum(0),
-        sample.square().sum(dim=0) - theirs.square().cumsum(0),
-    ]
+    rests = [own - mine.square().cumsum(0), others - theirs.square().cumsum(0)]
     lengths = [rest.clamp_(min=0).sqrt() for rest in rests]
     for number in counts():
         if number > len(directions) or number + 1 >= channels:
@@ -355,9 +353,29 @@ def fitted(
     return [tried[each] for each in best], sum(found[each][part] for part, each in enumerate(best)) / PARTS
 
 
-def lost_by_quads(coordinates: torch.Tensor) -> torch.Tensor:
-    """Return the lengths (s,) of what rounding to int8 takes from patches (width, s), each in steps of its own."""
-    steps = coordinates.abs().amax(dim=0).clamp(min=1e-30) / STEPS
+def unsure(
+    tried: Projection, sides: Sequence[torch.Tensor], own: torch.Tensor, others: torch.Tensor
+) -> torch.Tensor | float:
+    """Return what rounding leaves open of products, (t, s) or of all.
+
+    Args:
+        tried: how patches are projected.
+        sides: coordinates (width, t) of the query's, and (width, s) of the gallery's.
+        own: (t,) norms of the query's patches.
+        others: (s,) of the gallery's.
+    """
+    if tried.kind == TILES:
+        return ROUNDED * own[:, None] * others
+    if tried.kind in (QUADS, BYTES):
+        steps = OWN_STEPS if tried.kind == BYTES else STEPS, STEPS
+        lost, theirs = (lost_by_int8(side, number) for side, number in zip(sides, steps, strict=True))
+        return lost[:, None] * others + own[:, None] * theirs
+    return tried.coarseness * float(own.amax() * others.amax())
+
+
+def lost_by_int8(coordinates: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the lengths (s,) of what rounding takes from patches (width, s), each in so many steps of its own."""
+    steps = coordinates.abs().amax(dim=0).clamp(min=1e-30) / number
     lost: torch.Tensor = torch.linalg.vector_norm(coordinates - (coordinates / steps).round() * steps, dim=0)
     return lost
 

@@ -13,9 +13,10 @@ import torch
 from ..system.threads import in_single_threads
 from . import bounds_panels as panels
 from . import pyramid_kernels
+from .bounds_bytes import BYTE_TERMS, pack_bytes, pack_query_bytes
 from .bounds_loading import load_levels, load_patches
 from .bounds_plan import Projection
-from .bounds_simd import PAIRS, QUAD_TERMS, QUADS, ROWS, TILES, WIDTH
+from .bounds_simd import BYTES, PAIRS, QUAD_TERMS, QUADS, ROWS, TILES, WIDTH
 from .bounds_sources import Floats, Ints, Source
 from .bounds_tiles import TILE_ROWS, lined_up
 from .pyramid_plan import Upsampling, lifted
@@ -143,6 +144,8 @@ def packed(projection: Projection, operand: Floats, norms: tuple[Floats, Floats]
         panels.pack_tiles(operand, width, sq_norms, errors, largest, out.view(np.uint32))
     elif projection.kind == QUADS:
         panels.pack_quads(operand, width, sq_norms, largest, out, out.view(np.uint8))
+    elif projection.kind == BYTES:
+        pack_bytes(operand, width, sq_norms, largest, out, out.view(np.uint8))
     else:
         panels.pack(operand, width, sq_norms, largest, out)
     return out
@@ -187,7 +190,8 @@ def packed_query(projection: Projection, operand: torch.Tensor, longest: float) 
     """Return the query's side of the products, (width, q), in blocks of words, the last block padded.
 
     Returns:
-        (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words); for QUADS there are QUAD_TERMS words more.
+        (blocks, words, ROWS), or for tiles (blocks, TILE_ROWS, words); for QUADS there are QUAD_TERMS words more,
+        and for BYTES see bounds_bytes.pack_query_bytes.
     """
     width, q = operand.shape
     if projection.kind == TILES:
@@ -198,6 +202,10 @@ def packed_query(projection: Projection, operand: torch.Tensor, longest: float) 
         units = np.zeros((-(-q // ROWS), projection.words + QUAD_TERMS, ROWS), np.float32)
         panels.pack_query_quads(operand.contiguous().numpy(), units, units.view(np.int8))
         return units
+    if projection.kind == BYTES:
+        twice = np.zeros((-(-q // ROWS), 2 * projection.words + BYTE_TERMS, ROWS), np.float32)
+        pack_query_bytes(operand.contiguous().numpy(), twice, twice.view(np.int8))
+        return twice
     each = 2 if projection.kind == PAIRS else 1
     padded = np.zeros((projection.words * each, -(-q // ROWS) * ROWS), np.float32)
     padded[:width, :q] = operand.numpy()

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from .pyramid_simd import jit
 
-SINGLE, PAIRS, TILES, QUADS = range(4)  # products of float32, int16, bfloat16 by tile registers, and int8
+SINGLE, PAIRS, TILES, QUADS, BYTES = range(5)  # products of float32, int16, bfloat16 by tile registers, and int8 twice
 ROWS = 6  # query patches multiplied at a time
 # Patches multiplied at a time: with ROWS accumulators of that length, 12 registers of AVX-512 or of AVX2.
 WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16
@@ -324,12 +324,13 @@ def _differences(builder: Any, args: Any, kind: Any, together: int) -> Any:
         return builder.fmul(difference, difference, flags=("contract",))
 
     step = together * STEP
-    whole = builder.and_(args[2], WORD(-step))
+    most, whole = (builder.and_(args[2], WORD(-size)) for size in (step, STEP))
     sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * STEP)) for _ in range(together)]
-    with cgutils.for_range_slice(builder, WORD(0), whole, WORD(step), inc=True) as (at, _):
-        for number, each in enumerate(sums):
-            part = squared(builder.add(at, WORD(number * STEP)), vector)
-            builder.store(builder.fadd(builder.load(each), part, flags=("contract",)), each)
+    for start, end, some in ((WORD(0), most, sums), (most, whole, sums[:1])):
+        with cgutils.for_range_slice(builder, start, end, WORD(len(some) * STEP), inc=True) as (at, _):
+            for number, each in enumerate(some):
+                part = squared(builder.add(at, WORD(number * STEP)), vector)
+                builder.store(builder.fadd(builder.load(each), part, flags=("contract",)), each)
     loaded = [builder.load(each) for each in sums]
     while len(loaded) > 1:
         loaded = [builder.fadd(*pair) for pair in zip(loaded[::2], loaded[1::2], strict=True)]

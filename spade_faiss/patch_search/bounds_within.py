@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from .bounds_bytes import multiply_bytes_within
 from .bounds_loading import prefetch
 from .bounds_measure import about, doubt_of, half_limit, measure, offer
 from .bounds_panels import patch_at
 from .bounds_simd import (
+    BYTES,
     LOOK,
     PAIRS,
     QUADS,
@@ -33,7 +35,6 @@ FEW_STRIDE = FEW_NEAR * WIDTH + LOOK  # between rows of these
 LISTED = 4096  # patches that are measured together, so that memory is asked for them at once
 NOTHING = np.float32(np.nan)  # a limit: no value is at most this
 PANEL = np.uint64(2**WIDTH - 1)  # those of LOOK bits that are a panel's
-FEW = 64  # channels of a patch that are measured at once, not part by part
 ASKED_LINES = 8  # of a cache, at most, that are asked for of each
 
 
@@ -98,6 +99,8 @@ def search_within(
                 multiply_pairs_within(addresses, terms, words, across, padded)
             elif kind == QUADS:
                 multiply_quads_within(addresses, terms, words, across, padded)
+            elif kind == BYTES:
+                multiply_bytes_within(addresses, terms, words, across, padded)
             else:
                 multiply_within(addresses, terms, words, across, padded)
             for one in range(number):
@@ -174,7 +177,7 @@ def measure_listed(
         if distinct:
             bound = np.float32(min(np.float64(bound), near[row]))
         own, limit = mine + 4 * channels * row, np.float32(bound * slack[0] + slack[1])
-        if channels > FEW and about(own, patch, parts, limit) > limit:
+        if about(own, patch, parts, limit) > limit:
             continue
         distance = measure(own, patch, channels, distinct)
         if not distinct:

@@ -47,6 +47,25 @@ def halves_of_int8(panels: Any, mine: Any, largest: Any) -> Any:
     return halves - terms[1].astype(np.float64)[:, None] * steps * sums
 
 
+def halves_of_bytes(panels: Any, mine: Any) -> Any:
+    """The halves (q, n) of panels and a query packed as BYTES, in float64, less what rounding can do."""
+    words, wide = panels.shape[1] - 2, panels.shape[2]
+    theirs = panels[:, :words].view(np.uint8).reshape(len(panels), words, 2, wide, 2).transpose(0, 3, 1, 2, 4)
+    own = mine[:, : 2 * words].view(np.int8).reshape(len(mine), 2 * words, -1, 2, 2)
+    np.testing.assert_array_equal(own[..., 0, :], own[..., 1, :])
+    theirs, own = theirs.reshape(-1, 4 * words).astype(np.int64) - 128, own[..., 0, :].transpose(0, 2, 1, 3)
+    own = own.reshape(-1, 4 * words).astype(np.int64)
+    sums = own @ theirs.T
+    assert np.abs(sums).max() < 2**15
+    begins = np.ascontiguousarray(mine[:, 2 * words]).view(np.int16).reshape(len(own), 2)
+    assert ((begins + 128 * own.sum(axis=1)[:, None]) % 2**16 == 0).all()
+    figures = np.repeat(panels[:, words, wide // 2 : wide // 2 + 4].astype(np.float64), wide, axis=0).T
+    own_figures = np.repeat(mine[:, 2 * words + 1, :4].astype(np.float64), mine.shape[2], axis=0)
+    doubts = own_figures[:, 2:] @ figures[2:]
+    halves = panels[:, words + 1].reshape(-1).astype(np.float64)
+    return halves - own_figures[:, :1] * figures[:1] * (sums + doubts)
+
+
 def halves_of_bfloat16(panels: Any, mine: Any) -> Any:
     """The halves (q, n) of panels and a query packed for tiles, in float64."""
     words = panels.shape[1]

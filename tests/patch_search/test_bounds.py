@@ -12,7 +12,8 @@ import torch
 import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, bounds_workers, cost_model
 from spade_faiss.patch_search.bounds import search_bounds
-from spade_faiss.patch_search.bounds_simd import HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
+from spade_faiss.patch_search.bounds_bytes import HAS_BYTES
+from spade_faiss.patch_search.bounds_simd import BYTES, HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
 from spade_faiss.patch_search.bounds_tiles import has_tiles
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import search_spaced
@@ -20,24 +21,28 @@ from tests import reference
 from tests.helpers.bounds import expected_of, low_rank
 
 
-@pytest.fixture(params=["pairs", "quads", "tiles"])
+@pytest.fixture(params=["pairs", "bytes", "quads", "tiles"])
 def directions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let few directions be chosen early and whatever they cost; their numbers are noted."""
     if request.param == "tiles" and not has_tiles():
         pytest.skip("no tile registers here")
     if request.param == "quads" and not HAS_QUADS:
         pytest.skip("no products of int8 here")
+    if request.param == "bytes" and not HAS_BYTES:
+        pytest.skip("no products of int8 in sums of int16 here")
     monkeypatch.setattr(bounds_plan, "has_tiles", lambda: request.param == "tiles")
     monkeypatch.setattr(bounds_plan, "HAS_QUADS", request.param == "quads")
+    monkeypatch.setattr(bounds_plan, "HAS_BYTES", request.param == "bytes")
     chosen: list[int] = []
     fitted = bounds_plan.fitted
 
     def noted(*args: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bounds_plan, "has_tiles", lambda: False)  # all channels of these tests are one step of tiles
-            patch.setattr(bounds_plan, "HAS_QUADS", False)  # and four words
+            for name in ("HAS_QUADS", "HAS_BYTES"):  # and four words
+                patch.setattr(bounds_plan, name, False)
             projections, a_pair = fitted(*args)
-        kind = {"pairs": PAIRS, "quads": QUADS, "tiles": TILES}[request.param]
+        kind = {"pairs": PAIRS, "bytes": BYTES, "quads": QUADS, "tiles": TILES}[request.param]
         projections = [replace(each, kind=kind if each.kind == PAIRS else each.kind) for each in projections]
         chosen.extend(0 if each.directions is None else len(each.directions) for each in projections)
         return projections, a_pair

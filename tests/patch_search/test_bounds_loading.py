@@ -23,13 +23,13 @@ from spade_faiss.patch_search.bounds_gallery import BoundsGallery
 from spade_faiss.patch_search.bounds_loading import interpolate
 from spade_faiss.patch_search.bounds_plan import Projection
 from spade_faiss.patch_search.bounds_prepared import packed_query
-from spade_faiss.patch_search.bounds_simd import HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
+from spade_faiss.patch_search.bounds_simd import BYTES, HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
 from spade_faiss.patch_search.bounds_tiles import has_tiles
-from tests.helpers.bounds import expected_of, halves_of_bfloat16, halves_of_int8, low_rank
+from tests.helpers.bounds import expected_of, halves_of_bfloat16, halves_of_bytes, halves_of_int8, low_rank
 
 needs_tiles = pytest.mark.skipif(not has_tiles(), reason="no tile registers here")
 needs_quads = pytest.mark.skipif(not HAS_QUADS, reason="no products of int8 here")
-KINDS = [SINGLE, PAIRS, pytest.param(QUADS, marks=needs_quads), pytest.param(TILES, marks=needs_tiles)]
+KINDS = [SINGLE, PAIRS, BYTES, pytest.param(QUADS, marks=needs_quads), pytest.param(TILES, marks=needs_tiles)]
 
 
 def pyramid(shapes: list[tuple[int, int, int]], k: int, dtype: Any) -> tuple[list[Any], list[Any]]:
@@ -172,6 +172,8 @@ def slack_of_bounds(gallery: BoundsGallery, query: list[Any], neighbours: list[A
         halves = halves_of_bfloat16(panels, mine)
     elif projection.kind == QUADS:
         halves = halves_of_int8(panels, mine, theirs.largest[0, 1:])
+    elif projection.kind == BYTES:
+        halves = halves_of_bytes(panels, mine)
     else:
         rows = panels[:, :words].view(np.int16).reshape(len(panels), words, -1, 2)
         rows = np.moveaxis(rows, 1, 2).reshape(-1, 2 * words).astype(np.int64)
@@ -185,7 +187,7 @@ def slack_of_bounds(gallery: BoundsGallery, query: list[Any], neighbours: list[A
     return (true - halves).mean() / (np.square(search.norms).mean() + sq_norms.mean())
 
 
-@pytest.mark.parametrize("kind", [PAIRS, QUADS, pytest.param(TILES, marks=needs_tiles)])
+@pytest.mark.parametrize("kind", [PAIRS, BYTES, QUADS, pytest.param(TILES, marks=needs_tiles)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("offset", [0, 30])
 @pytest.mark.parametrize(
@@ -294,5 +296,11 @@ def test_finite_is_found_out_piece_by_piece(monkeypatch: pytest.MonkeyPatch, dty
 
 def test_a_query_is_packed_for_its_projection() -> None:
     """What a kind of products takes does not depend on how many directions there are."""
-    for kind, shape in ((SINGLE, (2, 6, 6)), (PAIRS, (2, 3, 6)), (QUADS, (2, 6, 6)), (TILES, (1, 32, 16))):
+    for kind, shape in (
+        (SINGLE, (2, 6, 6)),
+        (PAIRS, (2, 3, 6)),
+        (QUADS, (2, 6, 6)),
+        (BYTES, (2, 6, 6)),
+        (TILES, (1, 32, 16)),
+    ):
         assert packed_query(Projection(20, torch.eye(20)[:5], kind), torch.ones(6, 9), 3.0).shape == shape

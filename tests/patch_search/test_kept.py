@@ -11,6 +11,7 @@ import torch
 
 import spade_faiss as sf
 from spade_faiss.patch_search import bounds, bounds_plan, bounds_rows, bounds_workers, kept
+from spade_faiss.patch_search.bounds_bytes import HAS_BYTES
 from spade_faiss.patch_search.bounds_gallery import BoundsGallery
 from spade_faiss.patch_search.bounds_tiles import has_tiles
 from spade_faiss.patch_search.kept import KeptNeighbours
@@ -19,12 +20,15 @@ from spade_faiss.patch_search.spacing import search_spaced
 SHAPE = 12, 7, 9  # of a level
 
 
-@pytest.fixture(params=["pairs", "tiles"], autouse=True)
+@pytest.fixture(params=["pairs", "bytes", "tiles"], autouse=True)
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both kinds, with directions or without, where there are tiles."""
     if request.param == "tiles" and not has_tiles():
         pytest.skip("no tile registers here")
+    if request.param == "bytes" and not HAS_BYTES:
+        pytest.skip("no products of int8 in sums of int16 here")
     monkeypatch.setattr(bounds_plan, "has_tiles", lambda: request.param == "tiles")
+    monkeypatch.setattr(bounds_plan, "HAS_BYTES", request.param == "bytes")
     monkeypatch.setattr(bounds, "WORTH", -1)
     monkeypatch.setattr(bounds_workers, "CROWD", 100)  # what is left always takes long on so small a grid
 
