@@ -11,6 +11,7 @@ import numpy as np
 
 from . import bounds_kernels as kernels
 from . import bounds_workers
+from .bounds_nearby import farthest_of, look_nearby
 from .bounds_plan import MULTIPLY
 from .bounds_prepared import Prepared
 from .bounds_simd import ROWS, TILES
@@ -82,6 +83,8 @@ class _Worker:
         rows = slice(blocks.start * self.block, blocks.stop * self.block)
         query, norms, best, best_at, reach = (each[rows] for each in (search.query, search.norms, *self.found))
         out, least, near, near_at, *others = self.scratch
+        if not reach.max() < np.inf:
+            self._look_nearby(blocks, rows)
         for some, theirs in self.ready:
             projection = theirs.projection
             count, _ = kernels.compare(
@@ -93,3 +96,20 @@ class _Worker:
             )  # fmt: skip
             measured += int(count)
         return measured
+
+    def _look_nearby(self, blocks: range, rows: slice) -> None:
+        """Bound how far the nearest patches of some blocks are."""
+        search, gallery, reach = self.search, self.search.gallery, self.found[2][rows]
+        shape = len(reach), self.found[0].shape[1]
+        likely, likely_at = np.full(shape, np.inf, np.float32), np.full(shape, -1, np.int64)
+        for some, theirs in self.ready:
+            projection = theirs.projection
+            if projection.kind == TILES:
+                return
+            look_nearby(
+                search.operand(projection)[blocks.start : blocks.stop], (some.start * gallery.n, gallery.n),
+                (projection.kind, theirs.panels_at, np.int64(projection.words)), (search.longest, theirs.largest),
+                (rows.start, len(search.query)), likely, likely_at, self.scratch[:2],
+            )  # fmt: skip
+        cells_at = np.concatenate([theirs.cells_at for _, theirs in self.ready])
+        farthest_of(search.query[rows], cells_at, (gallery.n, gallery.length), likely_at, reach)
