@@ -212,10 +212,10 @@ class _Panel:
 
 
 def _set_limits(builder: Any, block: _Block, panel: _Panel, limits: Any, out: Any) -> None:
-    """Write what sums of products are short of a limit at most, of ROWS rows: as int16, each twice in a word.
+    """Write what sums of products are raised by before half squared norms are compared with them.
 
-    Where a limit is NaN, no sum is large enough. The last of eight words tells whether what a row's are short of is
-    more than int16 holds: then all of them may be within the limit.
+    That is each row's limit and what rounding can do, as int16, twice in a word. Where a limit is NaN, no sum is large
+    enough. The last of eight words tells whether a row's is more than int16 holds: then all may be within its limit.
     """
     parts = repeat(builder, panel.figure(1), 8), repeat(builder, panel.doubt(block), 8)
     values = builder.fadd(builder.fadd(builder.fmul(limits, parts[0]), parts[1]), ir.Constant(EIGHT, [2.0] * 8))

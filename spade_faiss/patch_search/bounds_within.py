@@ -30,7 +30,7 @@ from .bounds_simd import (
 from .bounds_tiles import GROUP, LINE, NEAR, NEAR_STRIDE, TILE_ROWS, group_within, multiply_tiles_within
 from .pyramid_simd import jit
 
-FEW_NEAR = 10  # panels whose products with ROWS patches stay in a core's nearest cache
+FEW_NEAR = 10  # panels whose products with ROWS patches stay in a core's nearest cache; bounds_bytes.MOST at most
 FEW_STRIDE = FEW_NEAR * WIDTH + LOOK  # between rows of these
 LISTED = 4096  # patches that are measured together, so that memory is asked for them at once
 NOTHING = np.float32(np.nan)  # a limit: no value is at most this
