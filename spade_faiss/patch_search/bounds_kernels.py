@@ -9,15 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .bounds_bytes import BYTE_ROWS, multiply_bytes
 from .bounds_measure import about, are_equal, doubt_of, half_limit, kth, measure, offer
 from .bounds_panels import LARGEST, patch_at
+from .bounds_products import multiply_of, panel_bytes_of
 from .bounds_simd import (
-    BYTES,
     LOOK,
-    PAIRS,
-    QUAD_ROWS,
-    QUADS,
     ROWS,
     TILES,
     WIDTH,
@@ -25,12 +21,9 @@ from .bounds_simd import (
     at_most,
     float_at,
     lowest,
-    multiply,
-    multiply_pairs,
-    multiply_quads,
 )
 from .bounds_stripes import load_stripe
-from .bounds_tiles import TILE_ROWS, begin_tiles, end_tiles, multiply_tiles
+from .bounds_tiles import TILE_ROWS, begin_tiles, end_tiles
 from .bounds_within import search_within
 from .pyramid_simd import jit
 
@@ -178,8 +171,7 @@ def compare(
     out, least, near, near_at, lists, small = scratch
     n, length, distinct, kind, guess = flags
     depth, panels = query.shape[1], -(-n // WIDTH)
-    more = 0 if kind == TILES else QUAD_ROWS if kind == QUADS else BYTE_ROWS if kind == BYTES else 1
-    panel_bytes = 4 * (words + more) * WIDTH
+    panel_bytes = panel_bytes_of(kind, words)
     rows = TILE_ROWS if kind == TILES else ROWS
     square, longest, found = figures[0], figures[3], (best, best_at, reach, near, near_at)
     slack = np.float32(1 + 2.0**-22 * (depth + 8)), np.float32(depth * 2.0**-140)
@@ -223,16 +215,7 @@ def compare(
                     values,
                     address_of(least),
                 )
-                if kind == TILES:
-                    multiply_tiles(addresses, words, stride, padded)
-                elif kind == PAIRS:
-                    multiply_pairs(addresses, terms, words, stride, padded)
-                elif kind == QUADS:
-                    multiply_quads(addresses, terms, words, stride, padded)
-                elif kind == BYTES:
-                    multiply_bytes(addresses, terms, words, stride, padded)
-                else:
-                    multiply(addresses, terms, words, stride, padded)
+                multiply_of(kind, addresses, terms, words, stride, padded)
                 for r in range(min(rows, len(query) - block * rows)):
                     row = block * rows + r
                     low = least_of(least[r])

@@ -10,23 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from .bounds_bytes import BYTE_ROWS, multiply_bytes
 from .bounds_measure import measure
 from .bounds_panels import LARGEST
+from .bounds_products import multiply_of, panel_bytes_of
 from .bounds_simd import (
-    BYTES,
-    PAIRS,
-    QUAD_ROWS,
-    QUADS,
     ROWS,
     WIDTH,
     address_of,
     at_most,
     float_at,
     lowest,
-    multiply,
-    multiply_pairs,
-    multiply_quads,
 )
 from .pyramid_kernels import sink_pair
 from .pyramid_simd import jit
@@ -49,7 +42,7 @@ def look_nearby(
         place: of the first query patch among all of the query's, and the number of these.
         likely: (q, kappa) float32 heaps of the least lower bounds, each of another neighbour.
         likely_at: (q, kappa) int64, the positions of these patches.
-        scratch: (ROWS, >= LOOK) and (ROWS, WIDTH) float32.
+        scratch: (ROWS, >= LOOK), of which LOOK values are read, and (ROWS, WIDTH) float32.
     """
     out, least = scratch
     kind, panels_at, words = products
@@ -57,8 +50,7 @@ def look_nearby(
     longest, largest = terms
     first, of_all = place
     stride, panels, number = np.int64(out.shape[1]), -(-n // WIDTH), min(NEARBY, -(-n // WIDTH))
-    more = QUAD_ROWS if kind == QUADS else BYTE_ROWS if kind == BYTES else 1
-    panel_bytes, padded, block_bytes = 4 * (words + more) * WIDTH, np.int64(number * WIDTH), 4 * operand[0].size
+    panel_bytes, padded, block_bytes = panel_bytes_of(kind, words), np.int64(number * WIDTH), 4 * operand[0].size
     operand_at, values, least_at = address_of(operand), address_of(out), address_of(least)
     for neighbour in range(len(panels_at)):
         sizes = largest[neighbour]
@@ -69,14 +61,7 @@ def look_nearby(
             count = min(n - panel * WIDTH, number * WIDTH)
             here = panels_at[neighbour] + panel * panel_bytes
             addresses = operand_at + block_bytes * block, here, values, least_at
-            if kind == PAIRS:
-                multiply_pairs(addresses, scales, words, stride, padded)
-            elif kind == QUADS:
-                multiply_quads(addresses, scales, words, stride, padded)
-            elif kind == BYTES:
-                multiply_bytes(addresses, scales, words, stride, padded)
-            else:
-                multiply(addresses, scales, words, stride, padded)
+            multiply_of(kind, addresses, scales, words, stride, padded)
             for r in range(min(ROWS, len(likely) - block * ROWS)):
                 keys, at, low = likely[block * ROWS + r], -1, np.float32(np.inf)
                 bits = at_most(values + 4 * stride * r, keys[0])

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import ROUNDING
-from .bounds_bytes import BYTE_ROWS, HAS_BYTES, OWN_STEPS
+from .bounds_bytes import HAS_BYTES, OWN_STEPS
 from .bounds_panels import LARGEST, STEPS
-from .bounds_simd import BYTES, CHANNELS, HAS_QUADS, PAIRS, QUAD_ROWS, QUADS, ROWS, SINGLE, TILES
+from .bounds_products import rows_beside
+from .bounds_simd import BYTES, CHANNELS, HAS_QUADS, PAIRS, QUADS, ROWS, SINGLE, TILES
 from .bounds_tiles import STEP, TILE_ROWS, has_tiles, lined_up
 
 # Of directions that are tried: whole blocks of ROWS, and as many as steps of tiles hold beside what else is in them.
@@ -106,7 +107,7 @@ class Projection:
     @property
     def panel_words(self) -> int:
         """Words of a patch in a panel: half its squared norm is one more, but for tiles, which hold it in theirs."""
-        return self.words + {SINGLE: 1, PAIRS: 1, TILES: 0, QUADS: QUAD_ROWS, BYTES: BYTE_ROWS}[self.kind]
+        return self.words + int(rows_beside(self.kind))
 
     @property
     def cost(self) -> float:

@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 
 from .pyramid_simd import jit
 
-SINGLE, PAIRS, TILES, QUADS, BYTES = range(5)  # products of float32, int16, bfloat16 by tile registers, and int8 twice
+# Products of float32, int16, bfloat16 by tile registers, and int8 with sums of int32 and of int16.
+SINGLE, PAIRS, TILES, QUADS, BYTES = range(5)
 ROWS = 6  # query patches multiplied at a time
 # Patches multiplied at a time: with ROWS accumulators of that length, 12 registers of AVX-512 or of AVX2.
 WIDTH = 32 if binding.get_host_cpu_features().get("avx512f") else 16

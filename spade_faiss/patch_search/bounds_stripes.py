@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .bounds_bytes import BYTE_ROWS, pack_bytes
+from .bounds_bytes import pack_bytes
 from .bounds_gallery import BoundsGallery
 from .bounds_loading import load_patches, source_of
 from .bounds_panels import add_rests, pack, pack_pairs, pack_quads, pack_tiles
 from .bounds_plan import Projection
-from .bounds_simd import BYTES, PAIRS, QUAD_ROWS, QUADS, TILES, WIDTH
+from .bounds_products import rows_beside
+from .bounds_simd import BYTES, PAIRS, QUADS, TILES, WIDTH
 from .bounds_sources import Source
 from .bounds_tiles import lined_up
 from .pyramid_simd import jit
@@ -93,17 +94,15 @@ def load_stripe(stripes: Any, number: int, span: Any, n: int, kind: int, words: 
     if kind == TILES:
         pack_tiles(coordinates, width, sq_norms, errors, largest, bits[:size].reshape(1, panels, words, WIDTH))
         return largest[0]
-    if kind == QUADS:
-        size += QUAD_ROWS * panels * WIDTH
-        out = singles[:size].reshape(1, panels, words + QUAD_ROWS, WIDTH)
-        bytes_of = units[: 4 * size].reshape(1, panels, words + QUAD_ROWS, 4 * WIDTH)
-        pack_quads(coordinates, width, sq_norms, largest, out, bytes_of)
-        return largest[0]
-    if kind == BYTES:
-        size += BYTE_ROWS * panels * WIDTH
-        out = singles[:size].reshape(1, panels, words + BYTE_ROWS, WIDTH)
-        bytes_of = units[: 4 * size].reshape(1, panels, words + BYTE_ROWS, 4 * WIDTH)
-        pack_bytes(coordinates, width, sq_norms, largest, out, bytes_of)
+    if kind in (QUADS, BYTES):
+        more = rows_beside(kind)
+        size += more * panels * WIDTH
+        out = singles[:size].reshape(1, panels, words + more, WIDTH)
+        bytes_of = units[: 4 * size].reshape(1, panels, words + more, 4 * WIDTH)
+        if kind == QUADS:
+            pack_quads(coordinates, width, sq_norms, largest, out, bytes_of)
+        else:
+            pack_bytes(coordinates, width, sq_norms, largest, out, bytes_of)
         return largest[0]
     out = singles[:rows].reshape(1, panels, words + 1, WIDTH)
     if kind == PAIRS:

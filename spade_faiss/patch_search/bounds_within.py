@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .bounds_bytes import multiply_bytes_within
 from .bounds_loading import prefetch
 from .bounds_measure import about, doubt_of, half_limit, measure, offer
 from .bounds_panels import patch_at
+from .bounds_products import multiply_of_within
 from .bounds_simd import (
-    BYTES,
     LOOK,
-    PAIRS,
-    QUADS,
     ROWS,
     TILES,
     WIDTH,
@@ -22,12 +19,9 @@ from .bounds_simd import (
     at_most,
     float_at,
     lowest,
-    multiply_pairs_within,
-    multiply_quads_within,
-    multiply_within,
     rows_within,
 )
-from .bounds_tiles import GROUP, LINE, NEAR, NEAR_STRIDE, TILE_ROWS, group_within, multiply_tiles_within
+from .bounds_tiles import GROUP, LINE, NEAR, NEAR_STRIDE, TILE_ROWS, group_within
 from .pyramid_simd import jit
 
 FEW_NEAR = 10  # panels whose products with ROWS patches stay in a core's nearest cache; bounds_bytes.MOST at most
@@ -93,16 +87,7 @@ def search_within(
                 operand_at + block_bytes * block, panels_at + panel * panel_bytes, values,
                 limits_at + 4 * rows_of * block, hits_at,
             )  # fmt: skip
-            if kind == TILES:
-                multiply_tiles_within(addresses, words, across, padded)
-            elif kind == PAIRS:
-                multiply_pairs_within(addresses, terms, words, across, padded)
-            elif kind == QUADS:
-                multiply_quads_within(addresses, terms, words, across, padded)
-            elif kind == BYTES:
-                multiply_bytes_within(addresses, terms, words, across, padded)
-            else:
-                multiply_within(addresses, terms, words, across, padded)
+            multiply_of_within(kind, addresses, terms, words, across, padded)
             for one in range(number):
                 if hits[one] == 0:
                     continue
