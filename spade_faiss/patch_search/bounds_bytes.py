@@ -1,9 +1,9 @@
 """Products of int8 with sums of int16: as many in one instruction as of int16 in two, on any processor with AVX2.
 
 Let u = s u' + e and v = t v' + f, where u' and v' are integers. Then <u, v> <= s t (<u', v'> + |e| / s * |v| / t +
-|u'| * |f| / t). The steps t are a panel's: the largest of its |v| / t and |f| / t are noted with it, so that what is
-within a row's limit is found out by comparing integers, patches of a panel at once. Floats are made where some are.
-No sum overflows: steps are so long that |u'| |v'| fits int16.
+|u'| * |f| / t). The steps t are a panel's; |v| / t and |f| / t of each of its patches are noted with it as integers, so
+that what is within a row's limit is found out by comparing integers, patches of a panel at once. Floats are made where
+some are. No sum overflows: steps are so long that |u'| |v'| fits int16.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from .bounds_panels import LEAST_STEP, RAISED, halves
 from .bounds_simd import FLOAT, FLOATS, INT, ROWS, SHORT, WIDTH, WORD, repeat
 from .pyramid_simd import jit
 
-BYTE_ROWS = 2  # of a panel after its words: half squared norms as integers, and the panel's figures; and as they are
+BYTE_ROWS = 3  # of a panel after its words, see pack_bytes
 BYTE_TERMS = 2  # rows of a query's block after its words, see pack_query_bytes
 STEPS, OWN_STEPS = 127, 63  # that a coordinate has at most: sums of two products of these and of 255 fit int16
 LONGEST, OWN_LONGEST = 270.0, 120.0  # patches in their steps, rounded: the product of both fits int16
+LENGTH, LOST = 128, 1024  # integers in a step: of a patch's length, and of the length of what rounding takes from it
+MOST_LOST = 63.0  # steps that rounding takes from a patch, where what it can do is known: fits in these integers
 UNIT = 0.57  # of a panel's steps squared, that half a squared norm has fewer of than int16 holds, without its sign
 SHORTER = 8.0  # times than the longest of a query's patches: steps are as for such, at least
 TOGETHER = 2  # panels that are multiplied at once
 MOST = 16  # panels that a call may mark
+TERMS = 8 + WIDTH // 2  # words of each of these, see _set_terms
 
 _FEATURES = binding.get_host_cpu_features()
 HAS_BYTES = bool(_FEATURES.get("avx2"))
@@ -52,8 +55,9 @@ def pack_bytes(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
         largest: as for pack.
         panels: (s, panels, words + BYTE_ROWS, WIDTH) float32, set; words are a quarter of the channels, rounded up. The
             first half of the row after them holds half squared norms, as uint16 in UNIT squares of a step, rounded
-            down; its second half begins with the step, its reciprocal, the largest norm of a patch, and the largest
-            length of what rounding takes from one, both in steps. The last row has half squared norms.
+            down; its second half begins with the step, its reciprocal, and what is added to limits: 0, or infinity
+            where it is not known what rounding can do. The next row has half squared norms. The last has lengths of
+            patches, as uint16 in steps of 1 / LENGTH, and of what rounding takes from them, of 1 / LOST, rounded up.
         units: the same memory, (s, panels, words + BYTE_ROWS, 4 * WIDTH) uint8: 128 more than the patches' integers.
     """
     n, words, wide = operand.shape[2], panels.shape[2] - BYTE_ROWS, panels.shape[3]
@@ -80,13 +84,21 @@ def pack_bytes(operand: Any, channels: int, sq_norms: Any, largest: Any, panels:
                     error = np.float64(source[start + i]) - np.float64(unit) * np.float64(step)
                     lost[i] += error * error
                     row[first + 2 * i] = np.uint8(np.int32(unit) + 128)
-            figures[0], figures[1], figures[2] = step, inverse, longest * inverse
-            figures[3] = np.sqrt(lost.max()) * inverse * RAISED if largest[number, 0] > 0 else np.float32(1e9)
+            is_known = largest[number, 0] > 0 and np.sqrt(lost.max()) * inverse * RAISED <= MOST_LOST
+            figures[0], figures[1], figures[2] = step, inverse, np.float32(0 if is_known else np.inf)
             halves(sq_norms[number], start, largest[number, 0], panels[number, panel, words + 1])
             for i in range(wide):
                 half = np.float64(panels[number, panel, words + 1, i]) * np.float64(inverse) ** 2 / UNIT
-                code = np.int32(max(0.0, min(half * (1 - 1e-6), 65535.0)))
-                target[words, 2 * i], target[words, 2 * i + 1] = np.uint8(code & 255), np.uint8(code >> 8)
+                set_code(max(0.0, half * (1 - 1e-6)), target[words], i)
+                set_code(np.ceil(np.sqrt(squares[i]) * RAISED * inverse * LENGTH), target[words + 2], i)
+                set_code(np.ceil(np.sqrt(lost[i]) * RAISED * inverse * LOST), target[words + 2], wide + i)
+
+
+@jit
+def set_code(value: Any, out: Any, at: int) -> None:
+    """Write a value that is not negative to a place of out, bytes, as uint16."""
+    code = np.int32(min(value, 65535.0))
+    out[2 * at], out[2 * at + 1] = np.uint8(code & 255), np.uint8(code >> 8)
 
 
 @jit
@@ -100,8 +112,9 @@ def pack_query_bytes(operand: Any, out: Any, units: Any) -> None:
     """Set out (blocks, 2 * words + BYTE_TERMS, ROWS) float32 to what panels of pack_bytes are multiplied by.
 
     Of four channels, the first two are in one row, twice, and the others in the next. After these: twice an int16 that
-    takes back what 128 adds to the sum of products; and of the block: the step, its reciprocal, the largest length of
-    what rounding takes from a patch, and the largest of a patch after it, both in steps.
+    takes back what 128 adds to the sum of products; and of the block: the step, its reciprocal, what is added to limits
+    as for pack_bytes; and twice in a word the uint16 that lengths of a panel's patches, and what rounding takes from
+    these, are multiplied by to be 2**16 times what rounding can do to a sum of products.
 
     Args:
         operand: (width, q) float32, C-contiguous.
@@ -122,7 +135,7 @@ def pack_query_bytes(operand: Any, out: Any, units: Any) -> None:
                 most = max(most, abs(operand[channel, i]))
         longest = np.float32(max(np.sqrt(lengths[first:end].max()), shortest)) * RAISED
         step = step_of(most / np.float32(OWN_STEPS), longest, OWN_LONGEST, width)
-        inverse, figures = 1 / step, out[block, after + 1]
+        inverse, most_lost, most_left = 1 / step, 0.0, 0.0
         for i in range(first, end):
             row, squares, lost, total = i - first, 0.0, 0.0, np.int64(0)
             for channel in range(width):
@@ -135,9 +148,12 @@ def pack_query_bytes(operand: Any, out: Any, units: Any) -> None:
                     units[block, channel // 2, 4 * row + 2 * twice + channel % 2] = np.int8(unit)
             begin = (-128 * total) & 0xFFFF
             codes[block, after, row] = np.int32(np.uint32(begin * BOTH))
-            figures[2] = max(figures[2], np.float32(np.sqrt(lost)) * inverse * RAISED)
-            figures[3] = max(figures[3], np.float32(np.sqrt(squares)) * RAISED)
-        figures[0], figures[1] = step, inverse
+            most_lost, most_left = max(most_lost, np.sqrt(lost) * inverse * RAISED), max(most_left, np.sqrt(squares))
+        is_known = most_lost <= MOST_LOST
+        figures = out[block, after + 1]
+        figures[0], figures[1], figures[2] = step, inverse, np.float32(0 if is_known else np.inf)
+        for at, factor in enumerate((most_lost * 65536 / LENGTH if is_known else 0.0, most_left * 65536 / LOST)):
+            codes[block, after + 1, 3 + at] = np.int32(np.ceil(factor)) * BOTH
 
 
 def _add_bytes(builder: Any, total: Any, mine: Any, theirs: Any) -> Any:
@@ -165,14 +181,22 @@ def _splat(builder: Any, word: Any, kind: Any) -> Any:
     return builder.bitcast(builder.shuffle_vector(one, undefined, ir.Constant(words, [0] * count)), kind)
 
 
+def _upper(builder: Any, one: Any, other: Any) -> Any:
+    """Return the upper halves of products of uint16."""
+    wide = ir.VectorType(INT, WIDTH)
+    product = builder.mul(builder.zext(one, wide), builder.zext(other, wide))
+    return builder.trunc(builder.lshr(product, ir.Constant(wide, [16] * WIDTH)), SUMS)
+
+
 class _Block:
     """A block of the query's patches, as generated code finds it."""
 
     def __init__(self, builder: Any, query: Any, words: Any) -> None:
         after = builder.mul(words, WORD(2 * ROWS))
-        terms = [builder.load(builder.gep(query, [builder.add(after, WORD(at))]), align=4) for at in range(ROWS + 4)]
+        terms = [builder.load(builder.gep(query, [builder.add(after, WORD(at))]), align=4) for at in range(ROWS + 5)]
         self.begins = [_splat(builder, builder.bitcast(term, INT), SUMS) for term in terms[:ROWS]]
-        self.step, self.inverse, self.lost, self.longest = terms[ROWS:]
+        self.step, self.inverse, self.raised = terms[ROWS : ROWS + 3]
+        self.factors = [_splat(builder, builder.bitcast(term, INT), SUMS) for term in terms[ROWS + 3 :]]
 
 
 class _Panel:
@@ -199,26 +223,31 @@ class _Panel:
         return self._vector(self.builder.gep(self.after, [WORD(WIDTH)]), FLOATS)
 
     def figure(self, number: int) -> Any:
-        """Return the step, its reciprocal, the largest norm, or the most that rounding takes."""
+        """Return the step, its reciprocal, or what is added to limits."""
         return self.builder.load(self.builder.gep(self.after, [WORD(WIDTH // 2 + number)]), align=4)
 
-    def doubt(self, block: _Block) -> Any:
-        """Return what rounding both sides can do to a sum of products."""
-        pairs = ((block.lost, self.figure(2)), (block.longest, self.figure(3)))
-        return self.builder.fadd(*(self.builder.fmul(*pair) for pair in pairs))
+    def doubts(self, block: _Block) -> Any:
+        """Return what rounding both sides can do to the sums of products of each patch."""
+        lengths = self.builder.gep(self.after, [WORD(2 * WIDTH)])
+        lost = self.builder.gep(lengths, [WORD(WIDTH // 2)])
+        pairs = zip((self._vector(at, SUMS) for at in (lengths, lost)), block.factors, strict=True)
+        total = self.builder.add(*(_upper(self.builder, *pair) for pair in pairs))
+        return self.builder.add(total, ir.Constant(SUMS, [2] * WIDTH))  # each product was rounded down
 
     def _vector(self, at: Any, kind: Any) -> Any:
         return self.builder.load(self.builder.bitcast(at, kind.as_pointer()), align=4)
 
 
-def _set_limits(builder: Any, block: _Block, panel: _Panel, limits: Any, out: Any) -> None:
-    """Write what sums of products are raised by before half squared norms are compared with them.
+def _set_terms(builder: Any, block: _Block, panel: _Panel, limits: Any, out: Any) -> None:
+    """Write what sums of products are raised by, and what is compared with them then.
 
-    That is each row's limit and what rounding can do, as int16, twice in a word. Where a limit is NaN, no sum is large
-    enough. The last of eight words tells whether a row's is more than int16 holds: then all may be within its limit.
+    They are raised by each row's limit as int16, twice in a word. Where it is NaN, no sum is large enough. The last of
+    eight words tells whether a row's is more than int16 holds: then all may be within its limit. After these: half
+    squared norms as int16, less what rounding can do to a sum.
     """
-    parts = repeat(builder, panel.figure(1), 8), repeat(builder, panel.doubt(block), 8)
-    values = builder.fadd(builder.fadd(builder.fmul(limits, parts[0]), parts[1]), ir.Constant(EIGHT, [2.0] * 8))
+    values = builder.fmul(limits, repeat(builder, panel.figure(1), 8))
+    raised = builder.fadd(builder.fadd(panel.figure(2), block.raised), ir.Constant(FLOAT, 2.0))
+    values = builder.fadd(values, repeat(builder, raised, 8))
     low, high = (ir.Constant(EIGHT, [bound] * 8) for bound in (-32768.0, 32767.0))
     values = builder.select(builder.fcmp_ordered(">", values, low), values, low)
     is_less = builder.fcmp_ordered("<", values, high)
@@ -226,7 +255,13 @@ def _set_limits(builder: Any, block: _Block, panel: _Panel, limits: Any, out: An
     rows = ir.IntType(8)(2**ROWS - 1)
     is_more = builder.icmp_unsigned("!=", builder.and_(builder.bitcast(is_less, ir.IntType(8)), rows), rows)
     words = builder.insert_element(builder.mul(whole, _eight(BOTH)), builder.zext(is_more, INT), INT(7))
-    builder.store(words, out, align=4)
+    builder.store(words, builder.bitcast(out, EIGHT_INTS.as_pointer()), align=4)
+    ratio = builder.fmul(builder.fmul(panel.figure(0), block.inverse), ir.Constant(FLOAT, UNIT * 65536))
+    most = ir.Constant(FLOAT, 32767.0)
+    ratio = builder.fptosi(builder.select(builder.fcmp_ordered("<", ratio, most), ratio, most), INT)
+    norms = _upper(builder, panel.norms(), _splat(builder, builder.mul(ratio, INT(BOTH)), SUMS))
+    at = builder.bitcast(builder.gep(out, [WORD(8)]), SUMS.as_pointer())
+    builder.store(builder.sub(norms, panel.doubts(block)), at, align=4)
 
 
 def _eight(value: int) -> Any:
@@ -234,21 +269,15 @@ def _eight(value: int) -> Any:
     return ir.Constant(EIGHT_INTS, [value] * 8)
 
 
-def _is_within(builder: Any, block: _Block, panel: _Panel, sums: list[Any], limits: Any) -> Any:
-    """Return whether one of a panel's patches may be within its row's limit; see _set_limits."""
-    ratio = builder.fmul(builder.fmul(panel.figure(0), block.inverse), ir.Constant(FLOAT, UNIT * 65536))
-    most = ir.Constant(FLOAT, 32767.0)
-    ratio = builder.fptosi(builder.select(builder.fcmp_ordered("<", ratio, most), ratio, most), INT)
-    wide = ir.VectorType(INT, WIDTH)
-    share = builder.zext(_splat(builder, builder.mul(ratio, INT(BOTH)), SUMS), wide)
-    product = builder.mul(builder.zext(panel.norms(), wide), share)
-    norms = builder.trunc(builder.lshr(product, ir.Constant(wide, [16] * WIDTH)), SUMS)
+def _is_within(builder: Any, sums: list[Any], terms: Any) -> Any:
+    """Return whether one of a panel's patches may be within its row's limit; see _set_terms."""
+    norms = builder.load(builder.bitcast(builder.gep(terms, [WORD(8)]), SUMS.as_pointer()), align=4)
     kind, above = ir.FunctionType(SUMS, [SUMS, SUMS]), []
     saturating = cgutils.get_or_insert_function(builder.module, kind, f"llvm.sadd.sat.v{WIDTH}i16")
     for row, total in enumerate(sums):
-        own = _splat(builder, builder.load(builder.gep(limits, [WORD(row)]), align=4), SUMS)
+        own = _splat(builder, builder.load(builder.gep(terms, [WORD(row)]), align=4), SUMS)
         above.append(builder.icmp_signed(">", norms, builder.call(saturating, [total, own])))
-    lanes, always = ir.IntType(WIDTH), builder.load(builder.gep(limits, [WORD(7)]), align=4)
+    lanes, always = ir.IntType(WIDTH), builder.load(builder.gep(terms, [WORD(7)]), align=4)
     some = builder.icmp_unsigned("!=", builder.bitcast(reduce(builder.and_, above), lanes), lanes(-1))
     return builder.or_(some, builder.icmp_unsigned("!=", always, INT(0)))
 
@@ -257,10 +286,10 @@ def _store(builder: Any, block: _Block, panel: _Panel, sums: list[Any], out: Any
     """Write a panel's values to out, an address and the length of a row; take them into minima, if there are some."""
     address, stride = out
     scale = repeat(builder, builder.fmul(block.step, panel.figure(0)))
-    halves, doubt = panel.halves(), repeat(builder, panel.doubt(block))
+    halves, doubts, wide = panel.halves(), panel.doubts(block), ir.VectorType(INT, WIDTH)
     for row, total in enumerate(sums):
-        products = builder.sitofp(builder.sext(total, ir.VectorType(INT, WIDTH)), FLOATS)
-        values = builder.fsub(halves, builder.fmul(builder.fadd(products, doubt), scale))
+        products = builder.add(*(builder.sext(part, wide) for part in (total, doubts)))
+        values = builder.fsub(halves, builder.fmul(builder.sitofp(products, FLOATS), scale))
         at = builder.gep(address, [builder.add(builder.mul(WORD(row), stride), panel.first)])
         builder.store(values, builder.bitcast(at, FLOATS.as_pointer()), align=4)
         if minima:
@@ -275,17 +304,17 @@ def _multiply(builder: Any, args: Any, marks: bool) -> None:
         builder.inttoptr(address, FLOAT.as_pointer()) for address in cgutils.unpack_tuple(builder, addresses)
     )
     block, minima = _Block(builder, query, words), list[Any]()
-    limits = builder.bitcast(cgutils.alloca_once(builder, INT, size=WORD(8 * MOST)), INT.as_pointer())
+    terms = builder.bitcast(cgutils.alloca_once(builder, INT, size=WORD(TERMS * MOST)), INT.as_pointer())
 
-    def limits_of(panel: _Panel) -> Any:
-        return builder.gep(limits, [builder.shl(panel.number, WORD(3))])
+    def terms_of(panel: _Panel) -> Any:
+        return builder.gep(terms, [builder.mul(panel.number, WORD(TERMS))])
 
     if marks:
         given = builder.load(builder.bitcast(others[0], EIGHT.as_pointer()), align=4)
         given = builder.fmul(given, repeat(builder, block.inverse, 8))
         with cgutils.for_range_slice(builder, WORD(0), n, WORD(WIDTH), inc=True) as (i, _):
             panel = _Panel(builder, cells, i, words)
-            _set_limits(builder, block, panel, given, builder.bitcast(limits_of(panel), EIGHT_INTS.as_pointer()))
+            _set_terms(builder, block, panel, given, terms_of(panel))
     else:
         infinite = ir.Constant(FLOATS, [float("inf")] * WIDTH)
         minima = [cgutils.alloca_once_value(builder, infinite) for _ in range(ROWS)]
@@ -314,7 +343,7 @@ def _multiply(builder: Any, args: Any, marks: bool) -> None:
             if not marks:
                 _store(builder, block, panel, totals, (out, stride), minima)
                 continue
-            some = _is_within(builder, block, panel, totals, limits_of(panel))
+            some = _is_within(builder, totals, terms_of(panel))
             hit = builder.bitcast(builder.gep(others[1], [builder.shl(panel.number, WORD(1))]), WORD.as_pointer())
             builder.store(builder.zext(some, WORD), hit, align=8)
             with builder.if_then(some, likely=False):

@@ -49,7 +49,7 @@ def halves_of_int8(panels: Any, mine: Any, largest: Any) -> Any:
 
 def halves_of_bytes(panels: Any, mine: Any) -> Any:
     """The halves (q, n) of panels and a query packed as BYTES, in float64, less what rounding can do."""
-    words, wide = panels.shape[1] - 2, panels.shape[2]
+    words, wide = panels.shape[1] - 3, panels.shape[2]
     theirs = panels[:, :words].view(np.uint8).reshape(len(panels), words, 2, wide, 2).transpose(0, 3, 1, 2, 4)
     own = mine[:, : 2 * words].view(np.int8).reshape(len(mine), 2 * words, -1, 2, 2)
     np.testing.assert_array_equal(own[..., 0, :], own[..., 1, :])
@@ -59,11 +59,13 @@ def halves_of_bytes(panels: Any, mine: Any) -> Any:
     assert np.abs(sums).max() < 2**15
     begins = np.ascontiguousarray(mine[:, 2 * words]).view(np.int16).reshape(len(own), 2)
     assert ((begins + 128 * own.sum(axis=1)[:, None]) % 2**16 == 0).all()
-    figures = np.repeat(panels[:, words, wide // 2 : wide // 2 + 4].astype(np.float64), wide, axis=0).T
-    own_figures = np.repeat(mine[:, 2 * words + 1, :4].astype(np.float64), mine.shape[2], axis=0)
-    doubts = own_figures[:, 2:] @ figures[2:]
+    steps = np.repeat(panels[:, words, wide // 2].astype(np.float64), wide)
+    own_steps = np.repeat(mine[:, 2 * words + 1, 0].astype(np.float64), mine.shape[2])
+    lengths = panels[:, words + 2].copy().view(np.uint16).reshape(-1, 2, wide).transpose(1, 0, 2).reshape(2, -1)
+    factors = np.ascontiguousarray(mine[:, 2 * words + 1, 3:5]).view(np.uint16)[:, ::2].repeat(mine.shape[2], axis=0)
+    doubts = 2 + (factors[:, :, None] * lengths.astype(np.int64) >> 16).sum(axis=1)
     halves = panels[:, words + 1].reshape(-1).astype(np.float64)
-    return halves - own_figures[:, :1] * figures[:1] * (sums + doubts)
+    return halves - np.outer(own_steps, steps) * (sums + doubts)
 
 
 def halves_of_bfloat16(panels: Any, mine: Any) -> Any:
