@@ -29,7 +29,7 @@ from patch_search import Levels, oracle_difference, random_features
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
 from spade_faiss.images.sources import find_images
-from spade_faiss.patch_search import bounds_workers
+from spade_faiss.patch_search.bounds import workers as bounds_workers
 
 WIDE = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
 RANK, NOISE = 24, 0.1  # directions that nearly all of the variance lies in; standard deviation of the rest

@@ -18,12 +18,12 @@ from PIL import Image
 
 from spade_faiss.images.decode import decode
 from spade_faiss.options import SearchOptions
-from spade_faiss.patch_search import tiles
-from spade_faiss.patch_search.candidates_torch import Search
 from spade_faiss.patch_search.distinct import search_distinct
-from spade_faiss.patch_search.pyramid import search_pyramid
-from spade_faiss.patch_search.pyramid_torch import Wanted, search_together, search_torch
-from spade_faiss.patch_search.window import search_window
+from spade_faiss.patch_search.gpu import tiles
+from spade_faiss.patch_search.gpu.candidates import Search
+from spade_faiss.patch_search.gpu.search import Wanted, search_together, search_torch
+from spade_faiss.patch_search.pyramid.search import search_pyramid
+from spade_faiss.patch_search.window.search import search_window
 
 Shapes = tuple[tuple[int, int, int], ...]
 SHAPES: dict[str, Shapes] = {

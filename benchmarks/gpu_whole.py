@@ -19,7 +19,7 @@ import without_faiss
 from gpu_parts import DISTINCT, WARM, Run, concatenated, made_images
 
 import spade_faiss as sf
-from spade_faiss.patch_search.spaced_torch import search_spaced_torch
+from spade_faiss.patch_search.gpu.spaced import search_spaced_torch
 from spade_faiss.store.shard_format import ShardSchema
 from spade_faiss.store.shard_writer import ShardWriter
 from spade_faiss.system.prefetch import one_ahead

@@ -27,7 +27,9 @@ from common import RESULTS, PeakMemory, machine
 import spade_faiss as sf
 from spade_faiss.images.decode import decode
 from spade_faiss.images.sources import find_images
-from spade_faiss.patch_search import cost_model, pyramid, pyramid_kernels
+from spade_faiss.patch_search import cost_model
+from spade_faiss.patch_search.pyramid import kernels as pyramid_kernels
+from spade_faiss.patch_search.pyramid import search as pyramid
 
 Levels = list[np.ndarray]
 SHAPES = {

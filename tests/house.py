@@ -25,6 +25,7 @@ ONLY = {  # rooms that stand on less than all of those before them
     "datasets": {*GROUND, "system", "images"},
     "metrics": {*GROUND, "system"},
 }
+WITHIN = {"patch_search": ("pyramid", "bounds", "window", "gpu")}  # rooms within a room, in order
 
 BESIDE = ("tests", "benchmarks", "docs", "deploy", "examples")  # the folders of programs beside the package
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 70, 6
@@ -63,12 +64,21 @@ def violations(package: Path = PACKAGE) -> list[str]:
             found.append(f"{where}: expected a room of ROOMS in {Path(__file__).name}, found {own}")
             continue
         allowed = ONLY.get(own, set(ROOMS[: ROOMS.index(own)])) | {own}
+        inner = _inner_rooms(path.relative_to(package).parts)
         for line, module in imports(path, package):
-            room = module.split(".")[1] if "." in module else ""
+            _, room, name, *_ = *module.split("."), "", ""
             if room not in allowed:
                 may = ", ".join(sorted(allowed))
                 found.append(f"{where}:{line}: {own} imports {module}, but may import only {may}")
+            elif room == own and name in WITHIN.get(own, ()) and name not in inner:
+                found.append(f"{where}:{line}: {path.parent.name} imports {module}, which comes after it in {own}")
     return found
+
+
+def _inner_rooms(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The rooms within its room that a file may import from: modules beside them, from all."""
+    room, inner = parts[0], WITHIN.get(parts[0], ())
+    return inner if len(parts) < 3 or room not in WITHIN else inner[: inner.index(parts[1]) + 1]
 
 
 def arrows(package: Path = PACKAGE) -> dict[str, set[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import BESIDE, PACKAGE, ROOMS, circles, oversized, violations
+from tests.house import BESIDE, PACKAGE, ROOMS, WITHIN, circles, oversized, violations
 
 
 def test_no_room_imports_from_above_it() -> None:
@@ -50,6 +50,21 @@ def test_an_import_against_the_order_is_named(package: Path, room: str, line: st
     (package / room / "new.py").write_text(f"{line}\n")
     [found] = violations(package)
     assert found.startswith(f"spade_faiss/{room}/new.py:{line.count(chr(10)) + 1}: {room} imports {names}, but may")
+
+
+def test_an_import_against_the_order_within_a_room_is_named(package: Path) -> None:
+    inner = package / "patch_search" / "bounds"
+    (inner / "new.py").write_text("from ..pyramid.plan import Plan\nfrom ..gpu import search\n")
+    (package / "patch_search" / "new.py").write_text("from .gpu import search\n")
+    assert violations(package) == [
+        "spade_faiss/patch_search/bounds/new.py:2: bounds imports spade_faiss.patch_search.gpu.search, "
+        "which comes after it in patch_search"
+    ]
+
+
+def test_rooms_within_a_room_are_what_is_there() -> None:
+    there = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/*/*.py")}
+    assert there == {f"{room}/{inner}" for room, some in WITHIN.items() for inner in some}
 
 
 def test_a_room_that_is_not_in_the_order_is_named(package: Path) -> None:

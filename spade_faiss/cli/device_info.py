@@ -60,7 +60,7 @@ def _memory(gallery: Gallery) -> dict[str, int]:
     """Return what a search of a gallery takes on a GPU, by its recipe."""
     import numpy as np
 
-    from ..patch_search.device_memory import kept_bytes, search_bytes
+    from ..patch_search.gpu.memory import kept_bytes, search_bytes
 
     spec, recipe, images = gallery.spec, gallery.recipe, len(gallery)
     search = recipe.search if recipe else SearchOptions()

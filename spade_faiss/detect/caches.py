@@ -8,7 +8,7 @@ from typing import Any
 
 from ..arrays import Ids
 from ..options import SearchOptions
-from ..patch_search.kept import KeptLevel, KeptNeighbours
+from ..patch_search.bounds.kept import KeptLevel, KeptNeighbours
 from ..pyramids.cache import LevelCache, PyramidCache
 from ..pyramids.device_cache import DeviceCache, device_cache
 from ..pyramids.reader import PyramidSource

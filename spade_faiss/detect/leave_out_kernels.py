@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..patch_search.pyramid_simd import jit
+from ..patch_search.compiled import jit
 
 ONE = np.float32(1)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..options import SearchOptions
-from ..patch_search.kept import KeptLevel
+from ..patch_search.bounds.kept import KeptLevel
 from ..patch_search.search import search_checked, search_in_steps, search_levels_checked, search_spaced_checked
 from ..system.devices import as_arrays
 from .baseline import Baseline

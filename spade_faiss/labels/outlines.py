@@ -135,7 +135,7 @@ def _simplified(corners: Any, offsets: NDArray[np.int64], tolerance: float) -> l
 @cache
 def _compiled() -> Callable[..., None]:
     """Return _keep as machine code."""
-    from ..patch_search.pyramid_simd import jit  # here, as it takes numba
+    from ..patch_search.compiled import jit  # here, as it takes numba
 
     return jit(_keep)
 

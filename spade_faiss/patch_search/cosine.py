@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..system.threads import single_threads, torch_threads
-from . import window_kernels as kernels
-from .pyramid_plan import Floats, Ints
+from .pyramid.plan import Floats, Ints
 from .settings import SearchSettings, first_places
 from .upsampling import as_tensor
+from .window import kernels
 
 NEAR = 1e-5  # rounding moves a distance of 1 by less than this
 

@@ -21,8 +21,8 @@ PYRAMID_MATCH = 1_400.0  # per match: keeping it as a candidate and finding it a
 PYRAMID_MEASURE = 3.0  # per channel of a match: interpolating and measuring it
 PYRAMID_NEIGHBOUR = 250_000.0
 PYRAMID_QUERY = 1_500_000.0
-BOUNDS_UNIT = 0.8  # of these nanoseconds in one of bounds_plan's; fitted where both engines are close, on several grids
-BOUNDS_UNIT_TILES = 0.65  # the same, where bounds_tiles multiplies
+BOUNDS_UNIT = 0.8  # of these nanoseconds in one of bounds.plan's; fitted where both engines are close, on several grids
+BOUNDS_UNIT_TILES = 0.65  # the same, where tile registers multiply
 BOUNDS_LEAST = 1e7  # for levels of one grid: below it, the search by bounds is not tried
 # For levels of several grids, per channel: to find out that bounds leave too much then takes a tenth of it at the most.
 BOUNDS_CHANNEL = 3e5
@@ -57,7 +57,7 @@ def faster(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int) -> str:
 def bounds_budget(
     shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, is_narrow: bool = False, has_tiles: bool = False
 ) -> float:
-    """Return how long the search by bounds may take to be the fastest, in bounds_plan's nanoseconds; 0: not tried.
+    """Return how long the search by bounds may take to be the fastest, in bounds.plan's nanoseconds; 0: not tried.
 
     `is_narrow` says whether `pyramid` multiplies bfloat16, and `has_tiles` whether the search by bounds does.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..system.devices import as_arrays
-from .bounds import search_bounds
-from .bounds_sources import Floats, Ints
+from .bounds.search import search_bounds
+from .bounds.sources import Floats, Ints
 
 
 def search_distinct(query: Any, gallery: Any, kappa: int, device: str = "cpu") -> tuple[Floats, Ints]:
@@ -32,7 +32,7 @@ def search_distinct(query: Any, gallery: Any, kappa: int, device: str = "cpu") -
     if device == "cpu":
         [level] = as_arrays([gallery])
         return search_bounds(query, level, kappa, distinct=True)
-    from .pyramid_torch import search_together
+    from .gpu.search import search_together
 
     [found] = search_together([[query[:, None]]], [gallery[None]], kappa, device, distinct=True)
     return found

@@ -18,8 +18,8 @@ from ..arrays import Array
 from ..errors import OptionError
 from ..options import SearchOptions
 from ..system.devices import as_arrays, as_typed, faiss_device, search_device
+from .bounds.kept import KeptLevel
 from .cost_model import bounds_budget, faster, gpu_pays
-from .kept import KeptLevel
 from .levels import as_levels, check_levels, check_neighbours
 from .matched import NEAREST, positions
 from .settings import ENGINES, SearchSettings
@@ -207,7 +207,7 @@ def search_in_steps(
 
 def _spacings_on(device: str, gallery: list[Any]) -> Callable[[Sequence[Any], Any], list[Any]]:
     """Return what measures all spacings on a GPU at once: as many each time, so that it is recorded once."""
-    from .spaced_torch import spacings_torch
+    from .gpu.spaced import spacings_torch
 
     def measured(matches: Sequence[Any], _: Any) -> list[Any]:
         places = [positions(each[:, :, 0], each.shape[:2]) for each in as_arrays(list(matches))]
@@ -219,7 +219,7 @@ def _spacings_on(device: str, gallery: list[Any]) -> Callable[[Sequence[Any], An
 
 def _spaced_on(device: str, query: list[Array], gallery: list[Any], like: Any, kappa: int) -> list[tuple[Any, ...]]:
     """Search all levels on a GPU at once; see search_spaced_checked."""
-    from .spaced_torch import search_spaced_torch
+    from .gpu.spaced import search_spaced_torch
 
     with as_typed(device), np.errstate(over="ignore", invalid="ignore"):
         found = search_spaced_torch([own.reshape(len(own), -1) for own in query], gallery, kappa, device)
@@ -319,13 +319,13 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
     if engine == "bounds" and where != "cpu":
         raise OptionError(f"engine: expected pyramid or flat on {where}, found bounds, which searches on the CPU")
     if where != "cpu":
-        from .pyramid_torch import Wanted, search_torch
+        from .gpu.search import Wanted, search_torch
 
         wanted = Wanted(kappa, radius=radius, is_cosine=is_cosine)
         return search_torch([query], [level[None] for level in gallery], where, wanted)[0]
     gallery = as_arrays(gallery)
     if radius is not None:
-        from .window import search_window
+        from .window.search import search_window
 
         return search_window(query, gallery, kappa, radius, is_cosine)
     if is_cosine:
@@ -333,7 +333,7 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
 
         query, gallery = directions(query, gallery)
     if budget:
-        from .bounds import TooMuchLeftError, search_levels_by_bounds
+        from .bounds.search import TooMuchLeftError, search_levels_by_bounds
 
         with suppress(TooMuchLeftError):
             return search_levels_by_bounds(query, gallery, kappa, budget, settings.scan)
@@ -345,18 +345,18 @@ def _search(query: list[Array], gallery: list[Any], settings: SearchSettings, sp
         by = faiss_device(settings.device) if settings.engine == "flat" else "cpu"
         return search_flat(query, gallery, kappa, by, settings.block_bytes)
     if engine == "bounds":
-        from .bounds import search_levels_by_bounds
+        from .bounds.search import search_levels_by_bounds
 
         return search_levels_by_bounds(query, gallery, kappa, scan=settings.scan)
-    from .pyramid import search_pyramid
+    from .pyramid.search import search_pyramid
 
     return search_pyramid(query, gallery, kappa)
 
 
 def _budget(shapes: list[Any], k: int, kappa: int) -> float:
     """Return how long the search by bounds may take on this CPU; see bounds_budget."""
-    from .bounds_tiles import has_tiles
-    from .pyramid import is_narrow
+    from .bounds.products_tiles import has_tiles
+    from .pyramid.search import is_narrow
 
     return bounds_budget(shapes, k, kappa, is_narrow(kappa), has_tiles())
 
@@ -373,6 +373,6 @@ def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> 
     shapes = [level.shape for level in query]
     if not gpu_pays(shapes, len(gallery[0]), settings.kappa, torch_threads()):
         return "cpu"
-    from .device_memory import fits
+    from .gpu.memory import fits
 
     return where if fits(where, shapes, len(gallery[0]), settings.kappa, gallery[0].dtype.itemsize) else "cpu"

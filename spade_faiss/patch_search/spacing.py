@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..system.devices import as_arrays, as_typed, search_device
 from ..system.threads import in_one_thread
-from .bounds import search_prepared
-from .bounds_gallery import BoundsGallery
-from .bounds_panels import nth_of
-from .bounds_shared import SharedGallery
-from .bounds_sources import Floats, Ints
+from .bounds.gallery import BoundsGallery
+from .bounds.kept import KeptLevel
+from .bounds.panels import nth_of
+from .bounds.search import search_prepared
+from .bounds.shared import SharedGallery
+from .bounds.sources import Floats, Ints
 from .distinct import search_distinct
-from .kept import KeptLevel
 from .levels import check_levels
 from .matched import NEAREST, mean_of_others, positions
 
@@ -131,7 +131,7 @@ def search_spaced(
         as search_distinct, and the spacing (m,): see `spacing`. On the CPU, neighbours are prepared once for both.
     """
     if device != "cpu":
-        from .spaced_torch import search_spaced_torch
+        from .gpu.spaced import search_spaced_torch
 
         return search_spaced_torch([query], [gallery], kappa, device)[0]
     [level] = as_arrays([gallery])
@@ -155,7 +155,7 @@ def spacing(
     """
     places, on = positions(matches, level.shape[2:]), search_device(device)
     if on != "cpu":
-        from .spaced_torch import spacing_torch
+        from .gpu.spaced import spacing_torch
 
         return spacing_torch(level, places, number, on)
     [level] = as_arrays([level])

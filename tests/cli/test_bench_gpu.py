@@ -17,7 +17,7 @@ import torch
 import without_faiss
 
 import spade_faiss as sf
-from spade_faiss.patch_search import pyramid
+from spade_faiss.patch_search.pyramid import search as pyramid
 from spade_faiss.system.gpu_costs import GpuCosts
 from tests.helpers.benchmarks import BENCHMARKS
 

@@ -13,7 +13,7 @@ import torch
 
 import spade_faiss as sf
 from spade_faiss.cli.device_info import print_devices
-from spade_faiss.patch_search.device_memory import kept_bytes, search_bytes
+from spade_faiss.patch_search.gpu.memory import kept_bytes, search_bytes
 from spade_faiss.system import gpu_costs
 from spade_faiss.system.devices_seen import advice, devices_seen
 from tests.helpers.command_line import Spade
@@ -93,7 +93,7 @@ def test_the_table_of_the_documentation() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("k", [5, 20])
 def test_a_search_takes_no_more_memory_than_is_said(k: int) -> None:
-    from spade_faiss.patch_search.pyramid_torch import search_together
+    from spade_faiss.patch_search.gpu.search import search_together
 
     shapes = ((256, 28, 28), (512, 14, 14))
     query = [torch.randn(shape).numpy() for shape in shapes]

@@ -26,8 +26,8 @@ from spade_faiss.detect.level_matches import (
     telling,
 )
 from spade_faiss.detect.scoring import top_score
-from spade_faiss.patch_search import bounds_workers
-from spade_faiss.patch_search.bounds_gallery import BoundsGallery
+from spade_faiss.patch_search.bounds import workers as bounds_workers
+from spade_faiss.patch_search.bounds.gallery import BoundsGallery
 from spade_faiss.patch_search.spacing import NEAREST
 from tests import reference
 from tests.helpers.galleries import make_gallery

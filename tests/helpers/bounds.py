@@ -34,7 +34,7 @@ def low_rank(c: int, k: int, side: int, patches: int, noise: float, seed: int = 
 def halves_of_int8(panels: Any, mine: Any, largest: Any) -> Any:
     """The halves (q, n) of panels and a query packed as QUADS, in float64, less what rounding can do.
 
-    `largest` are the norm and the error of a patch in its steps, see bounds_panels.pack_quads.
+    `largest` are the norm and the error of a patch in its steps, see bounds.panels.pack_quads.
     """
     words = panels.shape[1] - 2
     theirs = panels[:, :words].view(np.uint8).reshape(len(panels), words, -1, 4).transpose(0, 2, 1, 3)

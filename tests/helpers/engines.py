@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from spade_faiss.patch_search import bounds, bounds_plan, pyramid
+from spade_faiss.patch_search.bounds import plan as bounds_plan
+from spade_faiss.patch_search.bounds import search as bounds
+from spade_faiss.patch_search.pyramid import search as pyramid
 from spade_faiss.patch_search.search import search_patches
 from spade_faiss.patch_search.upsampling import as_tensor
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from spade_faiss.patch_search import pyramid
-from spade_faiss.patch_search.bounds_choices import CHOICES
+from spade_faiss.patch_search.bounds.choices import CHOICES
+from spade_faiss.patch_search.pyramid import search as pyramid
 
 
 @pytest.fixture(scope="module")

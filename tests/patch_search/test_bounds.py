@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search import bounds, bounds_plan, bounds_workers, cost_model
-from spade_faiss.patch_search.bounds import search_bounds
-from spade_faiss.patch_search.bounds_bytes import HAS_BYTES
-from spade_faiss.patch_search.bounds_simd import BYTES, HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
-from spade_faiss.patch_search.bounds_tiles import has_tiles
+from spade_faiss.patch_search import cost_model
+from spade_faiss.patch_search.bounds import plan as bounds_plan
+from spade_faiss.patch_search.bounds import search as bounds
+from spade_faiss.patch_search.bounds import workers as bounds_workers
+from spade_faiss.patch_search.bounds.products_bytes import HAS_BYTES
+from spade_faiss.patch_search.bounds.products_tiles import has_tiles
+from spade_faiss.patch_search.bounds.search import search_bounds
+from spade_faiss.patch_search.bounds.simd import BYTES, HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import search_spaced
 from tests import reference

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search import bounds, bounds_choices, bounds_plan
-from spade_faiss.patch_search.bounds import TooMuchLeftError, search_bounds, search_levels_by_bounds
-from spade_faiss.patch_search.bounds_choices import AGAIN, KINDS, Choices
-from spade_faiss.patch_search.bounds_plan import Projection
+from spade_faiss.patch_search.bounds import choices as bounds_choices
+from spade_faiss.patch_search.bounds import plan as bounds_plan
+from spade_faiss.patch_search.bounds import search as bounds
+from spade_faiss.patch_search.bounds.choices import AGAIN, KINDS, Choices
+from spade_faiss.patch_search.bounds.plan import Projection
+from spade_faiss.patch_search.bounds.search import TooMuchLeftError, search_bounds, search_levels_by_bounds
 from tests import reference
 
 BUDGET = 8**4 * 6 * 0.5  # nanoseconds, far too little

@@ -10,21 +10,18 @@ import torch
 
 import spade_faiss as sf
 from spade_faiss import arrays
-from spade_faiss.patch_search import (
-    bounds,
-    bounds_gallery,
-    bounds_plan,
-    bounds_stripes,
-    bounds_workers,
-    cost_model,
-    levels,
-)
-from spade_faiss.patch_search.bounds_gallery import BoundsGallery
-from spade_faiss.patch_search.bounds_loading import interpolate
-from spade_faiss.patch_search.bounds_plan import Projection
-from spade_faiss.patch_search.bounds_prepared import packed_query
-from spade_faiss.patch_search.bounds_simd import BYTES, HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
-from spade_faiss.patch_search.bounds_tiles import has_tiles
+from spade_faiss.patch_search import cost_model, levels
+from spade_faiss.patch_search.bounds import gallery as bounds_gallery
+from spade_faiss.patch_search.bounds import plan as bounds_plan
+from spade_faiss.patch_search.bounds import search as bounds
+from spade_faiss.patch_search.bounds import stripes as bounds_stripes
+from spade_faiss.patch_search.bounds import workers as bounds_workers
+from spade_faiss.patch_search.bounds.gallery import BoundsGallery
+from spade_faiss.patch_search.bounds.loading import interpolate
+from spade_faiss.patch_search.bounds.plan import Projection
+from spade_faiss.patch_search.bounds.prepared import packed_query
+from spade_faiss.patch_search.bounds.products_tiles import has_tiles
+from spade_faiss.patch_search.bounds.simd import BYTES, HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
 from tests.helpers.bounds import expected_of, halves_of_bfloat16, halves_of_bytes, halves_of_int8, low_rank
 
 needs_tiles = pytest.mark.skipif(not has_tiles(), reason="no tile registers here")

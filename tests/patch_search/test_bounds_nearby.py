@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spade_faiss.patch_search import bounds_rows
-from spade_faiss.patch_search.bounds_bytes import HAS_BYTES
-from spade_faiss.patch_search.bounds_plan import Projection
-from spade_faiss.patch_search.bounds_shared import SharedGallery
-from spade_faiss.patch_search.bounds_simd import BYTES, HAS_QUADS, PAIRS, QUADS, ROWS, SINGLE
-from spade_faiss.patch_search.bounds_workers import Search
-from spade_faiss.patch_search.kept import KeptNeighbours, Way
+from spade_faiss.patch_search.bounds import rows as bounds_rows
+from spade_faiss.patch_search.bounds.kept import KeptNeighbours, Way
+from spade_faiss.patch_search.bounds.plan import Projection
+from spade_faiss.patch_search.bounds.products_bytes import HAS_BYTES
+from spade_faiss.patch_search.bounds.shared import SharedGallery
+from spade_faiss.patch_search.bounds.simd import BYTES, HAS_QUADS, PAIRS, QUADS, ROWS, SINGLE
+from spade_faiss.patch_search.bounds.workers import Search
 
 KINDS = [
     SINGLE,

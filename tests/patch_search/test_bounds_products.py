@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from spade_faiss.patch_search import bounds_plan
-from spade_faiss.patch_search.bounds_bytes import HAS_BYTES, multiply_bytes, multiply_bytes_within
-from spade_faiss.patch_search.bounds_panels import LARGEST
-from spade_faiss.patch_search.bounds_prepared import packed, packed_query
-from spade_faiss.patch_search.bounds_simd import (
+from spade_faiss.patch_search.bounds import plan as bounds_plan
+from spade_faiss.patch_search.bounds.panels import LARGEST
+from spade_faiss.patch_search.bounds.prepared import packed, packed_query
+from spade_faiss.patch_search.bounds.products_bytes import HAS_BYTES, multiply_bytes, multiply_bytes_within
+from spade_faiss.patch_search.bounds.products_tiles import begin_tiles, end_tiles, has_tiles, multiply_tiles
+from spade_faiss.patch_search.bounds.simd import (
     BYTES,
     HAS_QUADS,
     PAIRS,
@@ -23,7 +24,6 @@ from spade_faiss.patch_search.bounds_simd import (
     multiply_quads,
     multiply_quads_within,
 )
-from spade_faiss.patch_search.bounds_tiles import begin_tiles, end_tiles, has_tiles, multiply_tiles
 from tests.helpers.bounds import halves_of_bfloat16, halves_of_bytes, halves_of_int8
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spade_faiss.patch_search import pyramid_simd
+from spade_faiss.patch_search import compiled
 
 
 def test_machine_code_is_not_taken_where_any_source_has_changed(
@@ -21,14 +21,14 @@ def test_machine_code_is_not_taken_where_any_source_has_changed(
     spec.loader.exec_module(added)
 
     def is_taken() -> bool:
-        compiled: Any = pyramid_simd.jit(added.add)
-        assert compiled(2, 3) == 5
-        return sum(compiled.stats.cache_hits.values()) == 1
+        function: Any = compiled.jit(added.add)
+        assert function(2, 3) == 5
+        return sum(function.stats.cache_hits.values()) == 1
 
     assert not is_taken()
     assert is_taken()
-    now = pyramid_simd.sources()
-    monkeypatch.setattr(pyramid_simd, "sources", lambda: (*now[1:], (now[0][0], now[0][1] + 1, now[0][2])))
+    now = compiled.sources()
+    monkeypatch.setattr(compiled, "sources", lambda: (*now[1:], (now[0][0], now[0][1] + 1, now[0][2])))
     assert not is_taken()
     assert is_taken()
     monkeypatch.undo()
@@ -36,5 +36,5 @@ def test_machine_code_is_not_taken_where_any_source_has_changed(
 
 
 def test_all_files_are_looked_at() -> None:
-    names = {name for name, _, _ in pyramid_simd.sources()}
-    assert {"bounds_kernels.py", "bounds_panels.py", "pyramid_simd.py"} <= names
+    names = {name for name, _, _ in compiled.sources()}
+    assert {"bounds/kernels.py", "bounds/panels.py", "compiled.py", "flat.py"} <= names

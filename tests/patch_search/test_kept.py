@@ -10,11 +10,15 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search import bounds, bounds_plan, bounds_rows, bounds_workers, kept
-from spade_faiss.patch_search.bounds_bytes import HAS_BYTES
-from spade_faiss.patch_search.bounds_gallery import BoundsGallery
-from spade_faiss.patch_search.bounds_tiles import has_tiles
-from spade_faiss.patch_search.kept import KeptNeighbours
+from spade_faiss.patch_search.bounds import kept
+from spade_faiss.patch_search.bounds import plan as bounds_plan
+from spade_faiss.patch_search.bounds import rows as bounds_rows
+from spade_faiss.patch_search.bounds import search as bounds
+from spade_faiss.patch_search.bounds import workers as bounds_workers
+from spade_faiss.patch_search.bounds.gallery import BoundsGallery
+from spade_faiss.patch_search.bounds.kept import KeptNeighbours
+from spade_faiss.patch_search.bounds.products_bytes import HAS_BYTES
+from spade_faiss.patch_search.bounds.products_tiles import has_tiles
 from spade_faiss.patch_search.spacing import search_spaced
 
 SHAPE = 12, 7, 9  # of a level

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spade_faiss.errors import FeatureError
-from spade_faiss.patch_search import pyramid, pyramid_simd
-from spade_faiss.patch_search.pyramid import search_pyramid
-from spade_faiss.patch_search.pyramid_plan import Plan, doubts, rounded
+from spade_faiss.patch_search import compiled
+from spade_faiss.patch_search.pyramid import search as pyramid
+from spade_faiss.patch_search.pyramid.plan import Plan, doubts, rounded
+from spade_faiss.patch_search.pyramid.search import search_pyramid
 from spade_faiss.patch_search.search import search_patches
 from spade_faiss.system.threads import single_threads
 from tests import reference
@@ -131,14 +132,14 @@ def test_searches_at_the_same_time_leave_torch_its_threads(products: str) -> Non
 def test_every_way_of_upsampling(products: str, kappa: int, monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = plain_background(1, 3)
     for lifts in (False, True):
-        monkeypatch.setattr("spade_faiss.patch_search.pyramid_plan._lifts", lambda *_, lifts=lifts: lifts)
+        monkeypatch.setattr("spade_faiss.patch_search.pyramid.plan._lifts", lambda *_, lifts=lifts: lifts)
         assert_nearest(search_pyramid(query, neighbours, kappa), query, neighbours, kappa)
 
 
 def test_blocks_and_bands_of_any_size(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = plain_background(1, 3)
     for block, tile in ((1, 1), (1, 2**20), (10**6, 3000), (40, 30000)):
-        monkeypatch.setattr("spade_faiss.patch_search.pyramid_plan.BLOCK_PATCHES", block)
+        monkeypatch.setattr("spade_faiss.patch_search.pyramid.plan.BLOCK_PATCHES", block)
         monkeypatch.setattr(pyramid, "TILE_BYTES", tile)
         assert_nearest(search_pyramid(query, neighbours, 2), query, neighbours, 2)
 
@@ -199,15 +200,15 @@ def test_float32_products_that_torch_may_round_are_doubted(monkeypatch: pytest.M
 
 
 def test_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_ = pyramid_simd.numba.njit
+    compile_ = compiled.numba.njit
 
     def nowhere(**options: bool) -> object:
         if options.pop("cache", False):
             raise RuntimeError("cannot cache function: no locator available")
         return compile_(**options)
 
-    monkeypatch.setattr(pyramid_simd.numba, "njit", nowhere)
-    assert pyramid_simd.jit(lambda a, b: a + b)(1, 2) == 3
+    monkeypatch.setattr(compiled.numba, "njit", nowhere)
+    assert compiled.jit(lambda a, b: a + b)(1, 2) == 3
 
 
 def test_more_levels_than_usual(products: str) -> None:

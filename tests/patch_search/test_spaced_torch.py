@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search import recorded_torch, spaced_torch
-from spade_faiss.patch_search.candidates_torch import Chosen
+from spade_faiss.patch_search.gpu import recorded as recorded_torch
+from spade_faiss.patch_search.gpu import spaced as spaced_torch
+from spade_faiss.patch_search.gpu.candidates import Chosen
+from spade_faiss.patch_search.gpu.spaced import search_spaced_torch
 from spade_faiss.patch_search.search import search_in_steps, search_spaced_checked
-from spade_faiss.patch_search.spaced_torch import search_spaced_torch
 from spade_faiss.system.recorded import AFTER, Recorder
 from tests import reference
 from tests.helpers.patches import make, make_ties
@@ -64,7 +65,7 @@ def test_more_than_is_on_the_device_at_a_time_is_searched_by_parts(
 ) -> None:
     query, neighbours = make(SHAPES, 6)
     monkeypatch.setattr(spaced_torch, "PART", 1000)
-    monkeypatch.setattr("spade_faiss.patch_search.pyramid_torch.PART", 1000)
+    monkeypatch.setattr("spade_faiss.patch_search.gpu.search.PART", 1000)
     is_the_oracles(searched(query, neighbours, 3, device), query, neighbours, 3)
 
 

@@ -11,20 +11,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import spade_faiss as sf
-from spade_faiss.patch_search import (
-    candidates_torch,
-    patches_torch,
-    pyramid_torch,
-    recorded_torch,
-    refined_torch,
-    settled_torch,
-    tiles_torch,
-)
-from spade_faiss.patch_search.candidates_torch import Search
-from spade_faiss.patch_search.device_memory import search_bytes
-from spade_faiss.patch_search.pyramid_torch import search_together, search_torch
-from spade_faiss.patch_search.tiles import least
-from spade_faiss.patch_search.tiles_torch import GROUPS, Operand, margin, scale_of
+from spade_faiss.patch_search.gpu import candidates as candidates_torch
+from spade_faiss.patch_search.gpu import patches as patches_torch
+from spade_faiss.patch_search.gpu import recorded as recorded_torch
+from spade_faiss.patch_search.gpu import refined as refined_torch
+from spade_faiss.patch_search.gpu import search as pyramid_torch
+from spade_faiss.patch_search.gpu import settled as settled_torch
+from spade_faiss.patch_search.gpu import tiles_torch
+from spade_faiss.patch_search.gpu.candidates import Search
+from spade_faiss.patch_search.gpu.memory import search_bytes
+from spade_faiss.patch_search.gpu.search import search_together, search_torch
+from spade_faiss.patch_search.gpu.tiles import least
+from spade_faiss.patch_search.gpu.tiles_torch import GROUPS, Operand, margin, scale_of
 from spade_faiss.system import gpu_costs, recorded
 from spade_faiss.system.recorded import Recorder
 from tests import reference

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from spade_faiss.patch_search import candidates_torch, patches_torch, refined_torch, tiles
-from spade_faiss.patch_search.patches_torch import Upsampler
-from spade_faiss.patch_search.pyramid_torch import search_together
-from spade_faiss.patch_search.tiles import fastest
-from spade_faiss.patch_search.tiles_torch import GROUPS, Least, Plain, Way, Window, likeliest_plain, power_of
+from spade_faiss.patch_search.gpu import candidates as candidates_torch
+from spade_faiss.patch_search.gpu import patches as patches_torch
+from spade_faiss.patch_search.gpu import refined as refined_torch
+from spade_faiss.patch_search.gpu import tiles
+from spade_faiss.patch_search.gpu.patches import Upsampler
+from spade_faiss.patch_search.gpu.search import search_together
+from spade_faiss.patch_search.gpu.tiles import fastest
+from spade_faiss.patch_search.gpu.tiles_torch import GROUPS, Least, Plain, Way, Window, likeliest_plain, power_of
 from tests.helpers.patches import make
 
 DEVICES = ["cpu:0", pytest.param("cuda:0", marks=pytest.mark.cuda)]
@@ -32,13 +35,13 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     pytest.importorskip("triton")
     device: str = request.param
     if device == "cuda:0":
-        from spade_faiss.patch_search import patches_triton, tiles_triton
+        from spade_faiss.patch_search.gpu import patches_triton, tiles_triton
 
         yield tiles_triton, patches_triton, device
         return
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     # Triton reads the variable when its functions are made: they, and ours, are made anew for the interpreter.
-    ours = [f"spade_faiss.patch_search.{name}" for name in ("tiles_triton", "patches_triton")]
+    ours = [f"spade_faiss.patch_search.gpu.{name}" for name in ("tiles_triton", "patches_triton")]
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if is_theirs(name) or name in ours}
     modules = [importlib.import_module(name) for name in ours]
     yield modules[0], modules[1], device
@@ -188,7 +191,7 @@ def test_a_kernel_compiles_for_a_card(kernel: str, is_special: bool) -> None:
     from triton.backends.compiler import GPUTarget
 
     module = importlib.import_module(
-        f"spade_faiss.patch_search.{'tiles' if kernel in ('_least', '_reduce', '_likeliest') else 'patches'}_triton"
+        f"spade_faiss.patch_search.gpu.{'tiles' if kernel in ('_least', '_reduce', '_likeliest') else 'patches'}_triton"
     )
     kinds = {"own": "*fp16", "theirs": "*fp16", "level": "*fp16" if kernel == "_load" else "*fp32", "at_out": "*i32",
              "out": "*fp32" if kernel == "_load" else "*fp16", "rows": "*i64", "columns": "*i64"}  # fmt: skip

@@ -14,10 +14,10 @@ from numpy.typing import DTypeLike
 
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.options import SearchOptions
-from spade_faiss.patch_search import pyramid_torch
-from spade_faiss.patch_search import window as engine
+from spade_faiss.patch_search.gpu import search as pyramid_torch
 from spade_faiss.patch_search.search import search_checked, search_levels, search_patches
 from spade_faiss.patch_search.settings import SearchSettings, first_places
+from spade_faiss.patch_search.window import search as engine
 from tests import reference
 from tests.helpers.patches import GRIDS, assert_equals_oracle, assert_same, assert_says, make, make_ties
 

@@ -13,7 +13,8 @@ import torch
 
 import spade_faiss as sf
 from spade_faiss.index import faiss_calls
-from spade_faiss.patch_search import flat, pyramid_torch
+from spade_faiss.patch_search import flat
+from spade_faiss.patch_search.gpu import search as pyramid_torch
 from spade_faiss.pyramids.cache import PyramidCache
 from spade_faiss.pyramids.device_cache import device_cache
 from spade_faiss.system import devices, gpu_costs
