@@ -289,6 +289,8 @@ def main() -> None:
             take = run_evaluate if args.one == "evaluate" else lambda *rest: run(args.one, *rest)
             print(json.dumps(take(args.datasets[0], args, Path(folder))))
             return
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        settings |= {"datasets": [root.name for root in args.datasets], "weights": "given" if args.weights else None}
         if args.weights is None and {"rad", "spade_rad"} & set(args.sides):
             args.weights = _random_weights(args.network, Path(folder))
         rows, large = [], []
@@ -296,6 +298,7 @@ def main() -> None:
             for side in ("evaluate", *args.sides):
                 rows.append(measure(side, root, args))
                 print(rows[-1], flush=True)
+                save(args.name, {"settings": settings, "rows": rows}, part=True)
         compared(rows)
         if args.images:
             made = make_images(args.datasets[0], Path(folder) / "made", args.images)
@@ -303,8 +306,6 @@ def main() -> None:
                 own = argparse.Namespace(**{**vars(args), "limit": 0, "bank": args.bank or 1000})
                 large.append(measure(side, made, own, "--queries", str(args.queries), "--memory-only"))
                 print(large[-1], flush=True)
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        settings |= {"datasets": [root.name for root in args.datasets], "weights": "given" if args.weights else None}
         save(args.name, {"settings": settings, "rows": rows, "made": large})
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SERVER, save
+from common import SERVER, end_with_the_parent, save
 from PIL import Image
 
 import spade_faiss as sf
@@ -159,7 +159,7 @@ def damages(gallery: Path, flips: int, seed: int) -> list[Damage]:
 def outcomes(gallery: Path, chosen: list[Damage], seconds: float = SECONDS) -> Iterator[tuple[Damage, str]]:
     """Do each damage to a fresh copy and read that in another process, so that a crash or a hang is seen."""
     expected = answers(gallery)
-    pool = ProcessPoolExecutor(1, SERVER)
+    pool = ProcessPoolExecutor(1, SERVER, end_with_the_parent)
     try:
         for damage in chosen:
             try:
@@ -168,7 +168,7 @@ def outcomes(gallery: Path, chosen: list[Damage], seconds: float = SECONDS) -> I
                 for process in list(pool._processes.values()):
                     process.kill()
                 pool.shutdown(cancel_futures=True)
-                pool = ProcessPoolExecutor(1, SERVER)
+                pool = ProcessPoolExecutor(1, SERVER, end_with_the_parent)
                 yield damage, "hang" if isinstance(error, FutureTimeoutError) else "crash"
     finally:
         pool.shutdown()

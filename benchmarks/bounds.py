@@ -153,14 +153,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sample", type=int, default=20, help="query patches compared with float64")
     args = parser.parse_args()
-    rows = []
+    rows, asked = [], {"threads": torch.get_num_threads(), "rounds": args.rounds}
     for name, k, make in cells(args):
         if args.only and name not in args.only:
             continue
         query, others = make()
         rows += measure(name, k, query, others, args)
+        save("bounds", {**asked, "rows": rows}, part=True)
         del query, others
-    save("bounds", {"threads": torch.get_num_threads(), "rounds": args.rounds, "rows": rows})
+    save("bounds", {**asked, "rows": rows})
 
 
 if __name__ == "__main__":

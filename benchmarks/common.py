@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import threading
@@ -98,11 +99,32 @@ class PeakMemory:
         return self._peak
 
 
-def save(name: str, result: dict[str, Any], show: bool = True) -> None:
-    """Print a result, unless told not to, and write it with the machine's description to RESULTS/NAME.json."""
+def end_with_the_parent() -> None:
+    """Begin a process that ends when its parent does, however that was: a benchmark that is killed leaves nothing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def save(name: str, result: dict[str, Any], show: bool = True, part: bool = False) -> None:
+    """Print a result, unless told not to, and write it with the machine's description to RESULTS/NAME.json.
+
+    What is a part only is written to NAME.part.json, which goes when the whole is there: who stops a benchmark has what
+    was measured, and the last whole result.
+    """
     result = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), **result}
     text = json.dumps(result, indent=1)
-    if show:
+    if show and not part:
         print(text)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    written, of_parts = RESULTS / f"{name}.json.written", RESULTS / f"{name}.part.json"
+    written.write_text(text + "\n")
+    written.replace(of_parts if part else RESULTS / f"{name}.json")
+    if not part:
+        of_parts.unlink(missing_ok=True)

@@ -76,11 +76,12 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=60, help="new good images, and defective ones, at most")
     args = parser.parse_args()
     extractor = sf.load_extractor(args.extractor, options=sf.RECIPES[args.recipe].features)
+    settings = {"recipe": args.recipe, "k": args.k, "promised": args.false_alarms}
     result: dict[str, dict[str, Any]] = {}
     for one in args.sets:
         name, _, folder = one.partition(":")
         result[name] = {str(share): measured(Path(folder), share, extractor, args) for share in SHARES}
-    settings = {"recipe": args.recipe, "k": args.k, "promised": args.false_alarms}
+        save("copies", {**settings, "by_share_of_copies": result}, part=True)
     save("copies", {**settings, "by_share_of_copies": result})
 
 

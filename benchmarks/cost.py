@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import PeakMemory, save
+from common import PeakMemory, end_with_the_parent, save
 from quality_patchcore import PlainPatchCore, batched_views, patchcore_features
 
 import spade_faiss as sf
@@ -93,13 +93,15 @@ def main() -> None:
     args = parser.parse_args()
     found = find_images([args.test])
     files = [found[round(i * (len(found) - 1) / max(1, args.images - 1))].path for i in range(args.images)]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    asked = {"normal_images": len(find_images([args.normal])), "queries": len(files), "k": args.k}
     for name in args.only:
         measure = of_patchcore if name == "patchcore" else of_recipe
-        with ProcessPoolExecutor(1, FRESH) as pool:
+        with ProcessPoolExecutor(1, FRESH, end_with_the_parent) as pool:
             rows.append(pool.submit(measure, name, args.normal, files, args.k, args.extractor).result())
         print(rows[-1], flush=True)
-    save("cost", {"normal_images": len(find_images([args.normal])), "queries": len(files), "k": args.k, "rows": rows})
+        save("cost", {**asked, "rows": rows}, part=True)
+    save("cost", {**asked, "rows": rows})
 
 
 if __name__ == "__main__":

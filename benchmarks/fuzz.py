@@ -33,7 +33,7 @@ import h5py
 import numpy as np
 import xxhash
 from bit_rot import answers, make_gallery
-from common import SERVER, save
+from common import SERVER, end_with_the_parent, save
 from PIL import Image
 
 import spade_faiss as sf
@@ -235,6 +235,7 @@ _opened: set[str] = set()
 
 def _start(gallery: Path) -> None:
     """Bound the memory of a process, once all is imported and compiled, and look at what Python opens."""
+    end_with_the_parent()
     answers(gallery)
     sys.addaudithook(lambda event, args: _opened.add(str(args[0])) if event == "open" else None)
     pages = int(Path("/proc/self/statm").read_text().split()[0])

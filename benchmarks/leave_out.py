@@ -92,6 +92,7 @@ def main() -> None:
     """Measure every variant on every set, and write the table."""
     args = arguments(__doc__, shots=30, draws=2, limit_test=40)
     rows: list[dict[str, Any]] = []
+    asked = {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test}
     audits = list[str]()
     extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
     for category in [one for path in args.dataset for one in open_dataset(path)]:
@@ -102,9 +103,9 @@ def main() -> None:
                 places = [", ".join(map(str, one)) for one in found]
                 audits.append(f"| {category.name}, {len(drawn.normal)} images | {' | '.join(places)} |")
             print(rows[-len(VARIANTS) + 1], flush=True)
+            save("leave_out", asked | {"rows": rows, "audits": audits}, part=True)
     lines = table(rows, args.family)
     lines += ["", "| places of the defects in an audit | `sharp` | `wary` |", "| --- | --- | --- |", *audits]
-    asked = {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test}
     save("leave_out", asked | {"rows": rows, "audits": audits})
     (RESULTS / "leave_out.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

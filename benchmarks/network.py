@@ -46,12 +46,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # measured as by a first user
-        found = {name: measured(name, Path(folder), args.batch, args.rounds) for name in args.networks}
+        asked = {"threads": args.threads, "batch": args.batch, "openvino": _platform()}
+        found: dict[str, Any] = {}
+        for name in args.networks:
+            found[name] = measured(name, Path(folder), args.batch, args.rounds)
+            save("network", {**asked, "networks": found}, part=True)
         built = build(args.build, args.images, args.rounds) if args.build else None
-    save(
-        "network",
-        {"threads": args.threads, "batch": args.batch, "openvino": _platform(), "networks": found, "build": built},
-    )
+    save("network", {**asked, "networks": found, "build": built})
 
 
 def measured(name: str, folder: Path, batch: int, rounds: int) -> dict[str, Any]:

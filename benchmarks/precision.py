@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="wary", choices=sorted(sf.RECIPES))
     parser.add_argument("--limit-test", type=int, help="at most so many test images, every n-th")
     args = parser.parse_args()
+    settings = {name: getattr(args, name) for name in ("extractor", "runtime", "recipe", "limit_test")}
     rows = []
     for dataset in args.datasets:
         [category] = open_dataset(dataset)
@@ -63,6 +64,7 @@ def main() -> None:
         for precision in ("float32", "bfloat16"):
             rows.append(measure(category, precision, args))
             print(rows[-1], flush=True)
+            save("precision", {**settings, "rows": rows}, part=True)
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
     changes = {name: [narrow[name] - exact[name] for exact, narrow in pairs if name in exact] for name in METRICS}
     summary = {
@@ -71,7 +73,6 @@ def main() -> None:
         if found
     }
     print(summary)
-    settings = {name: getattr(args, name) for name in ("extractor", "runtime", "recipe", "limit_test")}
     save("precision", {**settings, "rows": rows, "changes": summary})
 
 

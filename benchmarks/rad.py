@@ -212,7 +212,7 @@ def main() -> None:
     sides = [side for side in SIDES if side != "anomalib" or importlib.util.find_spec("anomalib")]
     if len(sides) == 1:
         print("anomalib is not installed (pip install 'spade-faiss[peers]'): only ours is measured", file=sys.stderr)
-    rows = []
+    rows, asked = [], {"network": args.network, "extracted": args.extracted, "noise": NOISE}
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or _random_weights(args.network, Path(folder))
         for images in args.images:
@@ -222,7 +222,8 @@ def main() -> None:
             found = [row.pop("scores") for row in rows[-len(sides) :] if "scores" in row]
             if len(found) == 2:
                 rows[-2]["largest_difference"] = float(np.abs(np.subtract(*found)).max())
-            save("rad", {"network": args.network, "extracted": args.extracted, "noise": NOISE, "rows": rows})
+            save("rad", {**asked, "rows": rows}, part=True)
+    save("rad", {**asked, "rows": rows})
 
 
 def _random_weights(name: str, folder: Path) -> Path:

@@ -128,11 +128,12 @@ def main() -> None:
     parser.add_argument("--extractor", default="efficientnet_lite0")
     parser.add_argument("--only", default="", help="settings with this in their names")
     args = parser.parse_args()
-    rows = []
+    rows, asked = [], {"extractor": args.extractor, "images_at_most": args.images}
     for dataset in args.dataset:
         for category in open_dataset(dataset):
             rows += rows_of(sampled(category, args.images), args.extractor, args.only)
-    save("recipes", {"extractor": args.extractor, "images_at_most": args.images, "rows": rows})
+            save("recipes", {**asked, "rows": rows}, part=True)
+    save("recipes", {**asked, "rows": rows})
     (RESULTS / "recipes.md").write_text(table(rows))
 
 

@@ -223,6 +223,7 @@ def table(rows: list[dict[str, Any]], rules: list[Any]) -> list[str]:
 def main() -> None:
     """Measure every variant on every set, and write the table."""
     args = arguments(__doc__, shots=100, draws=1, limit_test=24)
+    asked = {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test}
     rows: list[dict[str, Any]] = []
     extractor = sf.load_extractor("efficientnet_lite0", options=RECIPE.features)
     for category in [one for path in args.dataset for one in open_dataset(path)]:
@@ -230,8 +231,9 @@ def main() -> None:
         for facts, drawn in draws_of(category, args):
             rows += rows_of(facts, figures(drawn, bank))
             print(rows[-len(VARIANTS)], flush=True)
+            save("relative", asked | {"rows": rows}, part=True)
     lines = table(rows, args.family)
-    save("relative", {"shots": args.shots, "draws": args.draws, "limit_test": args.limit_test, "rows": rows})
+    save("relative", asked | {"rows": rows})
     (RESULTS / "relative.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

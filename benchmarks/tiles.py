@@ -124,6 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     photos = [np.asarray(Image.open(path).convert("L"), np.float32) for path in sorted(args.photos.iterdir())]
     photos = [photo for photo in photos if min(photo.shape) >= 3 * SEAM]
+    settings = {"recipe": "robust", "k": args.k, "promised": args.false_alarms, "normal": args.normal, "spot_px": SPOT}
     result: dict[str, Any] = {}
     for shape in args.shapes:
         with tempfile.TemporaryDirectory() as temporary:
@@ -134,8 +135,8 @@ def main() -> None:
                     found = pool.apply(measure, (folder, shape, tiled, spots, args))
                 result.setdefault(shape, {})[way] = found
                 print(shape, way, found, flush=True)
-    settings = {"k": args.k, "promised": args.false_alarms, "normal": args.normal, "spot_px": SPOT}
-    save("tiles", {"recipe": "robust", **settings, "by_size": result})
+                save("tiles", {**settings, "by_size": result}, part=True)
+    save("tiles", {**settings, "by_size": result})
 
 
 if __name__ == "__main__":

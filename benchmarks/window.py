@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     rng, shape = np.random.default_rng(0), (args.channels, args.side, args.side)
-    rows = []
+    rows, asked = [], {"channels": args.channels, "side": args.side}
     for k in args.k:
         query, level = (rng.standard_normal(size, np.float32).astype(np.float16) for size in (shape, (k, *shape)))
         full = {name: seconds(query, level, SearchOptions(engine=name), 1) for name in ("pyramid", "flat")}
@@ -63,9 +63,10 @@ def main() -> None:
             row = {"k": k, "radius": radius, "seconds": round(taken, 4), "times": round(min(full.values()) / taken, 1)}
             row["largest_difference"] = largest_difference(query, level, radius, sq_distances)
             rows.append(row)
+            save("window", {**asked, "rows": rows}, part=True)
             print(row, flush=True)
         rows.append({"k": k, "radius": None, **{f"seconds_{name}": round(value, 3) for name, value in full.items()}})
-    save("window", {"channels": args.channels, "side": args.side, "rows": rows})
+    save("window", {**asked, "rows": rows})
 
 
 if __name__ == "__main__":

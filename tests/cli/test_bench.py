@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import importlib
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -96,3 +100,51 @@ def test_intrinsic_dimension_is_that_of_the_subspace(dimension: int, monkeypatch
     sq = np.sort(np.square(points[:, None] - points[None]).sum(axis=2), axis=1)[:, 1:21]
 
     assert synthetic.intrinsic_dimension(sq) == pytest.approx(dimension, rel=0.15)
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """What benchmarks share, with a folder of its own for results."""
+    monkeypatch.syspath_prepend(str(bench.benchmark_folder()))
+    module = importlib.import_module("common")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def test_what_was_measured_before_a_benchmark_is_stopped_is_kept(common: ModuleType, tmp_path: Path) -> None:
+    """Beside the last whole result, and until there is another."""
+    common.save("speed", {"rows": [0, 0]}, show=False)
+    common.save("speed", {"rows": [1]}, part=True)
+    assert json.loads((tmp_path / "speed.json").read_text())["rows"] == [0, 0]
+    assert json.loads((tmp_path / "speed.part.json").read_text())["rows"] == [1]
+    common.save("speed", {"rows": [1, 2]}, show=False)
+    assert json.loads((tmp_path / "speed.json").read_text())["rows"] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
+
+
+KILLED = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from common import end_with_the_parent
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context(sys.argv[1]), end_with_the_parent) as pool:
+        pool.submit(work).result()
+"""
+
+
+@pytest.mark.parametrize("way", ["spawn", "forkserver"])
+def test_a_benchmark_that_is_killed_leaves_no_process(way: str, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(bench.benchmark_folder())}
+    command = [sys.executable, tmp_path / "killed.py", way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout is not None
+        child = int(running.stdout.readline())
+        assert Path(f"/proc/{child}").exists()
+        running.kill()
+        assert running.stdout.read() == ""  # until the last process that could write has ended
