@@ -10,15 +10,17 @@ import pytest
 import torch
 
 import spade_faiss as sf
-from spade_faiss.patch_search.bounds import kept
+from spade_faiss.patch_search.bounds import boxes, kept
 from spade_faiss.patch_search.bounds import plan as bounds_plan
 from spade_faiss.patch_search.bounds import rows as bounds_rows
 from spade_faiss.patch_search.bounds import search as bounds
 from spade_faiss.patch_search.bounds import workers as bounds_workers
 from spade_faiss.patch_search.bounds.gallery import BoundsGallery
 from spade_faiss.patch_search.bounds.kept import KeptNeighbours
+from spade_faiss.patch_search.bounds.plan import Projection
 from spade_faiss.patch_search.bounds.products_bytes import HAS_BYTES
 from spade_faiss.patch_search.bounds.products_tiles import has_tiles
+from spade_faiss.patch_search.bounds.simd import SINGLE
 from spade_faiss.patch_search.spacing import search_spaced
 
 SHAPE = 12, 7, 9  # of a level
@@ -37,15 +39,21 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bounds_workers, "CROWD", 100)  # what is left always takes long on so small a grid
 
 
+@pytest.fixture(params=[0, 10**6], ids=["sorted", "as they come"], autouse=True)
+def panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours of which patches are sorted, and such as are too small for that."""
+    monkeypatch.setattr(boxes, "PANELS", request.param)
+
+
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of neighbours that were prepared, one after the other."""
     found: list[int] = []
     prepare = BoundsGallery._prepare
 
-    def noted(self: Any, some: range, *args: Any) -> Any:
+    def noted(self: Any, some: range, *args: Any, **options: Any) -> Any:
         found.append(len(some))
-        return prepare(self, some, *args)
+        return prepare(self, some, *args, **options)
 
     monkeypatch.setattr(BoundsGallery, "_prepare", noted)
     return found
@@ -133,6 +141,23 @@ def test_a_way_is_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert later is not None
     store.tell(0, later, (later.share or 0) * kept.MORE * 1.01)
     assert store.way(0) is None
+
+
+def test_a_way_that_comes_out_the_same_serves_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was prepared in it is prepared again each time that it is chosen anew."""
+    monkeypatch.setattr(kept, "MOST", 4 * kept.AGAIN)
+    levels, store = images(20), KeptNeighbours(2**20)
+    first: kept.Way | None = None
+    for until in (1, 2, 4, 4):
+        search(levels, 0, [5, 3, 8, 9, 4], store)
+        way = store.way(0)
+        assert way is not None
+        assert way is not first
+        assert way.until == until * kept.AGAIN
+        way.searches, first = way.until, way
+    other = kept.Way(way.frame, Projection(SHAPE[0], None, SINGLE))
+    store.choose(0, other)
+    assert other.until == kept.AGAIN
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -300,9 +300,9 @@ class BoundsGallery:
         self._kept.clear()
         self.kept_at[:] = 0
 
-    def _prepare(self, some: range, projection: Projection, cells: Floats) -> Prepared:
+    def _prepare(self, some: range, projection: Projection, cells: Floats, sort: bool = False) -> Prepared:
         sources = [Source.of(self.levels, self.shift, layout, some) for layout in self.layouts]
-        return prepare(sources, Sides(self.n, self.upsampling, self.scale, self.centre), projection, cells)
+        return prepare(sources, Sides(self.n, self.upsampling, self.scale, self.centre), projection, cells, sort)
 
     def source(self, some: range) -> Source:
         """Return where some neighbours lie, of levels of one grid."""

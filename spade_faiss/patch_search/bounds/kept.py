@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...system.forks import remember
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .plan import Projection
     from .prepared import Prepared
 
-AGAIN = 64  # searches that take a way before it is chosen anew
+AGAIN = 64  # searches that take a way before it is chosen anew; twice as many each time that it comes out the same,
+MOST = 4096  # but so many at most
 MORE = 4  # times the patches to measure of the first of them, and it is, too
 
 
@@ -31,6 +32,12 @@ class Way:
     projection: Projection
     searches: int = 0  # that have taken it
     share: float | None = None  # of all pairs of patches that the first of them had to measure
+    until: int = field(default_factory=lambda: AGAIN)  # searches that may take it
+
+    def is_like(self, other: Way) -> bool:
+        """Return whether neighbours are multiplied in the same way."""
+        mine, theirs = self.projection, other.projection
+        return (mine.kind, mine.width) == (theirs.kind, theirs.width)
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,16 @@ class KeptNeighbours:
             found = self._ways.get(level)
             if found is not None:
                 found.searches += 1
-                if found.searches > AGAIN:
+                if found.searches > found.until:
                     return None
             return found
 
     def choose(self, level: int, way: Way) -> None:
         """Prepare neighbours in another way."""
         with self._lock:
+            before = self._ways.get(level)
+            if before is not None and before.is_like(way):
+                way.until = min(2 * before.until, MOST)
             self._ways[level] = way
 
     def tell(self, level: int, way: Way, share: float) -> None:

@@ -123,8 +123,8 @@ def least_of(values: Any) -> Any:
 @jit
 def compare(
     query: Any, operand: Any, norms: Any, cells: Any, cells_at: Any, mix: Any, parts: Any, panels_at: Any,
-    stripes: Any, words: int, largest: Any, place: int, figures: Any, flags: Any, best: Any, best_at: Any, reach: Any,
-    scratch: Any,
+    stripes: Any, words: int, largest: Any, sorting: Any, place: int, figures: Any, flags: Any, best: Any, best_at: Any,
+    reach: Any, scratch: Any,
 ) -> Any:  # fmt: skip
     """Compare all query patches with those of some neighbours, and keep the nearest.
 
@@ -144,6 +144,8 @@ def compare(
             takes seconds to compile.
         words: of a patch.
         largest: (s, 3) float32, see prepared.Prepared.
+        sorting: (s, 2) int64, see prepared.Prepared, and coordinates (blocks, AXES, ROWS) of theirs, see boxes.corners:
+            needed where neighbours are sorted, and then all of `reach` is finite.
         place: position of the first patch.
         figures: scale of the products squared; the doubt of half a squared distance, relative to the square of the sum
             of both norms, and relative to the product of the largest norms; the query's largest norm.
@@ -196,7 +198,8 @@ def compare(
             if is_known:
                 measured += search_within(
                     query, operand, norms, theirs, (kind, panels_here + panel * panel_bytes, panel_bytes, words, terms),
-                    (start, count, first, distinct), most, figures, slack, found, (out, *lists, small),
+                    (start, count, first, distinct), (sorting[0][number, 0], sorting[0][number, 1], sorting[1]),
+                    most, figures, slack, found, (out, *lists, small),
                 )  # fmt: skip
                 continue
             for block in range(len(operand)):

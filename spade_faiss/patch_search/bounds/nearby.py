@@ -12,6 +12,7 @@ import numpy as np
 
 from ..compiled import address_of, jit
 from ..heaps import sink_pair
+from .boxes import AXES, TOGETHER, int_at, nearest_box
 from .measure import measure
 from .panels import LARGEST
 from .products import multiply_of, panel_bytes_of
@@ -23,8 +24,9 @@ ABOVE = np.float32(1 + 2.0**-22)  # times a distance, rounded to float32, is not
 
 @jit
 def look_nearby(
-    operand: Any, theirs: Any, products: Any, terms: Any, place: Any, likely: Any, likely_at: Any, scratch: Any
-) -> None:
+    operand: Any, theirs: Any, products: Any, terms: Any, sorting: Any, place: Any, likely: Any, likely_at: Any,
+    scratch: Any,
+) -> None:  # fmt: skip
     """Find what is likeliest around the own place of each patch of a query, in each of some neighbours.
 
     Args:
@@ -32,6 +34,7 @@ def look_nearby(
         theirs: position of the first patch of these neighbours, and number of patches of each.
         products: their kind, addresses (s,) of panels, and words of a patch.
         terms: the largest norm of the query's patches, and (s, 3) float32, see prepared.Prepared.
+        sorting: (s, 2) int64 and corners, see kernels.compare.
         place: of the first query patch among all of the query's, and the number of these.
         likely: (q, kappa) float32 heaps of the least lower bounds, each of another neighbour.
         likely_at: (q, kappa) int64, the positions of these patches.
@@ -45,12 +48,18 @@ def look_nearby(
     stride, panels, number = np.int64(out.shape[1]), -(-n // WIDTH), min(NEARBY, -(-n // WIDTH))
     panel_bytes, padded, block_bytes = panel_bytes_of(kind, words), np.int64(number * WIDTH), 4 * operand[0].size
     operand_at, values, least_at = address_of(operand), address_of(out), address_of(least)
+    sorted_at, corners = sorting
+    distances, middles = np.empty(-(-panels // TOGETHER) * TOGETHER, np.float32), middles_of(corners)
+    middles_at = address_of(middles)
     for neighbour in range(len(panels_at)):
+        boxes_at, order_at = sorted_at[neighbour]
         sizes = largest[neighbour]
         scales = np.float32(longest * sizes[0] / (LARGEST * LARGEST)), sizes[1], sizes[2]
         for block in range(len(operand)):
-            middle = (first + block * ROWS) * n // of_all // WIDTH
-            panel = max(0, min(panels - number, middle - number // 2))
+            panel = (first + block * ROWS) * n // of_all // WIDTH - number // 2
+            if boxes_at != 0:
+                panel = nearest_panels(boxes_at, middles_at + 4 * AXES * block, number, panels, distances)
+            panel = max(0, min(panels - number, panel))
             count = min(n - panel * WIDTH, number * WIDTH)
             here = panels_at[neighbour] + panel * panel_bytes
             addresses = operand_at + block_bytes * block, here, values, least_at
@@ -65,8 +74,37 @@ def look_nearby(
                     if i < count and value < low:
                         low, at = value, i
                 if low < keys[0]:
-                    position = start + neighbour * n + panel * WIDTH + at
-                    sink_pair(keys, likely_at[block * ROWS + r], 0, low, position)
+                    at += panel * WIDTH
+                    if order_at != 0:
+                        at = int_at(order_at + 8 * at)
+                    sink_pair(keys, likely_at[block * ROWS + r], 0, low, start + neighbour * n + at)
+
+
+@jit
+def nearest_panels(boxes_at: int, own: Any, number: int, panels: int, distances: Any) -> Any:
+    """Return the first of `number` panels, one or two side by side, whose boxes are nearest to a point.
+
+    Args:
+        boxes_at: address of boxes, see boxes.Sorted.
+        own: that of the point, (AXES,) float32.
+        number: of panels.
+        panels: how many there are, at least 2.
+        distances: for as many, in whole groups, overwritten.
+    """
+    nearest = nearest_box(boxes_at, own, np.int64(len(distances) // TOGETHER), address_of(distances))
+    if number == 1 or nearest == 0:
+        return nearest
+    is_next = nearest + 1 < panels and distances[nearest + 1] < distances[nearest - 1]
+    return nearest if is_next else nearest - 1
+
+
+@jit
+def middles_of(corners: Any) -> Any:
+    """Return the means (blocks, AXES) of corners (blocks, AXES, ROWS)."""
+    found = np.zeros(corners.shape[:2], np.float32)
+    for row in range(corners.shape[2]):
+        found += corners[:, :, row]
+    return found / np.float32(corners.shape[2])
 
 
 @jit

@@ -83,7 +83,8 @@ class Projection:
 
     channels: int
     directions: torch.Tensor | None  # (m, c) float32, orthonormal rows; None: all channels count
-    kind: int  # of the products: SINGLE, PAIRS, TILES or QUADS
+    kind: int  # of the products: SINGLE, PAIRS, TILES, QUADS or BYTES
+    axes: torch.Tensor | None = None  # (AXES, c), orthonormal rows that tell most, if patches are sorted by these
     _blocks: dict[tuple[object, ...], Blocks] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

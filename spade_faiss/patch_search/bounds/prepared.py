@@ -14,6 +14,7 @@ from ...system.threads import in_single_threads
 from ..pyramid import kernels as pyramid_kernels
 from ..pyramid.plan import Upsampling, lifted
 from . import panels
+from .boxes import Sorted
 from .loading import load_levels, load_patches
 from .plan import Projection
 from .products_bytes import BYTE_TERMS, pack_bytes, pack_query_bytes
@@ -31,26 +32,40 @@ class Prepared:
     cells_at: Ints  # (s,) their addresses
     panels_at: Ints  # (s,) addresses of panels, (panels, panel_words, WIDTH) float32 each, see Projection
     largest: Floats  # (s, 3) largest norm of each, at scale; 0: not finite; and for QUADS, see panels.pack_quads
+    sorted_at: Ints  # (s, 2) addresses of boxes and of the order of the patches, see boxes.Sorted; 0: it is their own
     held: tuple[Any, ...] = ()  # what lies at the addresses
 
     @classmethod
     def none(cls, projection: Projection, number: int) -> Prepared:
         """Return so many neighbours that are not prepared."""
         nothing = np.zeros(number, np.int64)
-        return cls(projection, np.empty((1, 0), np.float32), nothing, nothing, np.zeros((number, 3), np.float32))
+        sizes, orders = np.zeros((number, 3), np.float32), np.zeros((number, 2), np.int64)
+        return cls(projection, np.empty((1, 0), np.float32), nothing, nothing, sizes, orders)
 
     @classmethod
     def joined(cls, some: Sequence[Prepared]) -> Prepared:
         """Return neighbours that were prepared one by one, or some by some, by one projection."""
         cells_at, panels_at = (np.concatenate([getattr(one, at) for one in some]) for at in ("cells_at", "panels_at"))
-        largest = np.concatenate([one.largest for one in some])
-        return cls(some[0].projection, some[0].cells, cells_at, panels_at, largest, tuple(some))
+        largest, sorted_at = (np.concatenate([getattr(one, at) for one in some]) for at in ("largest", "sorted_at"))
+        return cls(some[0].projection, some[0].cells, cells_at, panels_at, largest, sorted_at, tuple(some))
 
     @classmethod
-    def of(cls, projection: Projection, cells: Floats, panels: Floats, largest: Floats) -> Prepared:
+    def of(
+        cls, projection: Projection, cells: Floats, panels: Floats, largest: Floats, orders: Sequence[Sorted | None]
+    ) -> Prepared:
         """Return neighbours whose cells and panels, (s, ...), lie side by side."""
         cells_at, panels_at = (each.ctypes.data + np.arange(len(each)) * each.strides[0] for each in (cells, panels))
-        return cls(projection, cells, cells_at, panels_at, largest, (panels,))
+        sorted_at = np.zeros((len(cells), 2), np.int64)
+        for at, one in enumerate(orders):
+            if one is not None:
+                sorted_at[at] = one.boxes.ctypes.data, one.order.ctypes.data
+        held = [each for one in orders if one is not None for each in (one.boxes, one.order)]
+        return cls(projection, cells, cells_at, panels_at, largest, sorted_at, (panels, *held))
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether patches that are alike are side by side in panels."""
+        return bool(self.sorted_at.all())
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,9 @@ class Sides:
     centre: Floats  # (c,) at scale
 
 
-def prepare(sources: Sequence[Source], sides: Sides, projection: Projection, cells: Floats) -> Prepared:
+def prepare(
+    sources: Sequence[Source], sides: Sides, projection: Projection, cells: Floats, sort: bool = False
+) -> Prepared:
     """Prepare some neighbours.
 
     Args:
@@ -71,6 +88,7 @@ def prepare(sources: Sequence[Source], sides: Sides, projection: Projection, cel
         sides: of the patches.
         projection: of theirs.
         cells: (s, m), set.
+        sort: whether patches that are alike lie side by side in panels, where that is worth it.
     """
     number, is_plain = len(cells), projection.directions is None
     m = len(sides.centre) if is_plain else projection.width - 1
@@ -104,7 +122,13 @@ def prepare(sources: Sequence[Source], sides: Sides, projection: Projection, cel
     largest[:, 0] = np.where(np.isfinite(bound), np.sqrt(bound), 0)
     if not is_plain:
         panels.add_rests(found, sq_norms, errors, m, np.float32(2 * projection.doubt))
-    return Prepared.of(projection, cells, packed(projection, found, (sq_norms, errors), largest), largest)
+    orders = [Sorted.of(one, projection, bool(sizes[0] > 0)) for one, sizes in zip(found, largest, strict=True) if sort]
+    for at, order in enumerate(orders):
+        if order is not None:
+            found[at], sq_norms[at], errors[at] = (
+                each[..., order.order] for each in (found[at], sq_norms[at], errors[at])
+            )
+    return Prepared.of(projection, cells, packed(projection, found, (sq_norms, errors), largest), largest, orders)
 
 
 def _add_norms(source: Source, sides: Sides, cells: Floats, norms: Floats, out: tuple[Floats, Floats]) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ...system.threads import in_one_thread
 from ..sharing import share_out
 from . import kernels, workers
+from .boxes import along_axes, corners_of, sort_patches
 from .nearby import farthest_of, look_nearby
-from .plan import MULTIPLY
+from .plan import MULTIPLY, Projection
 from .prepared import Prepared
 from .products_tiles import TILE_ROWS
 from .simd import ROWS, TILES
@@ -43,15 +45,28 @@ def by_rows(search: Search, kappa: int, reach: Floats, threads: int) -> tuple[Fl
     kinds = {theirs.projection.kind for _, theirs in ready}
     if len(kinds) != 1 or any(theirs.projection is not gallery.projection(some.start) for some, theirs in ready):
         return best, best_at, False
-    block = TILE_ROWS if TILES in kinds else ROWS
+    block, order = TILE_ROWS if TILES in kinds else ROWS, np.arange(q)
+    if all(theirs.is_sorted for _, theirs in ready):
+        search, order = in_one_thread(_arranged, search, ready[0][1].projection)
+    for _, theirs in ready:  # else each thread would make it
+        in_one_thread(search.operand, theirs.projection, True)
+    bounds = reach[order]
     pair = sum(len(some) * theirs.projection.cost for some, theirs in ready)
     blocks = -(-q // block)
     number = max(1, min(threads, blocks, int(q * gallery.n * pair / PIECE)))
     pieces = [range(blocks * at // number, blocks * (at + 1) // number) for at in range(number)]
-    shares = [_Worker(search, ready, block, (best, best_at, reach)) for _ in pieces]
+    shares = [_Worker(search, ready, block, (best, best_at, bounds)) for _ in pieces]
     share_out(pieces, shares)
     gallery.measured(sum(share.measured for share in shares))
+    reach[order], best[order], best_at[order] = bounds, best.copy(), best_at.copy()
     return best, best_at, not any(share.is_crowded for share in shares)
+
+
+def _arranged(search: Search, projection: Projection) -> tuple[Search, Ints]:
+    """Return the search with patches that are alike side by side, as neighbours' are, and their order."""
+    order, told_apart = np.arange(len(search.query)), along_axes(search.located(projection, True).numpy(), projection)
+    sort_patches(told_apart, ROWS, order)
+    return search.in_order(order, projection, corners_of(told_apart[:, order])), order
 
 
 class _Worker:
@@ -70,7 +85,7 @@ class _Worker:
             for blocks in work:
                 measured = self.compare(blocks)
                 self.measured += measured
-                self.is_crowded = measured > self.most * len(blocks)
+                self.is_crowded |= measured > self.most * len(blocks)
                 if self.is_crowded:
                     break
 
@@ -84,10 +99,14 @@ class _Worker:
             self._look_nearby(blocks, rows)
         for some, theirs in self.ready:
             projection = theirs.projection
+            if theirs.is_sorted and not reach.max() < np.inf:
+                self.is_crowded = True  # by distances that overflow: neighbours are compared as they are
+                return measured
             count, _ = kernels.compare(
                 query, search.operand(projection)[blocks.start : blocks.stop], norms, theirs.cells, theirs.cells_at,
                 gallery.mix, gallery.parts, theirs.panels_at, None, np.int64(projection.words), theirs.largest,
-                some.start * gallery.n, search.figures(projection),
+                (theirs.sorted_at, search.corners[blocks.start : blocks.stop]), some.start * gallery.n,
+                search.figures(projection),
                 (gallery.n, gallery.length, search.distinct, projection.kind, False), best, best_at, reach,
                 (out, least, near[: len(query)], near_at[: len(query)], *others),
             )  # fmt: skip
@@ -106,7 +125,8 @@ class _Worker:
             look_nearby(
                 search.operand(projection)[blocks.start : blocks.stop], (some.start * gallery.n, gallery.n),
                 (projection.kind, theirs.panels_at, np.int64(projection.words)), (search.longest, theirs.largest),
-                (rows.start, len(search.query)), likely, likely_at, self.scratch[:2],
+                (theirs.sorted_at, search.corners[blocks.start : blocks.stop]), (rows.start, len(search.query)),
+                likely, likely_at, self.scratch[:2],
             )  # fmt: skip
         cells_at = np.concatenate([theirs.cells_at for _, theirs in self.ready])
         farthest_of(search.query[rows], cells_at, (gallery.n, gallery.length), likely_at, reach)

@@ -115,10 +115,10 @@ def search_prepared(
         if not np.isfinite(search.longest):
             gallery.projections = [gallery.plain]
         reach = np.full(len(search.query), np.inf, np.float32) if reach is None else reach
-        for projection in {id(each): each for each in gallery.projections}.values():  # else each thread would make it
-            in_one_thread(search.operand, projection, True)
         best, best_at, is_done = by_rows(search, kappa, reach, threads)
         if not is_done:
+            for projection in {id(each): each for each in gallery.projections}.values():  # else each thread would
+                in_one_thread(search.operand, projection, True)
             number, guesses = min(threads, len(chunks)), 0
             if not distinct and gallery.projection(0).directions is not None:
                 guesses = guessed

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...arrays import Array
 from ...system.threads import in_single_threads
+from .boxes import with_axes
 from .gallery import BoundsGallery, is_exact
 from .kept import KeptLevel, Way
 from .prepared import Prepared
@@ -33,7 +34,7 @@ class SharedGallery(BoundsGallery):
         """See BoundsGallery: one projection serves all neighbours, as the same image is not always as near."""
         if self.projections[0] is self.plain:  # nothing could be found out
             return
-        self.projections = self.projections[:1]
+        self.projections = [with_axes(self.projections[0], self.directions)]
         self._way = Way(self.frame, self.projections[0])
         self._own.store.choose(self._own.level, self._way)
 
@@ -46,7 +47,7 @@ class SharedGallery(BoundsGallery):
             found: list[Any] = store.take(level, self._own.names, way)
 
             def prepare(at: int) -> None:
-                found[at] = self._prepare(range(at, at + 1), way.projection, self.room(1))
+                found[at] = self._prepare(range(at, at + 1), way.projection, self.room(1), sort=True)
                 store.keep(level, self._own.names[at], way, found[at])
 
             missing = [at for at, one in enumerate(found) if one is None]

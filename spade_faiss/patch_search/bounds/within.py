@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..compiled import address_of, jit
+from .boxes import AXES, BOX_FLOATS, SLACK, TOGETHER, boxes_within, highest, int_at
 from .loading import prefetch
 from .measure import about, doubt_of, half_limit, measure, offer
 from .panels import patch_at
@@ -23,16 +24,16 @@ ASKED_LINES = 8  # of a cache, at most, that are asked for of each
 
 
 def lists_of(q: int) -> tuple[Any, ...]:
-    """Return memory for q query patches: hits, limits, and a list of patches to measure, see search_within."""
-    limits = np.empty(q + TILE_ROWS, np.float32)  # the last block of either kind is padded
+    """Return memory for q query patches: hits, limits of both kinds, and a list to measure, see search_within."""
+    limits, farthest = np.empty((2, q + TILE_ROWS), np.float32)  # the last block of either kind is padded
     rows, places = np.empty((2, LISTED), np.int64)
-    return np.empty(max(NEAR, FEW_NEAR), np.uint64), limits, rows, places, np.empty(LISTED, np.float32)
+    return np.empty(max(NEAR, FEW_NEAR), np.uint64), limits, farthest, rows, places, np.empty(LISTED, np.float32)
 
 
 @jit
 def search_within(
-    query: Any, operand: Any, norms: Any, theirs: Any, products: Any, span: Any, most: Any, figures: Any, slack: Any,
-    found: Any, scratch: Any,
+    query: Any, operand: Any, norms: Any, theirs: Any, products: Any, span: Any, sorting: Any, most: Any, figures: Any,
+    slack: Any, found: Any, scratch: Any,
 ) -> int:  # fmt: skip
     """Measure the patches of a neighbour that can be among the nearest, where every reach is finite, and keep those.
 
@@ -45,46 +46,61 @@ def search_within(
             simd.multiply.
         span: the first of the patches, their number, the position of the neighbour's first, and whether that has one
             match at most.
+        sorting: addresses of the neighbour's boxes and of the order of its patches, 0 if that is their own, and corners
+            of the query's, see boxes.
         most: largest norm of these patches.
         figures: see `compare`.
         slack: see search_row.
         found: best, best_at, reach, near, near_at, see search_row.
-        scratch: out and hits, see multiply_tiles_within; limits (q,) float32, padded to whole blocks; (LISTED,) int64
-            rows and places, and float32 halves; and that of search_row.
+        scratch: out and hits, see multiply_tiles_within; limits (q,) float32, and those of boxes, padded to whole
+            blocks; (LISTED,) int64 rows and places, and float32 halves; and that of search_row.
 
     Returns:
         number of patches that were measured.
     """
     kind, panels_at, panel_bytes, words, terms = products
     start, count, first, _ = span
-    out, hits, limits, rows, places, halves, _ = scratch
+    out, hits, limits, farthest, rows, places, halves, _ = scratch
+    boxes_at, order_at, corners = sorting
     channels, base, length, _, mix, _ = theirs
     rows_of, stride, near, group = ROWS, FEW_STRIDE, FEW_NEAR, ROWS
     if kind == TILES:
         rows_of, stride, near, group = TILE_ROWS, NEAR_STRIDE, NEAR, GROUP
+    elif boxes_at != 0:
+        near = TOGETHER
     panels, measured, listed = -(-count // WIDTH), 0, 0
     lines = 0 if len(mix[0]) > 0 else min(ASKED_LINES, 1 + channels // LINE)
     values, limits_at, hits_at, across = address_of(out), address_of(limits), address_of(hits), np.int64(stride)
     operand_at, block_bytes = address_of(operand), 4 * operand.shape[1] * operand.shape[2]  # an array counts who has it
-    set_limits(norms, most, figures, first, found, limits)
+    set_limits(norms, most, figures, first, found, limits, farthest)
+    corners_at, farthest_at = address_of(corners), address_of(farthest)
     for panel in range(0, panels, near):
         number, after = min(near, panels - panel), min(near, panels - panel - near) * panel_bytes // (4 * LINE)
-        asked, padded = -(-after // len(operand)), np.int64(number * WIDTH)
+        asked = -(-after // len(operand))
         for block in range(len(operand)):
             for line in range(block * asked, min(block * asked + asked, after)):  # of the panels after these
                 prefetch(out, panels_at + (panel + near) * panel_bytes, np.int64(line * LINE))
+            begin, end = 0, number
+            if boxes_at != 0:
+                which = boxes_within(
+                    boxes_at + 4 * BOX_FLOATS * (panel // near), corners_at + 4 * AXES * ROWS * block,
+                    farthest_at + 4 * ROWS * block,
+                )  # fmt: skip
+                if which == np.uint64(0):
+                    continue
+                begin, end = lowest(which), highest(which) + 1
             addresses = (
-                operand_at + block_bytes * block, panels_at + panel * panel_bytes, values,
+                operand_at + block_bytes * block, panels_at + (panel + begin) * panel_bytes, values,
                 limits_at + 4 * rows_of * block, hits_at,
             )  # fmt: skip
-            multiply_of_within(kind, addresses, terms, words, across, padded)
-            for one in range(number):
+            multiply_of_within(kind, addresses, terms, words, across, np.int64((end - begin) * WIDTH))
+            for one in range(end - begin):
                 if hits[one] == 0:
                     continue
                 if listed > LISTED - TILE_ROWS * WIDTH:
                     measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
                     listed = 0
-                at, here = (panel + one) * WIDTH, values + 4 * one * WIDTH
+                at, here = (panel + begin + one) * WIDTH, values + 4 * one * WIDTH
                 for r in range(0, rows_of, group):
                     if hits[one] >> np.uint64(2 * r) & np.uint64(0xFFFF) == 0:
                         continue
@@ -101,6 +117,8 @@ def search_within(
                             if at + column >= count:
                                 continue
                             place = start + at + column
+                            if order_at != 0:
+                                place = int_at(order_at + 8 * place)
                             rows[listed], places[listed] = row + i, place
                             halves[listed] = float_at(values_at + 4 * column)
                             listed += 1
@@ -112,18 +130,21 @@ def search_within(
 
 
 @jit
-def set_limits(norms: Any, most: Any, figures: Any, first: int, found: Any, out: Any) -> None:
+def set_limits(norms: Any, most: Any, figures: Any, first: int, found: Any, out: Any, farthest: Any) -> None:
     """Set what no half of a neighbour's patch is above that can be among the nearest of each row, float32.
 
-    Where none can be, that is NOTHING.
+    `farthest` is the same for squared distances in some coordinates. Where none can be, that is NOTHING.
     """
     best, best_at, reach, _, _ = found
     for row in range(len(norms)):
         top, norm = min(best[row, 0], reach[row]), norms[row]
-        out[row] = half_limit(top, figures[0], norm * norm, doubt_of(norm, most, figures))
+        doubt = doubt_of(norm, most, figures)
+        out[row] = half_limit(top, figures[0], norm * norm, doubt)
+        farthest[row] = (norm * norm + 2 * (np.float64(out[row]) + doubt)) * (1 + SLACK) + SLACK * (norm + most) ** 2
         if best[row, 0] == 0 and best_at[row, 0] < first:  # settled by exact matches
-            out[row] = NOTHING
+            out[row] = farthest[row] = NOTHING
     out[len(norms) :] = NOTHING  # what pads a block
+    farthest[len(norms) :] = NOTHING
 
 
 @jit
@@ -134,7 +155,7 @@ def measure_listed(
     """Measure the first `listed` patches of the list whose halves are still within their limits; see search_within."""
     _, _, first, distinct = span
     channels, base, length, own_cells, mix, parts = theirs
-    _, _, limits, rows, places, halves, (_, _, made, made_of) = scratch
+    _, _, limits, _, rows, places, halves, (_, _, made, made_of) = scratch
     best, best_at, reach, near, near_at = found
     mine, is_mixed, measured, anywhere = address_of(query), len(mix[0]) > 0, 0, np.iinfo(np.int64).max
     for item in range(listed):

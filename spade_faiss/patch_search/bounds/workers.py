@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...arrays import Array
 from ..levels import check_neighbours
 from . import kernels
+from .boxes import NO_CORNERS
 from .gallery import BoundsGallery
 from .panels import squares_of
 from .plan import MULTIPLY, Projection
@@ -38,6 +39,7 @@ class Search:
     levels: Sequence[Array]  # of all patches, where they are those of one grid
     coordinates: dict[int, torch.Tensor]  # (width, q) of all patches, by the identity of projections
     operands: dict[int, Floats] = field(default_factory=dict)  # likewise
+    corners: Floats = field(default_factory=lambda: NO_CORNERS)  # of blocks, see boxes.corners_of; none: not in order
 
     @classmethod
     def of(cls, gallery: BoundsGallery, query: Sequence[Array], distinct: bool, at: Ints | None = None) -> Search:
@@ -74,15 +76,25 @@ class Search:
             alone: whether no other thread works for this search.
         """
         if id(projection) not in self.operands:
-            found = self.coordinates.get(id(projection))
-            if found is None and self.levels:
-                _, found = self.gallery.loaded(self.levels, projection, alone)
-            elif found is None:
-                sq_norms = torch.from_numpy(np.square(self.norms).astype(np.float32))[None, None]
-                along = projection.along(self.own[None], slice(None))
-                [found] = projection.joined([along], sq_norms)
-            self.operands[id(projection)] = packed_query(projection, found, self.longest)
+            self.operands[id(projection)] = packed_query(projection, self.located(projection, alone), self.longest)
         return self.operands[id(projection)]
+
+    def located(self, projection: Projection, alone: bool = False) -> torch.Tensor:
+        """Return the coordinates (width, q) of all patches; see operand."""
+        found = self.coordinates.get(id(projection))
+        if found is None and self.levels:
+            _, found = self.gallery.loaded(self.levels, projection, alone)
+        elif found is None:
+            sq_norms = torch.from_numpy(np.square(self.norms).astype(np.float32))[None, None]
+            along = projection.along(self.own[None], slice(None))
+            [found] = projection.joined([along], sq_norms)
+        self.coordinates[id(projection)] = found
+        return found
+
+    def in_order(self, order: Ints, projection: Projection, corners: Floats) -> Search:
+        """Return the search for the same patches in another order (q,), with the corners of their blocks."""
+        known = {id(projection): self.located(projection)[:, torch.from_numpy(order)]}
+        return Search(self.gallery, self.distinct, self.query[order], self.norms[order], (), known, corners=corners)
 
 
 class Worker:
@@ -125,7 +137,7 @@ class Worker:
         count, is_finite = kernels.compare(
             search.query, search.operand(projection), search.norms, theirs.cells, theirs.cells_at, gallery.mix,
             gallery.parts, theirs.panels_at, stripes, np.int64(projection.words), theirs.largest,
-            some.start * gallery.n, search.figures(projection),
+            (theirs.sorted_at, search.corners), some.start * gallery.n, search.figures(projection),
             (gallery.n, gallery.length, search.distinct, projection.kind, self.guess),
             self.best, self.best_at, self.reach, self.scratch,
         )  # fmt: skip
