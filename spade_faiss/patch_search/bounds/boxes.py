@@ -25,7 +25,8 @@ from .sources import Floats, Ints
 AXES = 4  # coordinates that patches are told apart by
 TOGETHER = 8  # panels whose boxes are looked at in one go; within.FEW_NEAR at most
 BOX_FLOATS = 2 * AXES * TOGETHER  # float32 of these: where boxes begin, and where they end
-PANELS = 12  # of a neighbour, at least, that are worth it
+PANELS = 32  # of a neighbour, at least, that are worth it
+SAMPLED = 16  # patches of a part, about, that tell along which axis it is halved
 SPLITS = 64  # parts that wait to be halved, at most: twice as many as there are bits in a number of patches
 SLACK = 2.0**-16  # relative to squared norms: what rounding can do to a box
 NO_CORNERS = np.empty((0, AXES, ROWS), np.float32)
@@ -74,16 +75,16 @@ def along_axes(coordinates: Floats, projection: Projection) -> Floats:
 
 
 @jit
-def sort_patches(coordinates: Any, leaf: int, order: Any) -> None:
+def sort_patches(told_apart: Any, leaf: int, order: Any) -> None:
     """Sort the numbers of patches, so that those of each `leaf` are alike.
 
     Args:
-        coordinates: (AXES, n) float32, finite.
+        told_apart: (AXES, n) float32, finite.
         leaf: patches of a part that is not halved.
         order: (n,) int64, numbers of patches, permuted.
     """
-    axes, n = coordinates.shape
-    starts, ends = np.empty(SPLITS, np.int64), np.empty(SPLITS, np.int64)
+    axes, n = told_apart.shape
+    starts, ends, keys = np.empty(SPLITS, np.int64), np.empty(SPLITS, np.int64), np.empty(n, np.float32)
     starts[0], ends[0], waiting = 0, n, 1
     while waiting > 0:
         waiting -= 1
@@ -91,18 +92,17 @@ def sort_patches(coordinates: Any, leaf: int, order: Any) -> None:
         parts = -(-(end - start) // leaf)
         if parts < 2:
             continue
-        widest, axis = np.float64(-1), 0
+        step, widest, axis = max(1, (end - start) // SAMPLED), np.float32(-1), 0
         for each in range(axes):
-            total, squares = 0.0, 0.0
-            for i in range(start, end):
-                value = np.float64(coordinates[each, order[i]])
-                total += value
-                squares += value * value
-            spread = squares - total * total / (end - start)
-            if spread > widest:
-                widest, axis = spread, each
+            low = high = told_apart[each, order[start]]
+            for i in range(start, end, step):
+                low, high = min(low, told_apart[each, order[i]]), max(high, told_apart[each, order[i]])
+            if high - low > widest:
+                widest, axis = high - low, each
+        for i in range(start, end):
+            keys[i] = told_apart[axis, order[i]]
         middle = start + parts // 2 * leaf
-        halve(coordinates[axis], order, start, end, middle)
+        halve(keys, order, start, end, middle)
         starts[waiting], ends[waiting] = start, middle
         starts[waiting + 1], ends[waiting + 1] = middle, end
         waiting += 2
@@ -110,26 +110,34 @@ def sort_patches(coordinates: Any, leaf: int, order: Any) -> None:
 
 @jit
 def halve(keys: Any, order: Any, start: int, end: int, middle: int) -> None:
-    """Move the patches with the least keys before the middle of a part; Hoare's selection."""
-    low, high = start, end - 1
-    while low < high:
-        pivot = keys[order[(low + high) // 2]]
-        i, j = low, high
-        while i <= j:
-            while keys[order[i]] < pivot:
-                i += 1
-            while keys[order[j]] > pivot:
-                j -= 1
-            if i <= j:
-                order[i], order[j] = order[j], order[i]
-                i += 1
-                j -= 1
-        if middle <= j:
-            high = j
-        elif middle >= i:
-            low = i
-        else:
+    """Move the patches with the least keys before the middle of a part, and their keys with them (quickselect)."""
+    low, high = start, end
+    while high - low > 1:
+        one, other, third = keys[low], keys[(low + high) // 2], keys[high - 1]
+        pivot = max(min(one, other), min(max(one, other), third))
+        split = parted(keys, order, low, high, pivot, False)
+        if split == low:  # the pivot is the least: those that equal it come first
+            split = parted(keys, order, low, high, pivot, True)
+            if middle <= split:
+                return
+        if middle == split:
             return
+        if middle < split:
+            high = split
+        else:
+            low = split
+
+
+@jit
+def parted(keys: Any, order: Any, low: int, high: int, pivot: Any, equal: bool) -> Any:
+    """Move what is less than the pivot, or equals it, to the front; returns where the rest begins. Nothing branches."""
+    split = low
+    for i in range(low, high):
+        key, number = keys[i], order[i]
+        keys[i], order[i] = keys[split], order[split]
+        keys[split], order[split] = key, number
+        split += np.int64(key <= pivot if equal else key < pivot)
+    return split
 
 
 @jit

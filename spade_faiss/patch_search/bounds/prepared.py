@@ -126,7 +126,7 @@ def prepare(
     for at, order in enumerate(orders):
         if order is not None:
             found[at], sq_norms[at], errors[at] = (
-                each[..., order.order] for each in (found[at], sq_norms[at], errors[at])
+                each.take(order.order, axis=-1, mode="clip") for each in (found[at], sq_norms[at], errors[at])
             )
     return Prepared.of(projection, cells, packed(projection, found, (sq_norms, errors), largest), largest, orders)
 
