@@ -1,7 +1,9 @@
-"""A first bound of how far the nearest patches are: images of one kind resemble each other most at the same places.
+"""A first bound of how far the nearest patches are, before any neighbour is looked at as a whole.
 
 Until something is known of a patch, all of a neighbour have to be looked at. Its kappa nearest are not farther than the
-kappa nearest of what lies around its own place in all neighbours, each the likeliest of its neighbour.
+kappa nearest of some patches of all neighbours, each the likeliest of its neighbour: of the panels whose boxes are
+nearest, or where neighbours are not sorted, around the patch's own place, as images of one kind resemble each other
+most at the same places.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def look_nearby(
     operand: Any, theirs: Any, products: Any, terms: Any, sorting: Any, place: Any, likely: Any, likely_at: Any,
     scratch: Any,
 ) -> None:  # fmt: skip
-    """Find what is likeliest around the own place of each patch of a query, in each of some neighbours.
+    """Find what is likeliest in a few panels of each of some neighbours, for each patch of a query.
 
     Args:
         operand: (blocks, ..., ROWS) of the query's patches, see kernels.compare; not of tiles.
