@@ -1,8 +1,8 @@
 """Patches of a neighbour in an order in which those side by side are alike, and a box around those of each panel.
 
 Of many panels, few hold any patch that can be near: none is nearer than the panel's box is, along the AXES that patches
-differ most along. Patches are halved where one coordinate is in the middle, the halves
-likewise, until they fill a panel: the leaves of a k-d tree (Bentley 1975).
+differ most along. Patches are halved where one coordinate is in the middle, the halves likewise, until they fill a
+panel: the leaves of a k-d tree (Bentley 1975). What rounding can do to a box is counted in `within.set_limits`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BOX_FLOATS = 2 * AXES * TOGETHER  # float32 of these: where boxes begin, and whe
 PANELS = 32  # of a neighbour, at least, that are worth it
 SAMPLED = 16  # patches of a part, about, that tell along which axis it is halved
 SPLITS = 64  # parts that wait to be halved, at most: twice as many as there are bits in a number of patches
-SLACK = 2.0**-16  # relative to squared norms: what rounding can do to a box
+SLACK = 2.0**-16  # relative to squared norms: what rounding can do to the distance of a box
 NO_CORNERS = np.empty((0, AXES, ROWS), np.float32)
 LANES, NUMBERS = ir.VectorType(FLOAT, TOGETHER), ir.VectorType(INT, TOGETHER)
 

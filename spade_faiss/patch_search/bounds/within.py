@@ -138,9 +138,9 @@ def set_limits(norms: Any, most: Any, figures: Any, first: int, found: Any, out:
     best, best_at, reach, _, _ = found
     for row in range(len(norms)):
         top, norm = min(best[row, 0], reach[row]), norms[row]
-        doubt = doubt_of(norm, most, figures)
-        out[row] = half_limit(top, figures[0], norm * norm, doubt)
-        farthest[row] = (norm * norm + 2 * (np.float64(out[row]) + doubt)) * (1 + SLACK) + SLACK * (norm + most) ** 2
+        out[row] = half_limit(top, figures[0], norm * norm, doubt_of(norm, most, figures))
+        beyond = (SLACK + 8 * figures[1]) * (norm + most) ** 2  # each coordinate is a sum of products, too
+        farthest[row] = (norm * norm + 2 * np.float64(out[row])) * (1 + SLACK) + beyond
         if best[row, 0] == 0 and best_at[row, 0] < first:  # settled by exact matches
             out[row] = farthest[row] = NOTHING
     out[len(norms) :] = NOTHING  # what pads a block
