@@ -11,7 +11,6 @@ import torch
 
 from spade_faiss.errors import FeatureError
 from spade_faiss.patch_search.bounds import boxes
-from spade_faiss.patch_search.bounds import plan as bounds_plan
 from spade_faiss.patch_search.bounds import rows as bounds_rows
 from spade_faiss.patch_search.bounds import search as bounds
 from spade_faiss.patch_search.bounds import workers as bounds_workers
@@ -233,4 +232,3 @@ def test_few_channels_have_no_axes(channels: int) -> None:
     assert (with_axes(Projection(channels, None, PAIRS), directions).axes is None) == (channels <= AXES)
     assert with_axes(Projection(channels, None, TILES), directions).axes is None
     assert with_axes(Projection(channels, None, PAIRS), directions[:0]).axes is None
-    assert bounds_plan.Projection(channels, None, PAIRS).axes is None

@@ -224,7 +224,7 @@ def nearest_box(context: Any, boxes: Any, own: Any, groups: Any, out: Any) -> An
             at = builder.gep(target, [builder.mul(loop.index, WORD(TOGETHER))])
             builder.store(values, builder.bitcast(at, LANES.as_pointer()), align=4)
             is_less = builder.fcmp_ordered("<", values, builder.load(best))
-            group = _every(builder, builder.trunc(loop.index, INT))
+            group = repeat(builder, builder.trunc(loop.index, INT), TOGETHER)
             builder.store(builder.select(is_less, values, builder.load(best)), best)
             builder.store(builder.select(is_less, group, builder.load(best_at)), best_at)
         values, numbers = builder.load(best), builder.load(best_at)
@@ -238,30 +238,3 @@ def nearest_box(context: Any, boxes: Any, own: Any, groups: Any, out: Any) -> An
         return builder.sext(found, WORD)
 
     return types.int64(types.int64, types.int64, types.int64, types.int64), generate
-
-
-def _every(builder: Any, value: Any) -> Any:
-    """Repeat an integer."""
-    undefined = ir.Constant(NUMBERS, ir.Undefined)
-    one = builder.insert_element(undefined, value, INT(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(NUMBERS, [0] * TOGETHER))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def int_at(context: Any, address: Any) -> Any:
-    """Return the int64 at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], WORD.as_pointer()), align=8)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def highest(context: Any, bits: Any) -> Any:
-    """Return the number of the highest bit of a uint64 that is set; one is."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sub(WORD(63), builder.ctlz(args[0], ir.IntType(1)(1)))
-
-    return types.int64(types.uint64), generate

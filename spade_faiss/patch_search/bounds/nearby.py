@@ -14,11 +14,11 @@ import numpy as np
 
 from ..compiled import address_of, jit
 from ..heaps import sink_pair
-from .boxes import AXES, TOGETHER, int_at, nearest_box
+from .boxes import AXES, TOGETHER, nearest_box
 from .measure import measure
 from .panels import LARGEST
 from .products import multiply_of, panel_bytes_of
-from .simd import ROWS, WIDTH, at_most, float_at, lowest
+from .simd import ROWS, WIDTH, at_most, float_at, int_at, lowest
 
 NEARBY = 32 // WIDTH  # panels of a neighbour that are looked at; LOOK patches at most
 ABOVE = np.float32(1 + 2.0**-22)  # times a distance, rounded to float32, is not below it

@@ -39,8 +39,8 @@ def _load(builder: Any, base: Any, offset: Any) -> Any:
 
 
 def repeat(builder: Any, value: Any, lanes: int = WIDTH) -> Any:
-    """Repeat one float."""
-    undefined = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
+    """Repeat one float, or integer."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, value, INT(0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
 
@@ -270,13 +270,31 @@ def lowest(context: Any, bits: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def float_at(context: Any, address: Any) -> Any:
-    """Return the float32 at an address."""
+def highest(context: Any, bits: Any) -> Any:
+    """Return the number of the highest bit of a uint64 that is set; one is."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], FLOAT.as_pointer()), align=4)
+        return builder.sub(WORD(63), builder.ctlz(args[0], ir.IntType(1)(1)))
 
-    return types.float32(types.int64), generate
+    return types.int64(types.uint64), generate
+
+
+def _reader(kind: Any, stored: Any) -> Any:
+    """Return what reads a value of a kind, stored as such, at an address."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def value_at(context: Any, address: Any) -> Any:
+        """Return the value at an address."""
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.load(builder.inttoptr(args[0], stored.as_pointer()), align=4)
+
+        return kind(types.int64), generate
+
+    return value_at
+
+
+float_at, int_at = _reader(types.float32, FLOAT), _reader(types.int64, WORD)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

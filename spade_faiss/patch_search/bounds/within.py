@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..compiled import address_of, jit
-from .boxes import AXES, BOX_FLOATS, SLACK, TOGETHER, boxes_within, highest, int_at
+from .boxes import AXES, BOX_FLOATS, SLACK, TOGETHER, boxes_within
 from .loading import prefetch
 from .measure import about, doubt_of, half_limit, measure, offer
 from .panels import patch_at
 from .products import multiply_of_within
 from .products_tiles import GROUP, LINE, NEAR, NEAR_STRIDE, TILE_ROWS, group_within
-from .simd import LOOK, ROWS, TILES, WIDTH, at_most, float_at, lowest, rows_within
+from .simd import LOOK, ROWS, TILES, WIDTH, at_most, float_at, highest, int_at, lowest, rows_within
 
 FEW_NEAR = 10  # panels whose products with ROWS patches stay in a core's nearest cache; products_bytes.MOST at most
 FEW_STRIDE = FEW_NEAR * WIDTH + LOOK  # between rows of these
