@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 VERSION = 0x20080522  # of the structures: linux/capability.h
-OVERRIDE = 1 << 1  # CAP_DAC_OVERRIDE
+OVERRIDE = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, to write and to read; CAP_DAC_READ_SEARCH, to read
 
 
 class _Header(ctypes.Structure):
