@@ -195,9 +195,13 @@ def test_broken_images_are_not_drawn_and_are_still_named(toy_set: tuple[Path, Pa
         list(each_draw(gallery, category, Draws(12), extractor, checked))
 
 
-def test_the_command_line(toy_set: tuple[Path, Path], tmp_path: Path, spade: Spade) -> None:
-    (path, dataset), out = toy_set, tmp_path / "out"
-    before, temporary = files_of(path), set(Path(tempfile.gettempdir()).glob("spade-faiss-draw-*"))
+def test_the_command_line(
+    toy_set: tuple[Path, Path], tmp_path: Path, spade: Spade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path, dataset), out, temporary = toy_set, tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))  # not the one that other tests share meanwhile
+    before = files_of(path)
     words = ("evaluate", path, dataset, "--shots", 4, "--contaminate", 0.25, "--repeat", 2, "--seed", 5, "--quiet")
     run = spade(*words, "--output", out, "--maps", "tiff")
     assert (run.status, run.err) == (0, "")
@@ -225,7 +229,7 @@ def test_the_command_line(toy_set: tuple[Path, Path], tmp_path: Path, spade: Spa
     assert float(rows[0]["pixel_AUPRO_std"]) == pytest.approx(tiles["std"]["pixel_AUPRO"], abs=1e-6)
     assert set(json.loads((out / "curves.json").read_text())) == {"tiles, seed 5", "tiles, seed 6"}
     assert files_of(path) == before
-    assert set(Path(tempfile.gettempdir()).glob("spade-faiss-draw-*")) <= temporary
+    assert not list(temporary.iterdir())
     printed = json.loads(spade(*words, "--json").out)
     assert printed[0]["metrics"] == pytest.approx(tiles["metrics"])
 
