@@ -94,10 +94,39 @@ def choose(wanted: Runtime, network: TorchNetwork, device: str) -> tuple[Runtime
             ) from error
         warnings.warn(f"torch runs {network.name}, because {error}", stacklevel=2)
         return "torch", network.forward
-    seconds = conversion.seconds
-    if wanted == "auto" and seconds["openvino"] >= seconds["torch"]:
+    if wanted == "auto" and not _is_faster(conversion):
         return "torch", network.forward
     return "openvino", runner
+
+
+def kept_runner(
+    wanted: Runtime, identity: dict[str, Any], precision: Precision, by_torch: Forward
+) -> OpenVinoNetwork | None:
+    """Return the network of the cache folder that `choose` would take; None: it would take none, or has to look.
+
+    Args:
+        wanted: auto or openvino.
+        identity: see TorchNetwork.identity.
+        precision: what it multiplies in.
+        by_torch: the forward pass in a process that is forked later.
+    """
+    try:
+        whole = _identity_of(identity)
+        found = converted.read(converted.path_of(whole), whole)
+        if found is None or found.parts is None or (wanted == "auto" and not _is_faster(found)):
+            return None
+        return _loaded(found.parts, precision, by_torch)
+    except (ConversionError, DamagedError, OSError):
+        return None  # `choose` says so, if it matters
+
+
+def _is_faster(conversion: Conversion) -> bool:
+    return conversion.seconds["openvino"] < conversion.seconds["torch"]
+
+
+def _identity_of(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what a converted network depends on; ConversionError: there is no OpenVINO for this machine."""
+    return {"format": converted.VERSION, **identity, **platform()}
 
 
 def _converted(network: TorchNetwork, retry: bool) -> tuple[OpenVinoNetwork, Conversion]:
@@ -110,12 +139,12 @@ def _converted(network: TorchNetwork, retry: bool) -> tuple[OpenVinoNetwork, Con
     Raises:
         ConversionError: OpenVINO cannot run it, or gives other features.
     """
-    identity = {"format": converted.VERSION, **network.identity, **platform()}
+    identity = _identity_of(network.identity)
     path, found = _lookup(identity)
     if found is not None and not (found.error and retry):
         if found.parts is None:
             raise ConversionError(found.error)
-        runner = _loaded(found.parts, network)
+        runner = _loaded(found.parts, network.precision, network.forward)
         if runner is not None:
             return runner, found
     try:
@@ -127,12 +156,12 @@ def _converted(network: TorchNetwork, retry: bool) -> tuple[OpenVinoNetwork, Con
     return runner, conversion
 
 
-def _loaded(parts: tuple[bytes, bytes], network: TorchNetwork) -> OpenVinoNetwork | None:
+def _loaded(parts: tuple[bytes, bytes], precision: Precision, by_torch: Forward) -> OpenVinoNetwork | None:
     """Return a network of the cache folder; None: this OpenVINO cannot read it."""
     try:
         weights = load_openvino().Tensor(np.frombuffer(parts[1], np.uint8))
         model = cpu_core().read_model(parts[0].decode(), weights)
-        return OpenVinoNetwork(model, network.precision, network.forward)
+        return OpenVinoNetwork(model, precision, by_torch)
     except (RuntimeError, ValueError):
         return None
 
@@ -141,7 +170,9 @@ def _make(network: TorchNetwork) -> tuple[OpenVinoNetwork, Conversion]:
     """Convert a network, compare its features with torch's, and measure both."""
     probes = _probes(network.crop)
     parts = _serialized(convert(network.exact, probes[:1]))
-    runner = _loaded(parts, network)  # as the next process does: read again, its last digits may be others
+    runner = _loaded(
+        parts, network.precision, network.forward
+    )  # as the next process does: read again, its last digits may be others
     if runner is None:
         raise ConversionError("OpenVINO cannot read what it has converted")
     with as_typed("cpu"):

