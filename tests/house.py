@@ -25,7 +25,10 @@ ONLY = {  # rooms that stand on less than all of those before them
     "datasets": {*GROUND, "system", "images"},
     "metrics": {*GROUND, "system"},
 }
-WITHIN = {"patch_search": ("pyramid", "bounds", "window", "gpu")}  # rooms within a room, in order
+WITHIN = {  # rooms within a room, in order
+    "patch_search": ("pyramid", "bounds", "window", "gpu"),
+    "service": ("log", "web"),
+}
 
 BESIDE = ("tests", "benchmarks", "docs", "deploy", "examples")  # the folders of programs beside the package
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 70, 6

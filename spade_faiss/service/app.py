@@ -16,13 +16,13 @@ from starlette.responses import Response
 
 from .._version import __version__
 from ..errors import SpadeError
-from . import routes_galleries, routes_health, routes_inspect, routes_label_studio, routes_page, routes_v2
-from .access import ERRORS, V2_ERRORS
 from .errors import CODES, ServiceError, as_service_error
-from .examples import add_examples
-from .middleware import Around, error_answer, request_id_of
 from .service import Post, Service
 from .settings import ServiceSettings
+from .web import routes_galleries, routes_health, routes_inspect, routes_label_studio, routes_page, routes_v2
+from .web.access import ERRORS, V2_ERRORS
+from .web.examples import add_examples
+from .web.middleware import Around, error_answer, request_id_of
 
 logger = logging.getLogger("spade_faiss.service")
 DESCRIPTION = "Finds defects by comparing images with normal ones only. Errors are JSON with a code and a sentence."

@@ -11,8 +11,8 @@ from ..detect.calibrate import calibrate
 from ..detect.calibration import Calibration
 from ..errors import SpadeError
 from ..store.copies import Copies
-from .changes import Changes
 from .generations import Registry, ServedGallery
+from .log.changes import Changes
 
 logger = logging.getLogger("spade_faiss.service")
 NICENESS = 10  # of the thread: parts that wait come first

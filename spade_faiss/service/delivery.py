@@ -11,7 +11,7 @@ import urllib.parse
 from abc import ABC, abstractmethod
 
 from ..errors import OptionError
-from .database import Database
+from .log.database import Database
 from .metrics import Metrics
 from .settings import ServiceSettings
 

@@ -17,7 +17,7 @@ from ..labels.coco import coco
 from ..labels.masks import mask_png
 from ..labels.regions import LabelledImage
 from .errors import ServiceError
-from .inspections import Inspections, Line, as_result
+from .log.inspections import Inspections, Line, as_result
 from .pictures import unpack
 
 FIELDS = (

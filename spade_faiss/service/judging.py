@@ -10,7 +10,7 @@ import numpy as np
 from ..detect.calibration import Calibration, images_needed
 from ..errors import OptionError
 from .generations import Generation
-from .inspections import Line
+from .log.inspections import Line
 
 ALARM = 0.001  # p-value of the test under which drift is reported
 FEWEST = 20  # parts that the test needs

@@ -17,11 +17,11 @@ from ..store.source_images import content_digest
 from ..store.trusted import change_trusted, read_trusted
 from ..system.atomic_files import storage_errors, write_whole
 from ..system.failpoints import failpoint
-from .changes import Changes
 from .errors import ServiceError, as_service_error
 from .generations import Generation, Registry, ServedGallery
 from .inspecting import checked_format, digest
-from .inspections import Inspections
+from .log.changes import Changes
+from .log.inspections import Inspections
 from .pictures import KINDS
 from .settings import ServiceSettings
 

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 from ..errors import SpadeError
 from .calibrations import Calibrations, Order
-from .changes import Changes
-from .database import Database
 from .delivery import Delivery, targets_of
 from .errors import ServiceError, as_service_error
 from .events import Events
@@ -32,8 +30,10 @@ from .inspecting import (
     new_id,
     prepare,
 )
-from .inspections import COLUMNS, Inspections, Line, as_result
 from .judging import staleness
+from .log.changes import Changes
+from .log.database import Database
+from .log.inspections import COLUMNS, Inspections, Line, as_result
 from .metrics import Metrics
 from .normal_set import NormalSet
 from .pictures import MEDIA_TYPES, map_as

@@ -13,8 +13,8 @@ from pathlib import Path
 from ..errors import ImageError
 from ..images.decode import read_file
 from ..images.sources import list_sources
-from .database import Database
 from .errors import ServiceError
+from .log.database import Database
 from .settings import ServiceSettings
 
 logger = logging.getLogger("spade_faiss.service")

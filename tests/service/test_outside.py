@@ -23,8 +23,8 @@ from scipy import ndimage
 
 from spade_faiss.detect.regions import find_regions
 from spade_faiss.service.inspecting import outer_rings
-from spade_faiss.service.inspections import Line
 from spade_faiss.service.judging import drift
+from spade_faiss.service.log.inspections import Line
 from spade_faiss.service.pictures import pack, unpack
 from spade_faiss.service.service import Service
 from tests.service.conftest import NAME, Served, png, until

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 
-from .._version import __version__
+from ..._version import __version__
+from ..errors import ServiceError
+from ..generations import Generation
+from ..inspecting import Wish
+from ..service import Post, Service
 from . import tensors
 from .access import V2_ERRORS, Inspector, Name, Ours, Reader
-from .errors import ServiceError
-from .generations import Generation
-from .inspecting import Wish
 from .middleware import request_id_of
-from .service import Post, Service
 from .tensors import LENGTH_HEADER, Wanted
 
 router = APIRouter(prefix="/v2", responses=V2_ERRORS)

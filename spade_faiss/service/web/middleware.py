@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ServiceError
-from .service import Service
+from ..errors import ServiceError
+from ..service import Service
 
 logger = logging.getLogger("spade_faiss.service.requests")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

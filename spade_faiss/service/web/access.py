@@ -8,11 +8,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 
+from ..normal_set import Author
+from ..service import Service
+from ..tokens import COOKIE, Caller
 from .answers import ErrorAnswer, InferenceError
 from .middleware import request_id_of
-from .normal_set import Author
-from .service import Service
-from .tokens import COOKIE, Caller
 
 REASONS = (
     (400, "The request is not as HTTP has it."), (401, "A token is missing or wrong."),

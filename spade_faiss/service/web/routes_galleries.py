@@ -8,21 +8,21 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ValidationError
 
-from ..detect.audit import find_suspects
-from ..errors import ImageError
-from ..images.decode import decode
-from ..report.drawing import encode, fit
-from . import judging
+from ...detect.audit import find_suspects
+from ...errors import ImageError
+from ...images.decode import decode
+from ...report.drawing import encode, fit
+from .. import judging
+from ..calibrations import Order
+from ..errors import ServiceError
+from ..exports import Exported, export
+from ..generations import Generation
+from ..normal_set import ADDED
+from ..service import Service
 from .access import ERRORS, Curator, Name, Ours, Reader, author
 from .answers import Audit, Change, Changes, FalseAlarms, Galleries, GalleryAnswer, InspectedImage, NormalImages
 from .bodies import IMAGES, images_of
-from .calibrations import Order
-from .errors import ServiceError
-from .exports import Exported, export
-from .generations import Generation
 from .middleware import request_id_of
-from .normal_set import ADDED
-from .service import Service
 
 router = APIRouter(prefix="/v1", responses=ERRORS)
 SHOWN = 480  # px of a normal image's small picture

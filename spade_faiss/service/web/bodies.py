@@ -10,8 +10,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
-from .errors import ServiceError
-from .settings import ServiceSettings
+from ..errors import ServiceError
+from ..settings import ServiceSettings
 
 NAME_HEADER = "x-name"  # what a camera calls its image
 FIELD_BYTES = 1 << 16  # of a text field in multipart

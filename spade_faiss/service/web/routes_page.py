@@ -15,13 +15,13 @@ from fastapi import APIRouter, Form, Header, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from markupsafe import Markup
 
-from .._version import __version__
-from ..report.colour_scale import css_colours
+from ..._version import __version__
+from ...report.colour_scale import css_colours
+from ..errors import ServiceError
+from ..log.inspections import as_result
+from ..service import Service
+from ..tokens import COOKIE
 from .access import ERRORS, Ours, Reader, caller_of
-from .errors import ServiceError
-from .inspections import as_result
-from .service import Service
-from .tokens import COOKIE
 
 router = APIRouter(responses=ERRORS)
 MISSED = 200  # parts that a page which was away is told of
@@ -35,7 +35,7 @@ ICON = (
 @cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("spade_faiss.service"),
+        loader=jinja2.PackageLoader("spade_faiss.service.web"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,7 +46,7 @@ def _environment() -> jinja2.Environment:
 @cache
 def _assets() -> dict[str, Any]:
     """Return style and scripts, and the policy that lets a page run these and load from the service alone."""
-    folder = files("spade_faiss.service") / "templates"
+    folder = files("spade_faiss.service.web") / "templates"
     style = (folder / "page.css").read_text("utf-8")
     script = "\n".join((folder / name).read_text("utf-8") for name in ("base.js", "picture.js", "charts.js", "page.js"))
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]

@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from ..report.colour_scale import Scale
-from ..report.drawing import encode
+from ...report.colour_scale import Scale
+from ...report.drawing import encode
+from ..errors import ServiceError
+from ..inspecting import Wish
+from ..log.inspections import as_result
+from ..pictures import MEDIA_TYPES, SHOWN, map_as, overlay_layer, unpack
+from ..service import Post
 from .access import ERRORS, Inspector, Name, Ours, Reader, Uid
 from .answers import Inspection, Inspections, Label
 from .bodies import IMAGES, images_of
-from .errors import ServiceError
-from .inspecting import Wish
-from .inspections import as_result
 from .middleware import request_id_of
-from .pictures import MEDIA_TYPES, SHOWN, map_as, overlay_layer, unpack
-from .service import Post
 
 router = APIRouter(prefix="/v1", responses=ERRORS)
 Threshold = Annotated[
@@ -100,7 +100,7 @@ async def picture(service: Ours, caller: Reader, uid: Uid) -> Response:
     media_type = line["facts"].get("media_type", "application/octet-stream")
     if media_type in SHOWN:
         return _file(content, media_type)
-    from ..images.decode import decode
+    from ...images.decode import decode
 
     pixels = await service.helped(decode, content)
     return _file(await service.helped(encode, pixels), "image/png")

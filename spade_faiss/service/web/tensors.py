@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Pixels
-from ..report.drawing import encode
-from .errors import ServiceError
+from ...arrays import Pixels
+from ...report.drawing import encode
+from ..errors import ServiceError
 
 LENGTH_HEADER = "inference-header-content-length"
 INPUT = "image"

@@ -17,21 +17,21 @@ from xml.etree import ElementTree
 
 from fastapi import APIRouter, Depends, Request
 
-from .._version import __version__
-from ..errors import ImageError, SpadeError
-from ..images.regular_file import read_regular
-from ..labels.label_studio import KINDS, Controls, prediction
-from ..labels.regions import LabelledImage
-from ..labels.shapes import Shapes
+from ..._version import __version__
+from ...errors import ImageError, SpadeError
+from ...images.regular_file import read_regular
+from ...labels.label_studio import KINDS, Controls, prediction
+from ...labels.regions import LabelledImage
+from ...labels.shapes import Shapes
+from ..errors import ServiceError, as_service_error
+from ..exports import is_judged, labelled
+from ..generations import Generation
+from ..inspecting import prepare
+from ..service import Post, Service
+from ..tokens import Caller
 from .access import ERRORS, Name, Ours, needs
 from .bodies import printable
-from .errors import ServiceError, as_service_error
-from .exports import is_judged, labelled
-from .generations import Generation
-from .inspecting import prepare
 from .middleware import request_id_of
-from .service import Post, Service
-from .tokens import Caller
 
 router = APIRouter(prefix="/label-studio/{name}", responses=ERRORS)
 BODY: dict[str, Any] = {

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ..errors import ServiceError
+from ..service import Service
 from .access import Ours
-from .errors import ServiceError
-from .service import Service
 
 router = APIRouter(prefix="/health")
 

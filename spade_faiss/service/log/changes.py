@@ -7,8 +7,8 @@ import sqlite3
 import time
 from typing import Any
 
+from ..errors import ServiceError
 from .database import Database
-from .errors import ServiceError
 
 BEGUN, DONE, FAILED = "begun", "done", "failed"
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ServiceError
 from .database import Database
-from .errors import ServiceError
 
 LABELS = ("false_alarm", "defect", "unsure")
 COLUMNS = (
