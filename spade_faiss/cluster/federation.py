@@ -10,6 +10,7 @@ from ..arrays import Array, Ids
 from ..detect.calibration import Calibration
 from ..detect.detection import Detection
 from ..detect.detector import Detector
+from ..detect.kept_baseline import images_of
 from ..detect.matching import Matched
 from ..detect.mosaic import Mosaic
 from ..detect.pipeline import Pipeline
@@ -96,12 +97,22 @@ class Federation(Detector):
     gallery: Cluster
 
     def keep_baseline(self) -> bool:
-        """Return whether the scale of normal images is known. Nothing is shared: members commit as they like.
+        """Share the scale of normal images with other processes; see Detector.keep_baseline.
+
+        Nothing is shared where queries go on without members that are lost: their images would be missing.
 
         >>> sf.Federation(sf.Cluster.open("plant.cluster"), toy).keep_baseline()  # the published settings need none
         True
         """
-        return not self.needs_baseline or self._known.has_doubts
+        if self.gallery.options.partial == "allow":
+            return not self.needs_baseline or self._known.has_doubts
+        return super().keep_baseline()
+
+    def _images_of(self, snapshot: Snapshot) -> dict[str, Any]:
+        assert isinstance(snapshot, FederatedSnapshot)
+        members = snapshot.members
+        pairs = zip(members.manifests, members.starts.tolist(), strict=False)
+        return {"members": [images_of(snapshot, manifest, start) for manifest, start in pairs]}
 
     def _stored_calibration(self) -> Calibration | None:
         return self.gallery.calibration

@@ -28,7 +28,7 @@ from .caches import Caches
 from .calibration import FILE as CALIBRATION
 from .calibration import Calibration
 from .detection import Detection
-from .kept_baseline import identity_of
+from .kept_baseline import identity_of, images_of
 from .known_baseline import KnownBaseline
 from .leave_out import most_left_out
 from .pipeline import Pipeline
@@ -270,8 +270,12 @@ class Detector:
             return self._known.has_doubts
 
     def _identity(self, snapshot: Snapshot) -> dict[str, Any]:
-        k = self._settings.k_of(len(snapshot))
-        return identity_of(snapshot, self.gallery.path, self.settings(), k, self._trusted)
+        images, k = self._images_of(snapshot), self._settings.k_of(len(snapshot))
+        return identity_of(snapshot.manifest, self.gallery.path, images, self.settings(), k, self._trusted)
+
+    def _images_of(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return what says which images are normal; see kept_baseline.images_of."""
+        return images_of(snapshot, snapshot.manifest)
 
     def _baseline_of(self, snapshot: Snapshot, doubts: bool) -> Baseline | None:
         if not self.needs_baseline:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import CorruptGalleryError, OutputError
+from ..store.manifest import Manifest
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..system.prefetch import batched
 from ..system.sealed_json import read_sealed, sealed
@@ -28,36 +29,52 @@ LARGEST = 2**24  # bytes of one: a baseline has some figures for each position, 
 
 
 def identity_of(
-    snapshot: Snapshot, folder: Path | str, settings: Mapping[str, Any], k: int, trusted: Mapping[str, str]
+    manifest: Manifest,
+    folder: Path | str,
+    images: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    k: int,
+    trusted: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what a baseline depends on, as JSON values.
 
     Args:
-        snapshot: of the gallery.
+        manifest: of the gallery.
         folder: of the gallery.
+        images: see images_of.
         settings: see Detector.settings.
         k: number of neighbours: of the settings, or the recipe's.
         trusted: digests by key, see Gallery.trust.
     """
-    manifest = snapshot.manifest
-    files = manifest.index, manifest.keys  # of image features and of keys, with their checksums; both may lag
-    covered = min(entry.images if entry else 0 for entry in files)
-    later = snapshot.ids()[snapshot.ids() >= covered]
-    rows: list[Any] = [(one.file, one.images, one.bytes, one.removed.hex()) for one in manifest.shards]
-    for some in batched(later.tolist(), TEXTS_TOGETHER):
-        rows += zip(snapshot.keys(some), snapshot.digests(some), strict=True)
     return {
         "version": VERSION,
         "release": __version__,
         "folder": str(folder) if "://" in str(folder) else os.path.realpath(folder),
         "generation": manifest.generation,
-        "files": [entry and entry.xxh3 for entry in files],
-        "rows": _digest(rows),
+        **images,
         "spec": manifest.spec.to_json(),
         "settings": dict(settings),
         "k": k,
         "trusted": _digest(sorted(trusted.items())),
     }
+
+
+def images_of(snapshot: Snapshot, manifest: Manifest, start: int = 0) -> dict[str, Any]:
+    """Return what says which images a gallery has, as JSON values.
+
+    Args:
+        snapshot: of the gallery, or of the cluster that it is a member of.
+        manifest: of the gallery.
+        start: the id of its first row in the snapshot.
+    """
+    files = manifest.index, manifest.keys  # of image features and of keys, with their checksums; both may lag
+    covered = min(entry.images if entry else 0 for entry in files)
+    ids = snapshot.ids()
+    later = ids[(ids >= start + covered) & (ids < start + manifest.rows)]
+    rows: list[Any] = [(one.file, one.images, one.bytes, one.removed.hex()) for one in manifest.shards]
+    for some in batched(later.tolist(), TEXTS_TOGETHER):
+        rows += zip(snapshot.keys(some), snapshot.digests(some), strict=True)
+    return {"files": [entry and entry.xxh3 for entry in files], "rows": _digest(rows)}
 
 
 def read_kept(identity: Mapping[str, Any]) -> Baseline | None:

@@ -14,17 +14,15 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
-from spade_faiss.detect import kept_baseline, known_baseline, measure_doubts
+from spade_faiss.detect import kept_baseline, measure_doubts
 from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.pipeline import Pipeline
 from spade_faiss.images.sources import ImageFile
 from spade_faiss.system.sealed_json import sealed
+from tests.helpers.baselines import SCORE, SEARCH, count_measured
 from tests.helpers.command_line import TOY, Spade
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import write_images
-
-SEARCH = sf.SearchOptions(matching="by_level", kappa=1, distinct=True, leave_out=0.1)
-SCORE = sf.RECIPES["wary"].score
 
 
 @pytest.fixture(autouse=True)
@@ -41,20 +39,7 @@ def gallery(tmp_path: Path) -> sf.Gallery:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Return how many baselines were measured since it was asked last."""
-    runs, measure = list[Pipeline](), known_baseline.measure
-
-    def and_count(pipeline: Pipeline) -> Baseline:
-        runs.append(pipeline)
-        return measure(pipeline)
-
-    def number() -> int:
-        found = len(runs)
-        runs.clear()
-        return found
-
-    monkeypatch.setattr(known_baseline, "measure", and_count)
-    return number
+    return count_measured(monkeypatch)
 
 
 def detector_of(gallery: sf.Gallery, search: sf.SearchOptions = SEARCH, **more: bool) -> sf.Detector:
@@ -254,16 +239,6 @@ def test_what_is_known_already_is_kept_at_the_next_query(
     assert len(list(cache.iterdir())) == 1
     kept(gallery)
     assert measured() == 1
-
-
-def test_clusters_share_none(gallery: sf.Gallery, tmp_path: Path, cache: Path) -> None:
-    """A member may be replaced without a commit of the cluster."""
-    with sf.Cluster.create(tmp_path / "cluster", {"one": gallery.path}) as cluster:
-        federation = sf.Federation(cluster, gallery.load_extractor(), SEARCH, SCORE)
-        assert not federation.keep_baseline()
-        federation.baseline()
-        assert federation.keep_baseline()
-    assert not cache.exists()
 
 
 @pytest.mark.parametrize(("tile", "images", "expected"), [(None, 24, 24 + 24), (32, 24, 64 + 16 * 4), (16, 13, 64)])
