@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from ..arrays import Pixels
+from ..errors import WeightsError
 from ..options import FeatureOptions, Runtime
 from ..system.devices import as_typed, network_device
+from ..system.forks import remember
 from ..system.recorded import Recorder
 from ..system.transfers import downloaded, stacked_for, uploaded
 from .features import Features
-from .kept_networks import keep, read_kept
-from .openvino_network import Forward
+from .kept_networks import Request, keep, read_kept, request_of
+from .openvino_network import Forward, is_installed
 from .runtimes import choose, kept_runner, wanted_runtime
 from .spec import LARGEST_IMAGE, ExtractorSpec
 
@@ -89,27 +91,17 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
     on_cpu = wanted == "openvino" and options.device == "auto"
     device = network_device("cpu" if on_cpu else options.device)
     placed = replace(options, device=device)
-    if wanted != "torch" and device == "cpu" and not is_imported():
-        kept = _kept(name, weights, placed, wanted)
-        if kept is not None:
-            return kept
+    may_keep = wanted != "torch" and device == "cpu" and is_installed() and not is_imported()
+    request = request_of(name, weights, options) if may_keep else None
+    if request and (kept := _kept(request, weights, placed, wanted)):
+        return kept
     made = _made(name, weights, placed)
     with _in_float32():
         runtime, forward = choose(wanted, made.network, device)
     spec = replace(made.spec, runtime=runtime if made.spec.precision else None)
-    if runtime == "openvino":
-        keep(name, weights, options, spec, made.network.identity)
+    if request and runtime == "openvino" and request == request_of(name, weights, options):
+        keep(request, spec, made.network.identity)
     return NetworkExtractor(spec, forward, replace(placed, runtime=runtime), weights)
-
-
-def _kept(name: str, weights: Path | None, options: FeatureOptions, wanted: Runtime) -> NetworkExtractor | None:
-    """Return the extractor that OpenVINO runs, without making the network; None: only who makes it can tell."""
-    found = read_kept(name, weights, options)
-    if found is None:
-        return None
-    spec, identity = found
-    runner = kept_runner(wanted, identity, options.precision, _ByTorch(name, weights, options))
-    return None if runner is None else NetworkExtractor(spec, runner, replace(options, runtime="openvino"), weights)
 
 
 def is_imported() -> bool:
@@ -117,25 +109,54 @@ def is_imported() -> bool:
     return "timm" in sys.modules
 
 
+def _kept(request: Request, weights: Path | None, options: FeatureOptions, wanted: Runtime) -> NetworkExtractor | None:
+    """Return the extractor that OpenVINO runs, without making the network; None: only who makes it can tell."""
+    found = read_kept(request, weights)
+    if found is None:
+        return None
+    spec, identity = found
+    runner = kept_runner(wanted, identity, options.precision, _ByTorch(spec.name, weights, options, identity))
+    return None if runner is None else NetworkExtractor(spec, runner, replace(options, runtime="openvino"), weights)
+
+
 def _made(name: str, weights: Path | None, options: FeatureOptions) -> Made:
     from .torch_networks import make_network  # late: timm takes seconds to import
 
-    with _in_float32():
+    with _in_float32(), torch.inference_mode(False):
         return make_network(name, weights, options)
 
 
 class _ByTorch:
     """The forward pass of a network that torch makes at the first call: only forked processes need it."""
 
-    def __init__(self, name: str, weights: Path | None, options: FeatureOptions) -> None:
-        self._asked = name, weights, options
-        self._lock = threading.Lock()
+    def __init__(self, name: str, weights: Path | None, options: FeatureOptions, identity: dict[str, Any]) -> None:
+        """Keep how it is made, and its identity: by then another file may have the path."""
+        self._asked = name, weights and weights.absolute(), options
+        self._identity = identity
         self._forward: Forward | None = None
+        self._lock = threading.Lock()
+        remember(self)
+
+    def after_fork(self) -> None:
+        """Replace the inherited lock."""
+        self._lock = threading.Lock()
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run it; see openvino_network.Forward.
+
+        Raises:
+            WeightsError: the file of its weights is gone, or has others.
+        """
         with self._lock:
             if self._forward is None:
-                self._forward = _made(*self._asked).network.forward
+                network = _made(*self._asked).network
+                if network.identity != self._identity:
+                    name, path, _ = self._asked
+                    raise WeightsError(
+                        f"{path or name}: expected the weights that this process began with, found others; load the "
+                        "extractor again"
+                    )
+                self._forward = network.forward
         return self._forward(batch)
 
 

@@ -116,7 +116,7 @@ def kept_runner(
         if found is None or found.parts is None or (wanted == "auto" and not _is_faster(found)):
             return None
         return _loaded(found.parts, precision, by_torch)
-    except (ConversionError, DamagedError, OSError):
+    except (ConversionError, DamagedError, OSError, KeyError, TypeError):
         return None  # `choose` says so, if it matters
 
 

@@ -42,3 +42,18 @@ def file_to_keep(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def drop_the_oldest(folder: Path, most: int) -> None:
+    """Delete all but some files, those that were written last; other processes may do so, too.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found)[:-most]:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -11,9 +11,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from spade_faiss.extractors import runtimes
+from spade_faiss.extractors import networks, runtimes, torch_networks
 from spade_faiss.extractors.features import Features
 from spade_faiss.extractors.registry import Extractor
+from tests.helpers.kept_networks import random_weights
 from tests.helpers.networks import State, load, random_state, views
 
 
@@ -65,3 +66,22 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(runtimes.VARIABLE)
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def timm_is_not_imported(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "is_imported", lambda: False)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the networks that were made."""
+    names: list[str] = []
+    load = torch_networks.load_model
+    monkeypatch.setattr(torch_networks, "load_model", lambda name, weights: names.append(name) or load(name, weights))
+    return names
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return random_weights(tmp_path / "resnet.pth")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -20,66 +19,14 @@ import torch
 
 import spade_faiss as sf
 from spade_faiss.extractors import kept_networks, networks, openvino_network, runtimes, torch_networks
-from spade_faiss.extractors.networks import NetworkExtractor
-from spade_faiss.system import user_cache
-from spade_faiss.system.sealed_json import sealed
 from tests.helpers.images import write_images
+from tests.helpers.kept_networks import VIEWS, assert_same, load, random_weights
 from tests.helpers.runtimes import SIDE
 
 pytestmark = [
-    pytest.mark.usefixtures("one_torch_thread"),
+    pytest.mark.usefixtures("one_torch_thread", "timm_is_not_imported"),
     pytest.mark.skipif(not openvino_network.is_installed(), reason="there is no OpenVINO for this machine"),
 ]
-
-OPTIONS: dict[str, Any] = {"image_size": SIDE, "device": "cpu", "runtime": "openvino"}
-VIEWS = list(np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8))
-
-
-@pytest.fixture(autouse=True)
-def timm_is_not_imported(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "is_imported", lambda: False)
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the networks that were made."""
-    names: list[str] = []
-    load = torch_networks.load_model
-    monkeypatch.setattr(torch_networks, "load_model", lambda name, weights: names.append(name) or load(name, weights))
-    return names
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    return random_weights(tmp_path / "resnet.pth")
-
-
-def random_weights(path: Path, name: str = "test_resnet", seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    torch.save(timm.create_model(name).state_dict(), path)
-    return path
-
-
-def load(weights: Path | None, name: str = "timm:test_resnet", **options: Any) -> NetworkExtractor:
-    found = sf.load_extractor(name, weights, sf.FeatureOptions(**{**OPTIONS, **options}))
-    assert isinstance(found, NetworkExtractor)
-    return found
-
-
-def kept(cache: Path) -> list[Path]:
-    """What is kept of a network, by the options that were given and by those of its spec."""
-    paths = sorted(cache.rglob("networks/*.json"))
-    assert len(paths) == 2
-    return paths
-
-
-def assert_same(one: NetworkExtractor, other: NetworkExtractor) -> None:
-    assert one.spec == other.spec
-    assert one.spec.to_json() == other.spec.to_json()
-    assert (one.runtime, one.device, one.batch_size) == (other.runtime, other.device, other.batch_size)
-    found, expected = one.extract(VIEWS), other.extract(VIEWS)
-    for a, b in zip([found.image, *found.levels], [expected.image, *expected.levels], strict=True):
-        assert np.array_equal(a, b)
 
 
 # --- the same extractor ----------------------------------------------------------------------------------------------
@@ -139,24 +86,54 @@ def test_timm_and_torchvision_are_not_imported(own_cache: Path) -> None:
     assert second == first[:1]
 
 
-def test_a_forked_process_goes_on_by_torch(weights: Path, made: list[str]) -> None:
-    load(weights)
-    extractor = load(weights)
-    expected = load(weights, runtime="torch").extract(VIEWS)
-    extractor.extract(VIEWS)
+def in_a_forked_process(run: Callable[[], bool]) -> bool:
     child = os.fork()
     if not child:
         code = 1
         try:
             signal.alarm(60)
-            found = [extractor.extract(VIEWS) for _ in range(2)]
-            is_same = all(
-                np.array_equal(a, b) for one in found for a, b in zip(one.levels, expected.levels, strict=True)
-            )
-            code = 0 if is_same and len(made) == 3 else 2
+            code = 0 if run() else 2
         finally:
             os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_forked_process_goes_on_by_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str], name: str
+) -> None:
+    """Wherever it is by then."""
+    random_weights(tmp_path / "w.pth", name)
+    monkeypatch.chdir(tmp_path)
+    load(Path("w.pth"), f"timm:{name}")
+    extractor = load(Path("w.pth"), f"timm:{name}")
+    expected = load(Path("w.pth"), f"timm:{name}", runtime="torch").extract(VIEWS)
+    extractor.extract(VIEWS)
+    monkeypatch.chdir("/")
+
+    def goes_on() -> bool:
+        found = [extractor.extract(VIEWS) for _ in range(2)]
+        pairs = [pair for one in found for pair in zip(one.levels, expected.levels, strict=True)]
+        return all(np.array_equal(a, b) for a, b in pairs) and len(made) == 3
+
+    assert in_a_forked_process(goes_on)
+
+
+def test_a_forked_process_takes_no_other_weights(weights: Path) -> None:
+    load(weights)
+    extractor = load(weights)
+    extractor.extract(VIEWS)
+
+    def is_refused(message: str) -> bool:
+        with pytest.raises(sf.WeightsError, match=message):
+            extractor.extract(VIEWS)
+        return True
+
+    random_weights(weights, seed=1)
+    assert in_a_forked_process(lambda: is_refused("expected the weights that this process began with, found others"))
+    weights.unlink()
+    assert in_a_forked_process(lambda: is_refused("found nothing there"))
+    extractor.extract(VIEWS)  # the parent needs it no more
 
 
 # --- never another ---------------------------------------------------------------------------------------------------
@@ -208,14 +185,51 @@ def test_another_network_of_the_same_file(weights: Path) -> None:
         load(weights, "timm:test_vit")
 
 
-def test_other_libraries_and_other_code(weights: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_libraries_and_other_code(
+    tmp_path: Path, weights: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     load(weights)
-    monkeypatch.setattr(kept_networks, "version", lambda library: "another")
+    monkeypatch.setattr(kept_networks, "_version", lambda library: "another")
     load(weights)
     assert len(made) == 2
-    monkeypatch.setattr(kept_networks, "_code_digest", lambda: "another")
+    (tmp_path / "code.py").touch()
+    monkeypatch.setattr(kept_networks, "CODE", (*kept_networks.CODE[:-1], tmp_path / "code.py"))
     load(weights)
     assert len(made) == 3
+
+
+def test_a_library_is_told_by_its_place_and_version() -> None:
+    for library in kept_networks.LIBRARIES:
+        place, content = kept_networks._version(library)
+        assert place == sys.modules[library].__file__
+        assert sys.modules[library].__version__.partition("+")[0] in content
+
+
+def test_weights_that_are_replaced_while_the_network_is_converted(
+    weights: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = networks.choose
+
+    def slowly(*given: Any) -> Any:
+        random_weights(weights, seed=1)
+        return choose(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "choose", slowly)
+        first = load(weights)
+    second = load(weights)
+    assert len(made) == 2
+    assert first.spec.weights_sha256 != second.spec.weights_sha256
+
+
+def test_torchs_default_dtype_changes_nothing(weights: Path, made: list[str]) -> None:
+    first = load(weights)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_same(load(weights), first)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(made) == 1
 
 
 def test_the_code_that_is_digested_is_there() -> None:
@@ -249,96 +263,32 @@ def test_what_auto_would_not_take(weights: Path, made: list[str], monkeypatch: p
 
 
 def test_a_model_of_the_callers_may_have_the_name(
-    weights: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, weights: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "is_imported", lambda: True)
+        load(weights)
+    assert not list(own_cache.rglob("networks/*"))
     load(weights)
     monkeypatch.setattr(networks, "is_imported", lambda: True)
     load(weights)
-    assert len(made) == 2
+    assert len(made) == 3
+
+
+def test_the_last_are_kept(own_cache: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_networks, "MOST", 3)
+    for bits in (9, 10, 11, 12):
+        load(weights, bits=bits)
+    assert len(list(own_cache.rglob("networks/*"))) == 3
+
+
+def test_weights_that_are_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "none"):
+        assert kept_networks.request_of("resnet18", path, sf.FeatureOptions()) is None
 
 
 def test_without_a_known_file_nothing_is_kept(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_networks, "load_model", lambda *_: timm.create_model("test_resnet"))
     load(None)
     assert not list(own_cache.rglob("networks/*"))
-
-
-# --- what is in its place --------------------------------------------------------------------------------------------
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def flipped(path: Path) -> None:
-    content = path.read_text()
-    path.write_text(content.replace('"image_dim": ', '"image_dim": 1'))
-
-
-def of_another(path: Path) -> None:
-    """Whole, of another network."""
-    values = json.loads(path.read_bytes())
-    values["request"]["name"] = "other"
-    del values["xxh3"]
-    path.write_bytes(sealed(values))
-
-
-def without_a_field(path: Path) -> None:
-    values = json.loads(path.read_bytes())
-    del values["spec"]["image_dim"], values["xxh3"]
-    path.write_bytes(sealed(values))
-
-
-def with_a_bad_value(path: Path) -> None:
-    values = json.loads(path.read_bytes())
-    values["spec"]["image_dim"] = -1
-    del values["xxh3"]
-    path.write_bytes(sealed(values))
-
-
-def a_list(path: Path) -> None:
-    path.write_text("[]")
-
-
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-@pytest.mark.parametrize(
-    "damage", [truncated, flipped, of_another, without_a_field, with_a_bad_value, a_list, a_folder]
-)
-def test_what_cannot_be_used_is_made_again(
-    own_cache: Path, weights: Path, made: list[str], damage: Callable[[Path], None]
-) -> None:
-    first = load(weights)
-    for path in kept(own_cache):
-        damage(path)
-    assert_same(load(weights), first)
-    assert len(made) == 2
-    assert_same(load(weights), first)
-    assert len(made) == (3 if damage is a_folder else 2)
-
-
-def test_a_converted_network_that_is_gone_or_damaged(own_cache: Path, weights: Path, made: list[str]) -> None:
-    first = load(weights)
-    [path] = own_cache.rglob("*.zip")
-    path.unlink()
-    assert_same(load(weights), first)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.warns(UserWarning, match="expected a converted network, found a file that is cut short or changed"):
-        assert_same(load(weights), first)
-    assert len(made) == 3
-
-
-def test_a_full_disk_leaves_nothing(own_cache: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(user_cache, "publish", full)
-    with pytest.warns(UserWarning, match="cannot be used: No space left on device") as caught:
-        load(weights)
-    assert len(caught) == 1
-    assert not [path for path in own_cache.rglob("*") if path.is_file()]
