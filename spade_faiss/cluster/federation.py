@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..arrays import Array, Ids
 from ..detect.calibration import Calibration
 from ..detect.detection import Detection
@@ -110,9 +112,14 @@ class Federation(Detector):
 
     def _images_of(self, snapshot: Snapshot) -> dict[str, Any]:
         assert isinstance(snapshot, FederatedSnapshot)
-        members = snapshot.members
-        pairs = zip(members.manifests, members.starts.tolist(), strict=False)
-        return {"members": [images_of(snapshot, manifest, start) for manifest, start in pairs]}
+        members, ids = snapshot.members, snapshot.ids()
+        cuts = np.searchsorted(ids, members.starts).tolist()
+        return {
+            "members": [
+                images_of(snapshot, manifest, ids[cuts[number] : cuts[number + 1]], int(members.starts[number]))
+                for number, manifest in enumerate(members.manifests)
+            ]
+        }
 
     def _stored_calibration(self) -> Calibration | None:
         return self.gallery.calibration

@@ -275,7 +275,7 @@ class Detector:
 
     def _images_of(self, snapshot: Snapshot) -> dict[str, Any]:
         """Return what says which images are normal; see kept_baseline.images_of."""
-        return images_of(snapshot, snapshot.manifest)
+        return images_of(snapshot, snapshot.manifest, snapshot.ids())
 
     def _baseline_of(self, snapshot: Snapshot, doubts: bool) -> Baseline | None:
         if not self.needs_baseline:

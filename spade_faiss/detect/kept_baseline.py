@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._version import __version__
+from ..arrays import Ids
 from ..errors import CorruptGalleryError, OutputError
 from ..store.manifest import Manifest
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..system.prefetch import batched
 from ..system.sealed_json import read_sealed, sealed
-from ..system.user_cache import cache_folder, file_to_keep
+from ..system.user_cache import cache_folder, drop_the_oldest, file_to_keep
 from .baseline import Baseline
 
 VERSION = 1  # of these files, and of how a baseline is measured; another number makes all of them again
@@ -59,18 +62,18 @@ def identity_of(
     }
 
 
-def images_of(snapshot: Snapshot, manifest: Manifest, start: int = 0) -> dict[str, Any]:
+def images_of(snapshot: Snapshot, manifest: Manifest, ids: Ids, start: int = 0) -> dict[str, Any]:
     """Return what says which images a gallery has, as JSON values.
 
     Args:
         snapshot: of the gallery, or of the cluster that it is a member of.
         manifest: of the gallery.
+        ids: of its images in the snapshot, ascending.
         start: the id of its first row in the snapshot.
     """
     files = manifest.index, manifest.keys  # of image features and of keys, with their checksums; both may lag
     covered = min(entry.images if entry else 0 for entry in files)
-    ids = snapshot.ids()
-    later = ids[(ids >= start + covered) & (ids < start + manifest.rows)]
+    later = ids[np.searchsorted(ids, start + covered) :]
     rows: list[Any] = [(one.file, one.images, one.bytes, one.removed.hex()) for one in manifest.shards]
     for some in batched(later.tolist(), TEXTS_TOGETHER):
         rows += zip(snapshot.keys(some), snapshot.digests(some), strict=True)
@@ -104,7 +107,7 @@ def keep(identity: Mapping[str, Any], baseline: Baseline) -> None:
         path = _path_of(identity)
         with file_to_keep(path) as file:
             file.write(sealed({"identity": identity, "baseline": baseline.to_json()}))
-        _drop_the_oldest(path.parent)
+        drop_the_oldest(path.parent, MOST)
 
 
 def _path_of(identity: Mapping[str, Any]) -> Path:
@@ -113,14 +116,3 @@ def _path_of(identity: Mapping[str, Any]) -> Path:
 
 def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _drop_the_oldest(folder: Path) -> None:
-    """Delete all but the MOST files that were written last; other processes may do so, too."""
-    found = []
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.append((path.stat().st_mtime, path))
-    for _, path in sorted(found)[:-MOST]:
-        with contextlib.suppress(OSError):
-            path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import CorruptGalleryError, MemberError
 from .baseline import Baseline
 from .kept_baseline import keep, read_kept
 from .measure_baseline import measure
@@ -29,8 +30,8 @@ class KnownBaseline:
 
     def take(self, identity: Callable[[], dict[str, Any]]) -> None:
         """Take what another process has kept, if nothing is known; see kept_baseline."""
-        if self.baseline is None:
-            self.baseline = read_kept(identity())
+        if self.baseline is None and (about := _told(identity)) is not None:
+            self.baseline = read_kept(about)
             self.has_doubts = self._is_kept = self.baseline is not None
 
     def measured(
@@ -55,7 +56,15 @@ class KnownBaseline:
                 self._generation = None  # the sample and its doubts are of two commits
         if identity and self.has_doubts and self._generation is not None and not self._is_kept:
             self._is_kept = True
-            about = identity()
-            if about["generation"] == self._generation:
+            about = _told(identity)
+            if about is not None and about["generation"] == self._generation:
                 keep(about, self.baseline)
         return self.baseline
+
+
+def _told(identity: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """Return an identity; None: not all rows can be read. A query that reads them says so."""
+    try:
+        return identity()
+    except (CorruptGalleryError, MemberError):
+        return None

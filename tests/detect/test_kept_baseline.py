@@ -229,6 +229,20 @@ def test_a_scale_and_doubts_of_two_commits_are_not_kept(
     assert len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.parametrize("error", [sf.CorruptGalleryError, sf.MemberError])
+def test_rows_that_cannot_be_read_share_nothing(
+    gallery: sf.Gallery, cache: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """What no query needs stops none."""
+
+    def damaged(*_: object) -> None:
+        raise error("a key is damaged")
+
+    monkeypatch.setattr(sf.Detector, "_images_of", damaged)
+    assert len(kept(gallery).doubts) == 24
+    assert not cache.exists()
+
+
 def test_what_is_known_already_is_kept_at_the_next_query(
     gallery: sf.Gallery, cache: Path, measured: Callable[[], int]
 ) -> None:
