@@ -30,8 +30,8 @@ Results go to stdout. Progress and notes go to stderr. `--json` prints what a pr
 | --- | --- |
 | 0 | The command is done. |
 | 1 | The command failed. One line on stderr says why. |
-| 2 | The command was called with wrong arguments. |
-| 3 | The command is done, but it skipped some inputs. stderr and `skipped.jsonl` name each of them. |
+| 2 | The command was called with wrong arguments: unknown ones, or such as do not go together. |
+| 3 | The command is done, but it skipped some inputs. stderr names each; `skipped.jsonl` of what it wrote, too. |
 
 A key is the path of an image relative to its source, with forward slashes.
 """

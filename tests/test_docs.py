@@ -198,7 +198,7 @@ def test_python_runs(page: Path, workspace: Path, tmp_path: Path, monkeypatch: p
         pytest.importorskip(needed)
     blocks = blocks_of(page, "python")
     shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
-    if any('Gallery.create("tiles.gallery"' in block.code for block in blocks):
+    if any('create("tiles.gallery"' in block.code for block in blocks):
         shutil.rmtree(tmp_path / "tiles.gallery")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "page"}

@@ -70,7 +70,7 @@ class DemoFlags:
 @click.command()
 @takes(DemoFlags)
 def demo(flags: DemoFlags) -> None:
-    """Build a gallery from the sample images, query the defective ones, write a report."""
+    """Build a gallery from the sample images, query 9 defective and 3 good ones, write a report."""
     for line in run_demo(flags.output, flags.extractor, progress=not flags.quiet):
         click.echo(line)
 
