@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..arrays import Array
@@ -180,7 +181,10 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
     patches = gallery.cells_of(places)
     count = min(number, gallery.k - 1)
     reach = _reach(gallery, patches, matches[rows, 1:], count)
-    sq_distances, at = search_prepared(gallery, [np.ascontiguousarray(patches.T)], count + 1, True, reach)
+    query = np.ascontiguousarray(patches.T)
+    if query.dtype != gallery.levels[0].dtype:  # as it is stored: loops are compiled for one type
+        query = torch.from_numpy(query).half().numpy()
+    sq_distances, at = search_prepared(gallery, [query], count + 1, True, reach)
     is_own = at // gallery.n == places[:, None] // gallery.n
     return mean_of_others(sq_distances, is_own)[which.reshape(-1)]
 

@@ -138,9 +138,6 @@ class BoundsGallery:
         If `alone`, no other thread works for this search, and large patches are loaded by several.
         """
         flat = [level.reshape(1, len(level), -1) for level in levels]
-        flat = [
-            each.astype(np.float32) if each.dtype == np.float16 else each for each in flat
-        ]  # of one type for the loops
         n, [layout] = flat[0].shape[2], layouts_of(self.grids, self.channels, self.depth)
         sides = Sides(n, self.upsampling, self.scale, self.centre)
         patches = np.empty((n, self.depth), np.float32)

@@ -231,8 +231,8 @@ def load_levels(
         begin_tiles(address_of(saved))
     for number in range(len(cells)):
         load_patches(
-            kind, source_of(source[0], number, n), (0, n), parts, terms, scale, directions, cells[number], out[number],
-            norms[number], errors[number],
+            kind, source_of(source[0], number, n), (np.int64(0), n), parts, terms, scale, directions, cells[number],
+            out[number], norms[number], errors[number],
         )  # fmt: skip
     if len(directions[1]) > 0:
         end_tiles(address_of(saved))

@@ -68,7 +68,7 @@ def search_within(
         rows_of, stride, near, group = TILE_ROWS, NEAR_STRIDE, NEAR, GROUP
     elif boxes_at != 0:
         near = TOGETHER
-    panels, measured, listed = -(-count // WIDTH), 0, 0
+    panels, measured, listed = -(-count // WIDTH), 0, np.int64(0)  # of one type: measure_listed is compiled once
     lines = 0 if len(mix[0]) > 0 else min(ASKED_LINES, 1 + channels // LINE)
     values, limits_at, hits_at, across = address_of(out), address_of(limits), address_of(hits), np.int64(stride)
     operand_at, block_bytes = address_of(operand), 4 * operand.shape[1] * operand.shape[2]  # an array counts who has it
@@ -99,7 +99,7 @@ def search_within(
                     continue
                 if listed > LISTED - TILE_ROWS * WIDTH:
                     measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
-                    listed = 0
+                    listed = np.int64(0)
                 at, here = (panel + begin + one) * WIDTH, values + 4 * one * WIDTH
                 for r in range(0, rows_of, group):
                     if hits[one] >> np.uint64(2 * r) & np.uint64(0xFFFF) == 0:
@@ -125,7 +125,7 @@ def search_within(
                             for line in range(lines):
                                 prefetch(halves, base + 4 * length * place, np.int64(line * LINE))
         measured += measure_listed(query, norms, theirs, listed, span, most, figures, slack, found, scratch)
-        listed = 0
+        listed = np.int64(0)
     return measured
 
 
