@@ -14,6 +14,7 @@ from spade_faiss.patch_search import cost_model, levels
 from spade_faiss.patch_search.bounds import gallery as bounds_gallery
 from spade_faiss.patch_search.bounds import plan as bounds_plan
 from spade_faiss.patch_search.bounds import search as bounds
+from spade_faiss.patch_search.bounds import sources
 from spade_faiss.patch_search.bounds import stripes as bounds_stripes
 from spade_faiss.patch_search.bounds import workers as bounds_workers
 from spade_faiss.patch_search.bounds.gallery import BoundsGallery
@@ -22,6 +23,7 @@ from spade_faiss.patch_search.bounds.plan import Projection
 from spade_faiss.patch_search.bounds.prepared import packed_query
 from spade_faiss.patch_search.bounds.products_tiles import has_tiles
 from spade_faiss.patch_search.bounds.simd import BYTES, HAS_QUADS, PAIRS, QUADS, SINGLE, TILES
+from spade_faiss.patch_search.spacing import search_spaced
 from tests.helpers.bounds import expected_of, halves_of_bfloat16, halves_of_bytes, halves_of_int8, low_rank
 
 needs_tiles = pytest.mark.skipif(not has_tiles(), reason="no tile registers here")
@@ -270,6 +272,22 @@ def test_what_is_not_finite_is_named_by_bounds_too(
     neighbours[level][neighbour, 3, 6, 5] = value
     with pytest.raises(sf.FeatureError, match=f"^level {level} of the neighbours: expected finite values"):
         sf.search_patches(query, neighbours, 1, engine, "cpu")
+
+
+@pytest.mark.parametrize("reads_halves", [True, False])
+@pytest.mark.parametrize("query_dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_types_of_query_and_neighbours_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch, query_dtype: Any, dtype: Any, reads_halves: bool
+) -> None:
+    """Of values that all of them hold, to distances and spacings; also on processors that cannot read float16."""
+    [query], [neighbours] = pyramid([(6, 9, 8)], 7, np.float16)
+    flat = query.reshape(6, -1)
+    expected = search_spaced(flat.astype(np.float64), neighbours.astype(np.float64), 3)
+    monkeypatch.setattr(sources, "READS_HALVES", reads_halves and sources.READS_HALVES)
+    found = search_spaced(flat.astype(query_dtype), neighbours.astype(dtype), 3)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_zeros_are_finite() -> None:
