@@ -89,6 +89,23 @@ def test_the_answer_of_one_gallery(
             np.testing.assert_array_equal(found.matches, expected.matches)
 
 
+def test_the_scale_of_normal_images_is_kept(
+    machines: Any, galleries: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = sf.Cluster.create(tmp_path / "c", galleries, nodes=nodes_of(machines), options=sf.MemberOptions("any"))
+    options = sf.RECIPES["relative"].search, sf.RECIPES["relative"].score
+    with made:
+        first, second = (sf.Federation(made, sf.load_extractor("toy"), *options) for _ in range(2))
+        assert not first.keep_baseline()
+        expected = first.baseline()
+        assert second.keep_baseline()
+        found = second.baseline()
+        assert expected is not None
+        assert found is not None
+        assert found.to_json() == expected.to_json()
+
+
 def test_a_member_killed_in_flight_comes_back(
     machines: Any, galleries: dict[str, Path], queries: list[Path], tmp_path: Path
 ) -> None:
@@ -111,9 +128,11 @@ def test_a_machine_that_is_lost(
 ) -> None:
     """Another test's cluster goes on with the machines that are left."""
     monkeypatch.setattr(ray_members, "ANSWER_SECONDS", 30.0)
+    others = nodes_of(machines)
     node = machines.add_node(num_cpus=1, object_store_memory=STORE)
     machines.wait_for_nodes()
-    sf.Cluster.create(tmp_path / "c", galleries, nodes={"south": node.node_id}, options=sf.MemberOptions("any")).close()
+    nodes = {**others, "south": node.node_id}  # the others lie elsewhere: Ray would place one there
+    sf.Cluster.create(tmp_path / "c", galleries, nodes=nodes, options=sf.MemberOptions("any")).close()
     toy = sf.load_extractor("toy")
     with opened(tmp_path / "c") as refusing, opened(tmp_path / "c", "allow") as allowing:
         refused, allowed = sf.Federation(refusing, toy), sf.Federation(allowing, toy)
