@@ -19,7 +19,7 @@ from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.pipeline import Pipeline
 from spade_faiss.images.sources import ImageFile
 from spade_faiss.system.sealed_json import sealed
-from tests.helpers.baselines import SCORE, SEARCH, count_measured
+from tests.helpers.baselines import SCORE, SEARCH, cache_of_doubts, count_measured
 from tests.helpers.command_line import TOY, Spade
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import write_images
@@ -27,9 +27,7 @@ from tests.helpers.images import write_images
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(measure_doubts, "FEWEST", 12)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "spade-faiss" / "baselines"
+    return cache_of_doubts(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -205,21 +205,24 @@ def test_a_library_is_told_by_its_place_and_version() -> None:
         assert sys.modules[library].__version__.partition("+")[0] in content
 
 
-def test_weights_that_are_replaced_while_the_network_is_converted(
-    weights: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choose = networks.choose
+@pytest.mark.parametrize("step", ["_made", "choose"])
+def test_weights_that_are_replaced_meanwhile(weights: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Before they are read, and after: neither file is bound to the network of the other."""
+    before, run = weights.read_bytes(), getattr(networks, step)
 
-    def slowly(*given: Any) -> Any:
+    def late(*given: Any) -> Any:
         random_weights(weights, seed=1)
-        return choose(*given)
+        return run(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "choose", slowly)
-        first = load(weights)
-    second = load(weights)
-    assert len(made) == 2
-    assert first.spec.weights_sha256 != second.spec.weights_sha256
+        patch.setattr(networks, step, late)
+        load(weights)
+    after = weights.read_bytes()
+    for content in (before, after):
+        weights.write_bytes(content)
+        found = load(weights)
+        assert_same(found, load(weights))
+        assert found.spec.weights_sha256 == load(weights, runtime="torch").spec.weights_sha256
 
 
 def test_torchs_default_dtype_changes_nothing(weights: Path, made: list[str]) -> None:
