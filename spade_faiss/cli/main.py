@@ -25,7 +25,7 @@ from .evaluate_command import evaluate
 from .export_command import export
 from .gallery_commands import add, build, compact, reindex, remove, trust
 from .info_commands import info, verify
-from .messages import escape_what_cannot_be_printed, note, with_options
+from .messages import escape_what_cannot_be_printed, note, print_log, with_options
 from .object_commands import pull, push
 from .serve_command import serve
 
@@ -50,6 +50,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # an image that Pillow cannot read gets a line of its own
     warnings.showwarning = lambda message, *_, **__: note(message)
     escape_what_cannot_be_printed()
+    print_log()
     try:
         Path.cwd()
     except OSError:

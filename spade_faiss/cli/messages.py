@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import re
 import sys
 import unicodedata
@@ -19,6 +20,7 @@ import click
 from ..ingest.pipeline import Skipped
 
 EXIT_SKIPPED = 3
+LOG = logging.getLogger("spade_faiss")
 OPTIONS = {  # a parameter, as library messages spell it -> the option
     "timeout=SECONDS": "--wait SECONDS",
     "replace=True": "--replace",
@@ -134,6 +136,20 @@ def escape_what_cannot_be_printed() -> None:
 def note(text: object) -> None:
     """Print a note on stderr."""
     click.echo(f"spade-faiss: note: {with_options(text)}", err=True)
+
+
+class _AsNotes(logging.Handler):
+    """Prints what the package logs as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        note(record.getMessage())
+
+
+def print_log() -> None:
+    """Print what the package logs while it works as notes on stderr, from now on."""
+    LOG.addHandler(_AsNotes())
+    LOG.setLevel(logging.INFO)
 
 
 def name_notes(notes: Iterable[str]) -> None:

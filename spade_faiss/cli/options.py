@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..extractors.registry import Extractor
 from ..options import FeatureOptions, Runtime
 from ..report.report import CARDS
 from .flags import PATH, GalleryPlace, Seconds, flag, require_folders
+from .messages import LOG
 from .search_flags import SearchFlags
 
 if TYPE_CHECKING:
@@ -34,12 +36,22 @@ def set_max_pixels(context: click.Context, _: click.Parameter, value: int | None
     return value
 
 
+def set_quiet(context: click.Context, _: click.Parameter, value: bool) -> bool:
+    """Let what the package logs while a command runs not be printed."""
+    if value:
+        context.call_on_close(partial(LOG.setLevel, LOG.level))
+        LOG.setLevel(logging.WARNING)
+    return value
+
+
 gallery = click.argument("gallery", type=GalleryPlace(read_only=False))
 gallery_to_read = click.argument("gallery", type=GalleryPlace(read_only=True))
 gallery_if_any = click.argument("gallery", type=GalleryPlace(read_only=True), required=False)
 sources = click.argument("sources", type=PATH, nargs=-1, required=True)
 
-Quiet = Annotated[bool, flag("--quiet", is_flag=True, help="Show no progress and no notes on stderr.")]
+Quiet = Annotated[
+    bool, flag("--quiet", is_flag=True, callback=set_quiet, help="Show no progress and no notes on stderr.")
+]
 AsJson = Annotated[bool, flag("--json", is_flag=True, help="Print JSON, for a program to read.")]
 Files = Annotated[
     bool,

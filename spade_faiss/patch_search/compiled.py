@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import event, types
+from numba.core.caching import NullCache
 from numba.extending import intrinsic
 
+logger = logging.getLogger("spade_faiss")
 VECTOR = 16  # float32 values: a register of AVX-512; LLVM splits what is longer than a processor's
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,6 +44,32 @@ def jit(function: F) -> F:
         file._source_stamp = (file._source_stamp, sources())
     found: F = compiled
     return found
+
+
+class Announcer(event.Listener):  # type: ignore[misc]
+    """Logs that loops of ours are compiled, once in a process, before the first is: nothing else tells of the wait."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def on_start(self, event: event.Event) -> None:
+        """Say so, unless it was said or the loop is not one of ours."""
+        loop = event.data["dispatcher"]
+        if self.said or not loop.py_func.__module__.startswith("spade_faiss."):
+            return
+        self.said = True
+        if isinstance(loop._cache, NullCache):
+            kept = "no folder for them can be written, so that each process compiles them: set NUMBA_CACHE_DIR to one"
+        else:
+            kept = "they are kept for later runs"
+        logger.info("inner loops are compiled for this processor, for up to 40 s; %s", kept)
+
+    def on_end(self, event: event.Event) -> None:
+        """Say nothing at the end."""
+
+
+announcer = Announcer()
+event.register("numba:compile", announcer)
 
 
 @jit

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -336,6 +338,24 @@ def test_a_process_of_its_own(gallery: Path, normal: Path) -> None:
     assert "\r" not in said
     assert "Traceback" not in said
     assert "Broken pipe" not in said
+
+
+@pytest.mark.slow
+def test_the_log_is_notes_unless_a_command_is_quiet() -> None:
+    code = (
+        "import logging; from spade_faiss.cli import main\n"
+        "command = main.cli.commands['demo']\n"
+        "command.callback = lambda **_: logging.getLogger('spade_faiss').info('loops are compiled')\n"
+        "main.main()"
+    )
+
+    def said(*options: str) -> str:
+        run = subprocess.run([sys.executable, "-c", code, "demo", *options], capture_output=True, text=True, check=True)
+        assert not run.stdout
+        return run.stderr
+
+    assert said() == "spade-faiss: note: loops are compiled\n"
+    assert said("--quiet") == ""
 
 
 def test_help_is_there_for_every_command(spade: Spade) -> None:
