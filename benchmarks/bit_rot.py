@@ -66,9 +66,9 @@ def answers(path: Path) -> dict[str, Any]:
     rng = np.random.default_rng(2)
     query = rng.integers(60, 190, (40, 48, 3)).astype(np.uint8)
     with sf.Gallery.open(path, "cpu") as gallery:
-        generation, ids = gallery.snapshot(), gallery.snapshot().ids()
+        snapshot, ids = gallery.snapshot(), gallery.snapshot().ids()
         keys = gallery.keys()
-        probes = np.stack([generation.image_feature(row_id) for row_id in ids[:4].tolist()])
+        probes = np.stack([snapshot.image_feature(row_id) for row_id in ids[:4].tolist()])
         found, sq_distances = gallery.search(probes, 5)
         detection = sf.Detector(gallery, toy).query(query)
         levels = gallery.read(ids, None if gallery.patches == "stored" else toy)
@@ -76,11 +76,11 @@ def answers(path: Path) -> dict[str, Any]:
             "images": len(gallery),
             "spec": str(gallery.spec),
             "keys": keys,
-            "ids": generation.find_all(keys) == ids.tolist(),
-            "digests": generation.digests(ids),
-            "sources": [generation.source(row_id) for row_id in ids.tolist()],
-            "image features": _digest([generation.image_feature(row_id) for row_id in ids.tolist()]),
-            "rows": _digest([generation.rows.read(ids)]),
+            "ids": snapshot.find_all(keys) == ids.tolist(),
+            "digests": snapshot.digests(ids),
+            "sources": [snapshot.source(row_id) for row_id in ids.tolist()],
+            "image features": _digest([snapshot.image_feature(row_id) for row_id in ids.tolist()]),
+            "rows": _digest([snapshot.rows.read(ids)]),
             "levels": _digest(levels),
             "neighbours": found.tolist(),
             "sq_distances": sq_distances.tolist(),

@@ -133,7 +133,7 @@ def main() -> None:
     if args.dry_run:
         print(json.dumps(result, indent=1))
     elif costs:
-        print(f"for `auto`, in spade_faiss/system/gpu_costs.py:\nMEASURED: GpuCosts | None = {costs}")
+        print(f"for `auto`, in spade_faiss/system/gpu_costs.py:\nMEASURED = {costs}")
 
 
 if __name__ == "__main__":

@@ -163,13 +163,13 @@ class State:
             warnings.simplefilter("ignore")
             problems = opened.verify()
             assert problems == [], problems
-            generation, ids = opened.snapshot(), opened.snapshot().ids()
+            snapshot, ids = opened.snapshot(), opened.snapshot().ids()
             keys, found = opened.keys(), Calibration.read(path)
             levels = opened.read(ids)
             held = {
                 key: (
-                    generation.digests([row])[0].encode(),
-                    generation.image_feature(int(row)).tobytes(),
+                    snapshot.digests([row])[0].encode(),
+                    snapshot.image_feature(int(row)).tobytes(),
                     *(level[at].tobytes() for level in levels),
                 )
                 for at, (key, row) in enumerate(zip(keys, ids, strict=True))

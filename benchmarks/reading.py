@@ -87,10 +87,10 @@ def random_gallery(path: str, n: int, rng: np.random.Generator) -> sf.Gallery:
 
 def reads(gallery: sf.Gallery, some: Sequence[Any]) -> dict[str, Any]:
     """Time the reading of some images' levels, a set of ids a round, in each way."""
-    generation, spec = gallery.snapshot(), gallery.spec
+    snapshot, spec = gallery.snapshot(), gallery.spec
     files = sorted(gallery.path.glob("shards/*"))
     size = len(some[0]) * (spec.bytes_per_image - 4 * spec.image_dim)
-    verified, unverified = StoredPyramids(generation), StoredPyramids(generation, verify=False)
+    verified, unverified = StoredPyramids(snapshot), StoredPyramids(snapshot, verify=False)
     full = PyramidCache(2**40)
     for ids in some:
         full.read(verified, ids)

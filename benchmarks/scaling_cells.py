@@ -100,17 +100,17 @@ def retrieval(work: Work, n: int, singles: int, batch: int) -> dict[str, Any]:
     queries, real = work.queries, len(work.arrays["test"])
     k = min(K, n)
     with work.open(n) as gallery:
-        generation = gallery.snapshot()
-        entry = generation.manifest.index
-        truth, exact = nearest(generation.rows.blocks(), queries, k)
+        snapshot = gallery.snapshot()
+        entry = snapshot.manifest.index
+        truth, exact = nearest(snapshot.rows.blocks(), queries, k)
         flat = None
         if 2.2 * 4 * n * queries.shape[1] < available_bytes():  # first, as it takes twice its size while it grows
-            flat = ImageIndex.build(generation.rows, queries.shape[1], sf.IndexOptions("flat", device="cpu"))
+            flat = ImageIndex.build(snapshot.rows, queries.shape[1], sf.IndexOptions("flat", device="cpu"))
         before = resident_mib()
         start = time.perf_counter()
         gallery.search(queries[:1], k)
         loaded, resident = time.perf_counter() - start, mib_since(before)
-        index = generation.indexes.image_index()
+        index = snapshot.indexes.image_index()
         if index.stands_in:
             return {"left_out": f"too few images for this kind: {n}"}
         ids, found = gallery.search(queries, k)
@@ -191,10 +191,10 @@ def stored(work: Work, n: int) -> dict[str, Any]:
             writer.append(names, sf.Features(few[:, :, 0, 0].astype(np.float32), [few] * len(spec.level_shapes)))
     rng, k = np.random.default_rng(4), min(K, n)
     with sf.Gallery.open(path, "cpu") as gallery:
-        generation, before, seconds = gallery.snapshot(), resident_mib(), []
+        snapshot, before, seconds = gallery.snapshot(), resident_mib(), []
         for _ in range(300):
             ids = rng.choice(n, k, replace=False)
-            seconds.append(timed(lambda ids=ids: (generation.keys(ids), generation.levels(ids))))
+            seconds.append(timed(lambda ids=ids: (snapshot.keys(ids), snapshot.levels(ids))))
         grown = mib_since(before)
     shutil.rmtree(path)
     return {

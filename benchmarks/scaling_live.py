@@ -207,10 +207,10 @@ def reader(work: Work, gallery: str) -> dict[str, Any]:
             try:
                 if moved is not None:
                     opened.refresh()
-                generation = opened.snapshot()
-                ids, _ = generation.search(query[None], K)
-                keys = generation.keys(ids[0])
-                entry["rows"] = rows = generation.manifest.rows
+                snapshot = opened.snapshot()
+                ids, _ = snapshot.search(query[None], K)
+                keys = snapshot.keys(ids[0])
+                entry["rows"] = rows = snapshot.manifest.rows
                 entry["planted"] = sum(key.startswith("added/") for key in keys)
                 # All of them, or none; and no row that this generation does not have.
                 entry["mixed"] = bool(entry["planted"] not in ((0,) if rows == first.rows else (PLANTED,)))

@@ -23,20 +23,12 @@ Patches = Literal["stored", "recompute"]
 SAMPLES = Path(__file__).resolve().parents[1] / "data" / "samples" / "train" / "good"
 
 
-def open_or_create(path: Path, extractor: sf.Extractor, recipe: sf.Recipe, patches: Patches) -> sf.Gallery:
-    """Open a gallery, or make an empty one if there is none."""
-    try:
-        return sf.Gallery.open(path)
-    except sf.GalleryNotFoundError:
-        return sf.Gallery.create(path, extractor.spec, recipe=recipe.name, patches=patches)
-
-
 def index(
     sources: list[Path], path: Path, extractor: sf.Extractor, recipe: sf.Recipe, patches: Patches, workers: int
 ) -> None:
     """Add all images in files and folders to a gallery, and print what became of them."""
     start = time.perf_counter()
-    with open_or_create(path, extractor, recipe, patches) as gallery:
+    with sf.Gallery.open_or_create(path, extractor.spec, recipe=recipe.name, patches=patches) as gallery:
         report = gallery.add_images(sources, extractor, workers=workers, progress=True)
         seconds = time.perf_counter() - start
         print(f"{report.added} added, {report.unchanged} unchanged, {len(report.skipped)} skipped in {seconds:.1f} s")
@@ -60,7 +52,7 @@ def main() -> None:
     parser.add_argument("sources", nargs="*", type=Path, default=[SAMPLES], help="files and folders of normal images")
     parser.add_argument("--gallery", type=Path, help="folder of the gallery; default: a temporary one")
     parser.add_argument("--extractor", default="efficientnet_lite0", help="name of the extractor")
-    parser.add_argument("--recipe", choices=sorted(sf.RECIPES), default="robust")
+    parser.add_argument("--recipe", choices=sorted(sf.RECIPES), default="wary", help="settings of features and search")
     parser.add_argument("--patches", choices=["stored", "recompute"], default="stored")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode, extract and write")
     args = parser.parse_args()

@@ -148,6 +148,9 @@ def evaluate(
         report: takes every image, and is closed with the metrics.
         checked: what check_categories found; None: the category is checked first.
 
+    Returns:
+        the metrics by name, as image_AUROC and pixel_AUPRO, each None with a reason where it is not defined.
+
     Raises:
         ImageError: test images that cannot be read, or masks that are missing or of another size, unless skipped.
         OptionError: report, maps or `checked` with an iterable.
@@ -310,10 +313,10 @@ def _at_size(scores: NDArray[np.float32], marks: Marks, size: int | None) -> tup
 
 def _in_gallery(gallery: GalleryReader, name: str, digests: dict[str, str], normal: str) -> list[str]:
     """Return the keys of the test images that are in the gallery too, by their content; warns where there are any."""
-    generation = gallery.snapshot()
+    snapshot = gallery.snapshot()
     wanted, found = set(digests.values()), set[str]()
-    for ids in batched(generation.ids().tolist(), TEXTS_TOGETHER):
-        found |= wanted.intersection(generation.digests(ids))
+    for ids in batched(snapshot.ids().tolist(), TEXTS_TOGETHER):
+        found |= wanted.intersection(snapshot.digests(ids))
     known = [key for key, digest in digests.items() if digest in found]
     if known:
         warnings.warn(

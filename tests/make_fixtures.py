@@ -46,20 +46,20 @@ def answers(path: Path) -> dict[str, Any]:
     """What a gallery answers, as JSON values; of where its image files are only the names."""
     extractor, normal = toy(), FIXTURES / "normal"
     with sf.Gallery.open(path, "cpu") as gallery:
-        generation, ids = gallery.snapshot(), gallery.snapshot().ids()
+        snapshot, ids = gallery.snapshot(), gallery.snapshot().ids()
         levels = gallery.read(ids, None if gallery.patches == "stored" else extractor, [normal])
-        found, sq_distances = gallery.search(generation.rows.read(ids[:2]), 3)
+        found, sq_distances = gallery.search(snapshot.rows.read(ids[:2]), 3)
         detection = sf.Detector(gallery, extractor, normal=[normal]).query(query())
         assert detection.judgement is not None
-        sources = [generation.source(row_id) for row_id in ids.tolist()]
+        sources = [snapshot.source(row_id) for row_id in ids.tolist()]
         return {
             "problems": [problem.message for problem in gallery.verify(normal=[normal])],
             "spec": json.loads(json.dumps(gallery.spec.to_json())),
             "keys": gallery.keys(),
-            "removed": np.flatnonzero(generation.removed_mask).tolist(),
-            "digests": generation.digests(ids),
+            "removed": np.flatnonzero(snapshot.removed_mask).tolist(),
+            "digests": snapshot.digests(ids),
             "sources": [source and Path(source).name for source in sources],
-            "image": generation.rows.read(ids).tolist(),
+            "image": snapshot.rows.read(ids).tolist(),
             "levels": [level.tolist() for level in levels],
             "ids": found.tolist(),
             "sq_distances": sq_distances.tolist(),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
-from spade_faiss.datasets import draw
+from spade_faiss.datasets import draw, open_dataset
 from spade_faiss.labels import LabelledImage, joined, outlines
 from tests.helpers.images import write_images
 
@@ -41,7 +41,8 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 LABELS = {"labels.LabelledImage": LabelledImage, "labels.joined": joined, "labels.outlines": outlines}
-PUBLIC = dict(public()) | {"datasets.draw": draw} | LABELS
+SETS = {"datasets.draw": draw, "datasets.open_dataset": open_dataset}
+PUBLIC = dict(public()) | SETS | LABELS
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_examples_run(name: str, prepared: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     toy = sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=4))
     gallery = sf.Gallery.open("toy.gallery", device="cpu")
-    test.globs.update(sf=sf, np=np, toy=toy, gallery=gallery, detector=sf.Detector(gallery, toy))
+    test.globs.update(sf=sf, np=np, shutil=shutil, toy=toy, gallery=gallery, detector=sf.Detector(gallery, toy))
     printed: list[str] = []
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     result = doctest.DocTestRunner(optionflags=options).run(test, out=printed.append)

@@ -186,15 +186,15 @@ def blank_the_edges(make_map: Callable[..., Any], *args: Any, **named: Any) -> A
 
 
 MISTAKES: list[tuple[str, Check, Break]] = [
-    ("the tail of the gallery is dropped", whole_gallery, around("search_checked", drop_the_tail)),
-    ("the same position only", all_positions, around("search_checked", compare_the_same_position)),
-    ("plain distances in the map", squared_distances, around("search_checked", take_roots)),
+    ("the tail of the gallery is dropped", whole_gallery, around("search_finite", drop_the_tail)),
+    ("the same position only", all_positions, around("search_finite", compare_the_same_position)),
+    ("plain distances in the map", squared_distances, around("search_finite", take_roots)),
     (
         "plain distances in the score",
         squared_distances,
         around("knn_score", lambda score, d, *k: score(np.sqrt(d), *k)),
     ),
-    ("one map per level, then added", levels_together, around("search_checked", search_each_level)),
+    ("one map per level, then added", levels_together, around("search_finite", search_each_level)),
     ("scores normalised by the test set", own_scores, normalise_by_the_test_set),
     ("hidden contrast", images_as_they_are, edit_images(ImageOps.autocontrast)),
     ("hidden crop", images_as_they_are, edit_images(lambda image: ImageOps.crop(image, 3))),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import click
 
@@ -161,7 +161,7 @@ class QuerySearchFlags(SearchFlags):
         Localise | None,
         flag(
             "--localise",
-            type=click.Choice(["all", "suspicious"]),
+            type=click.Choice(get_args(Localise)),
             help="Localise anomalies in all images, or in suspicious ones only.",
         ),
     ]

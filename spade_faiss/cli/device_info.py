@@ -36,7 +36,7 @@ def _lines(seen: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"cuda:{number}", text))
     lines.append(("faiss", f"{faiss['version']} ({faiss['options']}), sees {_gpus(faiss['gpus'])}"))
     lines.append(("auto", ", ".join(f"{stage} on {place}" for stage, place in seen["auto"].items())))
-    lines.append(("measured", seen["measured"] or "no card: `auto` keeps image index and patch search on the CPU"))
+    lines.append(("measured", seen["measured"]))
     if memory := seen.get("memory"):
         text = (
             f"{memory['search_bytes'] / MIB:.0f} MiB for a search of K = {memory['k']}, "

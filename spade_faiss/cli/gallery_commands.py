@@ -20,7 +20,17 @@ from ..images.sources import ImageFile
 from ..index.factory import NAMES
 from ..ingest.estimate import estimate
 from ..ingest.pipeline import IngestReport, Skipped
-from ..options import LEAST_BITS, MIB, MOST_BITS, FeatureOptions, IndexOptions, Patches, Precision
+from ..options import (
+    LEAST_BITS,
+    MIB,
+    MOST_BITS,
+    FeatureOptions,
+    IndexOptions,
+    Normalisation,
+    Patches,
+    Precision,
+    StoredDtype,
+)
 from ..recipes import DEFAULT_RECIPE, RECIPES, recipe_named
 from ..report.result_folder import write_skipped
 from ..store.create import SKIPPED, discard_folder
@@ -46,7 +56,7 @@ class FeatureFlags:
         str | None,
         flag(
             "--normalisation",
-            type=click.Choice(["imagenet", "trained"]),
+            type=click.Choice(get_args(Normalisation)),
             help="Mean and standard deviation that pixels are normalised with.",
         ),
     ]
@@ -62,7 +72,7 @@ class FeatureFlags:
         ),
     ]
     dtype: Annotated[
-        str | None, flag("--dtype", type=click.Choice(["float16", "float32"]), help="Number type of the stored levels.")
+        str | None, flag("--dtype", type=click.Choice(get_args(StoredDtype)), help="Number type of the stored levels.")
     ]
     precision: Annotated[
         str | None,

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 import click
 
-from ..options import MIB, ScoreOptions, SearchOptions
+from ..options import (
+    MIB,
+    Fusion,
+    ImageScore,
+    LevelWeights,
+    Matching,
+    Metric,
+    Positions,
+    ScoreOptions,
+    SearchOptions,
+    TilePlaces,
+)
 from .flags import Window, changed, flag
 
 CACHE_MIB, DEVICE_CACHE_MIB = SearchOptions.cache_bytes // MIB, SearchOptions.device_cache_bytes // MIB
@@ -36,7 +47,7 @@ class SearchFlags:
         str | None,
         flag(
             "--level-weights",
-            type=click.Choice(["equal", "spread"]),
+            type=click.Choice(get_args(LevelWeights)),
             help="Weigh levels equally, or divide each by its spread among normal images.",
         ),
     ]
@@ -47,7 +58,7 @@ class SearchFlags:
         str | None,
         flag(
             "--tile-places",
-            type=click.Choice(["any", "same"]),
+            type=click.Choice(get_args(TilePlaces)),
             help="Compare a tile with normal tiles from anywhere in their images, or at its own place.  [default: any]",
         ),
     ]
@@ -55,13 +66,13 @@ class SearchFlags:
         str | None,
         flag(
             "--matching",
-            type=click.Choice(["concatenated", "by_level"]),
+            type=click.Choice(get_args(Matching)),
             help="Match patches of all levels together, or each level's apart, on its own grid.",
         ),
     ]
     metric: Annotated[
         str | None,
-        flag("--metric", type=click.Choice(["l2", "cosine"]), help="Distance of patches: squared L2, or 1 - cosine."),
+        flag("--metric", type=click.Choice(get_args(Metric)), help="Distance of patches: squared L2, or 1 - cosine."),
     ]
     window: Annotated[
         int | float | str | None,
@@ -115,7 +126,7 @@ class SearchFlags:
         str | None,
         flag(
             "--image-score",
-            type=click.Choice(["knn", "map_max", "map", "map_top"]),
+            type=click.Choice(get_args(ImageScore)),
             help="Score an image by the distance to its nearest images (knn), by the map's maximum (map_max), by the "
             "map's maximum or mean, whichever is rarer among normal images (map), or by the mean of the map's highest "
             "1 % (map_top).",
@@ -125,7 +136,7 @@ class SearchFlags:
         str | None,
         flag(
             "--positions",
-            type=click.Choice(["equal", "damped"]),
+            type=click.Choice(get_args(Positions)),
             help="Leave the map as it is, or damp it where normal images are far from each other, as at borders.",
         ),
     ]
@@ -133,7 +144,7 @@ class SearchFlags:
         str | None,
         flag(
             "--fusion",
-            type=click.Choice(["mean", "relative", "harmonic", "harmonic_squares"]),
+            type=click.Choice(get_args(Fusion)),
             help="Make one map of levels that are searched apart: by the mean of their distances, or by how many times "
             "larger they are than among normal images, and then by the geometric or harmonic mean, or the root of "
             "the harmonic mean of squares.",

@@ -15,7 +15,7 @@ from ..gallery.reader import GalleryReader
 from ..gallery.verify import Problem
 from ..images.annotations import with_photos
 from ..images.sources import ImageFile, list_sources, without_twin_names
-from ..ingest.pipeline import IngestReport, Skipped
+from ..ingest.pipeline import IngestReport, begun_report
 from ..ingest.runs import Machines
 from ..pyramids.cache import PyramidCache
 from ..pyramids.reader import StoredPyramids
@@ -360,8 +360,7 @@ class Cluster(GalleryReader):
         """
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         files = with_photos(without_twin_names(list_sources(paths)))
-        report = IngestReport(passed_over=dict(files.passed_over.counts), notes=list(files.notes))
-        report.skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
+        report = begun_report(files)
         with writing(self.path, timeout):
             manifest = ClusterManifest.read(self.path)
             entries = []

@@ -10,13 +10,11 @@ import numpy as np
 
 from ..arrays import Array, Ids
 from ..detect.calibration import Calibration
-from ..detect.detection import Detection
 from ..detect.detector import Detector
 from ..detect.kept_baseline import images_of
 from ..detect.matching import Matched
-from ..detect.mosaic import Mosaic
 from ..detect.pipeline import Pipeline
-from ..detect.query import Query, Stopwatch
+from ..detect.query import Query, Stopwatch, Tile
 from ..detect.settings import Settings
 from ..errors import MemberError
 from ..images.tiling import Box
@@ -41,6 +39,22 @@ class FederatedPipeline(Pipeline):
         assert isinstance(self.snapshot, FederatedSnapshot)
         return self.snapshot.members
 
+    def stored(self, ids: Iterable[int], without: Iterable[Ids] | None = None) -> Iterator[Query]:
+        """Retrieve the neighbours of stored images; see Pipeline.stored."""
+        away = self.members.missing
+        for query in super().stored(ids, without):
+            yield self._without(query, away)
+            away = self.members.missing
+
+    def _prepare(self, tiles: Sequence[Tile]) -> tuple[list[Query], Exception | None]:
+        away = self.members.missing
+        queries, error = super()._prepare(tiles)
+        return [self._without(query, away) for query in queries], error
+
+    def _without(self, query: Query, away: Iterable[str]) -> Query:
+        """Note who took no part in a retrieval: who was away before it, and may be back by now, and who is now."""
+        return replace(query, missing=frozenset((*away, *self.members.missing)))
+
     def _reads(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Any]]:
         """Yield each query with its matches; members work on several queries at the same time."""
         ahead = min(AHEAD, 1 + self.members.parallel)
@@ -55,8 +69,9 @@ class FederatedPipeline(Pipeline):
             except MemberError:
                 if not self.members.tolerant or query.key is not None or query.image_feature is None:
                     raise
+            away = self.members.missing
             ids, sq_distances = self._retrieve(query.image_feature[None], query.watch, [query.place])
-            query = replace(query, ids=ids[0], sq_distances=sq_distances[0])
+            query = self._without(replace(query, ids=ids[0], sq_distances=sq_distances[0]), away)
 
     def _retrieve(
         self, image_features: Array, watch: Stopwatch, places: Sequence[Box | None], without: Ids | None = None
@@ -76,10 +91,6 @@ class FederatedPipeline(Pipeline):
 
     def _match(self, query: Query, neighbour_levels: Any) -> Matched:
         return neighbour_levels or Matched.none(query.levels[0].shape[1:])
-
-    def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:
-        found = super()._score(query, matched, mosaics)
-        return found if found is None else replace(found, missing=self.members.missing)
 
 
 class Federation(Detector):

@@ -23,14 +23,14 @@ from ..gallery.gallery import Gallery
 from ..images.sources import ImageFile
 from ..options import SearchOptions
 from ..patch_search.matched import patches_at
-from ..patch_search.search import search_checked, search_levels_checked
+from ..patch_search.search import search_finite, search_levels_finite
 from ..pyramids.cache import PyramidCache
 from ..pyramids.reader import PyramidSource
 from ..pyramids.recomputed import pyramids_of
 from ..store.manifest import Manifest
 from ..store.trusted import FILE as TRUSTED
 from ..store.trusted import read_trusted_file
-from ..system.devices import as_arrays, search_device
+from ..system.devices import as_arrays, torch_device
 from ..system.forks import remember
 from .manifest import MemberEntry, gallery_digest
 
@@ -239,13 +239,13 @@ class MemberGallery:
         scan = not first.verify_reads
         if first.matching != "by_level":
             own, others = scaled(query, scales), scaled(neighbours, scales)
-            return [tuple(as_arrays(search_checked(own, others, first, scan)))]
-        if keep and first.distinct and not scan and search_device(first.device) == "cpu":
+            return [tuple(as_arrays(search_finite(own, others, first, scan)))]
+        if keep and first.distinct and not scan and torch_device(first.device) == "cpu":
             return self._searched(query, neighbours, rows, [one.kappa or 1 for one in options if one])
         found = []
         for own_level, level, option in zip(query, neighbours, options, strict=True):
             assert option is not None
-            [one] = search_levels_checked([own_level], [level], option, scan)
+            [one] = search_levels_finite([own_level], [level], option, scan)
             found.append(tuple(as_arrays(one)))
         return found
 

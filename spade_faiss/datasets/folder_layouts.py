@@ -62,7 +62,10 @@ def open_mvtec_3d(path: Path) -> list[Category]:
     tested: dict[str, ImageFile] = {}
     masks: dict[str, ImageFile] = {}
     for key, image in below(images, "test/").items():
-        kind, folder, *name = key.split("/")
+        kind, *rest = key.split("/")
+        if len(rest) < 2:
+            raise ImageError(f"{image.path}: expected in a folder as test/KIND/rgb/, found in {image.path.parent}")
+        folder, *name = rest
         if folder == "rgb":
             tested["/".join([kind, *name])] = image
         elif folder in TRUTH_NAMES and kind != GOOD:

@@ -59,10 +59,22 @@ def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -
         settings: shanghaitech: every=N (default 1) takes frames 0, N, 2N, ... of each video, for training and testing.
             magnetic_tile, kolektor_sdd: seed=N (default 0) draws 80 % of the normal images to train with.
 
+    Returns:
+        the categories in the order of their names, each with its normal images to build from and its test images.
+
     Raises:
         ImageError: no layout fits, or several do; images, or the masks of some images, are missing; annotations lie
             among photos.
         OptionError: an unknown layout, or a setting that the layout does not have.
+
+    Example:
+        >>> from spade_faiss.datasets import open_dataset
+        >>> for folder in ("tiles/train", "tiles/test"):
+        ...     _ = shutil.copytree("normal", f"{folder}/good")
+        >>> _ = shutil.copytree("test", "tiles/test/scratch")
+        >>> [tiles] = open_dataset("tiles")
+        >>> tiles.layout, len(tiles.normal), len(tiles.test), tiles.masks
+        ('mvtec', 12, 13, False)
     """
     root = Path(path)
     if layout is not None and layout not in LAYOUTS:

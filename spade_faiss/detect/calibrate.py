@@ -54,6 +54,8 @@ def calibrate(
     >>> len(calibration.image_scores), bool(calibration.image_threshold == calibration.image_scores.max())
     (12, True)
     """
+    given, detector = detector, detector.uncalibrated()  # whose scale may be of an earlier commit
+    detector.share_caches(given)
     snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)
     ids = Copies(snapshot).images()
     size = min(sampling.sample or len(ids), len(ids))

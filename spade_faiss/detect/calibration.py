@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptGalleryError, OptionError
 from ..object_store.address import refuse_address
 from ..system.atomic_files import storage_errors, write_whole
-from ..system.sealed_json import read_sealed, sealed
+from ..system.sealed_json import read_format, sealed
 from .baseline import ALIKE, HUGE, TINY, Baseline
 from .regions import Labels, Region, find_regions
 
@@ -283,13 +283,9 @@ class Calibration:
         >>> sf.Calibration.read_file(gallery.file("calibration.json")).false_alarms
         0.2
         """
-        values = read_sealed(path, "calibrate again")
+        values = read_format(path, FORMAT, FORMAT_VERSION, "calibrate again")
         if values is None:
             return None
-        if (values.pop("format", None), version := values.pop("format_version", None)) != (FORMAT, FORMAT_VERSION):
-            raise CorruptGalleryError(
-                f"{path}: expected format version {FORMAT_VERSION}, found {version}; calibrate again"
-            )
         try:
             return cls.from_json(values)
         except (KeyError, TypeError, ValueError, OverflowError) as error:

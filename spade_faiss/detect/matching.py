@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..options import SearchOptions
 from ..patch_search.bounds.kept import KeptLevel
-from ..patch_search.search import search_checked, search_in_steps, search_levels_checked, search_spaced_checked
+from ..patch_search.search import search_finite, search_in_steps, search_levels_finite, search_spaced_finite
 from ..system.devices import as_arrays
 from .baseline import Baseline
 from .leave_out import LeaveOut, Left
@@ -84,7 +84,7 @@ def match(
         return fused_left(left, baseline, settings, standing)
     own, others = scaled(query, scales), scaled(neighbours, scales)
     # What has the checksum it was stored with is finite, as it was then.
-    sq_distances, matches = as_arrays(search_checked(own, others, search, scan=not search.verify_reads))
+    sq_distances, matches = as_arrays(search_finite(own, others, search, scan=not search.verify_reads))
     if standing is not None:
         sq_distances, matches = trusting(sq_distances, matches, standing.trusted)
     return Matched(sq_distances * np.float32(scales[0] ** 2) if scales else sq_distances, matches)
@@ -107,9 +107,9 @@ def match_levels(
         options = replace(options, kappa=min(options.kappa or 1, len(neighbours[0])))
     scan, with_spacing = not options.verify_reads, with_spacing and len(neighbours[0]) > 1
     if options.distinct and with_spacing:
-        found = search_spaced_checked(query, neighbours, options, scan, kept)
+        found = search_spaced_finite(query, neighbours, options, scan, kept)
         return [LevelMatches(*as_arrays(one)) for one in found]
-    matches = [LevelMatches(*as_arrays(one)) for one in search_levels_checked(query, neighbours, options, scan)]
+    matches = [LevelMatches(*as_arrays(one)) for one in search_levels_finite(query, neighbours, options, scan)]
     if not with_spacing:
         return matches
     from ..patch_search.spacing import spacing  # here, as it takes torch and numba

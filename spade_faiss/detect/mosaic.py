@@ -18,6 +18,7 @@ class ScoredTile:
     found: TileMatches
     image_score: float
     peak: float  # of its map, at the size that calibration saw
+    missing: frozenset[str]  # members of a cluster that did not take part
 
 
 class Mosaic:

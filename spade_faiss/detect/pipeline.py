@@ -20,13 +20,13 @@ from ..errors import NotEnoughImagesError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..images.decode import decode
-from ..images.inputs import ImageLike, require_several
+from ..images.inputs import ImageLike, held, require_several
 from ..images.tiling import Box, place_of, size_of
 from ..pyramids.reader import PyramidSource
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
 from ..store.trusted import Trusted
-from ..system.devices import search_device
+from ..system.devices import torch_device
 from ..system.prefetch import batched, one_ahead
 from .baseline import Baseline
 from .caches import Caches
@@ -171,7 +171,7 @@ class Pipeline:
     @cached_property
     def overlaps(self) -> bool:
         """Whether the network and the search do not compete for the same cores."""
-        devices = getattr(self.extractor, "device", "cpu"), search_device(self.settings.search.device)
+        devices = getattr(self.extractor, "device", "cpu"), torch_device(self.settings.search.device)
         return any(device != "cpu" for device in devices)
 
     def _queries(self, images: Iterable[AnyImage]) -> Iterator[tuple[list[Query], Exception | None]]:
@@ -180,7 +180,7 @@ class Pipeline:
 
     def _tiles(self, images: Iterable[AnyImage]) -> Iterator[Tile]:
         """Yield the tiles of images; without tiles the images as they are, to be decoded batch by batch."""
-        for position, image in enumerate(images):
+        for position, image in enumerate(map(held, images)):
             if self._tiling.tile is None:
                 yield Tile(position, image)
                 continue
@@ -329,12 +329,12 @@ class Pipeline:
             region, seconds = self._view.region(size), query.watch.seconds
             return Detection(
                 image_score, scores, region, neighbours, sq_distances, matches, seconds, query.path, judgement,
-                levels=matched.levels, left_out=matched.left_out,
+                levels=matched.levels, left_out=matched.left_out, missing=tuple(sorted(query.missing)),
             )  # fmt: skip
         mosaic = mosaics.get(query.position) or Mosaic(self._tiling, query.image_size)
         mosaics[query.position] = mosaic
         found = TileMatches(query.box, neighbours, sq_distances, matches, matched.left_out)
-        mosaic.add(query.tile, ScoredTile(found, image_score, peak), scores, query.watch.seconds)
+        mosaic.add(query.tile, ScoredTile(found, image_score, peak, query.missing), scores, query.watch.seconds)
         return self._whole(mosaics.pop(query.position), query) if mosaic.is_whole else None
 
     def _whole(self, mosaic: Mosaic, query: Query) -> Detection:
@@ -344,9 +344,10 @@ class Pipeline:
             judgement = self._judge(query, highest.image_score, mosaic.peak, mosaic.anomaly_map)
         seconds = {**mosaic.seconds, "score": mosaic.seconds["score"] + watch.seconds["score"]}
         neighbours, sq_distances, matches = highest.found.neighbours, highest.found.sq_distances, highest.found.matches
+        missing = tuple(sorted(frozenset().union(*(tile.missing for tile in mosaic.tiles))))
         return Detection(
             highest.image_score, mosaic.anomaly_map, mosaic.region, neighbours, sq_distances, matches, seconds,
-            query.path, judgement, tuple(tiles), left_out=highest.found.left_out,
+            query.path, judgement, tuple(tiles), left_out=highest.found.left_out, missing=missing,
         )  # fmt: skip
 
     def _judge(self, query: Query, image_score: float, peak: float, scores: NDArray[np.float32]) -> Judgement | None:

@@ -78,6 +78,7 @@ class Query:
     box: Box | None = None  # of the tile; None: all of the image
     key: str | None = None  # of the normal image that is queried, or of its first copy, if it is one of the gallery's
     image_feature: Array | None = None  # (d,); None: of a normal image that is queried
+    missing: frozenset[str] = frozenset()  # members of a cluster that did not take part
 
     @property
     def place(self) -> Box | None:

@@ -14,7 +14,7 @@ from ..arrays import Pixels
 from ..errors import ImageError
 from ..images.decode import decode, read_file
 from ..images.facts import FactCounts
-from ..images.inputs import ImageLike
+from ..images.inputs import ImageLike, held
 from ..images.reading import Viewed, decoding_gate, view_of
 from ..images.sources import ImageFile
 from ..ingest.image_reader import ReadImage, read_given, reading_threads, reads_ahead
@@ -59,8 +59,9 @@ def query_given(
         ImageError: an image that cannot be read, where `skipped` is None.
     """
     spec, gate, facts = detector.gallery.spec, decoding_gate(), FactCounts()
+    given = ((key, held(image)) for key, image in images)
     reads = read_ahead(
-        images, lambda pair: read_given(*pair, spec, gate), reading_threads(), reads_ahead(detector.extractor)
+        given, lambda pair: read_given(*pair, spec, gate), reading_threads(), reads_ahead(detector.extractor)
     )
     taken: deque[ReadImage] = deque()
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..system.user_cache import cache_folder, file_to_keep
+from ..system.user_cache import cache_folder, drop_the_oldest, file_to_keep
 
 VERSION = 2  # of these files, and of what is converted; another number makes all of them again
+MOST = 50  # files that are kept, those that were written last
 ABOUT, PARTS = "about.json", ("model.xml", "model.bin")
 
 
@@ -87,6 +88,7 @@ def write(path: Path, identity: dict[str, Any], conversion: Conversion) -> None:
         file.writestr(ABOUT, json.dumps(about, indent=1))
         for part, content in zip(PARTS, parts or (), strict=False):
             file.writestr(part, content)
+    drop_the_oldest(path.parent, MOST)
 
 
 def _digests(parts: tuple[bytes, bytes]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..arrays import Pixels
 from ..errors import WeightsError
 from ..options import FeatureOptions, Runtime
-from ..system.devices import as_typed, network_device
+from ..system.devices import as_typed, torch_device
 from ..system.forks import remember
 from ..system.recorded import Recorder
 from ..system.transfers import downloaded, stacked_for, uploaded
@@ -89,7 +89,7 @@ def load_network(name: str, weights: Path | None, options: FeatureOptions) -> Ne
     """Load a network by name; see registry.load_extractor."""
     wanted = wanted_runtime(options.runtime)
     on_cpu = wanted == "openvino" and options.device == "auto"
-    device = network_device("cpu" if on_cpu else options.device)
+    device = torch_device("cpu" if on_cpu else options.device)
     placed = replace(options, device=device)
     may_keep = wanted != "torch" and device == "cpu" and is_installed() and not is_imported()
     request = request_of(name, weights, options) if may_keep else None

@@ -9,7 +9,7 @@ from .._version import __version__
 from ..errors import OptionError
 from ..extractors.spec import ExtractorSpec
 from ..index.factory import check_kind
-from ..options import MIB, IndexOptions, Patches
+from ..options import MIB, IndexOptions, Patches, is_count
 from ..recipes import recipe_named
 from ..store.manifest import Manifest
 
@@ -27,6 +27,8 @@ def new_manifest(
     if patches not in get_args(Patches) or (patches == "recompute" and spec.resized is None):
         choice = " or ".join(get_args(Patches)) if spec.resized else "stored, as features are not made from images"
         raise OptionError(f"patches: expected {choice}, found {patches!r}")
+    if shard_bytes is not None and not is_count(shard_bytes):
+        raise OptionError(f"shard_bytes: expected a whole number of bytes >= 1, found {shard_bytes!r}")
     size = shard_bytes or SHARD_BYTES[patches]
     return Manifest(spec, index, size, created_by=f"spade-faiss {__version__}", recipe=recipe, patches=patches)
 

@@ -95,13 +95,13 @@ class GalleryEditor(GalleryReader):
             ['003.png']
         """
         refuse_address(self.path)
-        found = self._snapshot.find_all(keys)
+        snapshot = self._snapshot
+        found = snapshot.find_all(keys)
         if None in found:
             key = keys[found.index(None)]
             raise OptionError(f"{self.path}: expected keys of images in it, found {key!r}, which is not")
-        digests = self._snapshot.digests([row_id for row_id in found if row_id is not None])
-        refuse_address(self.path)
-        change_trusted(self.path, dict(zip(keys, digests, strict=True)))
+        ids = [row_id for row_id in found if row_id is not None]
+        change_trusted(self.path, dict(zip(snapshot.keys(ids), snapshot.digests(ids), strict=True)))
 
     def distrust(self, keys: Sequence[str]) -> None:
         """Take trusted images for ordinary ones again.

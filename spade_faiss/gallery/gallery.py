@@ -65,8 +65,8 @@ class Gallery(GalleryEditor):
 
         Raises:
             GalleryError: the folder is not empty, or cannot be made.
-            OptionError: FAISS has no such index, the recipe or `patches` is unknown, or patches are to be recomputed
-                for features that are not made from images.
+            OptionError: FAISS has no such index, `shard_bytes` is no whole number >= 1, the recipe or `patches` is
+                unknown, or patches are to be recomputed for features that are not made from images.
 
         Example:
             >>> sf.Gallery.create("new.gallery", toy.spec, recipe="paper")

@@ -53,7 +53,7 @@ class GalleryReader:
 
         Args:
             path: its folder; or the address that it was pushed to, as s3://bucket/tiles.gallery, which is read only.
-            device: of the image index: auto (the CPU, until the index has been measured on a GPU), cpu, cuda, cuda:N.
+            device: of the image index: auto (a GPU from 10 000 images on, if FAISS sees one), cpu, cuda, cuda:N.
             cache: folder for what is fetched from an address, which processes and galleries may share; None:
                 $SPADE_FAISS_CACHE, or spade-faiss among the user's caches.
             cache_bytes: limit of what is kept there, which evicts what was used least recently; None: 10 GiB.

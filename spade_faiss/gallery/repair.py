@@ -171,7 +171,10 @@ class _CandidateFiles:
         candidates += [(key, Path(path), path) for path in kept if Path(path).is_file()]
         for name, path, place in candidates:
             if path not in self._digests:
-                self._digests[path] = content_digest(read_file(path))
+                try:
+                    self._digests[path] = content_digest(read_file(path))
+                except ImageError:  # another candidate may be the image's file
+                    continue
             found = _Names(name, self._digests[path], place if kept else None)
             # Either the checksum is good and agrees, or the checksum itself is damaged, or the path is.
             if names.were(0, found.key, found.digest, found.path) or (found.key, found.digest) == (key, digest):

@@ -16,11 +16,13 @@ from .depth import (
     Samples,
     colour_samples,
     depth_of,
+    from_white,
     grey_samples,
     has_sbit,
     png_bits,
     tiff_page,
     to_8_bits,
+    white_is_zero,
 )
 from .facts import NO_FACTS, Facts
 from .inputs import ImageLike, opened
@@ -173,13 +175,14 @@ def _decode_opened(image: Image.Image, content: bytes | None, name: str, bits: i
     if image.format == "PNG" and content is not None and has_sbit(content):
         samples = colour_samples(content, "PNG", name) if deep_colour else grey_samples(image, name)
         declared, by = png_bits(content, samples, bits), "sBIT"
-    significant = declared or bits or FULL
+    significant, negative = declared or bits or FULL, white_is_zero(image)
     planes = deep_colour and getattr(image, "tag_v2", {}).get(PLANAR_CONFIGURATION) == 2  # which Pillow garbles
-    if significant == FULL and (not planes or content is None):
+    if significant == FULL and not negative and (not planes or content is None):
         pixels = _to_rgb(_turned(image, turn), name)
         return pixels, Facts(more, None if depth.declared else int(pixels.max(initial=0)))
     if not deep_colour:
         samples = grey_samples(_turned(image, turn), name)
+        samples = from_white(samples, significant) if negative else samples
     elif content is None:
         raise ImageError(f"{name}: expected a path or a file for 16-bit colour, of which PIL images keep 8 bits")
     else:
@@ -193,13 +196,13 @@ def _decode_odd_tiff(content: bytes, name: str, bits: int | None) -> tuple[Pixel
     try:
         page, depth, orientation = tiff_page(content)
         _check_size(page.imagewidth, page.imagelength)
-        samples = colour_samples(content, "TIFF", name)
+        significant = depth.declared or bits or FULL
+        samples = colour_samples(content, "TIFF", name, significant)
     except (ImageError, MemoryError, Image.DecompressionBombError):
         raise
     except Exception:  # tifffile raises nearly anything, and the caller knows what is wrong already
         return None
     samples = _turned_samples(samples, TURNS.get(orientation))
-    significant = depth.declared or bits or FULL
     high_byte = None if depth.declared or bits else int(samples.max(initial=0)) >> 8
     return to_8_bits(samples, significant, name, depth.by), Facts(False, high_byte)
 

@@ -100,14 +100,31 @@ def grey_samples(image: Image.Image, name: str) -> Samples:
     return values.astype(np.uint16)
 
 
-def colour_samples(content: bytes, format: str | None, name: str) -> Samples:
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether the values of a grey TIFF of 16 bits are those of a negative: Pillow takes them as they are."""
+    return image.mode.startswith("I") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+
+
+def from_white(samples: Samples, bits: int) -> Samples:
+    """Make a positive of a negative; values that do not fit its bits stay as they are, to be refused."""
+    largest = np.uint16(2**bits - 1)
+    return samples if samples.max(initial=0) > largest else largest - samples
+
+
+def colour_samples(content: bytes, format: str | None, name: str, bits: int = FULL) -> Samples:
     """Read all bits of a file with 9 to 16 of them, of which Pillow keeps 8: (H, W) or (H, W, 3), not turned.
+
+    Args:
+        content: of the file.
+        format: as Pillow names it.
+        name: of the image.
+        bits: that are significant, the lowest ones: black is the largest value that they hold where white is 0.
 
     Raises:
         ImageError: a format or colours that are not supported.
     """
     if format == "TIFF":
-        return _tiff_samples(content, name)
+        return _tiff_samples(content, name, bits)
     if format == "PPM":
         samples = _pnm_samples(content, name)
     elif format in ("PNG", "JPEG2000"):
@@ -203,7 +220,7 @@ def tiff_page(content: bytes) -> tuple[Any, Depth, int]:
     return page, depth, int(tags.get(274, 1))
 
 
-def _tiff_samples(content: bytes, name: str) -> Samples:
+def _tiff_samples(content: bytes, name: str, bits: int) -> Samples:
     """Read the first page of a TIFF."""
     page, _, _ = tiff_page(content)
     samples = page.asarray(maxworkers=1)
@@ -212,9 +229,7 @@ def _tiff_samples(content: bytes, name: str) -> Samples:
     if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
         raise ImageError(f"{name}: expected grey or RGB of {page.bitspersample} bits, found {page.photometric}")
     samples = _without_alpha(samples, name)
-    if page.photometric == WHITE_IS_ZERO:
-        return np.asarray(np.uint16(2**page.bitspersample - 1) - samples)
-    return samples
+    return from_white(samples, min(bits, page.bitspersample)) if page.photometric == WHITE_IS_ZERO else samples
 
 
 def _without_alpha(samples: NDArray[Any], name: str) -> Samples:

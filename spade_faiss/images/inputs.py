@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
@@ -48,6 +49,23 @@ def opened(image: ImageLike, name: str) -> bytes | Image.Image | Pixels:
         return _of_file(image, name)
     advice = "; query_batch takes several" if isinstance(image, Sequence) else ""
     raise ImageError(f"{name}: {ACCEPTED}, found {type(image).__name__}{advice}")
+
+
+def held(image: Any) -> Any:
+    """Return an image so that it stays as it is while its giver goes on, who may close a file or refill an array.
+
+    What cannot be read is returned as it is: whoever decodes it says why. So are a PIL image, and what is no image.
+    """
+    if isinstance(image, np.ndarray):
+        return image.copy()
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    if "torch" in sys.modules and isinstance(image, sys.modules["torch"].Tensor):
+        return image.detach().clone()
+    if callable(getattr(image, "read", None)):
+        with suppress(ImageError):
+            return _of_file(image, "")
+    return image
 
 
 def require_several(images: Any) -> None:

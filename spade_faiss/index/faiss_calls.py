@@ -56,4 +56,4 @@ def placed(index: Any, wanted: str) -> Any:
 
 def _is_small(index: Any) -> bool:
     """Return whether an index was measured to be faster on the CPU, because it holds few images."""
-    return gpu_costs.MEASURED is not None and index.ntotal < gpu_costs.MEASURED.index_from
+    return bool(index.ntotal < gpu_costs.MEASURED.index_from)

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from ..arrays import ROUNDING, Array, Ids
 from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from ..options import MIB, IndexOptions
-from ..system.atomic_files import TEMPORARY, publish, storage_errors
+from ..system.atomic_files import storage_errors, whole_file
 from ..system.devices import gpu_lock
-from ..system.failpoints import failpoint
 from .exact import compared, nearest_of_all
 from .factory import kinds
 from .faiss_calls import one_thread, placed, search_parameters
@@ -281,22 +280,14 @@ class ImageIndex:
 
     def save(self, path: Path) -> str:
         """Write the index's file; returns its checksum (xxh3-64, hexadecimal)."""
-        temporary = path.with_name(path.name + TEMPORARY)
-        with storage_errors(f"cannot write {path}"):
-            try:
-                digest = xxhash.xxh3_64()
-                with temporary.open("wb") as file:
-                    failpoint("opened", path)
+        digest = xxhash.xxh3_64()
+        with storage_errors(f"cannot write {path}"), whole_file(path) as file:
 
-                    def write(block: bytes) -> None:  # FAISS's own writer prints errors on stderr
-                        digest.update(block)
-                        file.write(block)
+            def write(block: bytes) -> None:  # FAISS's own writer prints errors on stderr
+                digest.update(block)
+                file.write(block)
 
-                    faiss.write_index(self._index, faiss.PyCallbackIOWriter(write))
-                publish(temporary, path)
-            except (OSError, RuntimeError):
-                temporary.unlink(missing_ok=True)
-                raise
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(write))
         return digest.hexdigest()
 
     @classmethod

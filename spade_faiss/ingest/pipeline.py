@@ -13,7 +13,7 @@ from ..extractors.registry import Extractor
 from ..images.annotations import notes as annotation_notes
 from ..images.annotations import with_photos
 from ..images.facts import FactCounts
-from ..images.inputs import ImageLike, can_be_iterated
+from ..images.inputs import ImageLike, can_be_iterated, held
 from ..images.reading import decoding_gate
 from ..images.sources import ImageFile, Listing, list_sources, without_twin_names
 from ..store.shard_format import check_keys
@@ -88,6 +88,15 @@ def count(report: IngestReport, done: Appended) -> None:
     report.unchanged += done.unchanged
 
 
+def begun_report(files: Listing) -> IngestReport:
+    """Begin a report with what cannot be listed, and what is passed over."""
+    report = IngestReport(passed_over=dict(files.passed_over.counts), notes=list(files.notes))
+    report.skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
+    if files.passed_over:
+        report.notes.append(str(files.passed_over))
+    return report
+
+
 def listed(
     writer: GalleryWriter, sources: Sequence[str | Path | ImageFile], options: IngestOptions
 ) -> tuple[Listing, IngestReport]:
@@ -101,10 +110,7 @@ def listed(
     for one in files.unlisted if options.strict else ():
         raise ImageError(one.reason)
     require_kept_keys(writer.snapshot, files)
-    report = IngestReport(passed_over=dict(files.passed_over.counts), notes=list(files.notes))
-    report.skipped = [Skipped(one.path, one.reason) for one in files.unlisted]
-    if files.passed_over:
-        report.notes.append(str(files.passed_over))
+    report = begun_report(files)
     report.notes += annotation_notes(files, skipped=True) + renamed(writer.snapshot, files)
     return files, report
 
@@ -144,7 +150,7 @@ def ingest_given(
 
     def pairs() -> Iterator[tuple[str, ImageLike]]:
         try:
-            yield from _pairs(images)
+            yield from ((key, held(image)) for key, image in _pairs(images))
         except Exception as error:
             failed.append(error)
 

@@ -26,7 +26,8 @@ FORMAT_VERSION = 1
 OBJECTS = "objects"
 BESIDE = ("calibration.json", "trusted.json")  # files beside the manifest, which change without a commit
 ROWS = ".rows"  # what a shard holds besides levels, as an object of its own
-OBJECT_NAME = re.compile(OBJECTS + r"/([0-9a-f]{32})-[0-9a-f]{8}\.(h5|rows|faiss|npy|json)")
+SUFFIX = r"\.(?:h5|rows|faiss|npy|json)"
+OBJECT_NAME = re.compile(OBJECTS + r"/([0-9a-f]{32})-[0-9a-f]{8}" + SUFFIX)
 
 
 def rows_of(shard: str) -> str:
@@ -86,6 +87,21 @@ class Commit:
         """What tells this commit from others, 32 hexadecimal digits."""
         return xxhash.xxh3_128_hexdigest(self.content)
 
+    @property
+    def files(self) -> dict[str, StoredObject]:
+        """The files that the manifest names, with their objects."""
+        manifest = self.manifest
+        entries = (*manifest.shards, manifest.index, manifest.keys)
+        return {entry.file: self.objects[entry.file] for entry in entries if entry}
+
+    def shards_checksum(self, manifest: Manifest) -> str:
+        """Return a checksum over what this commit has as each shard of a manifest, perhaps of another generation."""
+        lines = [
+            f"{entry.file} {one.checksum if (one := self.objects.get(entry.file)) else None}\n"
+            for entry in manifest.shards
+        ]
+        return xxhash.xxh3_128_hexdigest("".join(lines).encode())
+
     def checksums(self) -> dict[str, str]:
         """Return xxh3-128 of the gallery's own gallery.json, and of the files beside it: all that is ever replaced."""
         beside = {name: self.objects[name].checksum for name in BESIDE if name in self.objects}
@@ -126,7 +142,7 @@ class Commit:
         return commit
 
     def _require_objects(self, path: Path) -> None:
-        """Refuse a commit that does not have each file of the manifest, with its size."""
+        """Refuse a commit that does not have each file of the manifest, with its size, or has files of another name."""
         manifest = self.manifest
         sizes = {entry.file: entry.bytes for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
         for file, size in sizes.items():
@@ -134,9 +150,13 @@ class Commit:
             if one is None or one.bytes != size:
                 found = "none" if one is None else f"one of {one.bytes}"
                 raise CorruptGalleryError(f"{path}: {file}: expected an object of {size} bytes, found {found}")
-        for shard in manifest.shards:
-            if rows_of(shard.file) not in self.objects:
-                raise CorruptGalleryError(f"{path}: {rows_of(shard.file)}: expected an object, found none")
+        rows = {rows_of(shard.file) for shard in manifest.shards}
+        for file in sorted(rows - self.objects.keys()):
+            raise CorruptGalleryError(f"{path}: {file}: expected an object, found none")
+        if others := [file for file in self.objects if file not in sizes and file not in rows and file not in BESIDE]:
+            raise CorruptGalleryError(
+                f"{path}: expected objects of the gallery's own files, found one of {others[0]!r}; push it again"
+            )
 
 
 def _stored(values: dict[str, Any]) -> StoredObject:

@@ -96,6 +96,10 @@ class RemoteFiles(GalleryFiles):
                 self.cache.touch(one.local_name)
             return self.cache.path(one.local_name)
 
+    def identity(self, name: str) -> str:
+        """See GalleryFiles. The checksum of its object: another folder may have pushed other content under the name."""
+        return self.commit.objects[name].checksum
+
     def _is_good(self, one: StoredObject) -> bool:
         """Return whether the cache has a file with an object's content; a file is read once for that."""
         path = self.cache.path(one.local_name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ import filelock
 from ..errors import OptionError
 from ..options import MIB
 from ..system.atomic_files import TEMPORARY, storage_errors
+from .commit import SUFFIX
 
 CACHE_BYTES = 10_240 * MIB  # of a cache, unless the caller says otherwise
 VARIABLE = "SPADE_FAISS_CACHE"  # names the folder of a cache, unless the caller does
@@ -28,7 +30,8 @@ USED, LOCK = "used", "cache.lock"
 KEPT = 0.9  # share of the limit that is left when files are evicted, so that this is rare
 PATIENCE = 5  # seconds to wait for what others are writing where nothing else can go
 ABANDONED = 3600  # seconds after which a temporary file is that of a process that was killed
-SUFFIXES = (".h5", ".rows", ".faiss", ".npy", ".json", ".levels", TEMPORARY)  # of the cache's own files
+# Names of the cache's own files, each in the folder of its first two letters: objects, levels of an image, unfinished.
+OWN_NAME = re.compile(rf"[0-9a-f]{{32}}({SUFFIX}|-[0-9]+\.levels)(\.[0-9]+-[0-9]+-[0-9]+{re.escape(TEMPORARY)})?")
 
 _numbers = itertools.count()
 
@@ -50,7 +53,6 @@ class LocalCache:
         """
         self.folder = folder
         self.limit = limit
-        self.hits = 0
         with self._errors():
             folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
@@ -74,7 +76,6 @@ class LocalCache:
 
     def touch(self, name: str) -> None:
         """Make a file the most recent one."""
-        self.hits += 1
         with contextlib.suppress(OSError):  # another process has just evicted it
             os.utime(self.path(name))
 
@@ -154,10 +155,13 @@ class LocalCache:
             return self.limit
 
     def _evict(self, room: int) -> int:
-        """Delete the least recent files until the others take at most `room` bytes; returns how many they take."""
+        """Delete the least recent files until the others take at most `room` bytes; returns how many they take.
+
+        Files of another name are not the cache's: the folder may be a user's own.
+        """
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("??/*"):
-            if path.suffix in SUFFIXES:
+            if OWN_NAME.fullmatch(path.name) and path.parent.name == path.name[:2]:
                 with contextlib.suppress(OSError):  # another process has just renamed it
                     status = path.stat()
                     found.append((status.st_mtime, status.st_size, path))

@@ -14,6 +14,7 @@ from ..system.atomic_files import storage_errors, write_whole
 
 FILE = "remote.json"
 LOCK = "remote.lock"
+SHARDS = "shards"  # for file_at: one checksum over all of them
 KEPT = 2  # commits of each address: the one that is there, and the one that a push is about to make
 
 
@@ -21,7 +22,7 @@ def file_at(name: str, address: Path) -> str:
     """Return the key under which the content of a folder's file is remembered that was pushed or pulled at an address.
 
     Args:
-        name: gallery.json, or a file beside it.
+        name: gallery.json, a file beside it, or SHARDS.
         address: of the store.
     """
     return f"{name} at {address}"

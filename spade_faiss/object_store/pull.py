@@ -20,11 +20,11 @@ from ..system.atomic_files import TEMPORARY, flush_to_disk, storage_errors, whol
 from ..system.progress import progress_bar
 from .address import Address
 from .bucket import Bucket
-from .commit import BESIDE, ROWS, Commit, StoredObject
+from .commit import BESIDE, Commit, StoredObject
 from .files import checksum_of, compared, read_commit
 from .origins import FILE as ORIGINS
 from .origins import LOCK as ORIGINS_LOCK
-from .origins import file_at, remember, remembered
+from .origins import SHARDS, file_at, remember, remembered
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def pull(address: str, folder: str | Path, *, timeout: float = 0, progress: bool
         GalleryNotFoundError: there is no gallery at that address.
         CorruptGalleryError: an object is missing, cut short or changed.
         GalleryLockedError: another process is writing to the folder.
-        GalleryError: the folder has something else, or a commit since; the store cannot be read, there is no such
-            bucket, or there are no credentials; or the disk is full or refuses.
+        GalleryError: the folder has something else, a commit since, or another history of the gallery; the store cannot
+            be read, there is no such bucket, or there are no credentials; or the disk is full or refuses.
         OptionError: the scheme is unknown, or its package is not installed.
 
     Example:
@@ -87,16 +87,12 @@ def pull(address: str, folder: str | Path, *, timeout: float = 0, progress: bool
         flush_to_disk(folder.parent)
     with WriterLock(folder, timeout):
         there = _what_is_there(folder, bucket, commit)
+        _require_same_history(folder, bucket, commit, there, progress)
         fetched = _fetch_all(folder, bucket, commit, there, progress)
         _commit(folder, bucket, commit, there)
         sweep(folder, commit.manifest)
-    size, files = sum(one.bytes for one in fetched), _files(commit)
-    return Pulled(commit.manifest.generation, len(fetched), size, len(files) - len(fetched))
-
-
-def _files(commit: Commit) -> dict[str, StoredObject]:
-    """Return the files that a manifest names, with their objects."""
-    return {file: one for file, one in commit.objects.items() if not file.endswith(ROWS) and file not in BESIDE}
+    size, kept = sum(one.bytes for one in fetched), len(commit.files) - len(fetched)
+    return Pulled(commit.manifest.generation, len(fetched), size, kept)
 
 
 def _check_folder(folder: Path) -> None:
@@ -129,6 +125,45 @@ def _what_is_there(folder: Path, bucket: Bucket, commit: Commit) -> dict[str, by
     return found
 
 
+def _require_same_history(
+    folder: Path, bucket: Bucket, commit: Commit, there: dict[str, bytes], progress: bool
+) -> None:
+    """Refuse a commit that has other content under the name of a file that the folder's gallery.json names.
+
+    The folder's shards are read for that, unless it is known that the commit has just these.
+
+    Raises:
+        GalleryError: it has: the gallery at the address was replaced by one that was made apart from the folder's.
+    """
+    if FILE not in there:
+        return
+    old, new = Manifest.parse(there[FILE], folder / FILE), commit.manifest
+    for one, other in ((old.index, new.index), (old.keys, new.keys)):
+        if one and other and one.file == other.file and one.xxh3 != other.xxh3:
+            raise _another_history(folder / one.file, bucket)
+    if commit.shards_checksum(old) in remembered(folder, file_at(SHARDS, bucket.address)):
+        return
+    shards = [entry for entry in old.shards if entry.file in commit.objects]
+    for entry in progress_bar(shards, "compare", progress, unit="file"):
+        if not _may_be(folder / entry.file, entry.bytes, commit.objects[entry.file]):
+            raise _another_history(folder / entry.file, bucket)
+
+
+def _may_be(path: Path, size: int, one: StoredObject) -> bool:
+    """Return whether a shard of that size has an object's content; one that is gone or cut short is fetched again."""
+    if size != one.bytes:
+        return False
+    with storage_errors(f"cannot read {path}"):
+        return not path.is_file() or path.stat().st_size != size or checksum_of(path) == one.checksum
+
+
+def _another_history(path: Path, bucket: Bucket) -> GalleryError:
+    return GalleryError(
+        f"{path}: expected the content that {bucket.address} has under this name, found other content: that is "
+        "another history of the gallery, or the file is damaged; pull into another folder"
+    )
+
+
 def _fetch_all(
     folder: Path, bucket: Bucket, commit: Commit, there: dict[str, bytes], progress: bool
 ) -> list[StoredObject]:
@@ -136,7 +171,7 @@ def _fetch_all(
     known = Manifest.parse(there[FILE], folder / FILE).shards if FILE in there else ()
     named = {one.file for one in known}
     fetched = []
-    for file, one in progress_bar(list(_files(commit).items()), "pull", progress, unit="file"):
+    for file, one in progress_bar(list(commit.files.items()), "pull", progress, unit="file"):
         path = folder / file
         whole = path.is_file() and path.stat().st_size == one.bytes
         if whole and (file in named or checksum_of(path) == one.checksum):
@@ -159,4 +194,5 @@ def _commit(folder: Path, bucket: Bucket, commit: Commit, there: dict[str, bytes
             with storage_errors(f"cannot write {folder / name}"):
                 write_whole(folder / name, content)
         remember(folder, key, checksums[name], alone=True)
+    remember(folder, file_at(SHARDS, bucket.address), commit.shards_checksum(commit.manifest), alone=True)
     remember(folder, str(bucket.address), commit.checksum, alone=True)

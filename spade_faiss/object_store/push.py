@@ -24,7 +24,7 @@ from .address import Address
 from .bucket import Bucket, Listed, is_upload_of
 from .commit import BESIDE, OBJECT_NAME, OBJECTS, Commit, StoredObject, new_object, rows_of
 from .files import checksum_of
-from .origins import file_at, remember, remembered
+from .origins import SHARDS, file_at, remember, remembered
 from .rows import rows_content
 
 
@@ -268,7 +268,7 @@ def _put(job: _Push, manifest: bytes, sweep: bool) -> Commit:
         job.bucket.replace(FILE, commit.content, job.there.version)
         failpoint("pushed", Path(FILE))
     remember(job.folder, address, commit.checksum, alone=True)
-    for name, checksum in commit.checksums().items():
+    for name, checksum in {**commit.checksums(), SHARDS: commit.shards_checksum(commit.manifest)}.items():
         remember(job.folder, file_at(name, job.bucket.address), checksum, alone=True)
     return commit
 

@@ -13,7 +13,10 @@ import numpy as np
 from llvmlite import ir
 from numba.core import event, types
 from numba.core.caching import NullCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
+
+from ..system.forks import free_at_forks
 
 logger = logging.getLogger("spade_faiss")
 VECTOR = 16  # float32 values: a register of AVX-512; LLVM splits what is longer than a processor's
@@ -46,6 +49,9 @@ def jit(function: F) -> F:
     return found
 
 
+free_at_forks(global_compiler_lock)  # a child could compile nothing, and take nothing from a folder
+
+
 class Announcer(event.Listener):  # type: ignore[misc]
     """Logs that loops of ours are compiled, once in a process, before the first is: nothing else tells of the wait."""
 
@@ -55,7 +61,7 @@ class Announcer(event.Listener):  # type: ignore[misc]
     def on_start(self, event: event.Event) -> None:
         """Say so, unless it was said or the loop is not one of ours."""
         loop = event.data["dispatcher"]
-        if self.said or not loop.py_func.__module__.startswith("spade_faiss."):
+        if self.said or not (loop.py_func.__module__ or "").startswith("spade_faiss."):
             return
         self.said = True
         if isinstance(loop._cache, NullCache):

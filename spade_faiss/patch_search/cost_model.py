@@ -71,15 +71,13 @@ def bounds_budget(
     return other / unit if least < other < flat_cost(shapes, k, kappa) else 0.0
 
 
-def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float | None:
-    """Estimate the nanoseconds of a search on the GPU that was measured, neighbours' upload included; None: none was.
+def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float:
+    """Estimate the nanoseconds of a search on the GPU that was measured, neighbours' upload included.
 
     Args:
         shapes: levels (c, h, w), the finest first.
         k: number of neighbours.
     """
-    if gpu_costs.MEASURED is None:
-        return None
     costs, patches, channels = gpu_costs.MEASURED, shapes[0][1] * shapes[0][2], sum(shape[0] for shape in shapes)
     values = sum(c * h * w for c, h, w in shapes)
     products = patches * patches * (costs.pair + channels * costs.multiply)
@@ -88,5 +86,4 @@ def gpu_cost(shapes: Sequence[tuple[int, int, int]], k: int) -> float | None:
 
 def gpu_pays(shapes: Sequence[tuple[int, int, int]], k: int, kappa: int, threads: int) -> bool:
     """Return whether a search is expected to be faster on the GPU that was measured than with so many threads here."""
-    on_gpu = gpu_cost(shapes, k)
-    return on_gpu is not None and on_gpu < min(flat_cost(shapes, k, kappa), pyramid_cost(shapes, k, kappa)) / threads
+    return gpu_cost(shapes, k) < min(flat_cost(shapes, k, kappa), pyramid_cost(shapes, k, kappa)) / threads

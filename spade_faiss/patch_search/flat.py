@@ -58,7 +58,9 @@ def _search_block(block: _Block, before: Best, device: str) -> Best:
     """Return the best of a block and of the blocks before it."""
     kappa, m = before[0].shape[1], len(block.xb)
     approximate, candidates = _nearest(block.xq, block.xb, min(m, kappa + SPARE), device)
-    after = _merge(before, _exact(block.xq, block.xb, candidates), candidates + block.offset)
+    exact = _exact(block.xq, block.xb, candidates)
+    exact[candidates < 0] = np.inf  # FAISS has none for a patch whose square is no float32
+    after = _merge(before, exact, candidates + block.offset)
     if m > kappa + SPARE:
         _settle(block, approximate[:, -1], before, after)
     return after

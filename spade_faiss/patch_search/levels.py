@@ -49,8 +49,8 @@ def _is_finite(level: Any) -> bool:
     if isinstance(level, np.ndarray):
         from ..system.threads import single_threads, torch_threads  # here, as it takes torch
 
-        threads = min(torch_threads(), len(level))
-        return all(single_threads(threads).map(all_finite, np.array_split(level, threads)))
+        parts = np.array_split(level, min(torch_threads(), len(level)))
+        return all(single_threads(torch_threads()).map(all_finite, parts)) if len(parts) > 1 else all_finite(level)
     import torch
 
     # all_finite, on the level's own device.

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..errors import OptionError
 from ..options import SearchOptions
-from ..system.devices import as_arrays, as_typed, faiss_device, search_device
+from ..system.devices import as_arrays, as_typed, faiss_device, torch_device
 from .bounds.kept import KeptLevel
 from .cost_model import bounds_budget, faster, gpu_pays
 from .levels import as_levels, check_levels, check_neighbours
 from .matched import NEAREST, positions
 from .settings import ENGINES, SearchSettings
 
-__all__ = ["ENGINES", "search_checked", "search_levels", "search_levels_checked", "search_patches"]
+__all__ = ["ENGINES", "search_finite", "search_levels", "search_levels_finite", "search_patches"]
 
 
 def search_patches(
@@ -127,7 +127,7 @@ def search_levels(
     return _apart(query_levels, neighbour_levels, settings, scan=True)
 
 
-def search_checked(
+def search_finite(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
 ) -> tuple[Any, Any]:
     """Search like search_patches, without scanning the neighbours' levels for NaN and infinity unless `scan`.
@@ -145,18 +145,18 @@ def search_checked(
     return _together(query_levels, neighbour_levels, SearchSettings.of(options), scan, mixed=True)
 
 
-def search_levels_checked(
+def search_levels_finite(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False
 ) -> list[tuple[Any, Any]]:
-    """Search like search_levels, as search_checked does like search_patches; `distinct` counts, too."""
+    """Search like search_levels, as search_finite does like search_patches; `distinct` counts, too."""
     return _apart(query_levels, neighbour_levels, SearchSettings.of(options), scan, mixed=True)
 
 
-def search_spaced_checked(
+def search_spaced_finite(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False,
     kept: Sequence[KeptLevel | None] | None = None,
 ) -> list[tuple[Any, Any, Any]]:  # fmt: skip
-    """Search as search_levels_checked does with `distinct`, among K >= 2; add the spacing (h, w), see spacing.spacing.
+    """Search as search_levels_finite does with `distinct`, among K >= 2; add the spacing (h, w), see spacing.spacing.
 
     The neighbours are prepared once for both, on the CPU; and if what other queries have prepared is kept, by level,
     once for all of them.
@@ -168,10 +168,10 @@ def search_in_steps(
     query_levels: Sequence[Any], neighbour_levels: Sequence[Any], options: SearchOptions, scan: bool = False,
     kept: Sequence[KeptLevel | None] | None = None,
 ) -> tuple[list[tuple[Any, Any, Any]], Callable[[Sequence[Any], Sequence[NDArray[np.bool_]]], list[Any]]]:  # fmt: skip
-    """Search as search_spaced_checked does; the spacing can be measured again, of other matches.
+    """Search as search_spaced_finite does; the spacing can be measured again, of other matches.
 
     Returns:
-        what search_spaced_checked does, and a function of matches (h, w, m, 3) of each level, and of which patches
+        what search_spaced_finite does, and a function of matches (h, w, m, 3) of each level, and of which patches
         (h, w) have another first match than was found. It returns the spacing (h, w) where the first of these lie; the
         others, in other neighbours, only save it time.
     """
@@ -218,7 +218,7 @@ def _spacings_on(device: str, gallery: list[Any]) -> Callable[[Sequence[Any], An
 
 
 def _spaced_on(device: str, query: list[Array], gallery: list[Any], like: Any, kappa: int) -> list[tuple[Any, ...]]:
-    """Search all levels on a GPU at once; see search_spaced_checked."""
+    """Search all levels on a GPU at once; see search_spaced_finite."""
     from .gpu.spaced import search_spaced_torch
 
     with as_typed(device), np.errstate(over="ignore", invalid="ignore"):
@@ -276,7 +276,7 @@ def _found(
 ) -> tuple[Any, ...]:
     """Search checked levels; returns what search_patches does, on torch device `like`, or as NumPy if it is None."""
     grid: tuple[int, int] = query[0].shape[1:]
-    on = "cpu" if settings.engine == "flat" else search_device(settings.device)
+    on = "cpu" if settings.engine == "flat" else torch_device(settings.device)
     with as_typed(on), np.errstate(over="ignore", invalid="ignore"):  # overflow shows in the distances: refused there
         sq_distances, places, *rest = _search(query, gallery, settings, spaced)
         if settings.metric == "cosine":
@@ -363,7 +363,7 @@ def _budget(shapes: list[Any], k: int, kappa: int) -> float:
 
 def _place(query: list[Array], gallery: list[Any], settings: SearchSettings) -> str:
     """Return the torch device of a search: where it was asked for, and for "auto" where it is expected to be faster."""
-    where = search_device(settings.device)
+    where = torch_device(settings.device)
     if where == "cpu" or settings.device not in (None, "auto"):
         return where
     if not isinstance(gallery[0], np.ndarray) and gallery[0].device.type != "cpu":

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from ..system.threads import single_threads
+from ..system.threads import single_threads, torch_threads
 
 T = TypeVar("T")
 Contra = TypeVar("Contra", contravariant=True)
@@ -36,7 +36,7 @@ def share_out(work: Sequence[T], workers: Sequence[Runs[T]]) -> None:
             yield item
 
     try:
-        list(single_threads(len(workers)).map(lambda worker: worker.run(shared()), workers))
+        list(single_threads(max(torch_threads(), len(workers))).map(lambda worker: worker.run(shared()), workers))
     finally:
         with lock:
             items = iter(())  # after an error or Ctrl-C no worker goes on

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..arrays import Array
-from ..system.devices import as_arrays, as_typed, search_device
+from ..system.devices import as_arrays, as_typed, torch_device
 from ..system.threads import in_one_thread
 from .bounds.gallery import BoundsGallery
 from .bounds.kept import KeptLevel
@@ -40,7 +40,7 @@ def nearest_of_each(
     Returns:
         sq_distances (n, count), ascending, and positions (n, count) counted through neighbour, row, column.
     """
-    on, turned = search_device(device), np.ascontiguousarray(patches.T)
+    on, turned = torch_device(device), np.ascontiguousarray(patches.T)
     with as_typed(on):
         if on != "cpu":
             return search_distinct(turned, level, count, on)
@@ -154,7 +154,7 @@ def spacing(
     Returns:
         (h, w) float32.
     """
-    places, on = positions(matches, level.shape[2:]), search_device(device)
+    places, on = positions(matches, level.shape[2:]), torch_device(device)
     if on != "cpu":
         from .gpu.spaced import spacing_torch
 

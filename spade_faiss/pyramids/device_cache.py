@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..extractors.spec import ExtractorSpec
 from ..options import SearchOptions
-from ..system.devices import search_device
+from ..system.devices import torch_device
 from .cache import LevelCache, PyramidCache
 from .reader import PyramidSource
 
@@ -52,5 +52,5 @@ class DeviceCache(LevelCache["torch.Tensor"]):
 
 def device_cache(options: SearchOptions, host: PyramidCache) -> DeviceCache | None:
     """Return a cache on the GPU that the search runs on; None: no GPU, or the engine "flat", which searches arrays."""
-    device = search_device(options.device) if options.engine != "flat" else "cpu"
+    device = torch_device(options.device) if options.engine != "flat" else "cpu"
     return None if device == "cpu" else DeviceCache(options.device_cache_bytes, device, host)

@@ -151,7 +151,7 @@ class Results:
                 line = json.loads(text)
                 _require_line(line)
                 key, named = line["key"], PurePosixPath(line["map"])
-                inside = named.parts[0] == PARTS["map"][0] and ".." not in named.parts
+                inside = named.parts[0] == PARTS["map"][0] and ".." not in named.parts and str(named) == line["map"]
             except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
                 raise ResultsError(f"{path}:{number}: expected a result as JSON, found {error!r}; {AGAIN}") from error
             if not inside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..detect.detector import Detector
+from ..detect.settings import UNNAMED
 from ..images.view import View
 from .page import figure
 
@@ -14,10 +15,6 @@ IMAGE_SCORES = {
     "map": "the map's maximum or mean",
     "map_top": "the mean of the map's highest 1 %",
 }
-
-
-# Settings that are named if they differ.
-UNUSUAL = ("matching", "metric", "window", "distinct", "leave_out", "fusion", "truncate")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class RunFacts:
             ("recipe", gallery.recipe.name if gallery.recipe else "none"),
             ("K", detector.k),
             ("kappa", search.kappa),
-            *((name, value) for name, value in detector.settings().items() if name in UNUSUAL),
+            *((name, value) for name, value in detector.settings().items() if name in UNNAMED),
             ("image score", IMAGE_SCORES[detector.score.image_score or "knn"]),
         ]
         if calibration:

@@ -19,6 +19,7 @@ from ..errors import SpadeError
 from .errors import CODES, ServiceError, as_service_error
 from .service import Post, Service
 from .settings import ServiceSettings
+from .watch import WAITED_FOR
 from .web import routes_galleries, routes_health, routes_inspect, routes_label_studio, routes_page, routes_v2
 from .web.access import ERRORS, V2_ERRORS
 from .web.examples import add_examples
@@ -58,9 +59,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             yield
         finally:
             watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
-            await asyncio.to_thread(service.close)
+            try:
+                with suppress(asyncio.CancelledError):
+                    await watching
+            finally:
+                await asyncio.to_thread(service.close)
 
     app = _App(
         title="spade-faiss",
@@ -87,8 +90,20 @@ def _inspector(service: Service):  # type: ignore[no-untyped-def]
         async def stays() -> bool:
             return False
 
-        [answer] = await service.inspect(Post(gallery, [(name, content)], "watch", "watch"), stays)
-        if answer.get("status") in (429, 503):
+        try:
+            await service.loaded(gallery)
+        except Exception as error:  # whatever it is, it is not about this image
+            raise ServiceError(503, "gallery_unavailable", str(error) or type(error).__name__) from error
+        try:
+            [answer] = await service.inspect(Post(gallery, [(name, content)], "watch", "watch"), stays)
+        except ServiceError:
+            raise
+        except Exception as error:  # as of a full disk
+            known = as_service_error(error)
+            if known is None:
+                raise
+            raise known from error
+        if answer.get("status") in WAITED_FOR:
             raise ServiceError(answer["status"], answer["error"]["code"], answer["error"]["message"])
         return answer
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..detect.calibrate import calibrate
 from ..detect.calibration import Calibration
-from ..errors import SpadeError
+from ..errors import CorruptGalleryError, SpadeError
 from ..store.copies import Copies
 from .generations import Registry, ServedGallery
 from .log.changes import Changes
@@ -27,6 +27,11 @@ class Order:
     false_alarms: float
     who: str = "service"
     request: str = "-"
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether nobody asked for it: it follows a change, and is to promise what is promised."""
+        return (self.who, self.request) == (Order.who, Order.request)
 
 
 class Calibrations:
@@ -46,9 +51,14 @@ class Calibrations:
         self._thread.start()
 
     def ask(self, order: Order) -> None:
-        """Calibrate a gallery when its turn comes; a newer order of the same gallery takes the place of an older."""
+        """Calibrate a gallery when its turn comes.
+
+        A newer order of the same gallery takes the place of an older, but an automatic one not that of a person.
+        """
         with self._changed:
-            self._orders[order.name] = order
+            waiting = self._orders.get(order.name)
+            if waiting is None or waiting.is_automatic or not order.is_automatic:
+                self._orders[order.name] = order
             self._changed.notify()
 
     def is_at(self, name: str) -> bool:
@@ -85,12 +95,19 @@ class Calibrations:
 
     def _calibrate(self, order: Order) -> None:
         served = self._registry.named(order.name)
+        before = _rate_in_force(served)
+        if order.is_automatic and before is not None:
+            order = replace(order, false_alarms=before)  # another one may have been chosen while it waited
         facts = {"after": order.false_alarms}
         number = self._changes.begin(order.name, "calibrate", order.who, order.request, facts=facts)
         try:
             found = self._found(served, order)
             if not self._ending:
-                found.write(served.path)
+                with served.calibration_lock:
+                    now = _rate_in_force(served)
+                    if now is not None and now != before:  # chosen while it was calibrated
+                        found = found.promising(now)
+                    found.write(served.path)
         except Exception as error:
             self._changes.fail(number, str(error) or type(error).__name__)
             raise
@@ -104,3 +121,12 @@ class Calibrations:
             images = len(Copies(generation.gallery.snapshot()).images())
             group = old.group if old else None
             return calibrate(fresh, order.false_alarms, sample=min(images, MOST), group=group)
+
+
+def _rate_in_force(served: ServedGallery) -> float | None:
+    """Return the false-alarm rate that a gallery promises; None: none."""
+    try:
+        calibration = Calibration.read(served.path)
+    except CorruptGalleryError:  # a new one takes its place
+        return None
+    return calibration.false_alarms if calibration else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import re
 import threading
 import time
 import urllib.parse
@@ -20,6 +21,7 @@ PAUSE = 0.5  # seconds between looks into the table
 FIRST, LONGEST = 1.0, 300.0  # seconds until a result is sent again: doubled each time, at the most this
 TIMEOUT = 10.0  # seconds that a receiver may take
 TOGETHER = 50  # results that are read at a time
+VISIBLE = re.compile("[!-~]+")  # what a host and a path of HTTP are made of
 
 
 class Target(ABC):
@@ -37,13 +39,28 @@ class Target(ABC):
         """Let go of connections."""
 
 
+def _parts(url: str, *schemes: str) -> urllib.parse.SplitResult | None:
+    """Return the parts of a URL of one of these schemes; None: it has another, or a host or port that cannot be."""
+    try:
+        url.encode()
+        parts = urllib.parse.urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        good = parts.scheme in schemes and VISIBLE.fullmatch(host) and parts.port != 0
+    except ValueError:
+        return None
+    return parts if good else None
+
+
 class Webhook(Target):
     """An HTTP server that takes POSTs of JSON. Redirects are not followed."""
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise OptionError(f"webhook: expected http://HOST/PATH or https://HOST/PATH, found {url!r}")
+        parts = _parts(url, "http", "https")
+        if parts is None or not VISIBLE.fullmatch(f"/{parts.path}?{parts.query}"):
+            raise OptionError(
+                "webhook: expected http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH, what is not ASCII in PATH as "
+                f"%XX, found {url!r}"
+            )
         self._parts = parts
 
     def send(self, body: str) -> None:
@@ -56,7 +73,7 @@ class Webhook(Target):
                 "POST", (self._parts.path or "/") + query, body.encode(), {"Content-Type": "application/json"}
             )
             status = connection.getresponse().status
-        except http.client.HTTPException as error:
+        except (http.client.HTTPException, ValueError) as error:  # an answer that is not HTTP
             raise OSError(f"{type(error).__name__}: {error}") from error
         finally:
             connection.close()
@@ -68,10 +85,10 @@ class Mqtt(Target):
     """A topic of an MQTT broker; a result has arrived when the broker says so (QoS 1)."""
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        topic = parts.path.strip("/")
-        if parts.scheme != "mqtt" or not parts.hostname or not topic:
-            raise OptionError(f"mqtt: expected mqtt://HOST[:PORT]/TOPIC, found {url!r}")
+        parts = _parts(url, "mqtt")
+        topic = parts.path.strip("/") if parts else ""
+        if parts is None or not topic or "+" in topic:  # '+' is for subscribers
+            raise OptionError(f"mqtt: expected mqtt://HOST[:PORT]/TOPIC, TOPIC without '+', found {url!r}")
         try:
             from paho.mqtt import client as paho
             from paho.mqtt.enums import CallbackAPIVersion
@@ -81,15 +98,15 @@ class Mqtt(Target):
         self._client = paho.Client(CallbackAPIVersion.VERSION2)
         if parts.username:
             self._client.username_pw_set(parts.username, parts.password)
-        self._client.connect_async(parts.hostname, parts.port or 1883)
+        self._client.connect_async(str(parts.hostname), parts.port or 1883)
         self._client.loop_start()
 
     def send(self, body: str) -> None:
         """See Target."""
         if not self._client.is_connected():
             raise OSError("not connected")
-        info = self._client.publish(self._topic, body, qos=1)
         try:
+            info = self._client.publish(self._topic, body, qos=1)
             info.wait_for_publish(TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise OSError(str(error)) from error
@@ -119,6 +136,7 @@ class Delivery:
         self._database = database
         self._metrics = metrics
         self._targets: dict[str, Target] = {}
+        self._arrived: dict[str, int] = {}  # by target: its last result, not sent again if it cannot be deleted
         if settings.webhook:
             self._targets["webhook"] = Webhook(settings.webhook)
         if settings.mqtt:
@@ -132,9 +150,16 @@ class Delivery:
             self._thread.start()
 
     def _run(self) -> None:
+        problems: dict[str, str] = {}
         while not self._stop.wait(PAUSE):
             for name in self._targets:
-                self.send_due(name)
+                try:
+                    self.send_due(name)
+                    problems.pop(name, None)
+                except Exception as error:  # as of a log that cannot be written for now: what waits is sent later
+                    if repr(error) != problems.get(name):  # told once, not at each look
+                        logger.exception("results cannot be sent to the %s", name)
+                    problems[name] = repr(error)
 
     def send_due(self, name: str) -> int:
         """Send what is due to a target, in order; returns how many have arrived. The first failure ends the round."""
@@ -146,7 +171,9 @@ class Delivery:
                 if row["due"] > time.time() or self._stop.is_set():
                     return sent
                 try:
-                    self._targets[name].send(row["body"])
+                    if self._arrived.get(name) != row["id"]:
+                        self._targets[name].send(row["body"])
+                        self._arrived[name] = row["id"]
                 except OSError as error:
                     self._postpone(row["id"], row["attempts"] + 1, str(error) or type(error).__name__)
                     return sent

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 WAITING = 100  # events that a slow page may be behind; then it is told to read all again
 BEAT = 5.0  # seconds after which a silent stream says that it is alive
 
 
+@dataclass(frozen=True)
+class Event:
+    """What a stream is told."""
+
+    text: str
+    number: int | None = None  # in the log, of an inspection
+
+
+BEHIND = Event("event: missed\ndata: {}\n\n")
+
+
 class Events:
     """Passes events on to all streams. Any thread may tell."""
 
     def __init__(self) -> None:
-        self._listeners: set[asyncio.Queue[str | None]] = set()
+        self._listeners: set[asyncio.Queue[Event | None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
@@ -30,38 +42,45 @@ class Events:
     def tell(self, kind: str, values: dict[str, Any], number: int | None = None) -> None:
         """Tell all streams; the number lets a page that was away ask for what it has missed."""
         head = f"id: {number}\n" if number is not None else ""
-        text = f"{head}event: {kind}\ndata: {json.dumps(values)}\n\n"
+        event = Event(f"{head}event: {kind}\ndata: {json.dumps(values)}\n\n", number)
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._pass_on, text)
+            self._loop.call_soon_threadsafe(self._pass_on, event)
 
-    def _pass_on(self, text: str | None) -> None:
+    def _pass_on(self, event: Event | None) -> None:
         for queue in self._listeners:
-            if text is not None and queue.qsize() >= WAITING:
-                while not queue.empty():
-                    queue.get_nowait()
-                text_for_it: str | None = "event: missed\ndata: {}\n\n"
-            else:
-                text_for_it = text
-            queue.put_nowait(text_for_it)
+            is_behind = event is not None and queue.qsize() >= WAITING
+            while is_behind and not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait(BEHIND if is_behind else event)
 
     def end(self) -> None:
         """End all streams."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._pass_on, None)
 
-    async def stream(self, hello: str, is_gone: Callable[[], Any]) -> AsyncIterator[str]:
-        """Yield events as they come, after a first text, until the page has gone or the service ends."""
-        queue: asyncio.Queue[str | None] = asyncio.Queue()
+    async def stream(
+        self, hello: Callable[[], Awaitable[tuple[str, set[int]]]], is_gone: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[str]:
+        """Yield events as they come, after a first text, until the page has gone or the service ends.
+
+        Args:
+            hello: returns the first text, and the numbers of the inspections in it, which are not told again. What
+                happens while it runs is told after it.
+            is_gone: whether the page has gone.
+        """
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
-            yield hello
+            text, told = await hello()
+            yield text
             while True:
                 try:
-                    text = await asyncio.wait_for(queue.get(), BEAT)
+                    event = await asyncio.wait_for(queue.get(), BEAT)
                 except asyncio.TimeoutError:
-                    text = "event: beat\ndata: {}\n\n"
-                if text is None or await is_gone():
+                    event = Event("event: beat\ndata: {}\n\n")
+                if event is None or await is_gone():
                     return
-                yield text
+                if event.number not in told:
+                    yield event.text
         finally:
             self._listeners.discard(queue)

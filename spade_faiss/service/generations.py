@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from .settings import ServiceSettings
 logger = logging.getLogger("spade_faiss.service")
 Stamp = tuple[tuple[int, int, int] | None, ...]  # of the files that say what a gallery is
 GREY = 128  # of the picture that a first search is for
+AGAIN = 5.0  # seconds until a commit that could not be taken up is tried again
 
 
 class ServedDetector(Detector):
@@ -145,6 +147,9 @@ class ServedGallery:
         self._settings = settings
         self._current: Generation | None = None
         self._stamp: Stamp = ()
+        self._failed: Stamp = ()  # of what could not be taken up
+        self._again = 0.0  # of time.monotonic(), when that is tried again
+        self.calibration_lock = threading.Lock()  # of a look at calibration.json and the write that follows from it
         self._lock = threading.Lock()  # of loading and swapping
 
     @property
@@ -199,22 +204,23 @@ class ServedGallery:
             SpadeError: what is there now cannot be opened. The generation before it goes on.
         """
         with self._lock:
-            stamp = _stamp(self.path)
-            old = self._current
+            stamp, old = _stamp(self.path), self._current
             if old is not None and stamp == self._stamp:
+                self.problem = None  # what could not be taken up is gone
                 return False
-            known, self._stamp = self._stamp, stamp
+            if old is not None and stamp == self._failed and time.monotonic() < self._again:
+                return False
             try:
                 # Trust in an image that is not there yet: its commit follows.
-                if old is not None and stamp[:-1] == known[:-1] and old.gallery.trusted() == old.trusted:
-                    return False
-                new = Generation(self.path, self._settings, old)
-            except SpadeError as error:
-                self.problem = str(error)
-                if old is None:
-                    self._stamp = ()
+                is_same = old is not None and stamp[:-1] == self._stamp[:-1] and old.gallery.trusted() == old.trusted
+                new = old if is_same else Generation(self.path, self._settings, old)
+            except Exception as error:  # which may pass, as of too many open files
+                self.problem = str(error) or type(error).__name__
+                self._failed, self._again = stamp, time.monotonic() + AGAIN
                 raise
-            self.problem = None
+            self.problem, self._stamp = None, stamp
+            if new is old:
+                return False
             self._current = new
         if old is not None:
             old.retire()
@@ -282,13 +288,15 @@ class Registry:
         for served in self._served.values():
             if not served.is_loaded:
                 continue
+            before = served.problem
             try:
                 if served.take_up():
                     self._changed(served)
-            except SpadeError as error:
-                logger.warning("%s: the last commit cannot be taken up: %s", served.name, error)
-            except Exception:  # the thread goes on: the next commit may be whole
-                logger.exception("%s: the last commit cannot be taken up", served.name)
+            except Exception as error:  # the thread goes on: it is tried again, and the next commit may be whole
+                if before is not None and served.problem == before:
+                    continue  # told already
+                tell = logger.warning if isinstance(error, SpadeError) else logger.exception
+                tell("%s: the last commit cannot be taken up: %s", served.name, error)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._settings.poll_seconds):

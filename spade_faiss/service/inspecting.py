@@ -117,7 +117,8 @@ def judged(found: Found, threshold: float | None) -> Judgement | None:
     regions: list[Region] = []
     labels = None
     if detection.image_score > threshold and calibration is not None and own is not None:
-        regions, labels = find_regions(detection.anomaly_map, calibration.pixel_threshold)
+        least = found.generation.detector.score.min_region
+        regions, labels = find_regions(detection.anomaly_map, calibration.pixel_threshold, least)
         suspicious = own.peak > calibration.pixel_threshold and bool(regions)
     else:
         suspicious = detection.image_score > threshold

@@ -204,10 +204,11 @@ class NormalSet:
             return self._made(number, served, lambda: self._set_rate(served, false_alarms))
 
     def _set_rate(self, served: ServedGallery, false_alarms: float) -> int:
-        calibration = Calibration.read(served.path)
-        if calibration is None:
-            raise ServiceError(409, "not_calibrated", f"Gallery {served.name} is not calibrated.")
-        calibration.promising(false_alarms).write(served.path)
+        with served.calibration_lock:
+            calibration = Calibration.read(served.path)
+            if calibration is None:
+                raise ServiceError(409, "not_calibrated", f"Gallery {served.name} is not calibrated.")
+            calibration.promising(false_alarms).write(served.path)
         return calibration.generation
 
     def _begin(self, served: ServedGallery, what: str, author: Author, **more: Any) -> int:

@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 
 import uvicorn
+from PIL import Image
 
 from ..errors import GalleryNotFoundError, OptionError
 from ..store.manifest import FILE as MANIFEST
@@ -48,6 +49,8 @@ def run(settings: ServiceSettings) -> None:
     own.addHandler(handler)
     own.setLevel(logging.INFO)
     own.propagate = False
+    if Image.MAX_IMAGE_PIXELS is not None:  # else Pillow decodes any image
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, settings.pixels)
     app = create_app(settings)
     own.info("serving %s at http://%s:%s/", ", ".join(settings.galleries), settings.host, settings.port)
     config = uvicorn.Config(

@@ -44,7 +44,7 @@ from .watch import FolderWatch
 
 logger = logging.getLogger("spade_faiss.service")
 T = TypeVar("T")
-ERRANDS = 2  # threads for what takes seconds: loading, audits, changes
+ERRANDS = 2  # threads for what takes seconds: loading, audits, changes, exports
 HELPERS = 3  # threads that decode, encode and write beside the one that searches
 PATIENCE = 0.1  # seconds between looks whether a client has gone
 Gone = Callable[[], Awaitable[bool]]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from .log.database import Database
 from .settings import ServiceSettings
 
 logger = logging.getLogger("spade_faiss.service")
+WAITED_FOR = (423, 429, 503, 507)  # statuses of what passes: a full queue, a gallery or disk that is not there for now
 PAUSE = 1.0  # seconds between looks into a folder; a file that has not changed since the last look is whole
 Inspect = Callable[[str, bytes], Awaitable[object]]
 
@@ -28,7 +30,9 @@ class FolderWatch:
     def __init__(self, settings: ServiceSettings, database: Database) -> None:
         self._folders = settings.watch
         self._database = database
-        self._seen: dict[str, str] = {}  # by path: size and time at the last look
+        self._seen: dict[str | bytes, str] = {}  # by path: size and time at the last look
+        self._done: dict[str | bytes, str] = {}  # likewise, of what was inspected and is not remembered yet
+        self._told: dict[str | bytes, str] = {}  # by path: why it cannot be read, which is told once
         self._stop = threading.Event()
         for folder in self._folders:
             if not folder.is_dir():
@@ -41,14 +45,14 @@ class FolderWatch:
 
     def arrived(self) -> list[tuple[Path, str]]:
         """Return the files that have arrived whole since the last inspection of each, and their stamps."""
-        found, seen = [], {}
+        found, seen = [], dict[str | bytes, str]()
         for folder in self._folders:
             try:
                 files = list_sources([folder])
             except ImageError:  # no image yet, or the folder is gone for now
                 continue
             for file in files:
-                path = os.fspath(file.path)
+                path = _key(file.path)
                 try:
                     status = file.path.stat()
                 except OSError:
@@ -59,35 +63,67 @@ class FolderWatch:
         self._seen = seen
         return found
 
-    def _known(self, path: str) -> str | None:
+    def _known(self, path: str | bytes) -> str | None:
         rows = self._database.rows("SELECT stamp FROM arrivals WHERE path = ?", (path,))
         return str(rows[0][0]) if rows else None
 
     def remember(self, path: Path, stamp: str) -> None:
         """Keep that a file was inspected."""
         with self._database.writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO arrivals VALUES (?, ?)", (os.fspath(path), stamp))
+            connection.execute("INSERT OR REPLACE INTO arrivals VALUES (?, ?)", (_key(path), stamp))
 
     async def run(self, inspect: Inspect) -> None:
-        """Inspect what arrives, one image after the other, until closed; a full queue is waited for."""
+        """Inspect what arrives, one image after the other, until closed; what passes is waited for, as a full queue."""
+        problem = ""
         while self._folders and not self._stop.is_set():
-            for path, stamp in await asyncio.to_thread(self.arrived):
-                await self._taken(path, stamp, inspect)
+            try:
+                for path, stamp in await asyncio.to_thread(self.arrived):
+                    await self._taken(path, stamp, inspect)
+                problem = ""
+            except Exception as error:  # as of a log that cannot be written for now: the next look finds the same files
+                if repr(error) != problem:  # told once, not at each look
+                    logger.exception("watched folders")
+                problem = repr(error)
             await asyncio.sleep(PAUSE)
 
     async def _taken(self, path: Path, stamp: str, inspect: Inspect) -> None:
-        while not self._stop.is_set():
+        """Have a file inspected, and remember it. One that cannot be read for now is left to the next look."""
+        key = _key(path)
+        while self._done.get(key) != stamp:
+            if self._stop.is_set():
+                return
             try:
                 content = await asyncio.to_thread(read_file, path)
                 await inspect(path.name, content)
             except ImageError as error:
-                logger.warning(json.dumps({"event": "watched file", "path": str(path), "why": str(error)}))
+                self._tell(path, str(error))
+                if isinstance(error.__cause__, OSError):
+                    return
             except ServiceError as error:
-                if error.status in (429, 503):
+                if error.status in WAITED_FOR:
                     await asyncio.sleep(PAUSE)
                     continue
-                logger.warning(json.dumps({"event": "watched file", "path": str(path), "why": error.message}))
+                self._tell(path, error.message)
+            except sqlite3.OperationalError:  # of the log: nothing was inspected
+                raise
             except Exception:  # a file that breaks one inspection does not end the watch
                 logger.exception("watched file %s", path)
-            await asyncio.to_thread(self.remember, path, stamp)
-            return
+            self._done[key] = stamp
+        await asyncio.to_thread(self.remember, path, stamp)
+        del self._done[key]
+        self._told.pop(key, None)
+
+    def _tell(self, path: Path, why: str) -> None:
+        if self._told.get(_key(path)) != why:
+            logger.warning(json.dumps({"event": "watched file", "path": str(path), "why": why}))
+        self._told[_key(path)] = why
+
+
+def _key(path: Path) -> str | bytes:
+    """Return a path as the log can keep it: as text, or as bytes where its name is no UTF-8."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return text

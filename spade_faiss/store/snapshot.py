@@ -234,9 +234,9 @@ class Snapshot:
             return reader
 
     def identity(self, row_id: int) -> tuple[str, int]:
-        """Return what identifies an image in every snapshot: the file of its shard, and the row in it."""
+        """Return what identifies an image in every snapshot: its shard, as GalleryFiles names it, and the row in it."""
         number, row = self._locate(row_id)
-        return self.manifest.shards[number].file, row
+        return self.files.identity(self.manifest.shards[number].file), row
 
     def shards_without(self, ids: Iterable[int]) -> list[ShardEntry]:
         """Return the manifest's shards with these ids removed as well."""

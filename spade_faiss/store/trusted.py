@@ -16,8 +16,9 @@ import numpy as np
 
 from ..arrays import Ids
 from ..errors import CorruptGalleryError
+from ..images.keys import comparable
 from ..system.atomic_files import storage_errors, write_whole
-from ..system.sealed_json import read_sealed, sealed
+from ..system.sealed_json import read_format, sealed
 from .snapshot import Snapshot
 
 FILE = "trusted.json"
@@ -40,11 +41,9 @@ def read_trusted(folder: Path) -> dict[str, str]:
 def read_trusted_file(path: Path) -> dict[str, str]:
     """Return what read_trusted does, of a file wherever it lies."""
     mend = "delete it, and trust the images again"
-    values = read_sealed(path, mend)
+    values = read_format(path, FORMAT, FORMAT_VERSION, mend)
     if values is None:
         return {}
-    if (values.get("format"), version := values.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise CorruptGalleryError(f"{path}: expected format version {FORMAT_VERSION}, found {version}; {mend}")
     images = values.get("images")
     if not isinstance(images, dict) or not all(isinstance(digest, str) for digest in images.values()):
         raise CorruptGalleryError(f"{path}: expected digests by key, found something else; {mend}")
@@ -57,7 +56,7 @@ def change_trusted(folder: Path, add: Trusted | None = None, drop: Collection[st
     Args:
         folder: of the gallery.
         add: digests by key.
-        drop: keys; those that are not trusted are passed over.
+        drop: keys, in any form of Unicode normalisation; those that are not trusted are passed over.
 
     Raises:
         CorruptGalleryError: as read_trusted.
@@ -67,8 +66,8 @@ def change_trusted(folder: Path, add: Trusted | None = None, drop: Collection[st
         return
     # Not the writer's lock, which may be held for hours.
     with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
-        old = read_trusted(folder)
-        new = {key: digest for key, digest in old.items() if key not in drop} | dict(add or {})
+        old, gone = read_trusted(folder), set(map(comparable, drop))
+        new = {key: digest for key, digest in old.items() if comparable(key) not in gone} | dict(add or {})
         if new == old:
             return
         values: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": new}
@@ -83,4 +82,4 @@ def trusted_ids(snapshot: Snapshot, trusted: Trusted) -> Ids:
     there = {key: row_id for key, row_id in found.items() if row_id is not None}
     digests = snapshot.digests(list(there.values()))
     same = [row_id for (key, row_id), digest in zip(there.items(), digests, strict=True) if digest == trusted[key]]
-    return np.array(sorted(same), np.int64)
+    return np.array(sorted(set(same)), np.int64)  # an earlier release kept an image under each form of its key

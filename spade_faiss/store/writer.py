@@ -80,13 +80,21 @@ class GalleryWriter:
             elif kind is KeyboardInterrupt and self._pending and not self._halfway:  # every append is complete
                 self.commit()
             else:
-                if self._shard is not None:
-                    self._shard.abort()
-                with contextlib.suppress(GalleryError, OSError):  # the next writer tries again
-                    discard_unnamed(self.folder)
+                self._drop()
         finally:
             self.snapshot.close()
             self._lock.release()
+
+    def _drop(self) -> None:
+        """Forget what was appended and removed since the last commit, and delete it."""
+        if self._shard is not None:
+            self._shard.abort()
+        self._shard, self._halfway = None, False
+        self._finished, self._pending, self._tombstones = [], {}, set()
+        with contextlib.suppress(GalleryError, OSError):  # the next writer tries again
+            self.snapshot.close()
+            self.snapshot = Snapshot(self.folder, Manifest.read(self.folder))  # a commit may fail after it took effect
+            discard_unnamed(self.folder)
 
     def status(self, key: str, digest: str, source: str | None = None) -> str:
         """Compare an image with the gallery's image of the same key.
@@ -293,7 +301,14 @@ class GalleryWriter:
     def commit(self) -> None:
         """Make everything appended and removed since the last commit a new generation."""
         self._check_process()
+        if self._halfway:  # the caller has passed over an error
+            raise GalleryError(
+                f"{self.folder}: expected whole appends to commit, found one that failed halfway; "
+                "let its error end the writer, and append again"
+            )
         self._finish_shard()
+        # Ctrl-C right after a commit leaves shards here that it has named.
+        self._finished = [entry for entry in self._finished if entry not in self.snapshot.manifest.shards]
         if self._finished or self._tombstones:
             manifest = self.snapshot.manifest
             shards = self.snapshot.shards_without(self._tombstones)
@@ -317,7 +332,7 @@ class GalleryWriter:
         return self.rewrite(rewrite)
 
     def rewrite(self, rewrite: Collection[int], drop: Collection[int] = ()) -> int:
-        """Rewrite shards without their removed images.
+        """Rewrite shards without their removed images. What fails changes nothing, and the writer goes on.
 
         Args:
             rewrite: numbers of shards to rewrite.
@@ -326,21 +341,25 @@ class GalleryWriter:
         Returns:
             bytes saved, once no reader uses the old files.
         """
-        old, manifest = self.snapshot, self.snapshot.manifest
-        for number in sorted(rewrite):
-            shard = old.shard(number)
-            for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
-                texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
-                self._write(
-                    Features(shard.image_feature(row)[None], [level[None] for level in shard.read(row)]), *texts
-                )
-            failpoint("read a shard to compact")
-        self._finish_shard()
-        kept = [entry for number, entry in enumerate(manifest.shards) if number not in {*rewrite, *drop}]
-        saved = sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in (*kept, *self._finished))
-        # Ids change, so the old index and key table do not fit the new generation.
-        self._publish(replace(manifest, shards=(*kept, *self._finished), index=None, keys=None))
-        return saved
+        self.commit()  # what is appended by now is no part of it
+        manifest = self.snapshot.manifest
+        try:
+            for number in sorted(rewrite):
+                shard = self.snapshot.shard(number)
+                for row in np.flatnonzero(~manifest.shards[number].removed_mask).tolist():
+                    texts = [[texts[row]] for texts in (shard.keys, shard.digests, shard.sources) if texts is not None]
+                    levels = [level[None] for level in shard.read(row)]
+                    self._write(Features(shard.image_feature(row)[None], levels), *texts)
+                failpoint("read a shard to compact")
+            self._finish_shard()
+            kept = [entry for number, entry in enumerate(manifest.shards) if number not in {*rewrite, *drop}]
+            shards = (*kept, *self._finished)
+            # Ids change, so the old index and key table do not fit the new generation.
+            self._publish(replace(manifest, shards=shards, index=None, keys=None))
+        except BaseException:
+            self._drop()
+            raise
+        return sum(entry.bytes for entry in manifest.shards) - sum(entry.bytes for entry in shards)
 
     def finish(self) -> None:
         """Commit, and rewrite the secondary indexes if they lack many rows; readers add the others."""

@@ -1,13 +1,12 @@
 """Which device a stage runs on: the policy of `auto`, and the GPU's resources.
 
-`auto` differs by stage. A network runs on a GPU that torch sees. The image index and the patch search stay on the CPU
-until `gpu_costs` holds what a GPU was measured to cost.
+`auto` is the first GPU that a stage's library sees. There the image index and each patch search stay on the CPU all the
+same where they are expected to be faster by what a GPU was measured to cost, see `gpu_costs`.
 """
 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache
@@ -16,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceError
-from . import gpu_costs
 
 gpu_lock = threading.Lock()  # FAISS's GPU resources are not for two threads at a time
 
 
-def network_device(wanted: str | None) -> str:
-    """Resolve the device of a network: "cpu" or "cuda:N". `auto` is the first GPU that torch sees, else the CPU.
+def torch_device(wanted: str | None) -> str:
+    """Resolve a torch device: "cpu" or "cuda:N". `auto` is the first GPU that torch sees, else the CPU.
 
     Args:
         wanted: auto, cpu, cuda or cuda:N; None: auto.
@@ -30,32 +28,19 @@ def network_device(wanted: str | None) -> str:
     Raises:
         DeviceError: an unknown name, or a GPU that torch does not see.
     """
-    gpus = _torch_gpus()
-    return _first(gpus) if _is_auto(wanted) else _named(wanted, gpus, "torch")
+    import torch
 
-
-def search_device(wanted: str | None) -> str:
-    """Resolve the torch device of the patch search; `auto` is the first GPU if gpu_costs knows one, else the CPU.
-
-    Args and errors are those of network_device.
-    """
-    return _search_place(wanted, _torch_gpus(), "torch")
+    return _resolved(wanted, _counted(torch.cuda.device_count), "torch")
 
 
 def faiss_device(wanted: str | None) -> str:
-    """Resolve the FAISS device of the image index and the flat engine; `auto` as for search_device.
+    """Resolve the FAISS device of the image index and the flat engine.
 
-    Args and errors are those of network_device, with the GPUs that FAISS sees.
+    Args and errors are those of torch_device, with the GPUs that FAISS sees.
     """
     import faiss
 
-    return _search_place(wanted, getattr(faiss, "get_num_gpus", lambda: 0)(), "FAISS")
-
-
-def _torch_gpus() -> int:
-    import torch
-
-    return _counted(torch.cuda.device_count)
+    return _resolved(wanted, getattr(faiss, "get_num_gpus", lambda: 0)(), "FAISS")
 
 
 @cache
@@ -64,37 +49,9 @@ def _counted(device_count: Callable[[], int]) -> int:
     return int(device_count())
 
 
-def _is_auto(wanted: str | None) -> bool:
-    return wanted in (None, "auto")
-
-
-def _first(gpus: int) -> str:
-    return "cuda:0" if gpus else "cpu"
-
-
-def _search_place(wanted: str | None, gpus: int, library: str) -> str:
-    """Resolve a device of the index or the patch search."""
-    if not _is_auto(wanted):
-        return _named(wanted, gpus, library)
-    if gpu_costs.MEASURED is not None:
-        return _first(gpus)
-    if gpus:
-        _warn_of_cpu()
-    return "cpu"
-
-
-@lru_cache(maxsize=1)
-def _warn_of_cpu() -> None:
-    """Warn, once per process."""
-    warnings.warn(
-        "a GPU is there, but the image index and the patch search stay on the CPU: nothing has been measured on a GPU "
-        "yet; ask for it with device='cuda'",
-        stacklevel=2,
-    )
-
-
-def _named(wanted: str | None, gpus: int, library: str) -> str:
-    """Resolve a device that was asked for by name."""
+def _resolved(wanted: str | None, gpus: int, library: str) -> str:
+    if wanted in (None, "auto"):
+        return "cuda:0" if gpus else "cpu"
     if wanted == "cpu":
         return "cpu"
     kind, _, number = str(wanted).partition(":")

@@ -16,7 +16,7 @@ def devices_seen() -> dict[str, Any]:
         "torch": version, cuda (of its build, None: a build without), gpus: name, capability, bytes and free_bytes.
         "faiss": version, gpus (a number), options that it was compiled with.
         "auto": by stage, "cpu" or "cuda:0".
-        "measured": the card whose costs `auto` goes by; None: none was measured.
+        "measured": the card whose costs `auto` goes by.
     """
     import faiss
     import torch
@@ -32,8 +32,6 @@ def devices_seen() -> dict[str, Any]:
         })  # fmt: skip
     faiss_gpus = int(getattr(faiss, "get_num_gpus", lambda: 0)())
     seen = {"torch": len(gpus), "FAISS": faiss_gpus}
-    measured = gpu_costs.MEASURED
-    is_there = {stage: seen[library] and (stage == "network" or measured) for stage, library in STAGES.items()}
     return {
         "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus},
         "faiss": {
@@ -41,8 +39,8 @@ def devices_seen() -> dict[str, Any]:
             "gpus": faiss_gpus,
             "options": str(getattr(faiss, "get_compile_options", lambda: "")()).strip(),
         },
-        "auto": {stage: "cuda:0" if there else "cpu" for stage, there in is_there.items()},
-        "measured": measured.card if measured else None,
+        "auto": {stage: "cuda:0" if seen[library] else "cpu" for stage, library in STAGES.items()},
+        "measured": gpu_costs.MEASURED.card,
     }
 
 
@@ -54,8 +52,4 @@ def advice(seen: dict[str, Any]) -> str:
         return "torch was built with CUDA and sees no GPU: nvidia-smi says whether there is one, and its driver"
     if not seen["faiss"]["gpus"]:
         return "torch sees a GPU and FAISS none: faiss-gpu (Linux, x86-64) has it; the image index stays on the CPU"
-    if seen["measured"] is None:
-        return (
-            "no card was measured: `spade-faiss bench gpu` does it; until then --device cuda asks for the GPU by name"
-        )
     return ""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import weakref
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import faiss
 
@@ -22,6 +21,7 @@ class Forked(Protocol):
         ...
 
 
+L = TypeVar("L", bound=Any)
 FORKS = hasattr(os, "register_at_fork")  # not on Windows
 
 _known: weakref.WeakSet[Forked] = weakref.WeakSet()
@@ -41,8 +41,8 @@ def _in_child() -> None:
         one.after_fork()
 
 
-def free_at_forks(lock: threading.Lock) -> threading.Lock:
-    """Make every fork wait until a module's lock is free, and return the lock; for locks that are held briefly."""
+def free_at_forks(lock: L) -> L:
+    """Make every fork wait until a module's lock is free, and return the lock; for locks that are not held for long."""
     if FORKS:
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock

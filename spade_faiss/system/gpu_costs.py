@@ -1,7 +1,6 @@
 """What a GPU was measured to cost: `auto` puts the image index and the patch search on one by these figures alone.
 
-`spade-faiss bench gpu` prints the value that MEASURED takes for the card that it ran on. With None, `auto` stays on the
-CPU: nothing has been measured.
+`spade-faiss bench gpu` prints the value that MEASURED takes for the card that it ran on.
 """
 
 from __future__ import annotations
@@ -33,6 +32,6 @@ class GpuCosts:
 
 
 # benchmarks/results/gpu.json; other cards are taken to be like this one.
-MEASURED: GpuCosts | None = GpuCosts(
+MEASURED = GpuCosts(
     card="NVIDIA H200", query=1020000.0, multiply=3.02e-06, pair=0.00175, value=0.0, upload=0.0798, index_from=10000
 )  # fmt: skip

@@ -53,5 +53,27 @@ def read_sealed(path: Path, mend: str) -> Any:
     return values
 
 
+def read_format(path: Path, format: str, version: int, mend: str) -> Any:
+    """Return the values of a file that `sealed` wrote, without their format and version; None: there is no file.
+
+    Args:
+        path: of the file.
+        format: that the file is to have.
+        version: of the format.
+        mend: what to do if it is damaged, or has another.
+
+    Raises:
+        CorruptGalleryError: as read_sealed, or it is of another format or version.
+    """
+    values = read_sealed(path, mend)
+    if values is None:
+        return None
+    if (other := values.pop("format", None)) != format:
+        raise CorruptGalleryError(f"{path}: expected a file of format {format!r}, found {other!r}; {mend}")
+    if (found := values.pop("format_version", None)) != version:
+        raise CorruptGalleryError(f"{path}: expected format version {version}, found {found}; {mend}")
+    return values
+
+
 def _checksum(values: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())

@@ -83,6 +83,10 @@ def _threads(number: int, each: int) -> ThreadPoolExecutor:
             try:
                 for future in [pool.submit(start) for _ in range(number)]:
                     future.result()
+            except BaseException:  # as where no more threads may be started: those that wait for them are to end
+                all_there.abort()
+                pool.shutdown(wait=False)
+                raise
             finally:
                 torch.set_num_threads(before)
             _pools[key] = pool

@@ -15,7 +15,7 @@ import spade_faiss as sf
 from spade_faiss.cli.device_info import print_devices
 from spade_faiss.patch_search.gpu.memory import kept_bytes, search_bytes
 from spade_faiss.system import gpu_costs
-from spade_faiss.system.devices_seen import advice, devices_seen
+from spade_faiss.system.devices_seen import advice
 from tests.helpers.command_line import Spade
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
@@ -37,26 +37,18 @@ def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     return int(request.param)
 
 
-def test_what_is_seen(gpus: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_costs, "MEASURED", None)
+def test_what_is_seen(gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
     print_devices(None, as_json=True)
     seen = json.loads(capsys.readouterr().out)
     assert (len(seen["torch"]["gpus"]), seen["faiss"]["gpus"]) == (gpus, gpus)
-    network = "cuda:0" if gpus else "cpu"
-    assert seen["auto"] == {"network": network, "patch search": "cpu", "image index": "cpu"}
+    place = "cuda:0" if gpus else "cpu"
+    assert seen["auto"] == {"network": place, "patch search": place, "image index": place}
     print_devices(None, as_json=False)
     printed = capsys.readouterr().out
     assert f"sees {'2 GPUs' if gpus else 'no GPU'}" in printed
     assert ("cuda:1     A card, capability 9.0, 60.0 of 80.0 GiB free" in printed) is bool(gpus)
-    assert ("to do      no card was measured" in printed) is bool(gpus)
-
-
-def test_auto_once_a_card_was_measured(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_costs, "MEASURED", gpu_costs.GpuCosts("A card", 1, 1, 1, 1, 1, 1))
-    seen = devices_seen()
-    assert set(seen["auto"].values()) == {"cuda:0" if gpus else "cpu"}
-    assert seen["measured"] == "A card"
-    assert bool(advice(seen)) is not bool(gpus)
+    assert f"measured   {gpu_costs.MEASURED.card}" in printed
+    assert ("to do" in printed) is not bool(gpus)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +57,10 @@ def test_auto_once_a_card_was_measured(gpus: int, monkeypatch: pytest.MonkeyPatc
         (None, 0, 0, "has no CUDA"),
         ("13.0", 0, 0, "sees no GPU: nvidia-smi"),
         ("13.0", 1, 0, "faiss-gpu"),
-        ("13.0", 1, 1, "bench gpu"),
     ],
 )
 def test_advice(cuda: Any, in_torch: int, in_faiss: int, expected: str) -> None:
-    seen = {"torch": {"cuda": cuda, "gpus": [{}] * in_torch}, "faiss": {"gpus": in_faiss}, "measured": None}
+    seen = {"torch": {"cuda": cuda, "gpus": [{}] * in_torch}, "faiss": {"gpus": in_faiss}}
     assert expected in advice(seen)
 
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,27 @@ def test_a_member_that_is_lost(members: dict[str, Path], toy: sf.Extractor, tmp_
         assert federation.query(image).missing == ()  # it is back
 
 
+@pytest.mark.parametrize("stage", ["_match", "_score"])
+def test_a_member_that_comes_back_during_a_query_was_missing_all_the_same(
+    members: dict[str, Path], toy: sf.Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    sf.Cluster.create(tmp_path / "c", members).close()
+    cluster = sf.Cluster.open(tmp_path / "c", options=sf.MemberOptions(partial="allow"))
+    inner = cluster.snapshot().members
+    federation = sf.Federation(cluster, toy, sf.SearchOptions(k=3))
+    original = getattr(FederatedPipeline, stage)
+
+    def back(*args: Any) -> Any:
+        inner._lost.clear()
+        return original(*args)
+
+    monkeypatch.setattr(FederatedPipeline, stage, back)
+    for images in ([an_image(tmp_path)], sorted((tmp_path / "images" / "north").iterdir())):
+        inner._lost[1] = time.monotonic()
+        assert next(federation.stream(images)).missing == ("south",)
+        assert not inner._lost
+
+
 def test_a_member_that_is_lost_from_the_beginning(members: dict[str, Path], toy: sf.Extractor, tmp_path: Path) -> None:
     sf.Cluster.create(tmp_path / "c", members).close()
     shutil.rmtree(members["north"])
@@ -271,6 +293,16 @@ def test_a_member_that_is_lost_from_the_beginning(members: dict[str, Path], toy:
     shutil.rmtree(members["south"])
     with pytest.raises(sf.MemberError):
         sf.Cluster.open(tmp_path / "c", options=sf.MemberOptions(partial="allow"))
+
+
+def test_what_is_passed_over_is_told(cluster: sf.Cluster, toy: sf.Extractor, tmp_path: Path) -> None:
+    new = make_images(tmp_path / "new", 1, seed=5)
+    (new / ".DS_Store").write_bytes(b"\0")
+    (new / "notes.txt").write_text("of the line")
+    with sf.Gallery.create(tmp_path / "one", toy.spec) as one:
+        expected = one.add_images(new, toy)
+    assert any("passed over" in text for text in expected.notes)
+    assert cluster.add_images(new, toy).notes == expected.notes
 
 
 def test_commands(spade: Spade, members: dict[str, Path], tmp_path: Path) -> None:

@@ -177,6 +177,14 @@ def test_mvtec_3d_and_3d_adam(tmp_path: Path, truth: str) -> None:
     assert marked(category, "test/cut/rgb/2.png") == 5
 
 
+@pytest.mark.parametrize("stray", ["test/3.png", "test/cut/3.png"])
+def test_a_stray_image_in_mvtec_3d_is_named(tmp_path: Path, stray: str) -> None:
+    paint_all(tmp_path, "train/good/rgb/0.png", "test/good/rgb/1.png", "test/cut/rgb/2.png", "test/cut/gt/2.png=5")
+    paint_all(tmp_path, stray)
+    with pytest.raises(ImageError, match=f"{stray}: expected in a folder as test/KIND/rgb/, found in"):
+        open_dataset(tmp_path, "mvtec_3d")
+
+
 def test_mpdd_is_mvtec(tmp_path: Path) -> None:
     """MPDD (github.com/stepanje/MPDD): bracket_black/train/good/000.png, ground_truth/hole/000_mask.png."""
     mvtec(tmp_path / "bracket_black")

@@ -170,6 +170,30 @@ def test_it_goes_stale_and_says_so(tmp_path: Path, normal: Path) -> None:
     assert other.query(normal / "003.png").verdict is None
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.filterwarnings("ignore:.*(found 1|has changed since it was calibrated)")
+def test_what_an_old_detector_finds_is_what_a_new_one_does(tmp_path: Path, normal: Path, calibrated: bool) -> None:
+    """Its scale of normal images may be of an earlier commit, and so may what it knows of trusted images."""
+    wary = sf.RECIPES["wary"]
+    first = make_images(tmp_path / "first", 12 if calibrated else 1, seed=5)
+    gallery, extractor = make_gallery(tmp_path / "g", first)
+    old = sf.Detector(gallery, extractor, wary.search, wary.score)
+    old.query(normal / "000.png")
+    if calibrated:
+        sf.calibrate(old, 0.2).write(gallery.path)
+        old = sf.Detector(gallery, extractor, wary.search, wary.score)
+    for file in normal.iterdir():
+        file.rename(file.with_name(f"more-{file.name}"))
+    gallery.add_images(normal, extractor)
+    gallery.trust(["more-003.png"])
+    if calibrated:
+        old = sf.Detector(gallery, extractor, wary.search, wary.score)
+    gallery.trust(["more-004.png"])
+    found = sf.calibrate(old, 0.2)
+    (gallery.path / "calibration.json").unlink(missing_ok=True)
+    assert found.to_json() == sf.calibrate(sf.Detector(gallery, extractor, wary.search, wary.score), 0.2).to_json()
+
+
 def test_an_edited_file_is_refused(tmp_path: Path, normal: Path) -> None:
     gallery, extractor = make_gallery(tmp_path / "g", normal)
     sf.calibrate(sf.Detector(gallery, extractor), 0.1).write(gallery.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from spade_faiss.extractors import openvino_network, runtimes
+from spade_faiss.extractors import converted, openvino_network, runtimes
 from spade_faiss.extractors.runtimes import TorchNetwork, choose
 from spade_faiss.system import user_cache
 from tests.helpers.runtimes import chosen, small
@@ -122,3 +123,16 @@ def test_a_full_disk_leaves_nothing(own_cache: Path, monkeypatch: pytest.MonkeyP
     with pytest.warns(UserWarning, match="cannot be used: No space left on device; set XDG_CACHE_HOME"):
         assert chosen(small(), "openvino") == "openvino"
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
+
+
+def test_the_oldest_converted_networks_are_dropped(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converted, "MOST", 2)
+    for number in range(4):
+        identity = {"name": "toy", "number": number}
+        path = converted.path_of(identity)
+        converted.write(path, identity, converted.Conversion(error=str(number)))
+        os.utime(path, (number, number))
+    kept = [
+        converted.read(converted.path_of(found), found) for found in ({"name": "toy", "number": n} for n in range(4))
+    ]
+    assert [one and one.error for one in kept] == [None, None, "2", "3"]

@@ -13,6 +13,8 @@ import pytest
 import spade_faiss as sf
 from spade_faiss.store.shard_writer import ShardWriter
 from spade_faiss.store.snapshot import Snapshot
+from spade_faiss.store.writer import GalleryWriter
+from spade_faiss.system import failpoints
 from tests.helpers.galleries import OWN, random_features_of
 from tests.helpers.own_galleries import KEYS, N, assert_holds, create, join, named, pick, reopen
 
@@ -65,6 +67,54 @@ def test_ctrl_c_within_an_append_of_several_shards_keeps_none_of_it(
         gallery.append(KEYS, random_features_of(N, seed=3), replace=True)
     assert_holds(gallery, KEYS, features)
     assert_holds(reopen(gallery.path), KEYS, features)
+
+
+@pytest.mark.parametrize("keys", [["a", "b"], [*KEYS[:3], "a"]])  # new ones; some in the place of others
+def test_ctrl_c_right_after_a_commit_commits_once(
+    gallery: sf.Gallery, features: sf.Features, monkeypatch: pytest.MonkeyPatch, keys: list[str]
+) -> None:
+    """A shard that is named twice would be a damaged gallery."""
+    new, stops = random_features_of(len(keys), seed=3), iter(range(10))
+
+    def stopped(self: GalleryWriter, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "snapshot" and getattr(self, "_finished", []) and next(stops) == 0:  # of the commit
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(GalleryWriter, "__setattr__", stopped, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        gallery.append(keys, new, replace=True)
+    left = [row for row, key in enumerate(KEYS) if key not in keys]
+    for at in (gallery, reopen(gallery.path)):
+        assert_holds(at, [*(KEYS[row] for row in left), *keys], join(pick(features, left), new))
+        assert at.verify() == []
+
+
+@pytest.mark.parametrize("step", ["opened N.h5", "appended to N.h5"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_append_that_failed_halfway_is_not_committed(
+    tmp_path: Path, features: sf.Features, monkeypatch: pytest.MonkeyPatch, replace: bool, step: str
+) -> None:
+    """Not even by a caller that passes over its error: its first shard would stand beside what it was to replace."""
+    gallery = create(tmp_path / "g", shard_bytes=4 * OWN.bytes_per_image)
+    gallery.append(KEYS, features)
+    keys = KEYS if replace else [f"new {key}" for key in KEYS]
+    calls = iter(range(10))
+
+    def full(passed: str) -> None:
+        if passed == step and next(calls) == 1:
+            raise sf.GalleryError("the disk is full")
+
+    monkeypatch.setattr(failpoints, "action", full)
+    with (
+        pytest.raises(sf.GalleryError, match="expected whole appends to commit"),
+        gallery.writer() as writer,
+        pytest.raises(sf.GalleryError, match="the disk is full"),
+    ):
+        writer.append(keys, random_features_of(N, seed=3), replace=replace)
+    for at in (gallery, reopen(gallery.path)):
+        assert_holds(at, KEYS, features)
+    assert gallery.append(keys, random_features_of(N, seed=3), replace=replace).added == N
 
 
 # What is refused

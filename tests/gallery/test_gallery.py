@@ -162,6 +162,13 @@ def test_a_spec_that_is_none_makes_no_gallery(tmp_path: Path, fields: dict[str, 
     assert not (tmp_path / "g").exists()
 
 
+@pytest.mark.parametrize("size", [256e6, -1, 0, True, "1 GB", np.int64(10**6)])
+def test_a_shard_size_that_is_none_makes_no_gallery(tmp_path: Path, size: Any) -> None:
+    with pytest.raises(sf.OptionError, match="shard_bytes: expected a whole number of bytes >= 1, found"):
+        create(tmp_path / "g", shard_bytes=size)
+    assert not (tmp_path / "g").exists()
+
+
 def test_an_index_that_faiss_does_not_know_makes_no_gallery(tmp_path: Path) -> None:
     with pytest.raises(sf.OptionError, match="nonsense"):
         create(tmp_path / "g", index="nonsense")

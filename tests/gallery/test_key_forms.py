@@ -10,6 +10,7 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.store.source_images import SourceImages
+from spade_faiss.store.trusted import change_trusted, read_trusted
 
 NAME = "Übung größe 1/плитка й.png"
 
@@ -46,6 +47,25 @@ def test_a_key_is_found_in_any_form(tmp_path: Path, toy: sf.Extractor, stored: s
     assert SourceImages(gallery.snapshot(), [write(tmp_path / "three", stored, "blue")]).decode(asked)[0, 0, 2] == 255
     gallery.remove([stored])
     assert len(gallery) == 0
+
+
+@pytest.mark.parametrize("stored", [normalised("NFC"), normalised("NFD"), MIXED])
+@pytest.mark.parametrize("asked", [normalised("NFC"), normalised("NFD"), MIXED])
+def test_trust_ends_in_any_form(tmp_path: Path, toy: sf.Extractor, stored: str, asked: str) -> None:
+    gallery = sf.Gallery.create(tmp_path / "g", toy.spec)
+    gallery.add_images(write(tmp_path / "one", stored), toy)
+    [digest] = gallery.snapshot().digests([0])
+    gallery.trust([asked])
+    assert read_trusted(gallery.path) == {stored: digest}  # in the gallery's own form
+    change_trusted(gallery.path, {asked: digest})  # as an earlier release did
+    assert (gallery.trusted(), gallery.info()["trusted"]) == ([stored], 1)
+    for key in (asked, *gallery.trusted()):
+        gallery.trust([stored])
+        gallery.distrust([key])
+        assert read_trusted(gallery.path) == {}
+        change_trusted(gallery.path, {asked: digest})
+    gallery.remove([stored])
+    assert read_trusted(gallery.path) == {}
 
 
 def test_two_keys_of_one_normal_form_stay_two(tmp_path: Path, toy: sf.Extractor) -> None:

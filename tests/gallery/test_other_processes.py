@@ -196,3 +196,26 @@ def test_another_process_queries_a_detector_that_it_is_given(tmp_path: Path, toy
     asked = sorted(write_images(tmp_path / "asked", 3, seed=1).iterdir())
     with ProcessPoolExecutor(1, FORKSERVER) as pool:
         assert list(pool.map(partial(query, detector), asked)) == [query(detector, image) for image in asked]
+
+
+COMPILES = """
+from numba.core.compiler_lock import global_compiler_lock
+from spade_faiss.patch_search import compiled
+begun = threading.Event()
+
+def compiles():
+    with global_compiler_lock:
+        begun.set()
+        time.sleep(0.5)
+
+thread = threading.Thread(target=compiles)
+thread.start()
+begun.wait()
+print(in_child(lambda: compiled.numba.njit(lambda x: x + 1)(1)))
+thread.join()
+"""
+
+
+def test_a_fork_waits_for_what_is_being_compiled(tmp_path: Path) -> None:
+    """A child has no thread that would ever end it, and could compile nothing, nor take anything from a folder."""
+    assert said(FORKED + COMPILES, tmp_path) == "0\n"

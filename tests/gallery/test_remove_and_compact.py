@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import spade_faiss as sf
+from spade_faiss.system import failpoints
 from tests.helpers.galleries import random_features_of
 from tests.helpers.own_galleries import BIG, KEYS, N, assert_holds, create, named, pick, reopen
 
@@ -92,6 +93,57 @@ def test_compact_joins_small_shards_and_leaves_full_ones(tmp_path: Path) -> None
     shards = [content for name, content in named(tmp_path / "g").items() if name.startswith("shards/")]
     assert len(shards) == 2
     assert full in shards
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "read a shard to compact",
+        "completed N.h5",
+        "renamed N.h5",
+        "finished a shard",
+        "flushed gallery.json",
+        "renamed gallery.json",  # the generation is there, though nobody is told
+        "committed",
+    ],
+)
+def test_a_writer_goes_on_after_a_compact_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """What it had written by then is in no commit: its images would be there twice."""
+    gallery, features = create(tmp_path / "g", BIG, shard_bytes=10 * BIG.bytes_per_image), random_features_of(8, BIG)
+    keys = [f"{row:02d}" for row in range(7)]
+    for row, key in enumerate(keys):
+        gallery.append([key], features[row : row + 1])
+
+    def fails(passed: str) -> None:
+        if passed == step:
+            raise sf.GalleryError("the disk is full")
+
+    with gallery.writer() as writer:
+        with monkeypatch.context() as patch, pytest.raises(sf.GalleryError, match="the disk is full"):  # noqa: PT012
+            patch.setattr(failpoints, "action", fails)
+            writer.compact()
+        writer.append(["new"], features[7:])
+    for at in (gallery, reopen(gallery.path)):
+        assert_holds(at, [*keys, "new"], features)
+        assert at.verify() == []
+    files = {file for file in named(gallery.path) if file.startswith("shards/")}
+    assert files == {entry.file for entry in gallery.snapshot().manifest.shards}
+    gallery.compact()
+    assert_holds(gallery, [*keys, "new"], features)
+
+
+def test_what_is_damaged_fails_a_compact_and_loses_nothing(gallery: sf.Gallery, features: sf.Features) -> None:
+    path = gallery.path / "shards/000001.h5"
+    content = bytearray(path.read_bytes())
+    content[content.find(features.levels[0][N - 1].tobytes())] ^= 1  # of the last image: the others are copied by then
+    path.write_bytes(content)
+    gallery.refresh()
+    with gallery.writer() as writer, pytest.raises(sf.CorruptGalleryError, match="not what was written"):
+        writer.compact()
+    assert gallery.keys() == KEYS
+    assert [problem.key for problem in gallery.verify()] == KEYS[-1:]
 
 
 def test_a_writer_goes_on_after_compact(tmp_path: Path) -> None:

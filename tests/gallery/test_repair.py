@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
+from spade_faiss.gallery import repair as repairing
 from spade_faiss.options import Patches
 from spade_faiss.store.manifest import Manifest
 from tests.helpers.command_line import Spade
@@ -45,13 +46,13 @@ def make(tmp_path: Path, toy: sf.Extractor, patches: Patches = "stored") -> sf.G
 
 def answers(gallery: sf.Gallery) -> dict[str, tuple[str, bytes]]:
     """Digest and image feature of every key, and its levels where they are stored."""
-    generation, found = gallery.snapshot(), {}
-    for row_id in generation.ids().tolist():
-        [key], [digest] = generation.keys([row_id]), generation.digests([row_id])
+    snapshot, found = gallery.snapshot(), {}
+    for row_id in snapshot.ids().tolist():
+        [key], [digest] = snapshot.keys([row_id]), snapshot.digests([row_id])
         levels = [] if gallery.patches == "recompute" else gallery.read([row_id])
-        parts = [generation.image_feature(row_id), *levels]
-        found[key] = digest, generation.source(row_id), b"".join(part.tobytes() for part in parts)
-    queries = np.stack([generation.image_feature(row_id) for row_id in gallery.ids(KEYS[:3])])
+        parts = [snapshot.image_feature(row_id), *levels]
+        found[key] = digest, snapshot.source(row_id), b"".join(part.tobytes() for part in parts)
+    queries = np.stack([snapshot.image_feature(row_id) for row_id in gallery.ids(KEYS[:3])])
     ids, sq_distances = gallery.search(queries, 4)
     return found | {"search": (str(gallery.keys(ids.ravel())), None, sq_distances.tobytes())}
 
@@ -124,6 +125,33 @@ def test_many_at_once_and_removed_ones_do_not_count(tmp_path: Path, toy: sf.Extr
     assert sorted(done.extracted) == [KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[11]]
     assert gallery.verify() == []
     assert sorted(gallery.keys()) == sorted(set(KEYS) - {KEYS[1], KEYS[8]})
+
+
+@pytest.mark.parametrize("patches", BOTH)
+@pytest.mark.parametrize("what", ["empty", "not to be read"])
+def test_a_file_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, toy: sf.Extractor, monkeypatch: pytest.MonkeyPatch, patches: Patches, what: str
+) -> None:
+    """Among the files that may belong to images whose names are damaged."""
+    gallery = make(tmp_path, toy, patches)
+    expected = answers(gallery)
+    harm(gallery, 1, HARMS["key"])
+    harm(gallery, 2, HARMS["digest"], 2)
+    gallery.refresh()
+    for name in ("0000.png", "zzz.png"):  # before and after the others
+        (tmp_path / "normal" / name).write_bytes(b"" if what == "empty" else b"some")
+    if what == "not to be read":
+        really = repairing.read_file
+
+        def read_file(path: Path) -> bytes:
+            if path.name in ("0000.png", "zzz.png"):
+                raise sf.ImageError(f"{path}: cannot be read: Permission denied")
+            return really(path)
+
+        monkeypatch.setattr(repairing, "read_file", read_file)
+    assert gallery.repair(toy, [tmp_path / "normal"]).extracted == [KEYS[5], KEYS[10]]
+    assert gallery.verify() == []
+    assert answers(gallery) == expected
 
 
 @pytest.mark.parametrize("change", ["gone", "another"])

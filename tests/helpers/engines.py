@@ -74,7 +74,7 @@ def searching(engine: str, device: str, variant: str) -> Iterator[Search]:
         if variant == "blas":  # what FAISS does at the size of real features, with other rounding
             patch.setattr(faiss.cvar, "distance_compute_blas_threshold", 1)
         elif device == "cpu" and variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-            patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
+            patch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
         elif variant == "directed":  # what it does where directions pay
             patch.setattr(bounds, "WORTH", -1)
             patch.setattr(bounds, "FIRST", 1)

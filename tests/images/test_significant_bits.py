@@ -103,6 +103,31 @@ def test_choice_of_the_gallery(name: str) -> None:
     assert np.array_equal(decode(content, bits=16), decode(content))
 
 
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_where_white_is_zero(byteorder: str) -> None:
+    """A negative, as of X-rays, is the same picture whatever its depth and byte order."""
+
+    def negative(samples: np.ndarray, bits: int, **options: Any) -> bytes:
+        turned = (2**bits - 1 - samples).astype(samples.dtype)
+        return tiff(turned, "miniswhite", byteorder=byteorder, **options)
+
+    full = GREY[..., 0].astype(np.uint16) << 8 | 77
+    assert np.array_equal(decode(negative(GREY[..., 0], 8)), GREY)
+    assert np.array_equal(decode(negative(full, 16)), GREY)
+    assert np.array_equal(decode(negative(full, 16), bits=16), GREY)
+    assert np.array_equal(decode(negative(GREY_12, 12), bits=12), GREY)
+    assert np.array_equal(decode(negative(GREY_12, 12, **largest(341, 4095, 1))), GREY)
+    across = negative(full, 16, extratags=[(274, "H", 1, 6, True)])
+    assert np.array_equal(decode(across), np.rot90(GREY, -1))
+    with pytest.raises(ImageError, match="expected values of 12 bits"):
+        decode(negative(full, 16), bits=12)
+    if byteorder == "<":  # else Pillow does not open it
+        assert np.array_equal(decode(negative(GREY_12, 12, bitspersample=12)), GREY)
+        with Image.open(io.BytesIO(negative(full, 16))) as opened:
+            opened.load()
+            assert np.array_equal(decode(opened), GREY)
+
+
 def test_16_bits_in_planes() -> None:
     """Pillow takes the bytes of a TIFF's planes for pixels where it reads 16-bit colour; no error."""
     full = COLOUR.astype(np.uint16) << 8 | 77

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.detect.query_files import query_given
 from spade_faiss.store.source_images import pixels_digest
 from tests.helpers.images import write_images
 from tests.ingest.test_ingest import counts, create
@@ -57,6 +59,49 @@ def test_features_are_those_of_the_files(
     of_files = way not in ("PIL", "array")  # a file is known by its bytes, whoever reads it
     assert (gallery.snapshot().digests(range(12)) == own.snapshot().digests(range(12))) == of_files
     assert gallery.verify() == []
+
+
+def closed_files(paths: list[Path]) -> Iterator[Any]:
+    for path in paths:
+        with path.open("rb") as file:
+            yield file
+
+
+def one_array(paths: list[Path]) -> Iterator[Any]:
+    buffer = np.empty((64, 64, 3), np.uint8)
+    for path in paths:
+        buffer[:] = np.asarray(Image.open(path))
+        yield buffer
+
+
+def one_tensor(paths: list[Path]) -> Iterator[Any]:
+    for array in one_array(paths):
+        yield torch.from_numpy(array)
+
+
+def one_bytearray(paths: list[Path]) -> Iterator[Any]:
+    buffer = bytearray()
+    for path in paths:
+        buffer[:] = path.read_bytes()
+        yield buffer
+
+
+@pytest.mark.parametrize("give", [closed_files, one_array, one_tensor, one_bytearray])
+def test_a_giver_may_close_or_refill_what_it_gave(
+    give: Any, gallery: sf.Gallery, toy: sf.Extractor, tmp_path: Path
+) -> None:
+    """Items are taken ahead of the work, which is to see each as it was when it was given."""
+    files = sorted(write_images(tmp_path / "frames", 24, size=(64, 64)).iterdir())
+    assert counts(gallery.add(zip([file.name for file in files], give(files), strict=True), toy)) == (24, 0, 0, [])
+    own = create(tmp_path / "own.gallery", toy)
+    own.add_images(tmp_path / "frames", toy)
+    for one, other in zip(gallery.read(range(24)), own.read(range(24)), strict=True):
+        assert one.tobytes() == other.tobytes()
+    detector = sf.Detector(own, toy, sf.SearchOptions(k=2))
+    expected = [detector.query(file).image_score for file in files]
+    assert [found.image_score for found in detector.stream(give(files))] == expected
+    given = query_given(detector, zip(map(str, files), give(files), strict=True))
+    assert [found.image_score for _, found in given] == expected
 
 
 def test_run_again_it_adds_nothing_and_leaves_the_network_alone(

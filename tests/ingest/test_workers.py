@@ -52,13 +52,13 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def content(gallery: sf.Gallery) -> list[tuple[object, ...]]:
     """All that it has of each image, in the order of the ids."""
-    generation, extractor = gallery.snapshot(), toy() if gallery.patches == "recompute" else None
+    snapshot, extractor = gallery.snapshot(), toy() if gallery.patches == "recompute" else None
     found: list[tuple[object, ...]] = []
     for key in list(gallery.keys()):
         [row] = ids = gallery.ids([key])
         levels = [level.tobytes() for level in gallery.read(ids, extractor)]
-        feature = generation.image_feature(row).tobytes()
-        found.append((key, row, generation.digests(ids), generation.source(row), feature, levels))
+        feature = snapshot.image_feature(row).tobytes()
+        found.append((key, row, snapshot.digests(ids), snapshot.source(row), feature, levels))
     return found
 
 

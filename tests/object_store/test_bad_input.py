@@ -100,6 +100,11 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
     return edit
 
 
+def with_file(name: Any) -> Callable[[bytes], bytes]:
+    """Return an edit of gallery.json that adds a file: one of the objects, under a name of its own."""
+    return edited(lambda values: values["objects"].append({**values["objects"][0], "file": name}))
+
+
 def newer_gallery(values: dict[str, Any]) -> None:
     inner = json.loads(values["manifest"])
     values["manifest"] = json.dumps({**inner, "format_version": 2})
@@ -119,6 +124,11 @@ def newer_gallery(values: dict[str, Any]) -> None:
         (edited(lambda values: values["objects"][1].update(bytes=1)), "found one of 1"),
         (edited(lambda values: values["objects"][1].update(bytes=-1)), "damaged or edited"),
         (edited(lambda values: values["objects"].pop(0)), "000000.rows: expected an object, found none"),
+        (with_file("../outside"), r"gallery's own files, found one of '\.\./outside'; push it again"),
+        (with_file("shards/000009.h5"), "found one of 'shards/000009.h5'"),
+        (with_file("shards/000009.rows"), "found one of 'shards/000009.rows'"),
+        (with_file("a\nb"), r"found one of 'a\\nb'"),
+        (with_file(5), "found one of 5"),
     ],
 )
 def test_a_gallery_json_that_is_not_whole(
@@ -134,6 +144,19 @@ def test_a_gallery_json_that_is_not_whole(
         assert one_line(error).startswith(f"{memory}/gallery.json: ")
     sf.push(gallery.path, memory, replace=True)
     assert sf.Gallery.open(memory, cache=tmp_path).verify() == []
+
+
+@pytest.mark.parametrize("name", ["../outside.h5", "{}/outside.h5", "shards/../../outside.h5", "outside.h5"])
+def test_no_file_is_pulled_to_another_place(gallery: sf.Gallery, memory: str, tmp_path: Path, name: str) -> None:
+    sf.push(gallery.path, memory)
+    files = fsspec.filesystem("memory")
+    there = "/bucket/tiles.gallery/gallery.json"
+    files.pipe_file(there, with_file(name.format(tmp_path))(files.cat_file(there)))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(sf.CorruptGalleryError, match=r"found one of '.*outside\.h5'") as error:
+        sf.pull(memory, tmp_path / "pulled")
+    one_line(error)
+    assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -167,40 +167,71 @@ def test_the_cache_is_bounded(gallery: sf.Gallery, pushed: str, tmp_path: Path) 
         sf.Gallery.open(pushed, cache=tmp_path / "small", cache_bytes=10).keys()
 
 
-def test_the_least_recent_files_go_first(tmp_path: Path) -> None:
-    cache = LocalCache(tmp_path, 100)
-    for number in range(4):
-        cache.put(f"{number}.levels", 25, [bytes(25)])
-        os.utime(cache.path(f"{number}.levels"), (number, number))
-    assert cache.load("0.levels") == bytes(25)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "fo").mkdir()
-    (tmp_path / "fo/foreign.txt").write_bytes(bytes(1000))  # not the cache's: not counted, not deleted
-    cache.put("4.levels", 25, [bytes(20), bytes(5)])
-    assert sorted(path.name for path in tmp_path.glob("??/*")) == [
-        "0.levels",
-        "2.levels",
-        "3.levels",
-        "4.levels",
-        "foreign.txt",
-    ]
+def named(number: int, end: str = "-7.levels") -> str:
+    """A name as the cache gives: the checksum of an object, and what is of it."""
+    return f"{number:032x}{end}"
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("??/*"))
+
+
+@pytest.mark.parametrize("end", ["-7.levels", "-12345678.levels", ".h5", ".rows", ".faiss", ".npy", ".json"])
+def test_the_least_recent_files_go_first(tmp_path: Path, end: str) -> None:
+    cache, names = LocalCache(tmp_path, 100), [named(number, end) for number in range(5)]
+    for number, name in enumerate(names[:4]):
+        cache.put(name, 25, [bytes(25)])
+        os.utime(cache.path(name), (number, number))
+    assert cache.load(names[0]) == bytes(25)
+    cache.put(names[4], 25, [bytes(20), bytes(5)])
+    assert names_in(tmp_path) == [names[0], *names[2:]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fo/foreign.txt",
+        "00/photo.json",
+        "00/0.levels",
+        "00/2024.npy",
+        "00/draft.tmp",
+        f"01/{named(0, '.h5')}",
+        f"00/{named(0, '.png')}",
+        f"00/{named(0)[1:]}",
+        f"0A/0A{named(0, '.json')[2:]}",
+        f"00/{named(0)}.1-2.tmp",
+        f"00/copy of {named(0)}",
+    ],
+)
+def test_files_of_others_are_not_counted_and_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The folder may be one that a user keeps other things in."""
+    monkeypatch.setattr(local_cache, "ABANDONED", -1)
+    cache, foreign = LocalCache(tmp_path, 100), tmp_path / name
+    foreign.parent.mkdir()
+    foreign.write_bytes(bytes(1000))
+    os.utime(foreign, (0, 0))
+    for number in range(1, 6):
+        cache.put(named(number), 25, [bytes(25)])
+        os.utime(cache.path(named(number)), (number, number))
+    assert names_in(tmp_path) == sorted([foreign.name, *map(named, range(2, 6))])
 
 
 def test_a_killed_process_leaves_no_more_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had reserved is counted until files are evicted; its temporary file goes after an hour."""
     cache = LocalCache(tmp_path, 100)
-    cache.put("0.levels", 40, [bytes(40)])
-    left = cache.path("1.levels").parent / "1.levels.7-8-9.tmp"
-    left.parent.mkdir(exist_ok=True)
+    cache.put(named(0), 40, [bytes(40)])
+    left = cache.path(f"{named(1)}.7-8-9.tmp")
     left.write_bytes(bytes(40))
     (tmp_path / local_cache.USED).write_text("80")
-    cache.put("2.levels", 30, [bytes(30)])
-    assert sorted(path.name for path in tmp_path.glob("??/*")) == ["1.levels.7-8-9.tmp", "2.levels"]
+    cache.put(named(2), 30, [bytes(30)])
+    assert names_in(tmp_path) == [left.name, named(2)]
     monkeypatch.setattr(local_cache, "ABANDONED", -1)
-    cache.put("3.levels", 60, [bytes(60)])
-    assert sorted(path.name for path in tmp_path.glob("??/*")) == ["2.levels", "3.levels"]
+    cache.put(named(3), 60, [bytes(60)])
+    assert names_in(tmp_path) == [named(2), named(3)]
     (tmp_path / local_cache.USED).write_text("")  # killed while it wrote the number
-    cache.put("4.levels", 10, [bytes(10)])
+    cache.put(named(4), 10, [bytes(10)])
     assert (tmp_path / local_cache.USED).read_text() == "100"
 
 
@@ -212,24 +243,24 @@ def test_what_fails_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
         raise sf.CorruptGalleryError("the object has changed")
 
     with pytest.raises(sf.CorruptGalleryError, match="changed"):
-        cache.put("0.levels", 10, broken())
-    assert list(tmp_path.glob("??/*")) == []
-    assert cache.load("0.levels") is None
+        cache.put(named(0), 10, broken())
+    assert names_in(tmp_path) == []
+    assert cache.load(named(0)) is None
 
 
 def test_what_is_being_written_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, from the moment that it is begun: another process that evicts counts what is on the disk."""
     cache = LocalCache(tmp_path, 100)
-    cache.put("0.levels", 40, [bytes(40)])
+    cache.put(named(0), 40, [bytes(40)])
     monkeypatch.setattr(local_cache, "PATIENCE", 0)
 
     def slow() -> Any:
         assert sum(path.stat().st_size for path in tmp_path.glob("??/*.tmp")) == 50
-        LocalCache(tmp_path, 100).put("2.levels", 20, [bytes(20)])
+        LocalCache(tmp_path, 100).put(named(2), 20, [bytes(20)])
         yield bytes(50)
 
-    cache.put("1.levels", 50, slow())
-    assert sorted(path.name for path in tmp_path.glob("??/*")) == ["1.levels", "2.levels"]
+    cache.put(named(1), 50, slow())
+    assert names_in(tmp_path) == [named(1), named(2)]
 
 
 def test_threads_share_one(gallery: sf.Gallery, pushed: str, tmp_path: Path) -> None:

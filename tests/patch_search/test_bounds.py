@@ -299,6 +299,6 @@ def test_directions_are_not_projected_where_channels_hardly_differ() -> None:
 
 
 def test_bounds_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
+    monkeypatch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cuda:0")
     with pytest.raises(sf.OptionError, match="engine: expected pyramid or flat on cuda:0, found bounds"):
         sf.search_patches([np.ones((2, 3, 3))], [np.ones((3, 2, 3, 3))], 1, "bounds", "cuda:0")

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from spade_faiss.arrays import all_finite
 from spade_faiss.errors import DeviceError, FeatureError, OptionError
 from spade_faiss.options import SearchOptions
-from spade_faiss.patch_search.search import search_checked, search_levels, search_levels_checked, search_patches
+from spade_faiss.patch_search.search import search_finite, search_levels, search_levels_finite, search_patches
 from tests import reference
 from tests.helpers.patches import GRIDS, assert_equals_oracle, assert_same, assert_says, make, make_ties
 
@@ -52,7 +52,7 @@ def search(request: pytest.FixtureRequest) -> Search:
             query, neighbours = ([torch.tensor(level, device=device) for level in side] for side in sides)
         with pytest.MonkeyPatch.context() as patch:
             if name in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-                patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
+                patch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
             found = search_levels(query, neighbours, **options)
         if arrays and isinstance(found[0][0], torch.Tensor):
             return [(sq_distances.cpu().numpy(), matches.cpu().numpy()) for sq_distances, matches in found]
@@ -178,7 +178,7 @@ def test_cosine_of_concatenated_levels_of_different_grids() -> None:
     search_levels(query, neighbours, metric="cosine")
     for call in (
         lambda: search_patches(query, neighbours, metric="cosine"),
-        lambda: search_checked(query, neighbours, SearchOptions(metric="cosine")),
+        lambda: search_finite(query, neighbours, SearchOptions(metric="cosine")),
     ):
         with pytest.raises(OptionError) as caught:
             call()
@@ -212,7 +212,7 @@ def test_checked_levels_are_searched_without_a_scan(metric: Any, window: Any, mo
 
     monkeypatch.setattr("spade_faiss.patch_search.levels._is_finite", noted)
     options = SearchOptions(kappa=2, metric=metric, window=window, device="cpu")
-    for found, right in zip(search_levels_checked(query, neighbours, options), expected, strict=True):
+    for found, right in zip(search_levels_finite(query, neighbours, options), expected, strict=True):
         assert_same(found, right)
     assert scanned == GRIDS["coarsest-first"]  # the query
 

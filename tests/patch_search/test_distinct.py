@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import spade_faiss as sf
 from spade_faiss.patch_search.distinct import search_distinct
 from spade_faiss.patch_search.spacing import search_spaced, spacing
-from spade_faiss.system.devices import search_device
+from spade_faiss.system.devices import torch_device
 from tests import reference
 
 GPU = pytest.param("cuda:0", marks=pytest.mark.cuda)
@@ -27,7 +27,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("search", "spacing"):
             patch.setattr(
-                f"spade_faiss.patch_search.{module}.search_device", lambda name: known.get(name) or search_device(name)
+                f"spade_faiss.patch_search.{module}.torch_device", lambda name: known.get(name) or torch_device(name)
             )
         yield request.param
 

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from spade_faiss.arrays import all_finite
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.options import SearchOptions
-from spade_faiss.patch_search.search import search_checked, search_patches
+from spade_faiss.patch_search.search import search_finite, search_patches
 from spade_faiss.system import devices
 from tests.helpers.engines import ENGINES, PYRAMIDS, Search, as_tensors, backends, searching
 from tests.helpers.patches import Levels, assert_same, assert_says, make
@@ -94,7 +94,7 @@ def test_neighbours_that_are_tensors_are_searched_where_they_are(monkeypatch: py
 
     for module in ("levels", "search"):
         monkeypatch.setattr(f"spade_faiss.patch_search.{module}.as_arrays", noted)
-    monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
+    monkeypatch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
     on_device = search_patches(query, neighbours, 2, "pyramid", "cpu:0")
     assert moved == PYRAMIDS["indivisible"]  # the query
     monkeypatch.undo()
@@ -255,19 +255,19 @@ def test_checked_levels_are_searched_without_a_scan(
 
     monkeypatch.setattr("spade_faiss.patch_search.levels._is_finite", noted)
     options = SearchOptions(kappa=2, engine=engine, device="cpu", block_bytes=1000)
-    assert_same(search_checked(query, neighbours, options), expected)
+    assert_same(search_finite(query, neighbours, options), expected)
     assert scanned == PYRAMIDS["indivisible"]  # the query
 
 
 def test_checked_levels_have_their_shapes_and_kappa_checked() -> None:
     query, neighbours = make(GOOD_SHAPES, 2)
     with pytest.raises(OptionError, match="kappa: expected 1 to 40"):
-        search_checked(query, neighbours, SearchOptions(kappa=41))
+        search_finite(query, neighbours, SearchOptions(kappa=41))
     with pytest.raises(FeatureError, match="level 1: expected"):
-        search_checked(query, [neighbours[0], neighbours[1][:1]], SearchOptions())
+        search_finite(query, [neighbours[0], neighbours[1][:1]], SearchOptions())
     query[0].flat[0] = np.nan
     with pytest.raises(FeatureError, match="level 0 of the query: expected finite"):
-        search_checked(query, neighbours, SearchOptions())
+        search_finite(query, neighbours, SearchOptions())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -276,4 +276,4 @@ def test_values_that_escaped_the_checks_do_not_pass_for_distances(engine: Any, v
     query, neighbours = make(GOOD_SHAPES, 2)
     neighbours[0][:] = value
     with pytest.raises(FeatureError, match="expected values whose squared distances fit float32"):
-        search_checked(query, neighbours, SearchOptions(engine=engine, device="cpu"))
+        search_finite(query, neighbours, SearchOptions(engine=engine, device="cpu"))

@@ -267,6 +267,15 @@ def test_other_positions_are_searched(search: Search) -> None:
     np.testing.assert_array_equal(matches[:, :, 0, 2], 3 - np.indices((3, 4))[1])
 
 
+@pytest.mark.parametrize("block_bytes", [1, 2**20])
+def test_a_patch_whose_square_is_no_float32_hides_no_other(search: Search, block_bytes: int) -> None:
+    query = [np.zeros((1, 1, 3), np.float32)]
+    neighbours = [np.array([[[[5, 1e20, 4]]], [[[1e20, 3, 1]]]], np.float32)]
+    sq_distances, matches = search(query, neighbours, kappa=2, block_bytes=block_bytes)
+    assert sq_distances.tolist() == [[[1, 9]] * 3]
+    assert matches.tolist() == [[[[1, 0, 2], [1, 0, 1]]] * 3]
+
+
 def test_distances_are_squared(search: Search) -> None:
     query, neighbours = [np.zeros((2, 1, 1), np.float32)], [np.array([[[[3]], [[4]]]], np.float32)]
     assert search(query, neighbours)[0].item() == 25

@@ -13,7 +13,7 @@ from spade_faiss.patch_search.gpu import recorded as recorded_torch
 from spade_faiss.patch_search.gpu import spaced as spaced_torch
 from spade_faiss.patch_search.gpu.candidates import Chosen
 from spade_faiss.patch_search.gpu.spaced import search_spaced_torch
-from spade_faiss.patch_search.search import search_in_steps, search_spaced_checked
+from spade_faiss.patch_search.search import search_in_steps, search_spaced_finite
 from spade_faiss.system.recorded import AFTER, Recorder
 from tests import reference
 from tests.helpers.patches import make, make_ties
@@ -79,7 +79,7 @@ def test_values_too_large_are_refused(device: str) -> None:
 def test_all_levels_go_to_the_device_together(monkeypatch: pytest.MonkeyPatch) -> None:
     query, neighbours = make(SHAPES, 4)
     options = sf.SearchOptions(matching="by_level", kappa=2, distinct=True, device="cpu")
-    expected = search_spaced_checked(query, neighbours, options)
+    expected = search_spaced_finite(query, neighbours, options)
     calls: list[int] = []
 
     def on_cpu(own: Any, others: Any, kappa: int, device: str) -> Any:
@@ -89,7 +89,7 @@ def test_all_levels_go_to_the_device_together(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("spade_faiss.patch_search.search._place", lambda *_: "cuda:0")
     monkeypatch.setattr("spade_faiss.patch_search.search.as_typed", lambda *_: torch.inference_mode())
     monkeypatch.setattr(spaced_torch, "search_spaced_torch", on_cpu)
-    found = search_spaced_checked(query, neighbours, options)
+    found = search_spaced_finite(query, neighbours, options)
     assert calls == [3]
     for one, right in zip(found, expected, strict=True):
         for a, b in zip(one, right, strict=True):

@@ -274,7 +274,7 @@ def test_auto_goes_to_a_gpu_that_was_measured_if_it_is_faster_and_has_room(monke
         return search_torch(own, others, "cpu", wanted)
 
     monkeypatch.setattr(pyramid_torch, "search_torch", noted)
-    monkeypatch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cuda:0")
+    monkeypatch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cuda:0")
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 60)
     needed = search_bytes([(4, 6, 6)], 3, 1, 4)

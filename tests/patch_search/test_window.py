@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from spade_faiss.errors import FeatureError, OptionError
 from spade_faiss.options import SearchOptions
 from spade_faiss.patch_search.gpu import search as pyramid_torch
-from spade_faiss.patch_search.search import search_checked, search_levels, search_patches
+from spade_faiss.patch_search.search import search_finite, search_levels, search_patches
 from spade_faiss.patch_search.settings import SearchSettings, first_places
 from spade_faiss.patch_search.window import search as engine
 from tests import reference
@@ -47,7 +47,7 @@ def search(request: pytest.FixtureRequest) -> Search:
         threads = torch.get_num_threads()
         with pytest.MonkeyPatch.context() as patch:
             if variant in ("torch", "tensors"):  # what runs on a GPU; torch has the CPU by this name
-                patch.setattr("spade_faiss.patch_search.search.search_device", lambda _: "cpu:0")
+                patch.setattr("spade_faiss.patch_search.search.torch_device", lambda _: "cpu:0")
             torch.set_num_threads(3 if variant == "threads" else 1)
             try:
                 sq_distances, matches = search_patches(query, neighbours, **options)
@@ -371,7 +371,7 @@ def test_values_that_escaped_the_checks_do_not_pass_for_distances(value: float, 
     query, neighbours = make([(4, 5, 7)], 2)
     neighbours[0][:] = value
     with pytest.raises(FeatureError, match="expected values whose squared distances fit float32"):
-        search_checked(query, neighbours, SearchOptions(window=1, metric=metric, device="cpu"))
+        search_finite(query, neighbours, SearchOptions(window=1, metric=metric, device="cpu"))
 
 
 def test_distances_that_do_not_fit_float32_are_refused(search: Search) -> None:
@@ -384,4 +384,4 @@ def test_checked_levels_are_searched_by_all_options() -> None:
     query, neighbours = make([(4, 5, 7)], 3)
     options = SearchOptions(kappa=2, metric="cosine", window=0.3, device="cpu")
     expected = search_patches(query, neighbours, 2, metric="cosine", window=0.3, device="cpu")
-    assert_same(search_checked(query, neighbours, options), expected)
+    assert_same(search_finite(query, neighbours, options), expected)

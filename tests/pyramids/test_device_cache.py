@@ -30,7 +30,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """What `SearchOptions.device` is to be."""
     if request.param == "cpu":
         for module in ("pyramids.device_cache", "patch_search.search", "patch_search.spacing"):
-            monkeypatch.setattr(f"spade_faiss.{module}.search_device", lambda _: "cpu:0")
+            monkeypatch.setattr(f"spade_faiss.{module}.torch_device", lambda _: "cpu:0")
     return str(request.param)
 
 
@@ -107,7 +107,7 @@ def test_relative_maps_are_those_of_the_cpu(tmp_path: Path, device: str) -> None
     assert kept(detector).misses > 0
     with pytest.MonkeyPatch.context() as patch:
         for module in ("pyramids.device_cache", "patch_search.search", "patch_search.spacing"):
-            patch.setattr(f"spade_faiss.{module}.search_device", lambda _: "cpu")
+            patch.setattr(f"spade_faiss.{module}.torch_device", lambda _: "cpu")
         detector = sf.Detector(made.gallery, made.extractor, options, score)
         found.append([detector.query(path) for path in made.paths[:3]])
     for one, other in zip(*found, strict=True):

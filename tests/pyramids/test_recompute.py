@@ -257,8 +257,8 @@ STEPS: dict[str, Callable[[sf.Gallery, sf.Extractor, Path], object]] = {
 
 
 def state(gallery: sf.Gallery) -> dict[str, tuple[bytes, str | None]]:
-    generation = gallery.snapshot()
-    places = {key: generation.source(row_id) for key, row_id in zip(gallery.keys(), generation.ids(), strict=True)}
+    snapshot = gallery.snapshot()
+    places = {key: snapshot.source(row_id) for key, row_id in zip(gallery.keys(), snapshot.ids(), strict=True)}
     return {key: (levels, places[key]) for key, levels in content(gallery).items()}
 
 

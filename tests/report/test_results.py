@@ -56,6 +56,8 @@ def text_as_map(folder: Path) -> None:
         (edited("results.jsonl", lambda text: text.split("\n")[0]), "expected 4 lines, found 1"),
         (edited("results.jsonl", lambda text: text + text), "expected a line for each image, found 'a/none.png' twice"),
         (edited("results.jsonl", lambda text: text.replace("maps/a", "../a")), "expected a map in maps/, found"),
+        (edited("results.jsonl", lambda text: text.replace("maps/a", "maps//a")), "expected a map in maps/, found"),
+        (edited("results.jsonl", lambda text: text.replace("maps/a", "./maps/a")), "expected a map in maps/, found"),
         (
             edited("run.json", lambda text: text.replace('"pixel": 1.0', '"pixel": "1"')),
             "run.json: not as it is written",

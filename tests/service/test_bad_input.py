@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import shutil
 import sqlite3
@@ -18,10 +19,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from PIL import Image
+from starlette.testclient import TestClient
 
 from spade_faiss.errors import OptionError
+from spade_faiss.service.server import Server, run
 from spade_faiss.service.settings import ServiceSettings, named_galleries
-from tests.service.conftest import NAME, Served, png, until
+from tests.service.conftest import BASE, NAME, Served, png, settings_of, until
 
 INSPECT = f"/v1/galleries/{NAME}/inspect"
 
@@ -252,3 +255,28 @@ def test_settings_that_are_none() -> None:
             ServiceSettings({name: Path("x")})
     with pytest.raises(OptionError, match="deadline"):
         ServiceSettings({"a": Path("x")}, deadline=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("pillows", "given", "limit"), [(1000, 4000, 4000), (1000, 1999, 1999), (5000, 2000, 5000), (None, 2000, None)]
+)
+def test_a_limit_of_pixels_above_that_of_pillow(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, pillows: int | None, given: int, limit: int | None
+) -> None:
+    """An image within the service's limit is decoded, one beyond is not."""
+    logger = logging.getLogger("spade_faiss.service")
+    for name, value in (("handlers", []), ("propagate", True), ("level", logger.level)):
+        monkeypatch.setattr(logger, name, value)  # and set back
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+    statuses = []
+
+    def run_here(server: Server) -> None:
+        with TestClient(server.config.app, base_url=BASE) as client:
+            for size in ((30, 40), (40, 49), (40, 101)):
+                headers = {"Content-Type": "image/png"}
+                statuses.append(client.post(INSPECT, content=png(size=size), headers=headers).status_code)
+
+    monkeypatch.setattr(Server, "run", run_here)
+    run(settings_of(workspace, pixels=given))
+    assert limit == Image.MAX_IMAGE_PIXELS
+    assert statuses == [200, 200 if given >= 1960 else 413, 413]

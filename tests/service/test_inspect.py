@@ -6,6 +6,7 @@ import base64
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,29 @@ def test_a_threshold_of_the_request_decides(shared: Served) -> None:
     low = shared.inspect(png(5), threshold=score / 2).json()
     assert low["thresholds"]["image"] == score / 2
     assert low["score"] == pytest.approx(2 / 3)
+
+
+def test_regions_that_are_too_small_do_not_count_at_any_threshold(
+    shared: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A threshold of the request judges by the regions that the gallery's settings count."""
+    answer = shared.inspect(odd(), threshold=0.01).json()
+    areas = [region["area"] for region in answer["regions"]]
+    assert answer["verdict"] == "anomalous"
+    current = shared.service.registry.named(NAME).current
+    assert current is not None
+    for least, expected in ((max(areas), [max(areas)]), (max(areas) + 1, [])):
+        monkeypatch.setattr(current.detector, "score", replace(current.detector.score, min_region=least))
+        answer = shared.inspect(odd(), threshold=0.01).json()
+        assert [region["area"] for region in answer["regions"]] == expected
+        assert answer["verdict"] == ("anomalous" if expected else "normal")
+
+
+def odd() -> bytes:
+    """A part as no normal image is."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 40), (255, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_another_k_has_no_verdict(shared: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import struct
@@ -217,3 +218,14 @@ def test_its_password_is_the_token(serve: Callable[..., Any], tmp_path: Path) ->
         for credentials in ("", "!", base64.b64encode(b"\xff\xfe").decode()):
             answer = served.client.post(f"{URL}/setup", json={}, headers={"Authorization": f"Basic {credentials}"})
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "token_wrong")
+
+
+@pytest.mark.parametrize("name", [b"\xff.png", b"a\x80b.png"])
+def test_a_local_file_whose_name_is_no_utf_8(serve: Callable[..., Any], tmp_path: Path, name: bytes) -> None:
+    (tmp_path / os.fsdecode(name)).write_bytes(white())
+    with serve(label_files=tmp_path) as served:
+        body = {"tasks": [{"data": {"image": f"/data/local-files/?d={os.fsdecode(name)}"}}]}
+        answer = served.client.post(f"{URL}/predict", content=json.dumps(body))
+        assert answer.status_code == 200
+        [line] = served.get("/v1/inspections")["inspections"]
+        assert line["name"] == name.decode(errors="replace")

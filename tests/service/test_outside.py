@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from spade_faiss.service.judging import drift
 from spade_faiss.service.log.inspections import Line
 from spade_faiss.service.pictures import pack, unpack
 from spade_faiss.service.service import Service
+from spade_faiss.service.web import routes_galleries, routes_label_studio, routes_v2
 from tests.service.conftest import NAME, Served, png, until
 
 INFER = f"/v2/models/{NAME}/infer"
@@ -53,53 +54,6 @@ def test_tritonclient(socketed: tuple[str, int, Service]) -> None:
     with pytest.raises(triton.InferenceServerException, match="version"):
         client.infer(NAME, [tensor], model_version="9")
     client.close()
-
-
-def _events(answer: http.client.HTTPResponse) -> Iterator[tuple[str, str, Any]]:
-    """Server-sent events but beats: number, kind and values."""
-    fields: dict[str, str] = {}
-    while line := answer.readline().decode():
-        name, _, value = line.rstrip("\n").partition(": ")
-        if name:
-            fields[name] = value
-        elif fields.get("event", "beat") != "beat":
-            yield fields.get("id", ""), fields["event"], json.loads(fields["data"])
-            fields = {}
-        else:
-            fields = {}
-
-
-def test_events(socketed: tuple[str, int, Service]) -> None:
-    """Each part is told as it is inspected; who comes back is first told what it has missed, in order."""
-    host, port, service = socketed
-    posting, listening = (http.client.HTTPConnection(host, port, timeout=20) for _ in range(2))
-
-    def post(seed: int) -> Any:
-        posting.request("POST", f"/v1/galleries/{NAME}/inspect", png(seed), {"Content-Type": "image/png"})
-        return json.loads(posting.getresponse().read())
-
-    listening.request("GET", "/v1/events")
-    events = _events(listening.getresponse())
-    assert next(events)[1] == "hello"
-    until(lambda: service.events.listeners == 1)
-    parts = [post(seed) for seed in (1, 2)]
-    told = [next(events) for _ in parts]
-    assert [(kind, values["id"]) for _, kind, values in told] == [("inspection", part["id"]) for part in parts]
-    posting.request("POST", f"/v1/galleries/{NAME}/normal", png(1), {"Content-Type": "image/png"})
-    change = json.loads(posting.getresponse().read())
-    following = [next(events)[1:] for _ in range(2)]
-    while ("change", change) not in following:  # a generation for the trust, and one for the image
-        following.append(next(events)[1:])
-    assert "generation" in {kind for kind, _ in following}
-    assert len(following) <= 3
-    listening.close()
-    missed = post(3)
-    listening.request("GET", "/v1/events", headers={"Last-Event-ID": told[0][0]})
-    events = _events(listening.getresponse())
-    seen = [next(events) for _ in range(3)]
-    assert [values["id"] for _, _, values in seen[1:]] == [parts[1]["id"], missed["id"]]
-    listening.close()
-    posting.close()
 
 
 def test_a_client_that_stops_half_way(socketed: tuple[str, int, Service]) -> None:
@@ -141,6 +95,61 @@ def test_tensors_that_are_none(shared: Served, tensor: dict[str, Any]) -> None:
     answer = shared.client.post(INFER, json={"inputs": [tensor]})
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_tensor")
     assert isinstance(answer.json()["error"], str)  # as the protocol has it
+
+
+IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(png(1)).decode()]}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"outputs": [{"name": "anomaly_map"}] * 1000}, "each output once, found 'anomaly_map' 1000 times"),
+        ({"outputs": [{"name": one} for one in ("score", "verdict", "score")]}, "'score' 2 times"),
+        ({"id": "\ud800"}, r"an id that UTF-8 can write, found '\ud800'"),
+        ({"id": "part \udfff"}, r"found 'part \udfff'"),
+        ({"inputs": [{**IMAGE, "shape": [2**32, 2**32], "data": []}]}, "as the shape says, found 0"),
+    ],
+    ids=["a map 1000 times", "a score twice", "half a character", "another half", "a shape beyond 64 bits"],
+)
+def test_inference_that_is_refused(shared: Served, body: dict[str, Any], message: str) -> None:
+    """Before anything is inspected."""
+    before = shared.get("/v1/inspections", last=1)
+    content = json.dumps({"inputs": [IMAGE], **body})
+    answer = shared.client.post(INFER, content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_tensor")
+    assert message in answer.json()["error"]
+    assert shared.get("/v1/inspections", last=1) == before
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "7.5"], ids=["long", "negative", "broken"])
+def test_lengths_of_tensors_that_are_none(shared: Served, length: str) -> None:
+    headers = {"Inference-Header-Content-Length": length}
+    answer = shared.client.post(INFER, content=json.dumps({"inputs": [IMAGE]}), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_tensor")
+
+
+def test_what_takes_long_is_done_beside_the_loop(shared: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are answered while tensors and predictions are written; inspections wait for no export."""
+    threads: dict[str, str] = {}
+
+    def watched(module: Any, name: str) -> None:
+        work = getattr(module, name)
+
+        def working(*given: Any) -> Any:
+            threads[name] = threading.current_thread().name.partition("_")[0]
+            return work(*given)
+
+        monkeypatch.setattr(module, name, working)
+
+    watched(routes_v2.tensors, "written")
+    watched(routes_v2, "_values")
+    watched(routes_label_studio, "prediction")
+    watched(routes_galleries, "export")
+    assert shared.client.post(INFER, json={"inputs": [IMAGE]}).status_code == 200
+    task = {"data": {"image": f"data:image/png;base64,{IMAGE['data'][0]}"}}
+    assert shared.client.post(f"/label-studio/{NAME}/predict", json={"tasks": [task]}).status_code == 200
+    assert shared.client.get(f"/v1/galleries/{NAME}/export").status_code == 200
+    assert threads == {"written": "helper", "_values": "helper", "prediction": "helper", "export": "errand"}
 
 
 def test_exports(serve: Callable[..., Any]) -> None:

@@ -106,6 +106,49 @@ def test_a_person_at_the_line(page: Any) -> None:
     page.wait_for_selector("#changes tr")
 
 
+def test_a_part_between_the_list_and_the_stream(page: Any) -> None:
+    """It came after the page read the log, and before the page listened."""
+    streams: list[Any] = []
+    page.route("**/v1/events", lambda route: streams.append(route))
+    page.goto("/")
+    until_held(page, streams)  # the list has been read
+    ids = [post(page, content)["id"] for content in (png(1), red())]
+    streams[0].continue_()
+    page.wait_for_selector(f"#parts .part[data-id='{ids[1]}'][aria-current]")
+    found = page.eval_on_selector_all("#parts .part", "rows => rows.map((row) => row.dataset.id)")
+    assert found[:2] == ids[::-1]
+    live = post(page, png(2))["id"]
+    page.wait_for_selector(f"#parts .part[data-id='{live}'][aria-current]")
+    assert page.eval_on_selector_all("#parts .part", "rows => rows.map((row) => row.dataset.id)") == [live, *found]
+
+
+def test_a_part_while_the_list_is_read_again(page: Any) -> None:
+    """An older answer of the log takes no part away that has come since."""
+    page.goto("/")
+    page.wait_for_selector(".live.on")
+    held: list[Any] = []
+    page.route("**/v1/inspections?gallery=*&last=50", lambda route: held.append((route, route.fetch())))
+    page.evaluate("void trying(begin)")
+    until_held(page, held)
+    ids = [post(page, content)["id"] for content in (png(1), png(2))]
+    page.wait_for_selector(f"#parts .part[data-id='{ids[1]}'][aria-current]")
+    route, answer = held[0]
+    with page.expect_response("**/statistics?*"):  # which `begin` asks for in the end
+        route.fulfill(response=answer)
+    found = page.eval_on_selector_all("#parts .part", "rows => rows.map((row) => row.dataset.id)")
+    assert found[:2] == ids[::-1]
+    assert len(set(found)) == len(found)
+    assert page.locator(f"#parts .part[data-id='{ids[1]}'][aria-current]").count() == 1
+
+
+def until_held(page: Any, held: list[Any]) -> None:
+    for _ in range(200):
+        if held:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("nothing was asked for")
+
+
 def test_the_page_is_accessible(page: Any) -> None:
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
     post(page, png(1))

@@ -104,9 +104,9 @@ def test_few_files_are_open_at_a_time(
 
 def test_every_changed_byte_of_a_name_is_noticed(gallery: sf.Gallery) -> None:
     """And named, with the file; but for zeros at the end, which are no part of a text."""
-    generation = gallery.snapshot()
-    [digest] = generation.digests([3])
-    path = gallery.path / generation.manifest.shards[generation.shard_number(3)].file
+    snapshot = gallery.snapshot()
+    [digest] = snapshot.digests([3])
+    path = gallery.path / snapshot.manifest.shards[snapshot.shard_number(3)].file
     content = path.read_bytes()
     first = content.index(digest.encode())
     for place in range(first, first + len(digest)):

@@ -51,7 +51,7 @@ class SharedGallery(BoundsGallery):
                 store.keep(level, self._own.names[at], way, found[at])
 
             missing = [at for at, one in enumerate(found) if one is None]
-            in_single_threads(max(1, min(threads, len(missing))), prepare, missing)
+            in_single_threads(threads, prepare, missing)
             self._held = [(range(self.k), Prepared.joined(found))]
             self.kept_at[:] = self._held[0][1].cells_at
         return self._held

@@ -88,7 +88,9 @@ def search_within(
                 )  # fmt: skip
                 if which == np.uint64(0):
                     continue
-                begin, end = lowest(which), highest(which) + 1
+                begin, end = lowest(which), min(highest(which) + 1, number)  # all are within an infinite limit
+                if begin >= end:
+                    continue
             addresses = (
                 operand_at + block_bytes * block, panels_at + (panel + begin) * panel_bytes, values,
                 limits_at + 4 * rows_of * block, hits_at,

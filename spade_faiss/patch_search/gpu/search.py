@@ -1,4 +1,4 @@
-"""The search of all patches on a torch device, for a GPU; pyramid.py explains the bound of rounding errors.
+"""The search of all patches on a torch device, for a GPU; pyramid/plan.py explains the bound of rounding errors.
 
 Neighbours are upsampled to patches some at a time (`patches`), multiplied with the query's by tiles, and the
 least bound of each group of patches is kept (`tiles`). The likeliest few are measured as sums of squares

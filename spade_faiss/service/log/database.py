@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from ...errors import OutputError
 
 FILE = "log.sqlite"
+LOCK = "log.lock"  # held as long as the log is open; the system drops it when the process ends in any way
 VERSION = 1
 SCHEMA = """
 CREATE TABLE inspections (
@@ -45,20 +48,22 @@ CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 class Database:
-    """The log's tables. What `writing` has left is on disk; killed at any instant, the file opens as it was then."""
+    """The log's tables, of one service at a time. What `writing` has left is on disk, whenever it is killed."""
 
     def __init__(self, folder: Path) -> None:
         """Open the log in a folder, or make it.
 
         Raises:
-            OutputError: it cannot be opened, or a later release made it.
+            OutputError: it cannot be opened, another service has it open, or a later release made it.
         """
         self.path = folder / FILE
         self._lock = threading.Lock()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
+        self._held = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._held.acquire()
             self._writer = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
             with self.writing() as connection:
@@ -67,9 +72,16 @@ class Database:
                     for statement in SCHEMA.split(";\n"):
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {VERSION}")
+        except filelock.Timeout as error:
+            raise OutputError(
+                f"{folder}: expected a folder that no other service uses, found that one does; choose another folder "
+                "(data=FOLDER), or stop that service"
+            ) from error
         except (OSError, sqlite3.Error) as error:
+            self._held.release()
             raise OutputError(f"cannot open {self.path}: {error}; choose another folder (data=FOLDER)") from error
         if version not in (0, VERSION):
+            self.close()
             raise OutputError(f"{self.path}: expected a log of version {VERSION}, found {version}; update spade-faiss")
 
     def _connect(self) -> sqlite3.Connection:
@@ -112,8 +124,9 @@ class Database:
             connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and let another service have the log."""
         with self._lock:
             for connection in (*self._readers, self._writer):
                 connection.close()
             self._readers.clear()
+            self._held.release()

@@ -255,6 +255,6 @@ async def exported(
     X-Left-Out says how many, `info.left_out` of COCO and `left_out.json` beside the masks which and why.
     """
     service.registry.named(name)
-    made: Exported = await service.helped(export, service.inspections, name, kind, last, judged_only)
+    made: Exported = await service.errand(export, service.inspections, name, kind, last, judged_only)
     headers = {"Content-Disposition": f'attachment; filename="{name}-{made.name}"', "X-Left-Out": str(made.left_out)}
     return Response(made.content, media_type=made.media_type, headers=headers)

@@ -78,7 +78,7 @@ async def predict(request: Request, service: Ours, caller: Inspector, name: Name
     for image in [_image_of(task, controls) for task in tasks]:
         uid = _earlier(image) or await _inspected(service, request, (name, caller.name), image)
         inspected = await service.helped(_labelled, service, name, uid)
-        results.append(prediction(inspected, shapes, label, controls))
+        results.append(await service.helped(prediction, inspected, shapes, label, controls))
     return {"results": results}
 
 
@@ -239,7 +239,7 @@ def content_of(image: str, service: Service) -> tuple[str, bytes]:
         )  # fmt: skip
     if root is None:
         raise ServiceError(422, "no_local_files", "No folder of local files is served: start with --label-files DIR.")
-    return name, _read(root, name, service.settings.body_bytes)
+    return printable(name), _read(root, name, service.settings.body_bytes)
 
 
 def _parsed(image: str) -> Any:

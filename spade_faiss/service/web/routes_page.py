@@ -18,13 +18,16 @@ from markupsafe import Markup
 from ..._version import __version__
 from ...report.colour_scale import css_colours
 from ..errors import ServiceError
+from ..events import BEHIND
 from ..log.inspections import as_result
 from ..service import Service
 from ..tokens import COOKIE
 from .access import ERRORS, Ours, Reader, caller_of
 
 router = APIRouter(responses=ERRORS)
-MISSED = 200  # parts that a page which was away is told of
+MISSED = 200  # parts that a page which was away is told of; if there are more, it is told so
+LARGEST = 2**63 - 1  # number of a line of the log
+HELLO = "retry: 1000\nevent: hello\ndata: {}\n\n"
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#1d5a9e"/>'
     '<path d="M16 5 27 16 16 27 5 16Z" fill="none" stroke="#fff" stroke-width="2.5"/>'
@@ -112,12 +115,18 @@ async def events(
     request: Request, service: Ours, caller: Reader, last_event_id: Annotated[str | None, Header(max_length=20)] = None
 ) -> Response:
     """Stream what happens; a page that comes back is first told the parts that it has missed."""
-    hello = "retry: 1000\nevent: hello\ndata: {}\n\n"
-    if last_event_id is not None and last_event_id.isdecimal():
-        lines = await service.helped(service.inspections.last, None, MISSED, None, int(last_event_id))
-        hello += "".join(
-            f"id: {line.id}\nevent: inspection\ndata: {json.dumps(as_result(line))}\n\n" for line in reversed(lines)
-        )
+    given = last_event_id or ""
+    known = int(given) if given.isdecimal() else LARGEST
+
+    async def hello() -> tuple[str, set[int]]:
+        if known >= LARGEST:
+            return HELLO, set()
+        lines = await service.helped(service.inspections.last, None, MISSED + 1, None, known)
+        text = HELLO if len(lines) <= MISSED else HELLO + BEHIND.text
+        told = lines[:MISSED][::-1]
+        text += "".join(f"id: {line.id}\nevent: inspection\ndata: {json.dumps(as_result(line))}\n\n" for line in told)
+        return text, {line.id for line in told}
+
     stream = service.events.stream(hello, request.is_disconnected)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 

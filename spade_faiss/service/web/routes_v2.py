@@ -105,7 +105,9 @@ async def infer(
         if "status" in answer:
             raise ServiceError(answer["status"], answer["error"]["code"], answer["error"]["message"])
     head = {"model_name": name, "model_version": str(answers[0]["generation"] or generation.number), "id": wanted.id}
-    content, length = tensors.written(head, [(one, _values(one, answers)) for one in wanted.outputs])
+    content, length = await service.helped(
+        lambda: tensors.written(head, [(one, _values(one, answers)) for one in wanted.outputs])
+    )
     if length is None:
         return Response(content, media_type="application/json")
     return Response(content, media_type="application/octet-stream", headers={LENGTH_HEADER: str(length)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ INPUT = "image"
 OUTPUTS = ("verdict", "image_score", "score", "p_value", "inspection", "anomaly_map")
 DATATYPES = {"verdict": "BYTES", "inspection": "BYTES"}  # the others are FP32
 MOST_AXES = 4
+MOST_DIGITS = 20  # of a length: Python reads no number of thousands of them
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def read(body: bytes, header_length: str | None, most: int) -> InferRequest:
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > length:
+        if not header_length.isdecimal() or len(header_length) > MOST_DIGITS or int(header_length) > length:
             raise bad(f"Expected {LENGTH_HEADER} of 0 to {length}, found {header_length!r}.")
         length = int(header_length)
     try:
@@ -74,11 +76,18 @@ def read(body: bytes, header_length: str | None, most: int) -> InferRequest:
         unknown = [one.name for one in wanted if one.name not in OUTPUTS]
         if unknown:
             raise bad(f"Expected outputs among {', '.join(OUTPUTS)}, found {unknown[0]!r}.")
+        names = [one.name for one in wanted]
+        if repeated := [name for name in OUTPUTS if names.count(name) > 1]:  # maps are large
+            raise bad(f"Expected each output once, found {repeated[0]!r} {names.count(repeated[0])} times.")
         if not wanted:
             wanted = [Wanted(name, all_binary) for name in OUTPUTS if name != "anomaly_map"]
-        return InferRequest(str(values.get("id") or ""), images, wanted)
+        request_id = str(values.get("id") or "")
+        request_id.encode()
+        return InferRequest(request_id, images, wanted)
     except ServiceError:
         raise
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise bad(f"Expected an id that UTF-8 can write, found {str(error.object)[:80]!r}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise bad(f"Expected an inference request of version 2, found something else: {error!r}.") from error
 
@@ -99,8 +108,8 @@ def _images(tensor: dict[str, Any], binary: bytes, most: int) -> list[bytes]:
         raise bad(f"Expected {size!r} bytes of binary data, found {len(binary)}.")
     if kind == "BYTES":
         found = _split(binary) if size is not None else [_from_text(one) for one in _flat(tensor["data"])]
-        if len(found) != int(np.prod(shape)):
-            raise bad(f"Expected {int(np.prod(shape))} images, as the shape says, found {len(found)}.")
+        if len(found) != math.prod(shape):
+            raise bad(f"Expected {math.prod(shape)} images, as the shape says, found {len(found)}.")
     elif kind == "UINT8":
         found = [encode(pixels) for pixels in _pixels(tensor, shape, binary if size is not None else None)]
     else:
@@ -115,8 +124,8 @@ def _pixels(tensor: dict[str, Any], shape: list[int], binary: bytes | None) -> l
     if len(full) != 4 or full[3] != 3:
         raise bad(f"Expected UINT8 of shape [n, H, W, 3] or [H, W, 3], found {shape}.")
     values = np.frombuffer(binary, np.uint8) if binary is not None else np.array(_flat(tensor["data"]))
-    if values.size != int(np.prod(full)):
-        raise bad(f"Expected {int(np.prod(full))} values, as the shape says, found {values.size}.")
+    if values.size != math.prod(full):
+        raise bad(f"Expected {math.prod(full)} values, as the shape says, found {values.size}.")
     if values.dtype != np.uint8:
         if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
             raise bad("Expected whole numbers from 0 to 255.")

@@ -67,11 +67,12 @@ function setFollow(value) {
 function arrive(part) {
   newest = Math.max(newest, part.number);
   if (part.gallery !== state.gallery || state.parts.some((one) => one.id === part.id)) return;
-  state.parts.unshift(part);
+  const older = state.parts.findIndex((one) => one.number < part.number), place = older < 0 ? state.parts.length : older;
+  state.parts.splice(place, 0, part);
   state.parts.length = Math.min(state.parts.length, 300);
-  at("parts").prepend(rowOf(part));
+  at("parts").insertBefore(rowOf(part), at("parts").children[place] || null);
   while (at("parts").children.length > 300) at("parts").lastChild.remove();
-  if (state.follow) show(part);
+  if (state.follow && !place) show(part);
   soon();
 }
 
@@ -257,17 +258,26 @@ function turn() {
 async function begin() {
   const shown = state.shown;
   await facts();
-  state.parts = (await ask(`/v1/inspections?gallery=${encodeURIComponent(state.gallery)}&last=50`)).inspections;
+  const known = new Set(state.parts), found = (await ask(`/v1/inspections?gallery=${encodeURIComponent(state.gallery)}&last=50`)).inspections;
+  newest = found.length ? found[0].number : 0;
+  const meanwhile = state.parts.filter((part) => !known.has(part) && part.gallery === state.gallery && part.number > newest);
+  state.parts = [...meanwhile, ...found];
   list();
   show((!state.follow && shown && state.parts.find((one) => one.id === shown.id)) || state.parts[0] || null);
   at("exports").replaceChildren(...[["csv", "CSV"], ["jsonl", "JSON lines"], ["coco&judged_only=true", "COCO"], ["masks&judged_only=true", "Masks"]].map(([kind, name]) => make("a", { href: inGallery(`/export?kind=${kind}`), download: "" }, name)));
   await statistics();
 }
 
+/* Parts that came after those of `begin` and before the stream. */
+async function between() {
+  const found = await ask(`/v1/inspections?gallery=${encodeURIComponent(state.gallery)}&last=300&after=${newest}`);
+  found.inspections.reverse().forEach(arrive);
+}
+
 function connect() {
   const source = new EventSource("/v1/events");
   const on = (kind, act) => source.addEventListener(kind, (event) => { alive(); act(JSON.parse(event.data)); });
-  on("hello", () => { if (watching === "lost") trying(begin); watching = "on"; });
+  on("hello", () => { trying(watching === "lost" ? begin : between); watching = "on"; });
   on("beat", () => {});
   on("inspection", arrive);
   on("label", ({ id, label }) => replacePart(id, { label }));
