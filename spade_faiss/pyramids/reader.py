@@ -9,7 +9,7 @@ from ..arrays import Array
 from ..extractors.spec import ExtractorSpec
 from ..store.snapshot import Snapshot
 
-Identity = tuple[str, int]  # of an image in every snapshot: its shard's file and its row, which are never reused
+Identity = tuple[str, int]  # of an image in every snapshot: its shard by GalleryFiles.identity, and its row
 
 
 class PyramidSource(Protocol):
@@ -21,7 +21,7 @@ class PyramidSource(Protocol):
         ...
 
     def identity(self, row_id: int) -> Identity:
-        """Return what identifies an image in every snapshot: the file of its shard, and the row in it."""
+        """Return what identifies an image in every snapshot; see Snapshot.identity."""
         ...
 
     def read_into(self, ids: Sequence[int], out: Sequence[list[Array]]) -> None:

@@ -116,11 +116,10 @@ class Calibrations:
 
     def _found(self, served: ServedGallery, order: Order) -> Calibration:
         with served.leased() as generation:
-            old, detector = generation.calibration, generation.detector
-            fresh = detector.uncalibrated()
+            old = generation.calibration
             images = len(Copies(generation.gallery.snapshot()).images())
             group = old.group if old else None
-            return calibrate(fresh, order.false_alarms, sample=min(images, MOST), group=group)
+            return calibrate(generation.detector, order.false_alarms, sample=min(images, MOST), group=group)
 
 
 def _rate_in_force(served: ServedGallery) -> float | None:

@@ -167,26 +167,23 @@ def test_a_file_that_cannot_be_read_for_now(
     assert sum("Permission denied" in record.getMessage() for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["http://host:99999/", "https://host:0/", "http://host:a/", "http://[/", "http://a..b/", f"http://{'a' * 64}/",
-     "http://host/\u00fc", "http://host/?q=\u00fc", "http://host/a b", "http://ho st/", "http:///a", "ftp://host/",
-     "http://host/\udcff"],
-    ids=ascii,
-)  # fmt: skip
-def test_webhooks_that_are_none(url: str) -> None:
-    with pytest.raises(OptionError, match=r"webhook: expected .*, found '"):
-        Webhook(url)
+WEBHOOKS = [
+    "http://host:99999/", "https://host:0/", "http://host:a/", "http://[/", "http://a..b/", f"http://{'a' * 64}/",
+    "http://host/\u00fc", "http://host/?q=\u00fc", "http://host/a b", "http://ho st/", "http:///a", "ftp://host/",
+    "http://host/\udcff",
+]  # fmt: skip
+TOPICS = [
+    "mqtt://host:99999/a", "mqtt://host:0/a", "mqtt://[/a", "mqtt://a..b/a", "mqtt://host/a/+/b", "mqtt://host",
+    "mqtt://host/\udcff",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "url", ["mqtt://host:99999/a", "mqtt://host:0/a", "mqtt://[/a", "mqtt://a..b/a", "mqtt://host/a/+/b", "mqtt://host",
-            "mqtt://host/\udcff"],
-    ids=ascii,
-)  # fmt: skip
-def test_topics_that_are_none(url: str) -> None:
-    with pytest.raises(OptionError, match=r"mqtt: expected .*, found '"):
-        Mqtt(url)
+    ("target", "url"), [*((Webhook, url) for url in WEBHOOKS), *((Mqtt, url) for url in TOPICS)], ids=ascii
+)
+def test_addresses_that_are_none(target: type[Webhook | Mqtt], url: str) -> None:
+    with pytest.raises(OptionError, match=rf"{target.__name__.lower()}: expected .*, found '"):
+        target(url)
 
 
 @pytest.mark.parametrize(
