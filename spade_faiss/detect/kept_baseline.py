@@ -26,7 +26,7 @@ from ..system.sealed_json import read_sealed, sealed
 from ..system.user_cache import cache_folder, drop_the_oldest, file_to_keep
 from .baseline import Baseline
 
-VERSION = 1  # of these files, and of how a baseline is measured; another number makes all of them again
+VERSION = 2  # of these files, and of how a baseline is measured; another number makes all of them again
 MOST = 200  # files that are kept: those that were written last
 LARGEST = 2**24  # bytes of one: a baseline has some figures for each position, and a line for each image compared
 

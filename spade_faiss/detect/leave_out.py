@@ -99,9 +99,13 @@ class LeaveOut:
 
     @classmethod
     def of(cls, settings: Settings, baseline: Baseline | None, k: int, standing: Standing | None) -> LeaveOut | None:
-        """Return how a query leaves some of its k neighbours out; None: it does not."""
+        """Return how a query leaves some of its k neighbours out; None: it does not.
+
+        How many, the gallery says: a normal image that is compared with the others has fewer neighbours in a small one,
+        and leaves out as many as a new image all the same. Else its score would be of another search.
+        """
         kappa = min(settings.search.kappa or 1, k)
-        most = most_left_out(settings.search.leave_out, kappa, k)
+        most = min(most_left_out(settings.search.leave_out, kappa, settings.neighbours or k), k - kappa)
         if not most or baseline is None or not baseline.levels:
             return None
         standing = standing or Standing.nothing(k)

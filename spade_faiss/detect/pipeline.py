@@ -66,9 +66,9 @@ class Pipeline:
         """
         self.snapshot = snapshot
         self.extractor = extractor
-        self.settings = settings
-        self.pyramids = pyramids
         self.k = settings.k_of(len(snapshot))  # neighbours that are searched
+        self.settings = replace(settings, neighbours=self.k)
+        self.pyramids = pyramids
         self.baseline: Baseline | None = None
         self.calibration: Calibration | None = None
         self.copies = Copies(snapshot, lambda ids: caches.host.read(pyramids, ids))

@@ -27,11 +27,19 @@ UNNAMED: dict[str, Any] = EARLIER | EARLIER_SCORE
 
 @dataclass(frozen=True)
 class Settings:
-    """The search and score options of a query, all filled in."""
+    """The search and score options of a query, all filled in.
 
-    search: SearchOptions  # all filled in but k, whose default depends on the gallery
+    Attributes:
+        search: all filled in but k, whose default depends on the gallery.
+        score: how distances become scores.
+        default_k: k, where none is given and the gallery has so many images.
+        neighbours: what k is in the gallery of a run; None: it is not known which gallery.
+    """
+
+    search: SearchOptions
     score: ScoreOptions
     default_k: int = DEFAULT_K
+    neighbours: int | None = None
 
     @classmethod
     def of(
