@@ -8,6 +8,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from .settings import ServiceSettings
 
 logger = logging.getLogger("spade_faiss.service")
 WAITED_FOR = (423, 429, 503, 507)  # statuses of what passes: a full queue, a gallery or disk that is not there for now
+FOR_ALL = ("gallery_unavailable", "queue_full")  # codes of what keeps every file waiting, not one
 PAUSE = 1.0  # seconds between looks into a folder; a file that has not changed since the last look is whole
+LONGEST = 300.0  # seconds until a file is tried again, at most: twice as long after each failure
 Inspect = Callable[[str, bytes], Awaitable[object]]
 
 
@@ -33,6 +36,7 @@ class FolderWatch:
         self._seen: dict[str | bytes, str] = {}  # by path: size and time at the last look
         self._done: dict[str | bytes, str] = {}  # likewise, of what was inspected and is not remembered yet
         self._told: dict[str | bytes, str] = {}  # by path: why it cannot be read, which is told once
+        self._held: dict[str | bytes, tuple[float, float]] = {}  # by path: when one that failed is due, and its pause
         self._stop = threading.Event()
         for folder in self._folders:
             if not folder.is_dir():
@@ -61,6 +65,7 @@ class FolderWatch:
                 if self._seen.get(path) == seen[path] and self._known(path) != seen[path]:
                     found.append((file.path, seen[path]))
         self._seen = seen
+        self._held = {path: held for path, held in self._held.items() if path in seen}
         return found
 
     def _known(self, path: str | bytes) -> str | None:
@@ -73,7 +78,10 @@ class FolderWatch:
             connection.execute("INSERT OR REPLACE INTO arrivals VALUES (?, ?)", (_key(path), stamp))
 
     async def run(self, inspect: Inspect) -> None:
-        """Inspect what arrives, one image after the other, until closed; what passes is waited for, as a full queue."""
+        """Inspect what arrives, one image after the other, until closed; what passes is waited for, as a full queue.
+
+        A file that cannot be inspected for now holds up no other one.
+        """
         problem = ""
         while self._folders and not self._stop.is_set():
             try:
@@ -87,10 +95,10 @@ class FolderWatch:
             await asyncio.sleep(PAUSE)
 
     async def _taken(self, path: Path, stamp: str, inspect: Inspect) -> None:
-        """Have a file inspected, and remember it. One that cannot be read for now is left to the next look."""
+        """Have a file inspected, and remember it. One that cannot be, for now, is left to a later look."""
         key = _key(path)
         while self._done.get(key) != stamp:
-            if self._stop.is_set():
+            if self._stop.is_set() or time.monotonic() < self._held.get(key, (0.0, 0.0))[0]:
                 return
             try:
                 content = await asyncio.to_thread(read_file, path)
@@ -100,10 +108,15 @@ class FolderWatch:
                 if isinstance(error.__cause__, OSError):
                     return
             except ServiceError as error:
-                if error.status in WAITED_FOR:
+                if error.code in FOR_ALL:
                     await asyncio.sleep(PAUSE)
                     continue
                 self._tell(path, error.message)
+                if error.status in WAITED_FOR:  # as of neighbours that are damaged: others may have other neighbours
+                    return self._hold(key)
+            except (OSError, MemoryError) as error:  # as of too many open files, which passes
+                self._tell(path, str(error) or type(error).__name__)
+                return self._hold(key)
             except sqlite3.OperationalError:  # of the log: nothing was inspected
                 raise
             except Exception:  # a file that breaks one inspection does not end the watch
@@ -112,6 +125,12 @@ class FolderWatch:
         await asyncio.to_thread(self.remember, path, stamp)
         del self._done[key]
         self._told.pop(key, None)
+        self._held.pop(key, None)
+
+    def _hold(self, key: str | bytes) -> None:
+        """Leave a file alone for a while."""
+        pause = min(2 * self._held.get(key, (0.0, PAUSE / 2))[1], LONGEST)
+        self._held[key] = time.monotonic() + pause, pause
 
     def _tell(self, path: Path, why: str) -> None:
         if self._told.get(_key(path)) != why:

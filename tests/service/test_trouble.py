@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import spade_faiss as sf
+from spade_faiss.detect.pipeline import Pipeline
 from spade_faiss.errors import (
     CorruptGalleryError,
     GalleryNotFoundError,
@@ -96,6 +97,45 @@ def test_a_gallery_that_comes_after_its_service(serve: Callable[..., Any], works
         shutil.move(workspace / "away", workspace / "tiles.gallery")
         until(lambda: remembered(served) == 1)
         assert inspected(served) == ["1.png"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CorruptGalleryError("shard 3: damaged"), OSError(errno.EMFILE, "Too many open files"), MemoryError("no memory")],
+    ids=repr,
+)
+def test_a_watched_file_whose_neighbours_cannot_be_read(
+    serve: Callable[..., Any],
+    arriving: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """It holds up no other one, is tried again after longer and longer pauses, and is inspected once they can be."""
+    is_whole = threading.Event()
+    query = Pipeline._read
+    refused: list[Any] = []
+
+    def read(self: Pipeline, one: Any) -> Any:
+        if not is_whole.is_set() and tuple(one.image_size) == (32, 48):
+            refused.append(one)
+            raise error
+        return query(self, one)
+
+    monkeypatch.setattr(Pipeline, "_read", read)
+    with serve(watch=(arriving,)) as served:
+        (arriving / "1.png").write_bytes(png(1, (32, 48)))
+        (arriving / "2.png").write_bytes(png(2, (40, 40)))
+        until(lambda: remembered(served) == 1)
+        assert inspected(served) == ["2.png"]
+        until(lambda: len(refused) >= 5)
+        [(_, pause)] = served.service.watch._held.values()
+        assert pause >= 8 * 0.02  # the pauses were 1, 2, 4 and 8 of the first
+        is_whole.set()
+        until(lambda: remembered(served) == 2)
+        assert inspected(served) == ["2.png", "1.png"]
+        assert not served.service.watch._held
+    assert sum(str(error) in record.getMessage() for record in caplog.records if "watched" in record.getMessage()) == 1
 
 
 @pytest.mark.parametrize("error", [FULL, BROKEN, LOCKED], ids=str)
@@ -239,14 +279,15 @@ def test_a_commit_that_cannot_be_taken_up_at_once(
 ) -> None:
     """It is tried again until it can be; the trouble is told once, and shown meanwhile."""
     monkeypatch.setattr(generations, "AGAIN", 0.05)
-    errors: list[BaseException] = [error] * 6
+    errors: list[BaseException] = [error] * 1000
     with serve() as served:
         monkeypatch.setattr(generations, "Generation", fails(errors, generations.Generation))
         with sf.Gallery.open(workspace / "tiles.gallery") as gallery:
             gallery.remove(["000.png"])
-        until(lambda: len(errors) < 5)
+        until(lambda: len(errors) < 998)
         assert served.get(f"/v1/galleries/{NAME}")["problem"] == (str(error) or type(error).__name__)
         assert served.inspect(png()).json()["generation"] == 2  # the generation before it goes on
+        errors.clear()
         until(lambda: served.generation == 3)
         assert served.get(f"/v1/galleries/{NAME}")["problem"] is None
     assert sum("cannot be taken up" in record.getMessage() for record in caplog.records) == 1
