@@ -87,7 +87,8 @@ class FederatedPipeline(Pipeline):
         """Return the matches of a query."""
         with query.watch("match"):
             ids = query.ids[: self.k]
-            return match_across(query.levels, ids, self.members, self.settings, self.baseline, self.standing(ids))
+            settings = query.settings_of(self.settings)
+            return match_across(query.levels, ids, self.members, settings, self.baseline, self.standing(ids))
 
     def _match(self, query: Query, neighbour_levels: Any) -> Matched:
         return neighbour_levels or Matched.none(query.levels[0].shape[1:])

@@ -14,13 +14,14 @@ from .leave_out import LeaveOut, most_left_out
 from .level_matches import LevelMatches, LevelStats
 from .matching import Matched, fused, trusted_levels
 from .pipeline import Pipeline
+from .query import Query
 from .settings import Settings
 from .standing import Standing
 
 SAMPLE = 64  # normal images that are compared with the others: enough for a median and a mean at every position
 SEED = 0  # of the sample
 
-_Found = tuple[int, Standing | None, tuple[LevelMatches, ...]]  # of an image; see _rises
+_Found = tuple[Query, Standing | None, tuple[LevelMatches, ...]]  # of an image; see _rises
 
 
 def measure(pipeline: Pipeline) -> Baseline:
@@ -54,9 +55,8 @@ def measure(pipeline: Pipeline) -> Baseline:
     for query in weighted.stored(chosen):
         one = weighted.matched(query)
         if more:
-            near = query.ids[: pipeline.k]
-            standing = pipeline.standing(near)
-            to_leave_out.append((len(near), standing, one.levels))
+            standing = pipeline.standing(query.ids[: pipeline.k])
+            to_leave_out.append((query, standing, one.levels))
             if standing is not None:
                 one = replace(one, levels=tuple(trusted_levels(one.levels, standing.trusted)))
         matched.append((one.slim(kappa), query.key))
@@ -84,14 +84,15 @@ def _rises(found: Sequence[_Found], baseline: Baseline, settings: Settings) -> t
     """Return how much the maps of normal images rise by leaving neighbours out, ascending; see LeaveOut.
 
     Args:
-        found: of each image, how many neighbours it has, their standing, and levels with the nearest
-            kappa + most of them at least.
+        found: of each image the query, the standing of its neighbours, and levels with the nearest kappa + most of
+            them at least.
         baseline: with the figures of levels.
         settings: of queries.
     """
     rises = []
-    for k, standing, levels in found:
-        if leave_out := LeaveOut.of(settings, baseline, k, standing):
+    for query, standing, levels in found:
+        k = min(settings.k_of(len(query.ids)), len(query.ids))
+        if leave_out := LeaveOut.of(query.settings_of(settings), baseline, k, standing):
             number = leave_out.kappa + leave_out.most
             nearest = [LevelMatches(one.sq_distances[..., :number], one.matches[..., :number, :]) for one in levels]
             rises.append(leave_out(nearest).rise)

@@ -67,7 +67,7 @@ class Pipeline:
         self.snapshot = snapshot
         self.extractor = extractor
         self.k = settings.k_of(len(snapshot))  # neighbours that are searched
-        self.settings = replace(settings, neighbours=self.k)
+        self.settings = settings
         self.pyramids = pyramids
         self.baseline: Baseline | None = None
         self.calibration: Calibration | None = None
@@ -142,7 +142,22 @@ class Pipeline:
             place = place_of(self.snapshot.keys([row_id])[0])
             found, sq_distances = self._retrieve(features, watch, [place], left_out)
             levels = [level[0] for level in self.levels([row_id])]
-            yield Query(levels, found[0], sq_distances[0], self._view.resized, None, watch, key=key)
+            of_new = self._neighbours_of_new(found[0], left_out, place)
+            yield Query(
+                levels, found[0], sq_distances[0], self._view.resized, None, watch, key=key, neighbours_of_new=of_new
+            )
+
+    def _neighbours_of_new(self, found: Ids, left_out: Ids, place: Box | None) -> int:
+        """Return how many neighbours a new image has where a stored one has some, with others left out of the search.
+
+        Only in a small gallery these are fewer than k.
+        """
+        if len(found) >= self.k:
+            return self.k
+        tiles = self.snapshot.tiles
+        if tiles is not None and self.settings.search.tile_places == "same":
+            left_out = np.intersect1d(left_out, tiles.at_place(place))
+        return min(self.k, self.copies.count_contents(np.concatenate([found, left_out])))
 
     def check_others(self, row_id: int, left_out: Ids) -> None:
         """Check that there are images to compare a stored one with, beside those that are left out with it.
@@ -311,7 +326,8 @@ class Pipeline:
         with query.watch("match"):
             standing = self.standing(query.ids[: self.k])
             kept = self._caches.prepared_of(self.pyramids, query.ids[: self.k])
-            return match(query.levels, neighbour_levels, self.settings, self.baseline, standing, kept)
+            settings = query.settings_of(self.settings)
+            return match(query.levels, neighbour_levels, settings, self.baseline, standing, kept)
 
     def _score(self, query: Query, matched: Matched, mosaics: dict[int, Mosaic]) -> Detection | None:
         """Make the map and the image score, and judge them; None for a tile, unless it is the last of its image."""

@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..arrays import Array, Ids, Pixels
 from ..images.inputs import ImageLike
 from ..images.tiling import Box
+from .settings import Settings
 
 
 class Stopwatch:
@@ -79,6 +80,11 @@ class Query:
     key: str | None = None  # of the normal image that is queried, or of its first copy, if it is one of the gallery's
     image_feature: Array | None = None  # (d,); None: of a normal image that is queried
     missing: frozenset[str] = frozenset()  # members of a cluster that did not take part
+    neighbours_of_new: int | None = None  # how many an image has that is none of the gallery's; None: it is such a one
+
+    def settings_of(self, settings: Settings) -> Settings:
+        """Return the settings of a run for this query."""
+        return replace(settings, neighbours=self.neighbours_of_new)
 
     @property
     def place(self) -> Box | None:

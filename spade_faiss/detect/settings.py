@@ -33,7 +33,7 @@ class Settings:
         search: all filled in but k, whose default depends on the gallery.
         score: how distances become scores.
         default_k: k, where none is given and the gallery has so many images.
-        neighbours: what k is in the gallery of a run; None: it is not known which gallery.
+        neighbours: how many a new image has; None: as many as the query, which is one.
     """
 
     search: SearchOptions

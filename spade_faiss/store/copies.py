@@ -109,6 +109,10 @@ class Copies:
                         self._found.setdefault(one, same)
         return [self._found[row] for row in wanted]
 
+    def count_contents(self, ids: Ids) -> int:
+        """Count the different contents of some images, or tiles, as `nearest` does: of copies, one is found."""
+        return len({int(same[0]) for same in self._equal_rows(ids.tolist())})
+
     def first_of(self, ids: Sequence[int] | Ids) -> Ids:
         """Return one image for each content among some images: the one of the lowest id in the snapshot, ascending."""
         return np.unique([int(same[0]) for same in self.of(ids)]).astype(np.int64)
