@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import xxhash
 
+from ..detect.normal_scores import first_group
 from ..errors import OptionError
 
 
@@ -29,7 +30,7 @@ def placed(keys: Sequence[str], names: Sequence[str], place_by: str | None) -> l
     pattern, found = compiled(place_by), list[str]()
     for key in keys:
         match = pattern.search(key)
-        name = str(match[1] if pattern.groups else match[0]) if match else ""
+        name = first_group(match) if match else ""
         if name not in names:
             raise OptionError(
                 f"place_by: expected {place_by!r} to give {' or '.join(names)} for every key, found "

@@ -90,7 +90,7 @@ class Baseline:
                 return f"expected {name} of maps that differ, found {median:g} for at least half of {n} {ALIKE}"
         return None
 
-    def damped(self, grid: NDArray[np.float64], key: str | None = None) -> NDArray[np.float64]:
+    def damped(self, grid: NDArray[np.float64], own: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Divide the distances at each position of an (h, w) grid by what they are among normal images.
 
         Positions at which normal images are about as far from each other as at most others keep their relation: the
@@ -99,13 +99,13 @@ class Baseline:
 
         Args:
             grid: squared distances.
-            key: names the normal image that they belong to. The mean leaves it out if it is in the sample.
+            own: (h, w) what the image itself has added to the total, which the mean leaves out; None: nothing.
         """
         from scipy import ndimage  # here: it takes a fifth of the time in which a command starts that needs it not
 
         total, n = self.total, len(self.keys)
-        if key in self.keys and n > 1:
-            total, n = total - grid, n - 1
+        if own is not None and n > 1:
+            total, n = total - own, n - 1
         typical = ndimage.gaussian_filter(
             np.maximum(total, 0) / max(n, 1), [SMOOTHING * side for side in grid.shape], mode="nearest"
         )

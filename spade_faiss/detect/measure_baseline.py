@@ -69,7 +69,7 @@ def measure(pipeline: Pipeline) -> Baseline:
     total = np.sum([sq_distances.mean(axis=2) for sq_distances, _ in found], axis=0)
     bare = replace(bare, keys=frozenset(snapshot.keys(chosen)), total=total)
     damped = pipeline.scored_by(bare)
-    maps = [damped.map_of(sq_distances, spec.view.resized, key) for sq_distances, key in found]
+    maps = [damped.map_of(one, spec.view.resized, one.mean(axis=2, dtype=np.float64)) for one, _ in found]
     measured = replace(
         bare,
         peak=LogStats.of([float(one.max()) for one in maps]),

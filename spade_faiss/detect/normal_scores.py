@@ -102,7 +102,7 @@ def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) 
 
     def name(key: str) -> str:
         match = pattern.search(key)
-        return key if match is None else f"\0{match[1] if pattern.groups else match[0]}"
+        return key if match is None else f"\0{first_group(match)}"
 
     names = [name(key) for key in snapshot.image_keys(ids)]
     members: dict[str, list[int]] = {name: [] for name in names}
@@ -113,6 +113,12 @@ def leave_out_groups(snapshot: Snapshot, ids: Sequence[int], group: str | None) 
     if len(snapshot) == len(ids) == len(members) > 1:
         warnings.warn(f"group: {group!r} puts no two of {len(ids)} images together", stacklevel=2)
     return [np.array(members[name]) for name in names]
+
+
+def first_group(match: re.Match[str]) -> str:
+    """Return what the first group of a pattern that took part has matched; without groups the whole match."""
+    found: str = next((one for one in match.groups() if one is not None), match[0])
+    return found
 
 
 def _compiled(group: str) -> re.Pattern[str]:

@@ -144,8 +144,9 @@ class Pipeline:
             levels = [level[0] for level in self.levels([row_id])]
             of_new = self._neighbours_of_new(found[0], left_out, place)
             yield Query(
-                levels, found[0], sq_distances[0], self._view.resized, None, watch, key=key, neighbours_of_new=of_new
-            )
+                levels, found[0], sq_distances[0], self._view.resized, None, watch, key=key, neighbours_of_new=of_new,
+                in_baseline=self._in_baseline(row_id, key, left_out),
+            )  # fmt: skip
 
     def _neighbours_of_new(self, found: Ids, left_out: Ids, place: Box | None) -> int:
         """Return how many neighbours a new image has where a stored one has some, with others left out of the search.
@@ -158,6 +159,16 @@ class Pipeline:
         if tiles is not None and self.settings.search.tile_places == "same":
             left_out = np.intersect1d(left_out, tiles.at_place(place))
         return min(self.k, self.copies.count_contents(np.concatenate([found, left_out])))
+
+    def _in_baseline(self, row_id: int, key: str, left_out: Ids) -> NDArray[np.float64] | None:
+        """Return what a stored image has added to the baseline, if it is not what its query finds: see Query."""
+        if self._damping is None or key not in self._damping.keys:
+            return None
+        if len(left_out) == len(self.copies.with_copies(np.array([row_id]))):
+            return None
+        [alone] = self.stored([row_id])
+        own: NDArray[np.float64] = self.matched(alone).sq_distances.mean(axis=2, dtype=np.float64)
+        return own
 
     def check_others(self, row_id: int, left_out: Ids) -> None:
         """Check that there are images to compare a stored one with, beside those that are left out with it.
@@ -335,9 +346,10 @@ class Pipeline:
         sq_distances, matches = matched.sq_distances, matched.matches
         with query.watch("score"):
             size = size_of(query.box) if query.box else query.image_size
-            scores = self.map_of(sq_distances, size, query.key)
+            own = self._own(query, sq_distances)
+            scores = self.map_of(sq_distances, size, own)
             # At the size that calibration saw: the same image at another size is the same case.
-            at_view = self.map_of(sq_distances, self._view.resized, query.key)
+            at_view = self.map_of(sq_distances, self._view.resized, own)
             image_score, peak = self._image_score(query, at_view), float(at_view.max())
             if query.box is None:
                 judgement = self._judge(query, image_score, peak, scores)
@@ -381,12 +393,25 @@ class Pipeline:
         """Read a query's neighbours and match its patches."""
         return self._match(query, self._read(query))
 
-    def map_of(self, sq_distances: Array, size: tuple[int, int], key: str | None) -> NDArray[np.float32]:
-        """Make the map of (h, w, kappa) distances at a size; `key` names the normal image that was queried, if any."""
+    @property
+    def _damping(self) -> Baseline | None:
+        """What distances at each position are divided by; None: nothing."""
+        return self.baseline if self.settings.score.positions == "damped" else None
+
+    def _own(self, query: Query, sq_distances: Array) -> NDArray[np.float64] | None:
+        """Return (h, w) what the image of a query has added to the baseline; None: it was not measured on it."""
+        if self._damping is None or query.key not in self._damping.keys:
+            return None
+        return sq_distances.mean(axis=2, dtype=np.float64) if query.in_baseline is None else query.in_baseline
+
+    def map_of(
+        self, sq_distances: Array, size: tuple[int, int], own: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float32]:
+        """Make the map of (h, w, kappa) distances at a size; own: see Baseline.damped."""
         if sq_distances.shape[2] == 0:
             return np.zeros(size, np.float32)
-        if self.baseline and self.settings.score.positions == "damped":
-            sq_distances = self.baseline.damped(sq_distances.mean(axis=2, dtype=np.float64), key)[..., None]
+        if self._damping is not None:
+            sq_distances = self._damping.damped(sq_distances.mean(axis=2, dtype=np.float64), own)[..., None]
         score = self.settings.score
         return anomaly_map(sq_distances, size, self._view, score.sigma or 0, score.truncate or 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,37 @@ def test_only_positions_beyond_the_bulk_are_damped_and_none_is_amplified() -> No
     assert (zero == 0).all()
 
 
+@pytest.mark.parametrize("left_out", [(3, 4), (3, 0, 7, 9), (3,)])
+def test_an_image_that_is_queried_without_others_takes_out_what_it_had_added(
+    tmp_path: Path, left_out: tuple[int, ...]
+) -> None:
+    """It was measured without itself alone, and is farther from the rest than it was from its like."""
+    folder = make_images(tmp_path / "normal", 10)
+    alike = np.asarray(Image.open(folder / "003.png")).copy()
+    alike[:4, :4] ^= 8
+    Image.fromarray(alike).save(folder / "004.png")
+    gallery, toy = make_gallery(tmp_path / "gallery", folder)
+    run = sf.Detector(gallery, toy, sf.SearchOptions(k=4), ROBUST.score).pipeline()
+    without = [np.array(left_out)]
+    [alone], [found] = run.leave_one_out([3]), run.leave_one_out([3], without)
+    assert run.baseline is not None
+    others = replace(
+        run.baseline,
+        keys=run.baseline.keys - {"003.png"},
+        total=run.baseline.total - alone.sq_distances.mean(axis=2, dtype=np.float64),
+    )
+    [expected] = run.scored_by(others).leave_one_out([3], without)
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-5)
+    assert found.image_score == pytest.approx(expected.image_score, rel=1e-5)
+
+
 def test_an_image_of_the_sample_is_left_out_of_its_own_scale() -> None:
     rng = np.random.default_rng(0)
     grids = rng.uniform(1, 2, (4, 8, 8))
     grids[2] *= 50
     everyone, others = make_baseline(grids.sum(axis=0)), make_baseline(np.delete(grids, 2, 0).sum(axis=0), keys=3)
-    np.testing.assert_allclose(everyone.damped(grids[2], "2"), others.damped(grids[2]))
-    assert everyone.damped(grids[2], "2").mean() > 3 * everyone.damped(grids[2]).mean()
+    np.testing.assert_allclose(everyone.damped(grids[2], grids[2]), others.damped(grids[2]))
+    assert everyone.damped(grids[2], grids[2]).mean() > 3 * everyone.damped(grids[2]).mean()
 
 
 @pytest.mark.parametrize("total", [np.zeros((4, 4)), np.eye(4)])

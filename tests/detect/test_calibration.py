@@ -13,6 +13,7 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.detect.calibration import FILE, Calibration, conformal_threshold, images_needed
+from spade_faiss.detect.normal_scores import leave_out_groups
 from spade_faiss.detect.regions import find_regions
 from spade_faiss.system.sealed_json import sealed
 from tests.helpers.galleries import make_gallery
@@ -143,6 +144,26 @@ def test_groups_are_left_out_together(tmp_path: Path, normal: Path) -> None:
         sf.calibrate(detector, 0.1, group="(")
     with pytest.raises(sf.NotEnoughImagesError):
         sf.calibrate(detector, 0.1, group="part")  # all of one group: nothing to compare with
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        (r"cam1_(\d+)|cam2_(\d+)", [[0, 1], [0, 1], [2], [3, 4], [3, 4], [5]]),
+        (r"cam1_(\d)(\d)|cam(2)", [[0, 1, 2], [0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5], [3, 4, 5]]),
+        (r"cam\d_\d+", [[0, 1], [0, 1], [2], [3, 4], [3, 4], [5]]),
+        (r"x|cam1_(\d+)", [[0, 1], [0, 1], [2], [3], [4], [5]]),
+    ],
+)
+def test_groups_of_several_alternatives(tmp_path: Path, group: str, expected: list[list[int]]) -> None:
+    """The group that takes part names them; what matches nothing is alone."""
+    folder = make_images(tmp_path / "normal", 6)
+    names = ["cam1_10_a", "cam1_10_b", "cam1_11_a", "cam2_20_a", "cam2_20_b", "cam2_21_a"]
+    for path, name in zip(sorted(folder.iterdir()), names, strict=True):
+        path.rename(folder / f"{name}.png")
+    gallery, _ = make_gallery(tmp_path / "g", folder)
+    found = leave_out_groups(gallery.snapshot(), range(6), group)
+    assert [one.tolist() for one in found] == expected
 
 
 def test_a_sample_is_seeded(tmp_path: Path, normal: Path) -> None:
