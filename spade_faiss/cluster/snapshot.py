@@ -74,6 +74,10 @@ class FederatedSnapshot(Snapshot):
         self.members = members
         self.rows = FederatedRows(folder, members)
 
+    def identity(self, row_id: int) -> tuple[str, int]:
+        """See Snapshot. Members have the files: what is kept of images is of one generation of the cluster."""
+        return f"generation {self.manifest.generation}", row_id
+
     def find_exactly(self, keys: Sequence[str]) -> list[int | None]:
         """See Snapshot. Where queries go on without lost members, their keys are not found."""
         found: list[int | None] = [None] * len(keys)

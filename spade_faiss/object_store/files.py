@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class RemoteFiles(GalleryFiles):
                 self.cache.touch(one.local_name)
             return self.cache.path(one.local_name)
 
-    def identity(self, name: str) -> str:
+    def identity(self, name: str, opened: Callable[[], PooledFile]) -> str:
         """See GalleryFiles. The checksum of its object: another folder may have pushed other content under the name."""
         return self.commit.objects[name].checksum
 

@@ -23,11 +23,12 @@ class PooledFile:
         self._path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            found = os.fstat(self.descriptor).st_size
+            status = os.fstat(self.descriptor)
         except OSError as error:
             raise CorruptGalleryError(f"{path}: cannot be opened: {error.strerror or error}") from error
-        if found != size:
-            raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
+        if status.st_size != size:
+            raise CorruptGalleryError(f"{path}: expected {size} bytes, found {status.st_size}")
+        self.stamp = f"{status.st_ino} {status.st_mtime_ns}"  # of this file, whatever takes its path later
 
     def for_hdf5(self) -> Any:
         """Return what HDF5 opens to read the file: its path, or a file of Python."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,14 @@ class GalleryFiles:
         """Return the path of a whole file, by its name in the manifest."""
         return self.folder / name
 
-    def identity(self, name: str) -> str:
-        """Return what no other shard of the gallery is ever called, by a shard's name: names are not used again."""
-        return name
+    def identity(self, name: str, opened: Callable[[], PooledFile]) -> str:
+        """Return what no other shard is ever called: where another gallery takes the folder's place, it has the names.
+
+        Args:
+            name: of the shard.
+            opened: opens it, and raises as FilePool.open.
+        """
+        return f"{name} {opened().stamp}"
 
     def open_shard(self, path: Path, size: int) -> PooledFile:
         """Open a shard to read its rows, all but the levels; raises as FilePool.open."""

@@ -62,6 +62,7 @@ class Snapshot:
         self.rows = RowReader(folder, manifest.shards, manifest.schema, self._files)
         self.indexes = IndexReader(self.files, manifest, self.rows)
         self._readers: OrderedDict[int, LevelReader] = OrderedDict()
+        self._identities: dict[int, str] = {}  # of shards, by number
         self._lock = threading.RLock()
         self._reader_lock = lock
         remember(self)
@@ -234,9 +235,18 @@ class Snapshot:
             return reader
 
     def identity(self, row_id: int) -> tuple[str, int]:
-        """Return what identifies an image in every snapshot: its shard, as GalleryFiles names it, and the row in it."""
+        """Return what identifies an image in every snapshot: its shard, as GalleryFiles names it, and the row in it.
+
+        Raises:
+            CorruptGalleryError: the shard cannot be opened.
+        """
         number, row = self._locate(row_id)
-        return self.files.identity(self.manifest.shards[number].file), row
+        if (name := self._identities.get(number)) is None:
+            entry = self.manifest.shards[number]
+            path = self.folder / entry.file
+            name = self.files.identity(entry.file, lambda: self._files.open(number, path, entry.bytes))
+            name = self._identities.setdefault(number, name)
+        return name, row
 
     def shards_without(self, ids: Iterable[int]) -> list[ShardEntry]:
         """Return the manifest's shards with these ids removed as well."""

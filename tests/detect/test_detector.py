@@ -377,3 +377,21 @@ def test_an_older_generation_is_queried_while_the_gallery_is_compacted(tmp_path:
     for one, other in zip(found, expected, strict=True):
         assert one.neighbours.keys == other.neighbours.keys
         np.testing.assert_array_equal(one.anomaly_map, other.anomaly_map)
+
+
+@pytest.mark.parametrize("engine", ["flat", "pyramid", "bounds"])
+def test_a_gallery_that_is_built_where_another_one_was(tmp_path: Path, engine: sf.options.Engine) -> None:
+    """Whatever a Detector keeps in memory is of the files that were there before, whose names the new ones have."""
+    [file] = make_images(tmp_path / "one", 1, seed=99).iterdir()
+    gallery, toy = make_gallery(tmp_path / "g", make_images(tmp_path / "first", 6))
+    search = sf.SearchOptions(k=3, engine=engine, matching="by_level")
+    detector = sf.Detector(gallery, toy, search)
+    before = detector.query(file)
+    other, _ = make_gallery(tmp_path / "other", make_images(tmp_path / "second", 6, seed=8))
+    expected = sf.Detector(other, toy, search).query(file)
+    (tmp_path / "g").rename(tmp_path / "old")
+    (tmp_path / "other").rename(tmp_path / "g")
+    gallery.refresh()
+    found = detector.query(file)
+    np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+    assert not np.array_equal(found.anomaly_map, before.anomaly_map)
