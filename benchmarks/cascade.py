@@ -106,7 +106,7 @@ def _query(every: sf.Detector, suspicious: sf.Detector, path: Path, defective: b
     (whole, seconds), (part, part_seconds) = found[False], found[True]
     view, calibration = every.gallery.spec.view, every.calibration
     assert calibration is not None
-    peak = every.pipeline().map_of(whole.sq_distances, view.resized).max()
+    peak = every.pipeline().scorer.map_of(whole.sq_distances, view.resized).max()
     return Query(
         defective,
         str(whole.verdict),

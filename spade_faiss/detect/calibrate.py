@@ -14,7 +14,7 @@ from .baseline import CHANCE, LogStats
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
 from .measure_doubts import with_doubts
-from .normal_scores import Sampling, image_scores, require_group
+from .normal_scores import Sampling, image_scores, require_group, require_others
 
 FAR = 15  # spreads of logarithms above the median: the oddest normal images of six real sets are at 1 to 5
 
@@ -67,6 +67,7 @@ def calibrate(
     if len(chosen) == 1:
         pipeline.check_others(int(chosen[0]), pipeline.copies.with_copies(chosen))
     conformal_threshold(np.zeros(len(chosen)), false_alarms, len(ids) - len(chosen) if len(chosen) < size else 0)
+    require_others(pipeline, chosen)
     pipeline = with_doubts(pipeline, chosen, group, progress)  # whatever an earlier calibration says
     scores = image_scores(pipeline, chosen, group, "calibrate", progress)
     found = Calibration(

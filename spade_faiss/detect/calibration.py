@@ -58,9 +58,15 @@ def conformal_threshold(scores: NDArray[np.float64], false_alarms: float, copies
         found = f"{n} ({n + copies} images, {copies} of them copies of others)" if copies else str(n)
         raise OptionError(
             f"false_alarms {false_alarms:g}: expected at least {images_needed(false_alarms)} normal images "
-            f"to calibrate with, found {found}; add normal images, or ask for a rate of at least {1 / (n + 1):.3g}"
+            f"to calibrate with, found {found}; add normal images, or ask for a rate of at least {_least_rate(n):.3g}"
         )
     return float(np.sort(scores)[rank - 1])
+
+
+def _least_rate(n: int) -> float:
+    """Return the least rate that n images can promise, rounded up to three digits."""
+    ten = 10.0 ** (2 - math.floor(math.log10(1 / (n + 1))))
+    return math.ceil(ten / (n + 1) - ROUNDING) / ten
 
 
 @dataclass(frozen=True)

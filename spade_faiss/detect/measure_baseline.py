@@ -13,6 +13,7 @@ from .baseline import Baseline, LogStats
 from .leave_out import LeaveOut, most_left_out
 from .level_matches import LevelMatches, LevelStats
 from .matching import Matched, fused, trusted_levels
+from .normal_scores import has_others
 from .pipeline import Pipeline
 from .query import Query
 from .settings import Settings
@@ -35,7 +36,9 @@ def measure(pipeline: Pipeline) -> Baseline:
     """
     snapshot = pipeline.snapshot
     ids, spec = snapshot.ids(), snapshot.manifest.spec
-    chosen = pipeline.copies.draw(ids, SAMPLE, SEED).tolist()
+    drawn = pipeline.copies.draw(ids, SAMPLE, SEED)
+    kept = has_others(pipeline, drawn)
+    chosen = drawn[kept if kept.any() else ~kept].tolist()
     scales = _level_scales(pipeline, chosen) if pipeline.settings.search.level_weights == "spread" else ()
     bare = Baseline(frozenset(), scales, np.zeros(spec.level_shapes[0][1:]), LogStats(1, 1), LogStats(1, 1))
     if len(pipeline.copies.with_copies(chosen[:1])) == len(ids):
@@ -68,7 +71,7 @@ def measure(pipeline: Pipeline) -> Baseline:
     found = [(one.sq_distances, key) for one, key in matched]
     total = np.sum([sq_distances.mean(axis=2) for sq_distances, _ in found], axis=0)
     bare = replace(bare, keys=frozenset(snapshot.keys(chosen)), total=total)
-    damped = pipeline.scored_by(bare)
+    damped = pipeline.scored_by(bare).scorer
     maps = [damped.map_of(one, spec.view.resized, one.mean(axis=2, dtype=np.float64)) for one, _ in found]
     measured = replace(
         bare,

@@ -11,7 +11,7 @@ from ..arrays import Ids
 from ..store.copies import Copies
 from .baseline import Baseline
 from .leave_out import LeaveOut
-from .normal_scores import image_scores
+from .normal_scores import image_scores, with_others
 from .pipeline import Pipeline
 from .standing import doubts_of
 
@@ -69,7 +69,7 @@ def with_doubts_of_sample(pipeline: Pipeline) -> Baseline:
     """
     copies = pipeline.copies
     if leaves_out(pipeline) and (size := sample_of(copies, len(pipeline.snapshot))):
-        pipeline = with_doubts(pipeline, copies.draw(copies.images(), size, SEED))
+        pipeline = with_doubts(pipeline, with_others(pipeline, copies.draw(copies.images(), size, SEED)))
     assert pipeline.baseline is not None
     return pipeline.baseline
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Ids
-from ..errors import OptionError
+from ..errors import NotEnoughImagesError, OptionError
 from ..options import is_count
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..system.prefetch import batched
@@ -69,6 +69,39 @@ def image_scores(pipeline: Pipeline, chosen: Ids, group: str | None, what: str, 
     scores = np.full((len(chosen), 2), -np.inf)
     np.maximum.at(scores, image_of, normal_scores(pipeline, rows, group, what, progress))
     return scores
+
+
+def has_others(pipeline: Pipeline, rows: Sequence[int] | Ids) -> NDArray[np.bool_]:
+    """Return for each of some rows whether there are others to compare it with.
+
+    Where tiles are compared with those at their places alone, an image may be the only one of its size.
+    """
+    tiles = pipeline.snapshot.tiles
+    if tiles is None or pipeline.settings.search.tile_places != "same":
+        return np.ones(len(rows), np.bool_)
+    ids = pipeline.snapshot.ids()
+    found = (np.setdiff1d(tiles.at_same_place(int(row), ids), pipeline.copies.with_copies([row])) for row in rows)
+    return np.array([len(others) > 0 for others in found], np.bool_)
+
+
+def with_others(pipeline: Pipeline, images: Ids) -> Ids:
+    """Return those of some images that have others to compare with; of images in tiles, all tiles: see has_others."""
+    rows, image_of = pipeline.copies.tiles_of(images)
+    return np.delete(images, image_of[~has_others(pipeline, rows)])
+
+
+def require_others(pipeline: Pipeline, images: Ids) -> None:
+    """Check that there are others to compare each of some images with; see with_others.
+
+    Raises:
+        NotEnoughImagesError: there are none.
+    """
+    if len(alone := np.setdiff1d(images, with_others(pipeline, images))):
+        [key] = pipeline.snapshot.image_keys(alone[:1])
+        raise NotEnoughImagesError(
+            f"{pipeline.snapshot.folder}: expected other normal images of the size of {key!r}, found none: tile_places "
+            "'same' compares images of one size; remove it, add others of its size, or take tile_places 'any'"
+        )
 
 
 def require_group(snapshot: Snapshot, group: str | None) -> None:

@@ -35,7 +35,7 @@ from .detection import Detection, Neighbours, TileMatches
 from .matching import Matched, match
 from .mosaic import Mosaic, ScoredTile
 from .query import AnyImage, Decoded, Query, Stopwatch, Tile, path_of
-from .scoring import anomaly_map, knn_score, top_score
+from .scorer import Scorer
 from .settings import Settings
 from .standing import Standing, Standings
 
@@ -149,25 +149,18 @@ class Pipeline:
             )  # fmt: skip
 
     def _neighbours_of_new(self, found: Ids, left_out: Ids, place: Box | None) -> int:
-        """Return how many neighbours a new image has where a stored one has some, with others left out of the search.
-
-        Only in a small gallery these are fewer than k.
-        """
-        if len(found) >= self.k:
-            return self.k
-        tiles = self.snapshot.tiles
-        if tiles is not None and self.settings.search.tile_places == "same":
-            left_out = np.intersect1d(left_out, tiles.at_place(place))
-        return min(self.k, self.copies.count_contents(np.concatenate([found, left_out])))
+        """Return how many neighbours a new image has where a stored one has these: in a small gallery, fewer than k."""
+        if len(found) < self.k and self.snapshot.tiles is not None and self.settings.search.tile_places == "same":
+            left_out = np.intersect1d(left_out, self.snapshot.tiles.at_place(place))
+        return self.k if len(found) >= self.k else min(self.k, self.copies.count_contents([*found, *left_out]))
 
     def _in_baseline(self, row_id: int, key: str, left_out: Ids) -> NDArray[np.float64] | None:
         """Return what a stored image has added to the baseline, if it is not what its query finds: see Query."""
-        if self._damping is None or key not in self._damping.keys:
+        damping = self.scorer.damping
+        if damping is None or key not in damping.keys or len(left_out) == len(self.copies.with_copies([row_id])):
             return None
-        if len(left_out) == len(self.copies.with_copies(np.array([row_id]))):
-            return None
-        [alone] = self.stored([row_id])
-        own: NDArray[np.float64] = self.matched(alone).sq_distances.mean(axis=2, dtype=np.float64)
+        [query] = self.stored([row_id])
+        own: NDArray[np.float64] = self.matched(query).sq_distances.mean(axis=2, dtype=np.float64)
         return own
 
     def check_others(self, row_id: int, left_out: Ids) -> None:
@@ -346,11 +339,12 @@ class Pipeline:
         sq_distances, matches = matched.sq_distances, matched.matches
         with query.watch("score"):
             size = size_of(query.box) if query.box else query.image_size
-            own = self._own(query, sq_distances)
-            scores = self.map_of(sq_distances, size, own)
+            scorer = self.scorer
+            own = scorer.own(query, sq_distances)
+            scores = scorer.map_of(sq_distances, size, own)
             # At the size that calibration saw: the same image at another size is the same case.
-            at_view = self.map_of(sq_distances, self._view.resized, own)
-            image_score, peak = self._image_score(query, at_view), float(at_view.max())
+            at_view = scorer.map_of(sq_distances, self._view.resized, own)
+            image_score, peak = scorer.image_score(query, at_view), float(at_view.max())
             if query.box is None:
                 judgement = self._judge(query, image_score, peak, scores)
         if query.box is None:
@@ -394,42 +388,12 @@ class Pipeline:
         return self._match(query, self._read(query))
 
     @property
-    def _damping(self) -> Baseline | None:
-        """What distances at each position are divided by; None: nothing."""
-        return self.baseline if self.settings.score.positions == "damped" else None
-
-    def _own(self, query: Query, sq_distances: Array) -> NDArray[np.float64] | None:
-        """Return (h, w) what the image of a query has added to the baseline; None: it was not measured on it."""
-        if self._damping is None or query.key not in self._damping.keys:
-            return None
-        return sq_distances.mean(axis=2, dtype=np.float64) if query.in_baseline is None else query.in_baseline
-
-    def map_of(
-        self, sq_distances: Array, size: tuple[int, int], own: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float32]:
-        """Make the map of (h, w, kappa) distances at a size; own: see Baseline.damped."""
-        if sq_distances.shape[2] == 0:
-            return np.zeros(size, np.float32)
-        if self._damping is not None:
-            sq_distances = self._damping.damped(sq_distances.mean(axis=2, dtype=np.float64), own)[..., None]
-        score = self.settings.score
-        return anomaly_map(sq_distances, size, self._view, score.sigma or 0, score.truncate or 0)
+    def scorer(self) -> Scorer:
+        """What makes scores of distances, on the scale of normal images if there is one."""
+        return Scorer(self.settings, self.baseline, self._view, self.k)
 
     def _is_suspicious(self, query: Query) -> bool:
         """Whether the patches of a query are searched: its image score may say already that it is normal."""
         if self.calibration is None or query.key is not None or self.settings.search.localise == "all":
             return True
-        return self._knn_score(query) > self.calibration.image_threshold
-
-    def _knn_score(self, query: Query) -> float:
-        return knn_score(query.sq_distances, self.settings.search.k_score or self.k)
-
-    def _image_score(self, query: Query, at_view: NDArray[np.float32]) -> float:
-        if self.settings.score.image_score == "knn":
-            return self._knn_score(query)
-        if self.settings.score.image_score == "map_top":
-            left, top, right, bottom = self._view.region(self._view.resized)
-            return top_score(at_view[top:bottom, left:right])
-        if self.settings.score.image_score == "map_max" or self.baseline is None:
-            return float(at_view.max())
-        return self.baseline.image_score(at_view)
+        return self.scorer.knn_score(query) > self.calibration.image_threshold

@@ -83,9 +83,7 @@ class Query:
     key: str | None = None  # of the normal image that is queried, or of its first copy, if it is one of the gallery's
     image_feature: Array | None = None  # (d,); None: of a normal image that is queried
     missing: frozenset[str] = frozenset()  # members of a cluster that did not take part
-    in_baseline: NDArray[np.float64] | None = (
-        None  # (h, w) what it has added; None: what it finds here
-    )
+    in_baseline: NDArray[np.float64] | None = None  # (h, w) what it has added; None: what it finds here
     neighbours_of_new: int | None = None  # how many an image has that is none of the gallery's; None: it is such a one
 
     def settings_of(self, settings: Settings) -> Settings:

@@ -15,7 +15,7 @@ from ..index.factory import check_kind
 from ..object_store.address import refuse_address
 from ..store.locks import ReaderLock
 from ..store.secondary_indexes import IndexState
-from ..store.trusted import change_trusted
+from ..store.trusted import change_trusted, read_trusted
 from ..store.writer import Appended, GalleryWriter
 from .reader import GalleryReader
 from .repair import Repair, repair
@@ -62,6 +62,7 @@ class GalleryEditor(GalleryReader):
 
         Raises:
             GalleryLockedError: another process is writing.
+            CorruptGalleryError: trusted.json was damaged or edited; then none is removed.
             OptionError: a key that is not in the gallery; then none is removed.
 
         Example:
@@ -69,6 +70,7 @@ class GalleryEditor(GalleryReader):
             >>> len(gallery)
             10
         """
+        read_trusted(self.path)  # before anything is removed
         with self.writer(timeout) as writer:
             writer.remove(keys)
         change_trusted(self.path, drop=keys)

@@ -208,7 +208,7 @@ class ImageIndex:
             search.fetch = min(len(self), 2 * search.fetch)
             search.nprobe = min(ivf.nlist, 2 * search.nprobe) if ivf and found < k else search.nprobe
         if isinstance(self._index, faiss.IndexFlat):
-            self._settle(queries, ids, distances, np.where(usable, distances, np.inf), k)
+            self._settle(queries, ids, distances, np.where(usable, distances, np.inf), search)
             usable = search.usable(ids)
         elif not self._exact and self._features is not None:
             for part in (indexed, slice(indexed.stop, None)):
@@ -247,7 +247,7 @@ class ImageIndex:
             distances, ids = np.hstack([distances, tail]), np.hstack([ids, at + int(self._index.ntotal)])
         return distances, ids
 
-    def _settle(self, queries: Array, ids: Ids, distances: Array, usable: Array, k: int) -> None:
+    def _settle(self, queries: Array, ids: Ids, distances: Array, usable: Array, search: _Search) -> None:
         """Replace the distances of a flat index by sums of squares, in place.
 
         For batches FAISS computes |q|^2 + |x|^2 - 2 q x, whose rounding swallows small distances. If rounding may also
@@ -263,12 +263,22 @@ class ImageIndex:
 
         for row, query in enumerate(queries):
             exact = exactly(query, ids[row])
-            farthest = np.partition(np.where(np.isfinite(usable[row]), exact, np.inf), k - 1)[k - 1]
+            farthest = np.partition(np.where(np.isfinite(usable[row]), exact, np.inf), search.k - 1)[search.k - 1]
             doubt = ROUNDING * np.sqrt(len(query)) * (2 * np.linalg.norm(query) + np.sqrt(farthest)) ** 2
             if ids.shape[1] < len(self) and distances[row, -1] - doubt <= farthest:
-                ids[row] = self._index.search(query[None], ids.shape[1])[1][0]
+                ids[row] = self._alone(query, ids.shape[1], search)
                 exact = exactly(query, ids[row])
             distances[row] = exact
+
+    def _alone(self, query: Array, number: int, search: _Search) -> Ids:
+        """Search for one query; returns the ids of so many images, of which k count, those first."""
+        fetch = number
+        while True:
+            ids: Ids = self._index.search(query[None], fetch)[1][0]
+            usable = search.usable(ids)
+            if usable.sum() >= search.k or fetch == len(self):
+                return np.concatenate([ids[usable], ids[~usable]])[:number]
+            fetch = min(len(self), 2 * fetch)
 
     def _nprobe(self, nlist: int, wanted: int | None) -> int:
         return min(nlist, wanted or self._options.nprobe or self.facts.nprobe or max(8, nlist // 16))

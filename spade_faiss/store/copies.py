@@ -109,9 +109,9 @@ class Copies:
                         self._found.setdefault(one, same)
         return [self._found[row] for row in wanted]
 
-    def count_contents(self, ids: Ids) -> int:
+    def count_contents(self, ids: Sequence[int]) -> int:
         """Count the different contents of some images, or tiles, as `nearest` does: of copies, one is found."""
-        return len({int(same[0]) for same in self._equal_rows(ids.tolist())})
+        return len({int(same[0]) for same in self._equal_rows([int(row) for row in ids])})
 
     def first_of(self, ids: Sequence[int] | Ids) -> Ids:
         """Return one image for each content among some images: the one of the lowest id in the snapshot, ascending."""
@@ -136,7 +136,7 @@ class Copies:
                     break
         return np.array(sorted(chosen), np.int64)
 
-    def with_copies(self, ids: Ids) -> Ids:
+    def with_copies(self, ids: Sequence[int] | Ids) -> Ids:
         """Return some images and all their copies, ascending; of an image in tiles, all its tiles."""
         if self._snapshot.tiles is not None:
             images = self._snapshot.tiles.image_of(np.concatenate([np.asarray(ids, np.int64), *self.of(ids)]))

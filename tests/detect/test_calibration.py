@@ -37,6 +37,16 @@ def test_too_few_images_say_how_many_it_takes(alpha: float, needed: int) -> None
         conformal_threshold(np.zeros(needed - 1), alpha)
 
 
+@pytest.mark.parametrize("n", [1, 2, 6, 9, 13, 19, 36, 99, 761, 10**4 + 3, 123_456])
+def test_the_rate_that_too_few_images_are_told_is_one_that_they_can_promise(n: int) -> None:
+    scores = np.arange(float(n))
+    with pytest.raises(sf.OptionError, match="ask for a rate of at least") as refused:
+        conformal_threshold(scores, 0.5 / (n + 1))
+    rate = float(str(refused.value).rpartition(" ")[2])
+    assert conformal_threshold(scores, rate) == n - 1
+    assert 1 <= rate * (n + 1) < 1.01
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, float("nan"), 1e-320])
 def test_a_rate_that_is_none(alpha: float) -> None:
     with pytest.raises(sf.OptionError, match="expected a rate between 0 and 1"):

@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.datasets.category import GOOD, Category, Sample
+from spade_faiss.datasets.check import check_category
 from spade_faiss.detect.query_files import query_files
 from spade_faiss.images import reading
 from spade_faiss.images.decode import decode, image_bytes
 from spade_faiss.images.sources import find_images
+from spade_faiss.store.source_images import content_digest
 from spade_faiss.system.prefetch import ByteGate
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
@@ -104,6 +107,14 @@ def test_building_is_bounded_in_bytes(folder: Path, tmp_path: Path, gates: list[
         assert sf.Detector(gallery, toy, sf.SearchOptions(k=3)).query(folder / "03.png").neighbours.keys[0] == "03.png"
     assert len(gates) >= 3
     assert all(0 < gate.most <= gate.limit for gate in gates)
+
+
+def test_looking_at_a_labelled_set_is_bounded_in_bytes(folder: Path, gates: list[Watched]) -> None:
+    samples = [Sample(file.path, file.key, GOOD, False) for file in find_images([folder])]
+    checked = check_category(Category("images", [], samples, "folders", False), content_digest)
+    assert len(checked.digests) == 24
+    [gate] = gates
+    assert 0 < gate.most <= gate.limit
 
 
 def test_gate_lets_one_in_that_is_larger_than_the_limit() -> None:

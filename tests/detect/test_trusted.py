@@ -194,3 +194,8 @@ def test_a_damaged_list_is_refused(gallery: sf.Gallery, toy: sf.Extractor, damag
     with pytest.raises(sf.CorruptGalleryError, match=r"trusted.json: .*; delete it, and trust the images again"):
         detector_of(gallery, toy)
     assert [problem.file for problem in gallery.verify()] == [FILE]
+    before = gallery.keys()
+    with pytest.raises(sf.CorruptGalleryError, match=r"trusted.json: "):
+        gallery.remove([before[0]])
+    gallery.refresh()
+    assert gallery.keys() == before
