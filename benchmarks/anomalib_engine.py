@@ -32,6 +32,7 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
+import importlib.util
 import json
 import logging
 import shutil
@@ -289,6 +290,8 @@ def main() -> None:
             take = run_evaluate if args.one == "evaluate" else lambda *rest: run(args.one, *rest)
             print(json.dumps(take(args.datasets[0], args, Path(folder))))
             return
+        if importlib.util.find_spec("anomalib") is None:
+            parser.exit(1, "expected the package anomalib, found none; pip install 'spade-faiss[anomalib]'\n")
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         settings |= {"datasets": [root.name for root in args.datasets], "weights": "given" if args.weights else None}
         if args.weights is None and {"rad", "spade_rad"} & set(args.sides):
@@ -298,7 +301,10 @@ def main() -> None:
             for side in ("evaluate", *args.sides):
                 rows.append(measure(side, root, args))
                 print(rows[-1], flush=True)
-                save(args.name, {"settings": settings, "rows": rows}, part=True)
+                if any("failed" not in row for row in rows):
+                    save(args.name, {"settings": settings, "rows": rows}, part=True)
+        if all("failed" in row for row in rows):
+            parser.exit(1, f"every side failed, nothing is written; the last: {rows[-1]['failed']}\n")
         compared(rows)
         if args.images:
             made = make_images(args.datasets[0], Path(folder) / "made", args.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -57,7 +58,8 @@ class Demo:
                 time.sleep(0.2)
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def ask(self, path: str) -> Any:
@@ -72,13 +74,13 @@ def walk(output: Path) -> dict[str, Any]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         demo = Demo(Path(folder) / "demo")
-        demo.start()
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         try:
+            demo.start()
             return _walk(demo, browser, output)
         finally:
-            browser.close()
             demo.kill()
+            browser.close()
 
 
 def _walk(demo: Demo, browser: Any, output: Path) -> dict[str, Any]:

@@ -29,8 +29,8 @@ Results go to stdout. Progress and notes go to stderr. `--json` prints what a pr
 | exit status | meaning |
 | --- | --- |
 | 0 | The command is done. |
-| 1 | The command failed. One line on stderr says why. |
-| 2 | The command was called with wrong arguments: unknown ones, or such as do not go together. |
+| 1 | The command failed. One line on stderr says why. `verify` prints the problems that it has found on stdout. |
+| 2 | Arguments are unknown, missing or wrong. Some that do not go together are found later: then it is 1. |
 | 3 | The command is done, but it skipped some inputs. stderr names each; `skipped.jsonl` of what it wrote, too. |
 
 A key is the path of an image relative to its source, with forward slashes.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -26,11 +24,12 @@ from .errors import ImageError, OptionError
 from .gallery.reader import GalleryReader
 from .images.sources import ImageFile
 from .ingest.pipeline import Skipped
-from .metrics.curves import Curve, all_curves, write_curves
+from .metrics.curves import Curve, all_curves, write_csv, write_curves, write_json
 from .metrics.image import IMAGE_METRICS, image_metrics
 from .metrics.pixel import INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit
 from .metrics.ranking import Metrics
 from .options import is_count
+from .report.output_files import map_paths, remove_files, write_map
 from .report.report import Report
 from .store.snapshot import TEXTS_TOGETHER
 from .store.source_images import content_digest
@@ -160,9 +159,10 @@ def evaluate(
         if report is not None or checked is not None or options.maps is not None:
             raise OptionError("report, maps, checked: expected a Category, whose images have names, found an iterable")
         return _evaluate_given(detector, category, options, progress)
-    maps = _map_paths(options.maps, category) if options.maps else {}
+    maps = map_paths(options.maps, category) if options.maps else {}
     if checked is None:
         [checked] = check_categories([category], options, progress)
+    remove_files(maps.values())  # also those of images that are skipped now
     tally = _Tally(category.name, options, category.masks)
     result = tally.result
     result.in_gallery = _in_gallery(detector.gallery, category.name, checked.digests, "category.normal")
@@ -175,7 +175,7 @@ def evaluate(
     for file, pixels, detection in found:
         sample = samples[file.key]
         if maps:
-            _write_map(maps[sample.key], detection)
+            write_map(maps[sample.key], detection.anomaly_map)
         marks = _marks_of(category, sample, detection, options, result.skipped_masks) if category.masks else None
         tally.add(str(sample.path), sample.anomalous, detection, marks)
         if report:
@@ -194,7 +194,8 @@ def _evaluate_given(
     detector: Detector, samples: Iterable[Labelled], options: EvaluationOptions, progress: bool
 ) -> Evaluation:
     """Do as evaluate for images that an iterable gives."""
-    tally, given = _Tally("images", options, masks=True), GivenSamples(samples, options.ignore_label)
+    tally = _Tally("images", options, masks=True)
+    given = GivenSamples(samples, options.ignore_label, options.skip_bad_masks)
     masked, ignoring = 0, False
     result, notes, digests = tally.result, list[str](), dict[str, str]()
     skipped = result.skipped_images if options.skip_bad_images else None
@@ -211,6 +212,9 @@ def _evaluate_given(
         if mask is not None and marks is not None:
             masked, ignoring = masked + 1, ignoring or bool(np.any(marks.ignored))
         tally.add(name, anomalous, detection, marks)
+    if given.masked:
+        bare = [Skipped(Path(name), f"{name}: expected a mask, as later images have one") for name in given.bare]
+        result.skipped_masks[:0] = bare
     result.in_gallery = _in_gallery(detector.gallery, result.category, digests, "training images")
     for note in notes:
         warnings.warn(note, stacklevel=3)
@@ -327,48 +331,38 @@ def _in_gallery(gallery: GalleryReader, name: str, digests: dict[str, str], norm
     return known
 
 
-def _map_paths(folder: Path, category: Category) -> dict[str, Path]:
-    """Return where each test image's map goes: FOLDER/CATEGORY/test/KIND/NAME.tiff in MVTec's layout, others alike.
-
-    Raises:
-        ImageError: two maps would go to one place.
-    """
-    paths: dict[str, Path] = {}
-    owners: dict[Path, Path] = {}
-    for sample in category.test:
-        path = paths[sample.key] = (folder / category.name / sample.key).with_suffix(".tiff")
-        other = owners.setdefault(path, sample.path)
-        if other != sample.path:
-            raise ImageError(f"{sample.path}: expected a name of its own for its map, found {path} of {other}")
-    return paths
-
-
-def _write_map(path: Path, detection: Detection) -> None:
-    with output_errors(f"cannot write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(detection.anomaly_map).save(path)
-
-
-def write_results(folder: Path, evaluations: Sequence[Evaluation], settings: dict[str, Any]) -> None:
+def write_results(folder: Path, evaluations: Sequence[Evaluation], settings: Sequence[dict[str, Any]]) -> None:
     """Write metrics.json, results.csv with a row a category and a row of means, and the points of the curves.
+
+    Args:
+        folder: to write to.
+        evaluations: of the categories.
+        settings: of each of them.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     with output_errors(f"cannot write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        values = {
-            "settings": settings,
-            "categories": [one.to_json() for one in evaluations],
-            "mean": means(evaluations),
-        }
-        (folder / "metrics.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["category", *METRICS])
-            for name, metrics in [(one.category, one.metrics) for one in evaluations] + [("Mean", means(evaluations))]:
-                rows.writerow([name, *("" if metrics[m] is None else f"{metrics[m]:.6f}" for m in METRICS)])
+        values = {**with_settings([one.to_json() for one in evaluations], settings), "mean": means(evaluations)}
+        write_json(folder / "metrics.json", values, indent=1)
+        rows = [(one.category, one.metrics) for one in evaluations] + [("Mean", means(evaluations))]
+        figures = [
+            (name, *("" if (m := metrics[one]) is None else f"{m:.6f}" for one in METRICS)) for name, metrics in rows
+        ]
+        write_csv(folder / "results.csv", [("category", *METRICS), *figures])
     write_curves(folder, {one.category: one.curves for one in evaluations})
+
+
+def with_settings(categories: Sequence[dict[str, Any]], settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return categories as metrics.json has them, each with its settings, and the settings that all have in common."""
+    common = {
+        name: value
+        for name, value in settings[0].items()
+        if all(name in one and one[name] == value for one in settings)
+    }
+    each = [{**category, "settings": own} for category, own in zip(categories, settings, strict=True)]
+    return {"settings": common, "categories": each}
 
 
 def means(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +14,11 @@ from .datasets.category import Category, few
 from .datasets.check import Checked
 from .datasets.draws import Draws, draw
 from .errors import OptionError
-from .evaluate import METRICS, Evaluation, means
+from .evaluate import METRICS, Evaluation, means, with_settings
 from .extractors.registry import Extractor
 from .gallery.gallery import Gallery
 from .images.tiling import image_key
-from .metrics.curves import write_curves
+from .metrics.curves import write_csv, write_curves, write_json
 from .store.snapshot import TEXTS_TOGETHER, Snapshot
 from .system.atomic_files import output_errors
 from .system.prefetch import batched
@@ -166,8 +164,13 @@ def _columns(rows: Sequence[Values]) -> list[tuple[str, list[float | None]]]:
     return [(name, [row[name] for row in rows]) for name in METRICS]
 
 
-def write_repeats(folder: Path, repeats: Sequence[Repeats], settings: dict[str, Any]) -> None:
+def write_repeats(folder: Path, repeats: Sequence[Repeats], settings: Sequence[dict[str, Any]]) -> None:
     """Write metrics.json, results.csv with a row a category, and the points of each draw's curves.
+
+    Args:
+        folder: to write to.
+        repeats: of the categories.
+        settings: of each of them.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -175,13 +178,12 @@ def write_repeats(folder: Path, repeats: Sequence[Repeats], settings: dict[str, 
     mean, std = over_categories(repeats)
     with output_errors(f"cannot write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        values = {"settings": settings, "categories": [one.to_json() for one in repeats], "mean": mean, "std": std}
-        (folder / "metrics.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["category", *METRICS, *(f"{name}_std" for name in METRICS)])
-            for name, *parts in [*((one.category, one.metrics, one.std) for one in repeats), ("Mean", mean, std)]:
-                figures = [part[metric] for part in parts for metric in METRICS]
-                rows.writerow([name, *("" if figure is None else f"{figure:.6f}" for figure in figures)])
+        values = {**with_settings([one.to_json() for one in repeats], settings), "mean": mean, "std": std}
+        write_json(folder / "metrics.json", values, indent=1)
+        rows = [("category", *METRICS, *(f"{name}_std" for name in METRICS))]
+        for name, *parts in [*((one.category, one.metrics, one.std) for one in repeats), ("Mean", mean, std)]:
+            figures = [part[metric] for part in parts for metric in METRICS]
+            rows.append((name, *("" if figure is None else f"{figure:.6f}" for figure in figures)))
+        write_csv(folder / "results.csv", rows)
     curves = {f"{one.category}, seed {draw.seed}": found.curves for one in repeats for draw, found in one.draws}
     write_curves(folder, curves)

@@ -22,7 +22,7 @@ def category_of(datamodule: AnomalibDataModule) -> Category:
         datamodule: any of anomalib's with image files. Its validation images are left out, unless they are test images.
 
     Raises:
-        OptionError: it is something else.
+        OptionError: it is something else, or of videos.
         ImageError: it has no images to train or to test with, or masks of only some anomalous images.
 
     >>> from anomalib.data import MVTecAD  # doctest: +SKIP
@@ -34,7 +34,7 @@ def category_of(datamodule: AnomalibDataModule) -> Category:
         raise OptionError(f"datamodule: expected one of anomalib.data, found {type(datamodule).__name__}")
     if not hasattr(datamodule, "train_data"):  # else it may draw its splits again
         datamodule.setup()
-    parts = [_rows(getattr(datamodule, f"{name}_data")) for name in ("train", "test")]
+    parts = [_rows(getattr(datamodule, f"{name}_data"), str(datamodule.name)) for name in ("train", "test")]
     paths = [row["image_path"] for rows in parts for row in rows]
     root = Path(os.path.commonpath([str(Path(path).absolute().parent) for path in paths]) if paths else ".")
 
@@ -44,14 +44,26 @@ def category_of(datamodule: AnomalibDataModule) -> Category:
     normal = [ImageFile(Path(row["image_path"]), key(row)) for row in parts[0] if not row["label_index"]]
     test = []
     for row in parts[1]:
-        bad, mask = bool(row["label_index"]), row.get("mask_path")
+        bad = bool(row["label_index"])
         kind = str(row.get("label") or "anomaly") if bad else GOOD
-        own = Path(mask) if bad and isinstance(mask, (str, os.PathLike)) and os.fspath(mask) else None
-        test.append(Sample(Path(row["image_path"]), key(row), kind, bad, own))
+        mask = _mask(row.get("mask_path")) if bad else None
+        test.append(Sample(Path(row["image_path"]), key(row), kind, bad, mask))
     masks = any(sample.mask is not None for sample in test)
     return checked_category(root, Category(str(datamodule.name), normal, test, "anomalib", masks))
 
 
-def _rows(data: Any) -> list[dict[str, Any]]:
+def _mask(given: Any) -> Path | None:
+    """Return the mask of a row; of several, as MVTec LOCO has them, the folder of them all."""
+    if isinstance(given, (list, tuple)):
+        return Path(given[0]).parent if given else None
+    return Path(given) if isinstance(given, (str, os.PathLike)) and os.fspath(given) else None
+
+
+def _rows(data: Any, name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = data.samples.to_dict("records")
+    if not all({"image_path", "label_index"} <= row.keys() for row in rows):
+        raise OptionError(
+            f"datamodule: expected images with labels, found none in the rows of {name}, as of videos; write the "
+            "frames as image files, and read them with spade_faiss.datasets"
+        )
     return rows

@@ -138,16 +138,14 @@ class Filling:
             )
 
     def finish(self) -> Gallery:
-        """Commit, give the lock back, and return the gallery.
+        """Commit, give the lock back, also after an error, and return the gallery.
 
         Raises:
             GalleryError: it holds images that were not in this epoch.
         """
-        self._writer.commit()
-        try:
+        with self._stack:
+            self._writer.commit()
             self._require(self._taken)
-        finally:
-            self._stack.close()
         return self.gallery
 
     def stop(self) -> None:

@@ -30,10 +30,13 @@ class RankingPostProcessor(PostProcessor):
     """anomalib's normalisation of scores, without its clamp to [0, 1].
 
     The clamp gives all scores beyond those of the validation set one value, and with it one rank, which moves AUROC.
-    Here thresholds lie at 0.5 too, and every larger score stays larger: y = 1/2 + z / (1 + 2 |z|), where z is the score
-    minus the threshold, divided by the range of the validation set's scores. Without a validation set z is the score:
-    scores are never left as they are, because torchmetrics takes a batch with values beyond [0, 1] for logits, and one
-    without for probabilities, so that scores of two batches would not be in their order.
+    Here thresholds lie at 0.5 too, and no larger score becomes a smaller one: y = 1/2 + z / (1 + 2 |z|), where z is the
+    score minus the threshold, divided by the range of the validation set's scores. Without a validation set z is the
+    score: scores are never left as they are, because torchmetrics takes a batch with values beyond [0, 1] for logits,
+    and one without for probabilities, so that scores of two batches would not be in their order.
+
+    Near 1 float32 has steps of 6e-8. Scores that differ by less than about z^2 / 4 000 000, which is 0.25 at z = 1000,
+    may become equal. Without a validation set, metrics of scores in the thousands are therefore approximate.
     """
 
     @staticmethod
@@ -49,4 +52,5 @@ class RankingPostProcessor(PostProcessor):
         else:
             middle = torch.where(torch.isnan(threshold), (norm_max + norm_min) / 2, threshold)
         z = (preds - middle) / torch.where(spread == 0, torch.ones_like(spread), spread)
-        return 0.5 + z / (1 + 2 * z.abs())
+        tail = 0.5 / (1 + 2 * z.abs())  # y below the threshold, 1 - y above; no step of it rounds scores out of order
+        return torch.where(z > 0, 1 - tail, tail)

@@ -70,8 +70,8 @@ def to_fiftyone(
         root: the folder that was queried, where its files are now; None: they have not moved.
         normal: the folder that the gallery was built from; None: samples are its images by their names and contents,
             as long as the gallery is where it was.
-        media: a folder to write maps and masks to as PNG files; None: into the database, which takes those of up to six
-            million pixels.
+        media: a folder to write maps and masks to as PNG files, those of each field in a folder of its name; None: into
+            the database, which takes those of up to six million pixels.
 
     Raises:
         OptionError: fiftyone is not installed; no data set of images; no sample is in the results; a map that is too
@@ -93,14 +93,14 @@ def to_fiftyone(
         keys = _keys_of_samples(files, opened, root)
         neighbours = _samples_of_normal(files, opened, normal)
         _require_fields(fo, images._root_dataset, field)
-        pictures = dict[str, Any]()
+        own, pictures = None if media is None else Path(media) / field, dict[str, Any]()
         for key in keys.values():  # of all, before a sample is changed; arrays are not kept
-            made = _pictures(fo, by_key[key], opened, media)
-            pictures[key] = None if media is None else made
+            made = _pictures(fo, by_key[key], opened, own)
+            pictures[key] = None if own is None else made
         _declare(fo, images._root_dataset, field)
         for sample in images.select(list(keys)).iter_samples(autosave=True, progress=False):
             key = keys[sample.id]
-            values = pictures[key] or _pictures(fo, by_key[key], opened, media)
+            values = pictures[key] or _pictures(fo, by_key[key], opened, own)
             for name, value in (values | _facts(fo, by_key[key], opened, neighbours)).items():
                 sample[f"{field}_{name}"] = value
     others = [one for one in files if one not in keys]
@@ -232,8 +232,8 @@ def _facts(fo: Any, result: Result, results: Results, neighbours: dict[str, str]
     return {"verdict": verdict, "neighbours": own, "neighbour_keys": nearest}
 
 
-def _pictures(fo: Any, result: Result, results: Results, media: str | Path | None) -> dict[str, Any]:
-    """Return an image's map and regions as labels, whose pictures are in them, or in files.
+def _pictures(fo: Any, result: Result, results: Results, folder: Path | None) -> dict[str, Any]:
+    """Return an image's map and regions as labels, whose pictures are in them, or in files of a folder.
 
     Raises:
         ResultsError: the map is gone or damaged.
@@ -244,7 +244,7 @@ def _pictures(fo: Any, result: Result, results: Results, media: str | Path | Non
     # Without thresholds an empty mask would stand for a normal image.
     mask = result.labels(scores) > 0 if results.run.thresholds else None
     heat = np.rint(results.scale.apply(scores) * HOTTEST).astype(np.uint8)
-    return _stored(fo, result, heat, mask) if media is None else _written(fo, result, heat, mask, Path(media))
+    return _stored(fo, result, heat, mask) if folder is None else _written(fo, result, heat, mask, folder)
 
 
 def _stored(fo: Any, result: Result, heat: Heat, mask: Mask | None) -> dict[str, Any]:

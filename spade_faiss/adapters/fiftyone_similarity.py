@@ -111,6 +111,45 @@ def _withdraw(samples: Any, brain_key: str | None) -> None:
         samples.delete_brain_run(brain_key)
 
 
+def _opened(samples: Any, config: SpadeSimilarityConfig) -> tuple[Gallery, dict[str, int]]:
+    """Open a gallery; returns the row of each sample that is one of its images as well."""
+    try:
+        gallery = Gallery.open(config.gallery)
+    except GalleryNotFoundError as error:
+        raise GalleryNotFoundError(
+            f"gallery: expected one in {config.gallery}, found none; put it back, or delete the brain run and "
+            "compute another one"
+        ) from error
+    try:
+        return gallery, _rows(samples, config, gallery)
+    except BaseException:
+        gallery.close()
+        raise
+
+
+def _rows(samples: Any, config: SpadeSimilarityConfig, gallery: Gallery) -> dict[str, int]:
+    if gallery.spec.tile is not None:
+        raise OptionError(f"gallery: expected one of whole images, found {config.gallery}, whose images are tiles")
+    if samples.media_type == "group":  # views of groups are of one slice
+        raise OptionError(
+            f"dataset: expected images, found groups in {samples.name}; compute the similarity of "
+            "dataset.select_group_slices(media_type='image').clone()"
+        )
+    files, snapshot = files_of(images_of(samples)), gallery.snapshot()
+    if config.root is None:
+        found = by_content(files, snapshot, "root")
+    else:
+        keys = by_place(files, config.root)
+        rows = zip(keys, snapshot.find_all(list(keys.values())), strict=True)
+        found = {sample: row for sample, row in rows if row is not None}
+    if not found:
+        raise OptionError(
+            f"gallery: expected samples that are images of {config.gallery}, found none among {len(files)}; add "
+            "its images, or give root, the folder that it was built from"
+        )
+    return found
+
+
 class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
     """The normal images of a gallery that are samples of a data set, and the nearest of them to any sample.
 
@@ -119,38 +158,10 @@ class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
     """
 
     def __init__(self, samples: Any, config: SpadeSimilarityConfig, brain_key: str | None, backend: Any = None) -> None:
-        try:
-            self._gallery = Gallery.open(config.gallery)
-        except GalleryNotFoundError as error:
-            raise GalleryNotFoundError(
-                f"gallery: expected one in {config.gallery}, found none; put it back, or delete the brain run and "
-                "compute another one"
-            ) from error
         self._extractor: Extractor | None = None
-        self._find_samples(samples, config)
-        super().__init__(samples, config, brain_key, backend=backend)
-
-    def _find_samples(self, samples: Any, config: SpadeSimilarityConfig) -> None:
-        if self._gallery.spec.tile is not None:
-            raise OptionError(f"gallery: expected one of whole images, found {config.gallery}, whose images are tiles")
-        if samples.media_type == "group":  # views of groups are of one slice
-            raise OptionError(
-                f"dataset: expected images, found groups in {samples.name}; compute the similarity of "
-                "dataset.select_group_slices(media_type='image').clone()"
-            )
-        files, snapshot = files_of(images_of(samples)), self._gallery.snapshot()
-        if config.root is None:
-            self._row_of = by_content(files, snapshot, "root")
-        else:
-            keys = by_place(files, config.root)
-            rows = zip(keys, snapshot.find_all(list(keys.values())), strict=True)
-            self._row_of = {sample: row for sample, row in rows if row is not None}
-        if not self._row_of:
-            raise OptionError(
-                f"gallery: expected samples that are images of {config.gallery}, found none among {len(files)}; add "
-                "its images, or give root, the folder that it was built from"
-            )
+        self._gallery, self._row_of = _opened(samples, config)
         self._sample_ids = np.array(list(self._row_of))
+        super().__init__(samples, config, brain_key, backend=backend)
 
     @property
     def sample_ids(self) -> NDArray[Any]:
@@ -197,9 +208,11 @@ class SpadeSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
         return self._features(found), np.array(found), None
 
     def reload(self) -> None:
-        """Take up the gallery's last commit."""
-        self._gallery.refresh()
-        self._find_samples(self._samples, self.config)
+        """Take up the gallery's last commit; an error leaves the index as it was."""
+        gallery, rows = _opened(self._samples, self.config)
+        if gallery.spec != self._gallery.spec:  # another gallery in its place
+            self._extractor = None
+        self._gallery, self._row_of, self._sample_ids = gallery, rows, np.array(list(rows))
         super().reload()
 
     @classmethod

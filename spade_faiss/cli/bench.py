@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ..errors import OptionError
+from .flags import FOLDER
 
 OUTPUT = "SPADE_FAISS_BENCH_OUTPUT"  # environment variable that tells the benchmarks the folder for results
 
@@ -18,7 +19,7 @@ OUTPUT = "SPADE_FAISS_BENCH_OUTPUT"  # environment variable that tells the bench
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Write results to this folder; goes before NAME.  "
     "[default: benchmarks/results in a checkout, otherwise ./bench-results]",
 )

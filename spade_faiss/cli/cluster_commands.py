@@ -16,7 +16,7 @@ from ..ingest.pipeline import Skipped
 from . import options as args
 from .detect_commands import CalibrateFlags, QueryFlags, calibrate_opened, listed, query_opened
 from .evaluate_command import EvaluateFlags, evaluate_with
-from .flags import PATH, flag, takes
+from .flags import PATH, ClusterPlace, flag, takes
 from .gallery_commands import print_added
 from .info_commands import print_problems
 from .messages import exit_status, name_notes, name_skipped, one_line, with_options
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..cluster.cluster import Cluster
     from ..cluster.membership import MemberOptions, Partial
 
-folder = click.argument("path", type=PATH, metavar="CLUSTER")
+folder = click.argument("path", type=ClusterPlace(path_type=Path), metavar="CLUSTER")
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def _pairs(member: str) -> list[tuple[str, str]]:
 
     name, equals, path = member.partition("=")
     if equals and "/" not in name:
-        return [(name, path)]
-    return [(name, str(path)) for name, path in named([member])]
+        return [(name, str(PATH.convert(path, None, None)))]
+    return [(name, str(path)) for name, path in named([PATH.convert(member, None, None)])]
 
 
 def _split(text: str, what: str) -> tuple[str, str]:
@@ -148,7 +148,7 @@ class ClusterAddFlags:
 @cluster.command()
 @folder
 @args.sources
-@takes(ClusterAddFlags)
+@takes(ClusterAddFlags, without=("strict",))
 def add(path: Path, sources: tuple[Path, ...], flags: ClusterAddFlags) -> None:
     """Add the normal images in SOURCE... to the members that their keys are placed on.
 
@@ -158,8 +158,6 @@ def add(path: Path, sources: tuple[Path, ...], flags: ClusterAddFlags) -> None:
     from ..cluster.cluster import Cluster
 
     ingest = flags.ingest
-    if ingest.strict:
-        raise click.UsageError("--strict goes with `add`, of one gallery")
     with Cluster.update(path, timeout=ingest.wait) as opened:  # an interrupted run leaves members ahead
         extractor = flags.network.extractor_of(opened)
         report = opened.add_images(
@@ -185,7 +183,7 @@ class ClusterQueryFlags:
 @cluster.command()
 @folder
 @args.sources
-@takes(ClusterQueryFlags)
+@takes(ClusterQueryFlags, without=("cache", "cache_size"))
 def query(path: Path, sources: tuple[Path, ...], flags: ClusterQueryFlags) -> None:
     """Look for anomalies in the images in SOURCE..., against the images of all members."""
     files = listed(sources, flags.query)
@@ -221,12 +219,9 @@ class ClusterEvaluateFlags:
 @cluster.command()
 @folder
 @click.argument("dataset", type=PATH, required=False)
-@takes(ClusterEvaluateFlags)
+@takes(ClusterEvaluateFlags, without=("shots", "contaminate", "repeat", "false_alarms"))
 def evaluate(path: Path, dataset: Path | None, flags: ClusterEvaluateFlags) -> None:
     """Query the test images of DATASET against CLUSTER, and print image and pixel metrics; see `evaluate`."""
-    draw = flags.evaluate.draw
-    if draw.shots is not None or draw.contaminate is not None:
-        raise click.UsageError("--shots and --contaminate go with `evaluate`, of one gallery")
     evaluate_with(path, dataset, flags.evaluate, flags.machines.open)
 
 

@@ -90,6 +90,7 @@ def run_demo(output: Path, extractor_name: str, progress: bool) -> Iterator[str]
     """Run the demo into a folder; yields the lines of its table as they are known."""
     normal, test = sample_folder() / "train" / "good", sample_folder() / "test"
     path, page = output / "samples.gallery", output / "index.html"
+    args.check_output(output)
     if (path / FILE).exists():  # from an earlier run, possibly of other images or another extractor
         with storage_errors(f"cannot replace {path}"):
             shutil.rmtree(path)

@@ -13,7 +13,7 @@ import click
 from ..detect.calibration import DEFAULT_FALSE_ALARMS, Calibration
 from ..detect.query_files import query_files, query_one_by_one
 from ..detect.stage_times import StageTimes
-from ..errors import ImageError
+from ..errors import ImageError, OptionError
 from ..gallery.gallery import Gallery
 from ..gallery.reader import GalleryReader
 from ..images.annotations import notes as annotation_notes
@@ -22,7 +22,7 @@ from ..images.sources import ImageFile, Listing, list_sources
 from ..ingest.pipeline import Skipped
 from ..options import Localise, ScoreOptions, SearchOptions
 from ..report.colour_scale import colour_scale
-from ..report.output_files import refuse_among_images, refuse_foreign
+from ..report.output_files import refuse_among_images
 from ..report.report import Report
 from ..report.result_folder import ResultFolder, as_json
 from ..report.run_facts import RunFacts
@@ -75,10 +75,15 @@ def calibrate_opened(opened: GalleryReader, flags: CalibrateFlags, write: Callab
 
     sample = flags.sample
     detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
-    found = find_thresholds(
-        detector, flags.false_alarms, sample=sample.sample, group=sample.group, seed=sample.seed,
-        progress=not flags.quiet,
-    )  # fmt: skip
+    try:
+        found = find_thresholds(
+            detector, flags.false_alarms, sample=sample.sample, group=sample.group, seed=sample.seed,
+            progress=not flags.quiet,
+        )  # fmt: skip
+    except OptionError as error:
+        if sample.sample is None or sample.sample >= len(opened):
+            raise
+        raise OptionError(str(error).replace("add normal images", "take a larger --sample")) from error
     write(found)
     images = len(Copies(opened.snapshot()).images())  # fewer than tiles
     if copies := min(sample.sample or images, images) - len(found.image_scores):
@@ -125,7 +130,7 @@ def audit(gallery: Path, flags: AuditFlags) -> None:
 
     sample = flags.sample
     if flags.output is not None:
-        refuse_foreign(flags.output)
+        args.check_output(flags.output)
     with flags.cache.open(gallery, flags.network.device) as opened:
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
         suspects = find_suspects(
@@ -270,7 +275,7 @@ def listed(sources: Sequence[Path], flags: QueryFlags) -> Listing:
     for one in files.unlisted if flags.strict else ():
         raise ImageError(one.reason)
     if flags.output is not None:
-        refuse_foreign(flags.output)
+        args.check_output(flags.output)
         refuse_among_images(flags.output, sources, files)
     if not flags.quiet:
         for text in [*files.notes, *annotation_notes(files, skipped=False)]:

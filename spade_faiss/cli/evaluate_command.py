@@ -18,7 +18,7 @@ from ..gallery.reader import GalleryReader
 from ..images.sources import ImageFile
 from ..metrics.pixel import INTEGRATION_LIMIT
 from ..report.colour_scale import colour_scale
-from ..report.output_files import refuse_among_images, refuse_foreign
+from ..report.output_files import clear_earlier_evaluation, refuse_among_images, refuse_foreign
 from ..report.report import Report
 from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
@@ -170,6 +170,8 @@ def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, ope
                 except OptionError as error:
                     raise OptionError(f"{category.name}: {error}") from error
     checks = check_categories(categories, options, progress=not flags.quiet)  # as are bad images
+    if flags.output is not None:
+        clear_earlier_evaluation(flags.output)
     plans = [_Plan(*one, flags, options, opened) for one in zip(paths, categories, checks, strict=True)]
     run = _evaluate_draws(plans, draws) if draws else _evaluate_galleries(plans)
     skipped = list({item.path: item for one in run for item in (*one.skipped_images, *one.skipped_masks)}.values())
@@ -215,13 +217,15 @@ def _evaluate_galleries(plans: Sequence[_Plan]) -> list[Evaluation]:
     from ..evaluate import write_results
 
     evaluations: list[Evaluation] = []
+    settings: list[dict[str, object]] = []
     for plan in plans:
         flags = plan.flags
         with plan.opened(plan.path) as opened:
             detector = args.detector_of(opened, flags.search, flags.network, plan.category.normal, quiet=flags.quiet)
             evaluations.append(plan.evaluate(detector, plan.folder(len(plans) > 1)))
+            settings.append({**detector.settings(), **plan.settings})
         if flags.output:  # after each, so that a run that is stopped keeps what it has
-            write_results(flags.output, evaluations, {**detector.settings(), **plan.settings})
+            write_results(flags.output, evaluations, settings)
     if plans[0].flags.as_json:
         click.echo(json.dumps([one.to_json() for one in evaluations]))
     else:
@@ -236,11 +240,13 @@ def _evaluate_draws(plans: Sequence[_Plan], draws: Draws) -> list[Evaluation]:
     drawn = {"shots": draws.shots, "contaminate": draws.contaminate, "repeat": draws.repeat, "seed": draws.seed}
     drawn |= {"false_alarms": plans[0].flags.draw.false_alarms}
     repeats: list[Repeats] = []
+    settings: list[dict[str, object]] = []
     for plan in plans:
-        found, settings = _draws_of(plan, draws, len(plans) > 1)
+        found, own = _draws_of(plan, draws, len(plans) > 1)
         repeats.append(found)
+        settings.append({**own, **plan.settings, **drawn})
         if plan.flags.output:  # after each, so that a run that is stopped keeps what it has
-            write_repeats(plan.flags.output, repeats, {**settings, **plan.settings, **drawn})
+            write_repeats(plan.flags.output, repeats, settings)
     if plans[0].flags.as_json:
         click.echo(json.dumps([one.to_json() for one in repeats]))
     else:

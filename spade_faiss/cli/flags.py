@@ -16,23 +16,40 @@ Help lists the options in the order of the fields.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from ..object_store.address import Address, is_address, refuse_address
+from ..report.output_files import FORMAT
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Kind = TypeVar("Kind")
 Options = TypeVar("Options")
 
-PATH = click.Path(path_type=Path)  # type: ignore[type-var,unused-ignore]
+
+class LocalPath(click.Path):
+    """A path on this machine. Empty text, as of a shell variable that is not set, is none: it would be `.`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Turn the text into a path."""
+        if not os.fspath(value):
+            self.fail("expected a path, found an empty text", param, ctx)
+        if is_address(value):
+            self.fail(f"expected a path on this machine, found the address of an object store: {value}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = LocalPath(path_type=Path)  # type: ignore[type-var,unused-ignore]
+FOLDER = LocalPath(file_okay=False, path_type=Path)  # type: ignore[type-var,unused-ignore] # may be missing yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +65,34 @@ def flag(*names: str, **attributes: Any) -> Flag:
     return Flag(names, attributes)
 
 
-def takes(kind: type[Any]) -> Callable[[Command], Command]:
-    """Declare the options of a dataclass on a command, which receives them as `flags`."""
+def takes(kind: type[Any], without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Declare the options of a dataclass on a command, which receives them as `flags`.
+
+    Args:
+        kind: the dataclass.
+        without: fields whose options the command does not have; each is as if its option were not given.
+    """
+    options = dict(_options(kind))
+    absent = {name: _not_given(options.pop(name)) for name in without}
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def called(**given: Any) -> Any:
+            given |= absent
             return command(flags=_filled(kind, given), **given)
 
         decorated: Any = called
-        for name, option in reversed(list(_options(kind))):
+        for name, option in reversed(options.items()):
             decorated = click.option(*option.names, name, **option.attributes)(decorated)
         return decorated  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _not_given(option: Flag) -> Any:
+    """Return what click gives for an option that is not given."""
+    nothing = () if option.attributes.get("multiple") else False if option.attributes.get("is_flag") else None
+    return option.attributes.get("default", nothing)
 
 
 @functools.cache
@@ -114,9 +145,41 @@ class GalleryPlace(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Turn the text into a path, or an Address."""
-        if not self._read_only:
-            refuse_address(value)
-        return Address(value) if is_address(value) else Path(value)
+        if is_address(value):
+            if not self._read_only:
+                refuse_address(value)
+            return Address(value)
+        path: Path = PATH.convert(value, param, ctx)
+        if _is_made(path, "cluster.json") and not _is_made(path, "gallery.json"):
+            self.fail(f"{path}: expected a gallery, found a cluster{_instead(ctx, 'cluster')}", param, ctx)
+        return path
+
+
+class ClusterPlace(LocalPath):
+    """A cluster: a folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Turn the text into a path."""
+        path: Path = super().convert(value, param, ctx)
+        if _is_made(path, "gallery.json") and not _is_made(path, "cluster.json"):
+            self.fail(f"{path}: expected a cluster, found a gallery{_instead(ctx)}", param, ctx)
+        return path
+
+
+def _is_made(folder: Path, name: str) -> bool:
+    """Return whether this package has made a file in a folder; other programs' files have such names, too."""
+    with contextlib.suppress(OSError, ValueError):
+        return FORMAT in (folder / name).read_bytes()
+    return False
+
+
+def _instead(ctx: click.Context | None, *groups: str) -> str:
+    """Return advice to take the command of the running one's name in other groups, if there is one."""
+    command = ctx.find_root().command if ctx else None
+    words = (*groups, ctx.info_name or "") if ctx else ()
+    for word in words:
+        command = command.commands.get(word) if isinstance(command, click.Group) else None
+    return f"; take `{' '.join(words)}`" if command else ""
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.4 on

@@ -66,12 +66,17 @@ OPTIONS = {  # a parameter, as library messages spell it -> the option
     "window='all'": "--window all",
     "engine='auto'": "--engine auto",
     "place_by:": "--place-by:",
+    "port=N": "--port N",
+    "label_files:": "--label-files:",
     "partial='allow'": "--partial allow",
 }
 COMMANDS = {
     "let the cluster take it up (Cluster.update)": "let the cluster take it up: cluster update",
     "make one with Cluster.create": "make one with cluster create",
     "make one with Gallery.create": "make one with build",
+    "name that as test_normal": "name that as --test-normal",
+    "sample, seed: expected": "--sample, --seed: expected",
+    "add the present file (replace=True)": "add the present file, with add --replace",
     "build it from category.normal alone": "build it from the training images alone, with build --dataset",
 }
 # Of features that no option of the command line sets, but a recipe does.

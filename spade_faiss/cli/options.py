@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import click
 from PIL import Image
 
+from ..errors import OutputError
 from ..extractors.late import LateExtractor
 from ..extractors.registry import Extractor
 from ..options import FeatureOptions, Runtime
+from ..report.output_files import refuse_foreign
 from ..report.report import CARDS
 from .flags import PATH, GalleryPlace, Seconds, flag, require_folders
 from .messages import LOG
@@ -50,7 +52,13 @@ gallery_if_any = click.argument("gallery", type=GalleryPlace(read_only=True), re
 sources = click.argument("sources", type=PATH, nargs=-1, required=True)
 
 Quiet = Annotated[
-    bool, flag("--quiet", is_flag=True, callback=set_quiet, help="Show no progress and no notes on stderr.")
+    bool,
+    flag(
+        "--quiet",
+        is_flag=True,
+        callback=set_quiet,
+        help="Show no progress, and only notes that change what a result means.",
+    ),
 ]
 AsJson = Annotated[bool, flag("--json", is_flag=True, help="Print JSON, for a program to read.")]
 Files = Annotated[
@@ -220,6 +228,17 @@ class ReportFlags:
             help="Number of images that report.html shows, highest scores first. Its table lists all.",
         ),
     ]
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder for results that cannot be one, before anything is computed.
+
+    Raises:
+        OutputError: it is a file, or somebody else's folder.
+    """
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"cannot write {output}: expected a folder, or a name that is free, found a file")
+    refuse_foreign(output)
 
 
 def detector_of(

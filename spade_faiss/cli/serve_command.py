@@ -12,7 +12,7 @@ import click
 from ..errors import OptionError
 from ..options import FeatureOptions
 from . import options as args
-from .flags import PATH, Bytes, Seconds, flag, takes
+from .flags import PATH, Bytes, Seconds, flag, require_folders, takes
 
 TOKEN = "SPADE_FAISS_TOKEN"
 
@@ -170,6 +170,7 @@ def serve(galleries: tuple[str, ...], flags: ServeFlags) -> None:
             f"serve: expected the package {error.name}, found none; pip install 'spade-faiss[service]'"
         ) from error
 
+    require_folders(flags.normal)
     address, bounds, sources = flags.address, flags.bounds, flags.sources
     token = os.environ.get(TOKEN)
     settings = ServiceSettings(

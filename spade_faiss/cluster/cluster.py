@@ -86,7 +86,7 @@ class Cluster(GalleryReader):
             options: how members are opened.
 
         Raises:
-            GalleryError: there is a cluster already, or the folder cannot be written.
+            GalleryError: there is a cluster already, the folder cannot be written, a member is an address.
             MemberError: a member is no gallery, or its features, recipe or patches are not those of the first.
             OptionError: a name or gallery that is given twice, a name that is none, place_by is no pattern.
             KeyConflictError: two members have the same key.
@@ -101,15 +101,15 @@ class Cluster(GalleryReader):
             raise OptionError(f"nodes: expected names of members, found {', '.join(sorted(unknown))}")
         require_different([name for name, _ in galleries], "name")
         require_different([str(Path(member).absolute()) for _, member in galleries if not nodes], "gallery")
+        options = options or MemberOptions()
+        places = [(name, str(member), (nodes or {}).get(name)) for name, member in galleries]
+        manifest = ClusterManifest(tuple(now(places, options)), place_by=place_by)
+        check(folder, manifest, options)  # a cluster that is refused leaves no folder behind
         with storage_errors(f"cannot make {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-        options = options or MemberOptions()
         with writing(folder, 0):
             if (folder / FILE).exists():
                 raise GalleryError(f"{folder}: expected no cluster there, found one; use another folder")
-            places = [(name, str(member), (nodes or {}).get(name)) for name, member in galleries]
-            manifest = ClusterManifest(tuple(now(places, options)), place_by=place_by)
-            check(folder, manifest, options)
             manifest.write(folder)
         return cls(folder, options=options)
 

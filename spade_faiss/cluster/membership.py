@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import GalleryError, KeyConflictError, MemberError, OptionError
 from ..extractors.registry import Extractor
 from ..images.sources import ImageFile
+from ..object_store.address import refuse_address
 from ..options import SearchOptions
 from .manifest import ClusterManifest, MemberEntry
 from .member import LocalMember, Member, MemberGallery, known
@@ -61,9 +62,14 @@ def named(members: Mapping[str, str | Path] | Sequence[str | Path]) -> list[tupl
     """Return galleries with their names: of a sequence, those of the folders without their suffix."""
     if isinstance(members, (str, Path)) or not members:
         raise OptionError(f"members: expected galleries, by name or in a list, found {members!r}")
-    if isinstance(members, Mapping):
-        return list(members.items())
-    return [(Path(member).absolute().name.removesuffix(".gallery"), member) for member in members]
+    pairs: list[tuple[str, str | Path]] = (
+        list(members.items())
+        if isinstance(members, Mapping)
+        else [(Path(member).absolute().name.removesuffix(".gallery"), member) for member in members]
+    )
+    for _, member in pairs:
+        refuse_address(member)
+    return pairs
 
 
 def now(places: Sequence[tuple[str, str, str | None]], options: MemberOptions) -> list[MemberEntry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from ..images.sources import ImageFile, find_images
+from ..images.passed_over import UNREAD_FORMATS
+from ..images.sources import ImageFile, Listing, find_images
 from .masks import Marks, read_marks
 
 GOOD = "good"  # kind of a sample without a defect
@@ -67,6 +69,14 @@ class Category:
         anomalous = np.logical_or.reduce([part.anomalous for part in parts])
         ignored = [part.ignored for part in parts if part.ignored is not None]
         return Marks(anomalous, np.logical_or.reduce(ignored) & ~anomalous if ignored else None)
+
+
+def images_of(folder: str | Path) -> Listing:
+    """List the images of a folder, as find_images does, with a warning of files in formats that are not read."""
+    images = find_images([folder])
+    if unread := images.passed_over.only(UNREAD_FORMATS):
+        warnings.warn(f"{folder}: {unread}", stacklevel=4)
+    return images
 
 
 def checked_category(path: Path, category: Category) -> Category:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..arrays import Pixels
 from ..errors import ImageError
-from ..images.decode import decode, read_file
+from ..images.decode import decode, image_bytes, read_file
+from ..images.reading import decoding_gate
 from ..system.prefetch import read_ahead
 from ..system.progress import progress_bar
 from .category import Category, Sample
@@ -47,7 +48,7 @@ class _Look:
 def check_category(
     category: Category, digest_of: Callable[[bytes], str], ignore_label: int | None = None, progress: bool = False
 ) -> Checked:
-    """Decode all test images and masks of a category, several at once.
+    """Decode all test images and masks of a category, several at once while they fit reading.DECODE_BYTES.
 
     Args:
         category: whose samples.
@@ -55,9 +56,15 @@ def check_category(
         ignore_label: see Category.marks_of.
         progress: a bar on stderr, where that is a terminal.
     """
+    gate = decoding_gate()
 
     def look(sample: Sample) -> _Look:
-        return _look(category, sample, digest_of, ignore_label)
+        try:
+            content = read_file(sample.path)
+        except ImageError as error:
+            return _Look(image_error=str(error))
+        with gate.room(image_bytes(content)):
+            return _look(category, sample, content, digest_of(content), ignore_label)
 
     threads, checked = min(8, os.cpu_count() or 1), Checked()
     looks = read_ahead(category.test, look, threads, 2 * threads)
@@ -81,13 +88,12 @@ def check_category(
     return checked
 
 
-def _look(category: Category, sample: Sample, digest_of: Callable[[bytes], str], ignore_label: int | None) -> _Look:
+def _look(category: Category, sample: Sample, content: bytes, digest: str, ignore_label: int | None) -> _Look:
     try:
-        content = read_file(sample.path)
         pixels = decode(content, str(sample.path))
     except ImageError as error:
         return _Look(image_error=str(error))
-    digest, two_valued = digest_of(content), _has_two_values(pixels)
+    two_valued = _has_two_values(pixels)
     if not category.masks or not sample.anomalous:
         return _Look(digest, two_valued=two_valued)
     try:

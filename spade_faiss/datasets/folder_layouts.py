@@ -9,7 +9,7 @@ from ..errors import ImageError
 from ..images.sources import ImageFile, find_images
 from ..system.prefetch import read_ahead
 from .annotations import find_annotations, photo_name, refuse_annotations
-from .category import GOOD, Category, Sample, checked_category, few
+from .category import GOOD, Category, Sample, checked_category, few, images_of
 from .masks import load_rows, read_marks
 from .pairing import pair_with_masks, split
 
@@ -33,7 +33,7 @@ def open_folders(path: Path, layout: str) -> list[Category]:
     train, test = (f"{folder}/" for folder in ROLES[layout])
     truth = f"{test}ground_truth/" if layout == "mvtec_ad_2" else "ground_truth/"
     good = f"{Path(train).name}/"
-    images = find_images([path])
+    images = images_of(path)
     trained = below(images, train)
     tested = {key: image for key, image in below(images, test).items() if not image.key.startswith(truth)}
     for part, found in ((train, trained), (test, tested)):
@@ -58,7 +58,7 @@ def _check_kind(image: ImageFile, kind: str, folders: list[str], good: str) -> N
 
 def open_mvtec_3d(path: Path) -> list[Category]:
     """Open MVTec 3D-AD, or a set like it: a kind has its photos in rgb/, its masks in gt/ or ground_truth/."""
-    images = find_images([path])
+    images = images_of(path)
     tested: dict[str, ImageFile] = {}
     masks: dict[str, ImageFile] = {}
     for key, image in below(images, "test/").items():
@@ -82,7 +82,7 @@ def open_kolektor_sdd2(path: Path) -> list[Category]:
 
     Training images with a defect are left out.
     """
-    images = find_images([path])
+    images = images_of(path)
     train, test = (_with_truth(below(images, f"{part}/")) for part in ("train", "test"))
     normal = [sample.path for sample in train if not sample.anomalous]
     kept = [image for image in below(images, "train/").values() if image.path in set(normal)]
@@ -94,7 +94,7 @@ def open_kolektor_sdd(path: Path, seed: int = 0) -> list[Category]:
 
     An image is normal if its mask marks nothing; 80 % of those are drawn to train with.
     """
-    samples = _with_truth(below(find_images([path]), ""))
+    samples = _with_truth(below(images_of(path), ""))
     fine = [ImageFile(sample.path, sample.key) for sample in samples if not sample.anomalous]
     normal, held_out = split(fine, seed)
     drawn = {image.key for image in held_out}
@@ -106,17 +106,19 @@ def _with_truth(images: dict[str, ImageFile]) -> list[Sample]:
     """Pair each photo with the mask beside it, which tells whether it is normal.
 
     Raises:
-        ImageError: a photo without a mask, a mask without a photo, or a mask that cannot be read.
+        ImageError: a photo without a mask, a mask without a photo, two files for one of them, or a mask that cannot be
+            read.
     """
     # The published archive of KolektorSDD2 has a second "10301 (copy).png" and "10301_GT (copy).png".
-    stems = {key.rpartition(".")[0]: image for key, image in images.items()}
+    stems = _only(((key.rpartition(".")[0], image) for key, image in images.items()), "file of its name")
     stems = {
         stem: image
         for stem, image in stems.items()
         if not (stem.endswith(" (copy)") and stem.removesuffix(" (copy)") in stems)
     }
     photos = {stem: image for stem, image in stems.items() if _photo_of(stem) is None}
-    masks = {_photo_of(stem): image for stem, image in stems.items() if _photo_of(stem) is not None}
+    named = ((_photo_of(stem), image) for stem, image in stems.items())
+    masks = _only(((photo, image) for photo, image in named if photo is not None), "mask of its image")
     if bare := [image.path for stem, image in photos.items() if stem not in masks]:
         raise ImageError(f"{bare[0]}: expected a mask beside each image, found none of {few(bare)}")
     if alone := [image.path for stem, image in masks.items() if stem not in photos]:
@@ -128,6 +130,16 @@ def _with_truth(images: dict[str, ImageFile]) -> list[Sample]:
     return samples
 
 
+def _only(images: Iterable[tuple[str, ImageFile]], what: str) -> dict[str, ImageFile]:
+    """Return images by their names; raises an ImageError for two of one name."""
+    found: dict[str, ImageFile] = {}
+    for name, image in images:
+        other = found.setdefault(name, image)
+        if other is not image:
+            raise ImageError(f"{image.path}: expected the only {what}, found {other.path} too")
+    return found
+
+
 def _photo_of(stem: str) -> str | None:
     folder, slash, name = stem.rpartition("/")
     photo = photo_name(name)
@@ -136,7 +148,7 @@ def _photo_of(stem: str) -> str | None:
 
 def open_magnetic_tile(path: Path, seed: int = 0) -> list[Category]:
     """Open the raw Magnetic Tile set: photos are JPEG, masks PNG, defects in folders MT_KIND."""
-    images = {key: image for key, image in below(find_images([path]), "MT_").items() if "/Imgs/" in key}
+    images = {key: image for key, image in below(images_of(path), "MT_").items() if "/Imgs/" in key}
     photos = {key: image for key, image in images.items() if image.path.suffix.lower() in (".jpg", ".jpeg")}
     bad = {key: image for key, image in photos.items() if not key.startswith("Free/")}
     masks = {key: image for key, image in images.items() if key not in photos and not key.startswith("Free/")}
@@ -148,7 +160,7 @@ def open_magnetic_tile(path: Path, seed: int = 0) -> list[Category]:
 
 def open_shanghaitech(path: Path, every: int = 1) -> list[Category]:
     """Open ShanghaiTech Campus: a category for each scene, which is the start of its videos' names."""
-    images = find_images([path])
+    images = find_images([path])  # its videos are beside the frames that were made of them
     normal: dict[str, list[ImageFile]] = {}
     test: dict[str, list[Sample]] = {}
     for video, frames in _videos(images, "training/frames/").items():

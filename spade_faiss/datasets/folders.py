@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from ..errors import ImageError
-from ..images.sources import ImageFile, find_images
+from ..images.sources import ImageFile
 from .annotations import MAPS, find_annotations, refuse_annotations, without_roles
-from .category import GOOD, Category, Sample, checked_category
+from .category import GOOD, Category, Sample, checked_category, images_of
 from .folder_layouts import GOOD_NAMES
 from .pairing import pair_with_masks, split
 
@@ -73,7 +73,7 @@ def from_folders(
 
 
 def _listed(folder: str | Path) -> Images:
-    return {image.key: image for image in find_images([folder])}
+    return {image.key: image for image in images_of(folder)}
 
 
 def _take_masks_out(

@@ -20,16 +20,18 @@ EXPECTED = "samples: expected (image, label, mask), the mask None where there is
 class GivenSamples:
     """Samples on their way through a detector, which takes their images ahead of what it finds."""
 
-    def __init__(self, samples: Iterable[Labelled], ignore_label: int | None) -> None:
+    def __init__(self, samples: Iterable[Labelled], ignore_label: int | None, skipping: bool = False) -> None:
         """Begin.
 
         Args:
             samples: read once, as they are needed.
             ignore_label: see masks.read_marks.
+            skipping: whether anomalous images may lack a mask where others have one.
         """
-        self._samples, self._ignore_label = samples, ignore_label
+        self._samples, self._ignore_label, self._skipping = samples, ignore_label, skipping
         self._waiting: deque[tuple[str, str, bool, MaskLike | None]] = deque()  # key, name, anomalous, mask
         self.masked: bool | None = None  # whether the anomalous images so far have masks; None: there was none
+        self.bare: list[str] = []  # names of the anomalous images before the first mask
 
     def images(self) -> Iterator[tuple[str, ImageLike]]:
         """Yield each image with its number as a key.
@@ -55,7 +57,7 @@ class GivenSamples:
         return sample[1:]
 
     def marks(self, name: str, anomalous: bool, mask: MaskLike | None, image_size: tuple[int, ...]) -> Marks | None:
-        """Return what an image's mask says of each pixel; None: the set has no masks.
+        """Return what an image's mask says of each pixel; None: the image, or so far the set, has none.
 
         Raises:
             ImageError: a mask that does not fit, one that marks something in a normal image, or masks of only some of
@@ -63,14 +65,16 @@ class GivenSamples:
         """
         height, width = image_size
         if anomalous:
-            if self.masked is None:
-                self.masked = mask is not None
             if self.masked and mask is None:
                 raise ImageError(f"{name}: expected a mask, as the image is anomalous and others have one, found none")
-            if not self.masked and mask is not None:
+            if self.bare and mask is not None and not self._skipping:
                 raise ImageError(f"{name}: expected no mask, as anomalous images before it have none, found one")
-        if mask is None:
-            return None if anomalous or self.masked is False else Marks(np.zeros((height, width), bool))
+            self.masked = mask is not None
+            if mask is None:
+                self.bare.append(name)
+                return None
+        if mask is None:  # a normal image, which counts if a mask comes yet
+            return None if self.bare and not self._skipping else Marks(np.zeros((height, width), bool))
         marks = given_marks(mask, name, (height, width), self._ignore_label)
         if not anomalous and marks.anomalous.any():
             raise ImageError(f"{name}: expected an empty mask, as the image is labelled as normal, found marks in it")

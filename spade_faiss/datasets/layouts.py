@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
             raise ImageError(f"{root}: fits several layouts ({fits}); name one with layout=NAME")
         for name, fitting in found.items():
             for path in folders:  # an incomplete category must not be omitted silently
-                if (path / "train").is_dir() and not any(_fits(path, other) for other in LAYOUTS):
+                if _has_part(path, name) and not any(_fits(path, other) for other in LAYOUTS):
                     wanted = f"{' and '.join(LAYOUTS[name])}, as beside it"
                     raise ImageError(f"{path}: expected {wanted}, found a part; {_assumed(name, layout)}")
             return name, fitting
@@ -157,6 +158,13 @@ def _fits(path: Path, layout: str) -> bool:
     if layout == "real_iad" and is_resolution_of_real_iad(path):
         return True
     return all(any(path.glob(pattern)) for pattern in LAYOUTS[layout])
+
+
+def _has_part(path: Path, layout: str) -> bool:
+    """Return whether a folder has a folder of a layout, in whatever case, though it may not have the layout."""
+    parts = {"train", *(pattern.split("/")[0].casefold() for pattern in LAYOUTS[layout])}
+    names = [folder.name.casefold() for folder in path.glob("*") if folder.is_dir()]
+    return any(fnmatchcase(name, part) for name in names for part in parts)
 
 
 def _has_folders_of_tests(path: Path) -> bool:

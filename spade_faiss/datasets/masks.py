@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from ..errors import ImageError
 from ..images.decode import read_file
+from ..images.depth import BITS_PER_SAMPLE, white_is_zero
 
 Bools = NDArray[np.bool_]
 MaskLike = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
@@ -92,7 +93,7 @@ def _marks_of_image(
     size = image.size[::-1]
     try:
         if image_size is None or sorted(size) == sorted(image_size):  # nothing larger than the image is decoded
-            turned = ImageOps.exif_transpose(image)
+            turned = _positive(image, ImageOps.exif_transpose(image))
             size = turned.size[::-1]
             labels, marks = _labels(turned), Marks(_marked(turned, lossy))
     except Exception as error:  # decoders raise nearly anything
@@ -104,6 +105,14 @@ def _marks_of_image(
             f"found {image.format}"
         )
     return _without(marks, labels, ignore_label)
+
+
+def _positive(image: Image.Image, turned: Image.Image) -> Image.Image:
+    """Return a turned mask with black as 0, also where white is 0 in a TIFF of 16 bits."""
+    if not white_is_zero(image):
+        return turned
+    tags: Any = image
+    return Image.fromarray(2 ** max(tags.tag_v2[BITS_PER_SAMPLE]) - 1 - np.asarray(turned))
 
 
 def given_marks(mask: MaskLike, name: str, image_size: tuple[int, int], ignore_label: int | None = None) -> Marks:

@@ -16,6 +16,8 @@ def pair_with_masks(
 ) -> list[Sample]:
     """Pair test images with masks of the same name, or NAME_mask, NAME_GT or the like, with any suffix.
 
+    NAME may have the image's suffix too, as in 000.jpg.png, unless that is the mask of another image, 000.jpg.bmp.
+
     Args:
         images: test images by their names below some folder.
         kinds: the kind of each image, by the same names; GOOD images get no mask.
@@ -40,7 +42,8 @@ def pair_with_masks(
     owners: dict[Path, Path] = {}
     for key, image in images.items():
         kind, name = kinds[key], key.rpartition(".")[0]
-        found = sorted(paths.get(name, set())) if kind != GOOD else []
+        own = paths.get(name, set()) | (paths.get(key, set()) if key not in named else set())
+        found = sorted(own) if kind != GOOD else []
         if len(found) > 1:
             raise ImageError(f"{image.path}: expected one mask, found {few(found)}")
         if found and owners.setdefault(found[0], image.path) != image.path:

@@ -115,7 +115,7 @@ def _real_iad_table(table: Path) -> tuple[dict[str, Any], Iterator[tuple[str, st
             for part in ("train", "test")
             for row in values[part]
         ]
-        if not all(isinstance(name, str) for row in rows for name in row[:3]):
+        if not all(isinstance(name, str) for row in rows for name in (*row[:3], row[3] or "")):
             raise TypeError("a class or a path is not a text")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = "lists train and test of rows with anomaly_class, image_path and mask_path"

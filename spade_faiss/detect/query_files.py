@@ -20,6 +20,7 @@ from ..images.sources import ImageFile
 from ..ingest.image_reader import ReadImage, read_given, reading_threads, reads_ahead
 from ..ingest.pipeline import Skipped
 from ..options import MIB
+from ..store.source_images import content_digest
 from ..system.prefetch import ByteGate, read_ahead
 from ..system.progress import progress_bar
 from .detection import Detection
@@ -37,6 +38,7 @@ class _Read:
     viewed: Viewed | None
     seconds: float = 0.0
     error: str = ""
+    digest: str = ""  # of the content, where its pixels were not kept
 
 
 def query_given(
@@ -94,7 +96,8 @@ def query_files(
     """Query image files, in their order, reading ahead; yields each with its (H, W, 3) pixels and what was found.
 
     What is decoded ahead is bounded in bytes: reading.DECODE_BYTES at the same time, and KEPT_BYTES of pixels until
-    their detections are handed out. The pixels of more images than that are decoded again then.
+    their detections are handed out. The pixels of more images than that are decoded again then, and an image that has
+    changed or is gone by then counts as one that cannot be read.
 
     Args:
         detector: what to query.
@@ -114,19 +117,12 @@ def query_files(
         try:
             content, room = read_file(file.path), kept if with_pixels else None
             viewed = view_of(content, os.fspath(file.path), spec.tiling, spec.bits, gate, room)
-            return _Read(file, viewed, time.perf_counter() - start)
+            digest = content_digest(content) if with_pixels and viewed.pixels is None else ""
+            return _Read(file, viewed, time.perf_counter() - start, digest=digest)
         except ImageError as error:
             if skipped is None:
                 raise
             return _Read(file, None, error=str(error))
-
-    def pixels_of(image: _Read) -> Pixels:
-        if not with_pixels:
-            return np.empty((0, 0, 3), np.uint8)
-        if image.viewed is None or image.viewed.pixels is None:
-            return decode(image.file.path, bits=spec.bits)
-        kept.leave(image.viewed.pixels.nbytes)
-        return image.viewed.pixels
 
     reads = read_ahead(files, read, reading_threads(), reads_ahead(detector.extractor))
     taken: deque[_Read] = deque()  # by the detector, which is ahead of its detections
@@ -145,11 +141,29 @@ def query_files(
 
         for detection in detector.stream(decoded()):
             image = taken.popleft()
-            yield image.file, pixels_of(image), detection
-            del image
             bar.update()
+            try:
+                pixels = _pixels_of(image, kept, spec.bits) if with_pixels else np.empty((0, 0, 3), np.uint8)
+            except ImageError as error:
+                if skipped is None:
+                    raise
+                skipped.append(Skipped(image.file.path, str(error)))
+                continue
+            yield image.file, pixels, detection
+            del image, pixels
     if notes is not None:
         notes += facts.notes(spec.bits)
+
+
+def _pixels_of(image: _Read, kept: ByteGate, bits: int | None) -> Pixels:
+    """Return the pixels that were kept, or decode the file again; raises an ImageError if it is another by now."""
+    if image.viewed is not None and image.viewed.pixels is not None:
+        kept.leave(image.viewed.pixels.nbytes)
+        return image.viewed.pixels
+    content = read_file(image.file.path)
+    if content_digest(content) != image.digest:
+        raise ImageError(f"{image.file.path}: changed while it was queried; query it again")
+    return decode(content, os.fspath(image.file.path), bits)
 
 
 def query_one_by_one(

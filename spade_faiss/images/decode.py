@@ -166,7 +166,8 @@ def _decode_opened(image: Image.Image, content: bytes | None, name: str, bits: i
     """Decode an image that Pillow has opened."""
     _check_size(image.width, image.height)
     more, depth = content is not None and has_more_frames(image), depth_of(image, content)
-    deep_colour = depth is not None and not image.mode.startswith("I")
+    wrapped = content is not None and image.format == "JPEG2000"  # Pillow rounds up, and white becomes black
+    deep_colour = depth is not None and (wrapped or not image.mode.startswith("I"))
     image.load()
     turn = turn_of(image)
     if depth is None or image.mode == "F":
@@ -177,7 +178,7 @@ def _decode_opened(image: Image.Image, content: bytes | None, name: str, bits: i
         declared, by = png_bits(content, samples, bits), "sBIT"
     significant, negative = declared or bits or FULL, white_is_zero(image)
     planes = deep_colour and getattr(image, "tag_v2", {}).get(PLANAR_CONFIGURATION) == 2  # which Pillow garbles
-    if significant == FULL and not negative and (not planes or content is None):
+    if significant == FULL and not negative and not wrapped and (not planes or content is None):
         pixels = _to_rgb(_turned(image, turn), name)
         return pixels, Facts(more, None if depth.declared else int(pixels.max(initial=0)))
     if not deep_colour:

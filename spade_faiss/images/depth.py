@@ -53,7 +53,7 @@ def depth_of(image: Image.Image, content: bytes | None) -> Depth | None:
         return None if largest < 256 else Depth() if largest == 0xFFFF else Depth(FULL, "maxval")
     if image.format == "JPEG2000" and content is not None:
         bits = _jpeg2000_bits(content)
-        return None if bits <= 8 else Depth() if bits == FULL else Depth(FULL, "precision")
+        return None if bits <= 8 else Depth() if bits == FULL else Depth(bits, "precision")
     return Depth() if image.mode.startswith("I") else None
 
 
@@ -132,6 +132,8 @@ def colour_samples(content: bytes, format: str | None, name: str, bits: int = FU
 
         read = imagecodecs.png_decode if format == "PNG" else imagecodecs.jpeg2k_decode
         samples = read(content)
+        if samples.dtype == np.int16:  # JPEG 2000 may have signed values
+            samples = (samples + np.int32(2 ** (_jpeg2000_bits(content) - 1))).astype(np.uint16)
     else:
         raise ImageError(f"{name}: expected 16-bit colour as PNG, TIFF, PPM or JPEG 2000, found {format}; convert it")
     return _without_alpha(samples, name)

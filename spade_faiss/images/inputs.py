@@ -89,7 +89,7 @@ def read_file(path: Path) -> bytes:
     """Read an image file's bytes.
 
     Raises:
-        ImageError: the file cannot be read, is empty, or has a name that is not UTF-8.
+        ImageError: the file cannot be read, is empty or larger than memory, or has a name that is not UTF-8.
     """
     try:
         str(path).encode()

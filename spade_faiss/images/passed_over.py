@@ -62,6 +62,13 @@ class PassedOver:
             self.counts[reason] = self.counts.get(reason, 0) + n
             self._examples.setdefault(reason, {}).update(other._examples[reason])
 
+    def only(self, reason: str) -> PassedOver:
+        """Return the counts of one reason."""
+        one = PassedOver()
+        if reason in self.counts:
+            one.counts[reason], one._examples[reason] = self.counts[reason], self._examples[reason]
+        return one
+
     def __bool__(self) -> bool:
         return bool(self.counts)
 

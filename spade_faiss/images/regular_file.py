@@ -15,10 +15,14 @@ def read_regular(path: Path) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:
-        ImageError: it is a pipe, a socket or a device.
+        ImageError: it is a pipe, a socket or a device, or larger than the memory that is free.
         OSError: it cannot be read.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise ImageError(f"{path}: expected an image file, found a pipe, a socket or a device")
-        return file.read()
+        try:
+            return file.read()
+        except MemoryError as error:
+            raise ImageError(f"{path}: too large to read in the memory that is free: {found.st_size} bytes") from error

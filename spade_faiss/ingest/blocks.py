@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..errors import FeatureError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
 from ..system.prefetch import batched
@@ -23,22 +24,59 @@ class Block:
     paths: list[str]
 
 
-def extracted(images: Iterable[ReadImage | None], extractor: Extractor) -> Iterator[Block]:
+def extracted(
+    images: Iterable[ReadImage | None], extractor: Extractor, failed: Callable[[ReadImage], bool] | None = None
+) -> Iterator[Block]:
     """Extract images; without tiles, a block is a batch, and else the tiles of enough images for one, at least.
 
     Args:
         images: None ends a block early, as an image must not be in one block with another of its key.
         extractor: what extracts them.
+        failed: told of images whose features do not fit the gallery, with the error; returns whether to go on.
+
+    Raises:
+        FeatureError: `failed` is None and an image's features do not fit, or those of no image of a block do.
     """
+    for some in _enough(images, extractor.batch_size):
+        blocks, others = _blocks(some, extractor)
+        yield from blocks
+        for image in others:
+            assert image.error is not None
+            if failed is None:
+                raise image.error
+            if not failed(image):
+                return
+
+
+def _enough(images: Iterable[ReadImage | None], batch_size: int) -> Iterator[list[ReadImage]]:
     waiting: list[ReadImage] = []
     for image in images:
         if image is not None:
             waiting.append(image)
-        if waiting and (image is None or sum(len(one.views or ()) for one in waiting) >= extractor.batch_size):
-            yield _block(waiting, extractor)
+        if waiting and (image is None or sum(len(one.views or ()) for one in waiting) >= batch_size):
+            yield waiting
             waiting = []
     if waiting:
-        yield _block(waiting, extractor)
+        yield waiting
+
+
+def _blocks(images: list[ReadImage], extractor: Extractor) -> tuple[list[Block], list[ReadImage]]:
+    """Extract images together or, if some do not fit, one by one; returns blocks, and those images with their errors.
+
+    Raises:
+        FeatureError: none of several images fits: that is the network's fault.
+    """
+    try:
+        return [_block(images, extractor)], []
+    except FeatureError as error:
+        if len(images) == 1:
+            named = FeatureError(f"{images[0].file.path}: {error}")
+            return [], [replace(images[0], views=None, error=named)]
+    each = [_blocks([image], extractor) for image in images]
+    others = [image for _, bad in each for image in bad]
+    if len(others) == len(images) and others[0].error is not None:
+        raise others[0].error
+    return [block for good, _ in each for block in good], others
 
 
 def _block(images: list[ReadImage], extractor: Extractor) -> Block:

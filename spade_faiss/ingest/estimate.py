@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from ..errors import ImageError
+from ..errors import FeatureError, ImageError
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
 from ..images.decode import decode
@@ -48,7 +48,7 @@ class Estimate:
 def estimate(
     files: Sequence[ImageFile], extractor: Extractor, folder: Path, patches: Patches = "stored", workers: int = 1
 ) -> Estimate:
-    """Estimate what a build needs. The first image that can be read is extracted, to measure the time.
+    """Estimate what a build needs. The first image that can be used is extracted, to measure the time.
 
     The others count as if they were of its size, where images are cut into tiles.
 
@@ -76,10 +76,10 @@ def _first_image(files: Sequence[ImageFile], extractor: Extractor) -> tuple[int,
     for file in files[:TRIED]:
         try:
             views = tiling.views(decode(file.path, bits=bits))
-        except ImageError:
+            batch = (views * extractor.batch_size)[: extractor.batch_size]
+            extractor.extract(batch)  # warms up
+        except (ImageError, FeatureError):
             continue
-        batch = (views * extractor.batch_size)[: extractor.batch_size]
-        extractor.extract(batch)  # warms up
         start = time.perf_counter()
         tiling.views(decode(file.path, bits=bits))
         decoded = time.perf_counter()

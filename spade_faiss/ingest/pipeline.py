@@ -254,6 +254,15 @@ class _Taken:
             return ReadImage(file, error=error)
         return ReadImage(file, image.digest) if waiting == image.digest else image
 
+    def failed(self, image: ReadImage) -> bool:
+        """Report an image that was taken and has no features that fit; returns whether to go on."""
+        if self._options.strict:
+            self.stopped_by = image.error
+            return False
+        self._waiting.pop(image.file.key, None)
+        self.report.skipped.append(Skipped(image.file.path, str(image.error)))
+        return True
+
     def written(self, block: Block) -> None:
         """Forget images that the writer has: it knows their keys."""
         for key, digest in zip(block.keys, block.digests, strict=True):
@@ -271,7 +280,7 @@ def _append_all(writer: GalleryWriter, images: _Taken, extractor: Extractor, rep
             images.written(writing[1])
 
     with ThreadPoolExecutor(1, thread_name_prefix="writing") as pool:
-        for block in extracted(images, extractor):
+        for block in extracted(images, extractor, images.failed):
             wait()
             parts = block.keys, block.features, block.digests, replace, block.paths
             writing = pool.submit(writer.append, *parts), block

@@ -170,9 +170,14 @@ def make_shard(
             if job.strict:
                 return
 
+    def failed(image: ReadImage) -> bool:
+        assert image.error is not None
+        outcome.errors[image.file.key] = image.error
+        return not job.strict
+
     read = partial(read_image, spec=job.schema.spec, gate=decoding_gate(job.processes))
     images = read_ahead(files, read, reading_threads(job.processes), reads_ahead(extractor))
-    for block in extracted(taken(images), extractor):
+    for block in extracted(taken(images), extractor, failed):
         if shard is None:
             shard = ShardWriter(job.folder / name, job.schema)
         shard.append(block.keys, block.digests, job.schema.stored(block.features), block.paths)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import OptionError, OutputError, ResultsError
-from ..report.output_files import PARTS, RESULTS, RUN, SCALE, SKIPPED
+from ..report.output_files import PAGE, PARTS, RESULTS, RUN, SCALE, SKIPPED, refuse_in_gallery
 from ..report.results import Result, Results
 from ..system.atomic_files import output_errors, write_whole
 from .coco import coco
@@ -21,7 +21,7 @@ from .shapes import Shapes
 
 Format = Literal["coco", "labelstudio", "cvat", "masks"]
 INDEX = "index.json"  # of a folder of masks
-OWN = {(name,) for name in (RESULTS, SCALE, SKIPPED, RUN, "report.html", *(place for place, _ in PARTS.values()))}
+OWN = {(name,) for name in (RESULTS, SCALE, SKIPPED, RUN, PAGE, *(place for place, _ in PARTS.values()))}
 
 
 def export(
@@ -50,8 +50,8 @@ def export(
         ResultsError: no result folder, one that is unfinished, of another release or damaged, or without thresholds.
         OptionError: an unknown format, masks as polygons, polygons without contourpy, or a label that is empty or that
             XML cannot hold.
-        OutputError: the file cannot be written or is one of the results, or the folder for masks is not empty. Nothing
-            is left of what was written.
+        OutputError: the file cannot be written, is one of the results or lies in a gallery, or the folder for masks is
+            not empty. Nothing is left of what was written.
 
     >>> from spade_faiss.labels import export
     >>> export("results", "regions.json", format="coco", shapes="polygons")  # doctest: +SKIP
@@ -102,11 +102,12 @@ def _content(results: Results, format: Format, shapes: Shapes, label: str, prefi
 
 
 def _require_apart(results: Path, output: Path) -> None:
-    """Refuse to write over what the query has written.
+    """Refuse to write over what the query has written, or into a gallery.
 
     Raises:
-        OutputError: the output is one of its files, or lies in one of its folders.
+        OutputError: the output is one of the query's files, or lies in one of its folders or in a gallery.
     """
+    refuse_in_gallery(output, "a place for labels")
     own, real = results.resolve(), output.resolve()
     if real.is_relative_to(own) and real.relative_to(own).parts[:1] in OWN:
         raise OutputError(f"{output}: expected a new file, found one of the results in {results}; choose another name")

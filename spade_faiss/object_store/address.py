@@ -32,13 +32,13 @@ def is_address(path: object) -> bool:
 
 
 def refuse_address(path: object) -> None:
-    """Refuse to write to a gallery in an object store.
+    """Refuse a gallery in an object store where a folder is needed.
 
     Raises:
         GalleryError: the path is an address.
     """
     if is_address(path):
         raise GalleryError(
-            f"{path}: expected a folder to write to, found the address of an object store, which is read only; "
-            "pull the gallery, change it there, and push it"
+            f"{path}: expected a folder, found the address of an object store, which is read only; "
+            "pull the gallery, work on the folder, and push what has changed"
         )

@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import OutputError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..datasets.category import Category
+from ..errors import ImageError, OutputError
 from ..images.sources import ImageFile
 from ..images.suffixes import image_suffixes
-from ..system.atomic_files import output_errors
+from ..system.atomic_files import output_errors, write_whole
 
 PARTS = {"map": ("maps", ".npy"), "matches": ("matches", ".npz"), "overlay": ("overlays", ".png")}
 RESULTS, SCALE, SKIPPED, RUN = "results.jsonl", "scale.json", "skipped.jsonl", "run.json"
+PAGE = "report.html"
+EVALUATED = ("curves.json", "curves.csv", "results.csv", "metrics.json")  # of an evaluation
 MADE = (
     "gallery.json",
     "cluster.json",
@@ -97,12 +105,8 @@ def json_line(values: dict[str, Any]) -> str:
     return text + "\n"
 
 
-def clear_earlier_run(folder: Path, report: bool) -> None:
+def clear_earlier_run(folder: Path) -> None:
     """Delete what an earlier run wrote into a result folder, as far as its results.jsonl names it.
-
-    Args:
-        folder: the result folder.
-        report: whether report.html is written again; else that of the earlier run goes too.
 
     Raises:
         OutputError: a file cannot be deleted.
@@ -120,10 +124,49 @@ def clear_earlier_run(folder: Path, report: bool) -> None:
         for path in sorted(folders, key=lambda path: -len(path.parts)):
             with contextlib.suppress(OSError):  # something else is in it
                 path.rmdir()
-        _removed(folder / SKIPPED)
-        _removed(folder / RUN)
-        if not report:
-            _removed(folder / "report.html")
+        for name in (SKIPPED, RUN, PAGE):  # a report is written last: until then the page would be of other results
+            _removed(folder / name)
+
+
+def clear_earlier_evaluation(folder: Path) -> None:
+    """Delete the metrics, curves and reports that an earlier evaluation wrote, as far as its metrics.json names them.
+
+    Raises:
+        OutputError: a file cannot be deleted.
+    """
+    metrics = folder / "metrics.json"
+    if not (metrics.is_file() and (folder / "results.csv").is_file()):
+        return
+    with output_errors(f"cannot replace the results in {folder}"):
+        for place in _places(metrics.read_bytes()):
+            if _removed(folder / place / PAGE) and place.parts:
+                with contextlib.suppress(OSError):  # something else is in it
+                    (folder / place).rmdir()
+        for name in EVALUATED:  # metrics.json last: it says what else there is
+            _removed(folder / name)
+
+
+def _places(metrics: bytes) -> Iterator[PurePosixPath]:
+    """Yield the relative folders where an evaluation's reports may be: of its draws, its categories and itself."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # cut short, or edited
+        for category in json.loads(metrics)["categories"]:
+            seeds = [f"seed-{int(draw['seed'])}" for draw in category.get("draws", ())]
+            name = PurePosixPath(category["category"])
+            for above in [PurePosixPath(), *([name] if name.name == str(name) != ".." else [])]:
+                yield from (above / seed for seed in seeds)
+                yield above
+    yield PurePosixPath()
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Delete files that a run is about to write again, or not.
+
+    Raises:
+        OutputError: one cannot be deleted.
+    """
+    for path in paths:
+        with output_errors(f"cannot replace {path}"):
+            _removed(path)
 
 
 def _named(line: str) -> Iterator[Path]:
@@ -152,8 +195,37 @@ def _removed(path: Path) -> bool:
     return False
 
 
-def refuse_foreign(output: Path) -> None:
-    """Refuse a folder for results that is somebody else's: in a gallery, or of images.
+def map_paths(folder: Path, category: Category) -> dict[str, Path]:
+    """Return where each test image's map goes: FOLDER/CATEGORY/test/KIND/NAME.tiff in MVTec's layout, others alike.
+
+    Raises:
+        ImageError: two maps would go to one place.
+    """
+    paths: dict[str, Path] = {}
+    owners: dict[Path, Path] = {}
+    for sample in category.test:
+        path = paths[sample.key] = (folder / category.name / sample.key).with_suffix(".tiff")
+        other = owners.setdefault(path, sample.path)
+        if other != sample.path:
+            raise ImageError(f"{sample.path}: expected a name of its own for its map, found {path} of {other}")
+    return paths
+
+
+def write_map(path: Path, scores: NDArray[np.float32]) -> None:
+    """Write an (H, W) map; after an error there is none, or the earlier one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    content = io.BytesIO()
+    Image.fromarray(scores).save(content, "TIFF")
+    with output_errors(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getvalue())
+
+
+def refuse_in_gallery(output: Path, expected: str = "a folder for results") -> None:
+    """Refuse a place for results that is a gallery, or in one.
 
     Raises:
         OutputError: it is.
@@ -161,9 +233,17 @@ def refuse_foreign(output: Path) -> None:
     place = Path(os.path.realpath(output))
     gallery = next((above for above in (place, *place.parents) if _is_gallery(above)), None)
     if gallery is not None:
-        raise OutputError(
-            f"{output}: expected a folder for results, found the gallery {gallery}; choose another folder"
-        )
+        raise OutputError(f"{output}: expected {expected}, found the gallery {gallery}; choose another folder")
+
+
+def refuse_foreign(output: Path) -> None:
+    """Refuse a folder for results that is somebody else's: in a gallery, or of images.
+
+    Raises:
+        OutputError: it is.
+    """
+    refuse_in_gallery(output)
+    place = Path(os.path.realpath(output))
     if not place.is_dir() or (place / RESULTS).is_file():
         return
     suffixes = image_suffixes()

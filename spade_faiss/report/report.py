@@ -23,6 +23,7 @@ from .page import style_and_script, template
 from .run_facts import RunFacts
 
 CARDS = 200  # images with pictures; one takes 50 to 200 kB
+ESCAPED = "backslashreplace"  # names whose bytes are no text, which UTF-8 cannot hold
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Report:
             return
         card = self._maker.card(row, pixels, detection, mask)
         with output_errors(f"cannot write to {self._folder.name}"):
-            self._card_file(row.number).write_text(card, encoding="utf-8")
+            self._card_file(row.number).write_text(card, encoding="utf-8", errors=ESCAPED)
             heapq.heappush(self._worst, rank)
             if len(self._worst) > self._cards:
                 self._card_file(-heapq.heappop(self._worst)[1]).unlink()
@@ -141,7 +142,7 @@ class Report:
             cards=(Markup(self._card_file(number).read_text("utf-8")) for number in order), **style_and_script(),
         )  # fmt: skip
         with output_errors(f"cannot write {self.path}"), whole_file(self.path) as file:
-            page.dump(file, "utf-8")
+            page.dump(file, "utf-8", ESCAPED)
         self._folder.cleanup()
 
     def _card_file(self, number: int) -> Path:

@@ -96,7 +96,7 @@ class ResultFolder:
         self._images = 0
         self._names = OutputNames(folder)
         refuse_foreign(folder)
-        clear_earlier_run(folder, report is not None)
+        clear_earlier_run(folder)
         with output_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / SCALE).write_text(json.dumps(asdict(scale)) + "\n")

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import signal
+import socket
 import sys
+import threading
 from types import FrameType
 
 import uvicorn
 from PIL import Image
 
 from ..errors import GalleryNotFoundError, OptionError
+from ..report.output_files import refuse_foreign
 from ..store.manifest import FILE as MANIFEST
 from .app import create_app
+from .service import Service
 from .settings import ServiceSettings
 from .tokens import VARIABLE
 
 DRAIN = 30  # seconds that open requests get when the service ends
+BACKLOG = 2048  # connections that wait until they are taken up
+logger = logging.getLogger("spade_faiss.service")
 
 
 class Server(uvicorn.Server):
     """A server that ends the pages' streams when it is told to stop: they would keep it for ever."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so: from here on a signal ends it in order."""
+        await super().startup(sockets)
+        service: Service = self.config.loaded_app_service  # type: ignore[attr-defined]
+        host, port = service.settings.host, sockets[0].getsockname()[1] if sockets else self.config.port
+        host = f"[{host}]" if ":" in host else host
+        logger.info("serving %s at http://%s:%s/", ", ".join(service.settings.galleries), host, port)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End the streams, then as uvicorn does."""
+        """End the streams, then stop: at the second Ctrl-C without waiting. uvicorn would raise the signal again."""
         self.config.loaded_app_service.events.end()  # type: ignore[attr-defined]
-        super().handle_exit(sig, frame)
+        self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
+        self.should_exit = True
 
 
 def run(settings: ServiceSettings) -> None:
@@ -32,8 +49,9 @@ def run(settings: ServiceSettings) -> None:
 
     Raises:
         GalleryNotFoundError: nothing is where a gallery should be.
-        OptionError: an address that others can reach, and no token; tokens or targets that are none.
-        OutputError: the log cannot be opened.
+        OptionError: an address that others can reach, and no token; one where it cannot listen; tokens or targets that
+            are none.
+        OutputError: the log cannot be opened, or would lie in a gallery or among images.
     """
     if not settings.is_local and settings.tokens is None and VARIABLE not in settings.extra:
         raise OptionError(
@@ -43,20 +61,39 @@ def run(settings: ServiceSettings) -> None:
     for path in settings.galleries.values():
         if not (path / MANIFEST).exists():
             raise GalleryNotFoundError(f"{path}: expected a gallery to serve, found none; make one with Gallery.create")
+    refuse_foreign(settings.data)
+    with listening(settings.host, settings.port) as opened:  # before anything else begins
+        _serve(settings, opened)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        OptionError: the port is in use, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a machine
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise OptionError(f"port: {port} is in use; choose another (port=N)") from error
+        why = getattr(error, "strerror", None) or error
+        raise OptionError(f"host, port: expected an address to listen at, found {host!r} and {port}: {why}") from error
+
+
+def _serve(settings: ServiceSettings, opened: socket.socket) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    own = logging.getLogger("spade_faiss.service")
-    own.addHandler(handler)
-    own.setLevel(logging.INFO)
-    own.propagate = False
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     if Image.MAX_IMAGE_PIXELS is not None:  # else Pillow decodes any image
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, settings.pixels)
     app = create_app(settings)
-    own.info("serving %s at http://%s:%s/", ", ".join(settings.galleries), settings.host, settings.port)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        backlog=BACKLOG,
         access_log=False,
         log_level="warning",
         server_header=False,
@@ -65,4 +102,7 @@ def run(settings: ServiceSettings) -> None:
         ws="none",
     )
     config.loaded_app_service = app.state.service  # type: ignore[attr-defined]
-    Server(config).run()
+    Server(config).run([opened])
+    for thread in threading.enumerate():
+        if thread.name == "warming":  # the interpreter cannot end in order while a thread is in compiled code
+            thread.join(DRAIN)

@@ -65,6 +65,11 @@ class ServiceSettings:
                 raise OptionError(f"{name}: expected seconds above 0, found {value}")
         if not 0 <= self.port < 2**16:
             raise OptionError(f"port: expected 0 to {2**16 - 1}, found {self.port}")
+        for name, folders in (("normal", self.normal), ("label_files", (self.label_files,))):
+            for folder in folders:
+                if folder is not None and not folder.is_dir():
+                    found = "a file" if folder.exists() else "none"
+                    raise OptionError(f"{name}: expected a folder, found {found}: {folder}")
 
     @property
     def is_local(self) -> bool:
@@ -79,7 +84,8 @@ def named_galleries(arguments: tuple[str, ...]) -> dict[str, Path]:
     """Return galleries by name, from NAME=PATH or PATH, whose last part without its suffix is then the name.
 
     Raises:
-        OptionError: two have one name.
+        OptionError: two have one name, or a path is empty.
+        GalleryError: a path is the address of an object store.
     """
     found: dict[str, Path] = {}
     for argument in arguments:
@@ -91,6 +97,8 @@ def named_galleries(arguments: tuple[str, ...]) -> dict[str, Path]:
             )
         if name in found:
             raise OptionError(f"galleries: expected a name each, found {name!r} twice; give NAME=GALLERY")
+        if not path:
+            raise OptionError(f"galleries: expected a path, found an empty text in {argument!r}")
         refuse_address(path)
         found[name] = Path(path)
     return found

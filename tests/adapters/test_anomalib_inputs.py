@@ -59,7 +59,7 @@ def test_names_of_other_models_say_where_settings_go(tmp_path: Path, name: str) 
 
 def test_an_address_becomes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(sf.GalleryError, match=r"s3://bucket/g: expected a folder to write to, found the address of"):
+    with pytest.raises(sf.GalleryError, match=r"s3://bucket/g: expected a folder, found the address of"):
         model("s3://bucket/g")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -148,3 +150,54 @@ def test_a_benchmark_that_is_killed_leaves_no_process(way: str, tmp_path: Path) 
         os.kill(child, 0)  # it is there
         running.kill()
         assert running.stdout.read() == ""  # until the last process that could write has ended
+
+
+@pytest.fixture
+def anomalib_engine(common: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "argv", ["anomalib_engine", "set"])
+    module = importlib.import_module("anomalib_engine")
+    monkeypatch.setattr(module, "save", common.save)
+    return module
+
+
+def test_without_anomalib_nothing_is_measured(
+    anomalib_engine: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit, match="1"):
+        anomalib_engine.main()
+    assert capsys.readouterr().err == "expected the package anomalib, found none; pip install 'spade-faiss[anomalib]'\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_every_side_failed_nothing_is_written(
+    anomalib_engine: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    row = {"side": "spade", "dataset": "set", "failed": "no room"}
+    monkeypatch.setattr(anomalib_engine, "measure", lambda *_: row)
+    with pytest.raises(SystemExit, match="1"):
+        anomalib_engine.main()
+    assert capsys.readouterr().err == "every side failed, nothing is written; the last: no room\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("common")
+def test_the_page_of_the_service_starts_nothing_without_a_browser(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page, playwright = importlib.import_module("service_page"), MagicMock()
+    playwright.sync_playwright().__enter__().chromium.launch.side_effect = FileNotFoundError("no browser")
+    monkeypatch.setitem(sys.modules, "playwright", MagicMock())
+    monkeypatch.setitem(sys.modules, "playwright.sync_api", playwright)
+    monkeypatch.setattr(page.subprocess, "Popen", None)
+    with pytest.raises(FileNotFoundError, match="no browser"):
+        page.walk(tmp_path)
+
+
+@pytest.mark.usefixtures("common")
+def test_a_demonstration_that_ended_by_itself_is_no_more_to_be_killed(tmp_path: Path) -> None:
+    demo = importlib.import_module("service_page").Demo(tmp_path)
+    demo.process = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+    demo.process.wait()
+    demo.kill()

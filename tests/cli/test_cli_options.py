@@ -53,6 +53,17 @@ def test_a_command_gets_one_object_with_groups() -> None:
     assert run.output == f"a {expected}\n"
 
 
+def test_a_command_without_some_options_has_their_defaults() -> None:
+    @click.command()
+    @takes(Outer, without=("kind", "size", "wait", "names"))
+    def fewer(flags: Outer) -> None:
+        click.echo(str(flags))
+
+    run = CliRunner().invoke(fewer, [], catch_exceptions=False)
+    assert run.output == f"{Outer(kind='auto', size=Inner(size=None, wait=False), names=())}\n"
+    assert "Error: No such option" in CliRunner().invoke(fewer, ["--wait"]).output
+
+
 def test_help_lists_options_in_the_order_of_the_fields() -> None:
     names = [parameter.name for parameter in command.params if isinstance(parameter, click.Option)]
     assert names == ["kind", "size", "wait", "names"]
@@ -153,6 +164,21 @@ def test_a_message_names_the_option_of_the_running_command(parameter: str, optio
         expected = f"found something; try {option}, or not" if each in with_it else message
         assert with_options(message, each) == expected
     assert with_options(message) == message  # no command is running
+
+
+def test_advice_that_takes_an_option_of_another_command() -> None:
+    for message, expected in (
+        ("name that as test_normal", "name that as --test-normal"),
+        ("sample, seed: expected whole numbers", "--sample, --seed: expected whole numbers"),
+        ("or add the present file (replace=True), or", "or add the present file, with add --replace, or"),
+    ):
+        assert with_options(message, commands()["query"]) == expected
+
+
+def test_a_sample_that_is_too_small_is_to_be_larger(gallery: Path, spade: Spade) -> None:
+    error = spade("calibrate", gallery, "--sample", 5, "--false-alarms", 0.1).error
+    assert "found 5; take a larger --sample, or ask for a rate" in error
+    assert "found 12; add normal images" in spade("calibrate", gallery, "--sample", 50, "--false-alarms", 0.01).error
 
 
 def test_errors_and_notes_of_a_command_name_its_options(

@@ -272,3 +272,56 @@ def test_an_empty_gallery_says_that_it_is(spade: Spade, gallery: Path, normal: P
     assert spade("remove", gallery, *(path.name for path in normal.iterdir())).status == 0
     for words in (("query", normal), ("calibrate",), ("audit",)):
         assert spade(words[0], gallery, *words[1:]).error.endswith(": expected normal images, found none; add some")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("", "expected a path, found an empty text"), ("s3://bucket/out", "found the address of an object store")],
+)
+def test_what_is_no_path_of_this_machine_is_refused(
+    tmp_path: Path, spade: Spade, gallery: Path, normal: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for words in (
+        ("add", gallery, given), ("build", "new", given, *TOY), ("query", gallery, normal, "--output", given),
+        ("export", normal, "--format", "coco", "-o", given), ("demo", "--output", given),
+        ("cluster", "create", "plant.cluster", gallery, f"a={given}"), ("cluster", "info", given),
+    ):  # fmt: skip
+        run = spade(*words)
+        assert (run.status, said in run.err) == (2, True), words
+    assert spade("info", "").status == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_is_computed(
+    tmp_path: Path, spade: Spade, gallery: Path, normal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spade_faiss.cli.options.detector_of", None)
+    monkeypatch.setattr("spade_faiss.cli.demo.load_extractor", None)
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for words in (("audit", gallery), ("query", gallery, normal), ("demo",)):
+        assert "cannot write" in spade(*words, "--output", tmp_path / "file").error
+    for place in (normal, gallery):
+        assert "choose another folder" in spade("demo", "--output", place).error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_galleries_and_clusters_are_told_apart(tmp_path: Path, spade: Spade, gallery: Path, normal: Path) -> None:
+    cluster = tmp_path / "plant.cluster"
+    assert spade("cluster", "create", cluster, gallery).status == 0
+    for words, said in (
+        (("query", cluster, normal), "expected a gallery, found a cluster; take `cluster query`"),
+        (("compact", cluster), "expected a gallery, found a cluster\n"),
+        (("cluster", "query", gallery, normal), "expected a cluster, found a gallery; take `query`"),
+        (("cluster", "update", gallery), "expected a cluster, found a gallery\n"),
+    ):
+        run = spade(*words)
+        assert (run.status, said in run.err) == (2, True), run.err
+
+
+def test_folders_of_the_service_that_are_none(tmp_path: Path, spade: Spade, gallery: Path) -> None:
+    assert "--normal: expected a folder, found none" in spade("serve", gallery, "--normal", tmp_path / "nosuch").err
+    run = spade("serve", gallery, "--label-files", tmp_path / "nosuch")
+    assert "--label-files: expected a folder, found none" in run.error

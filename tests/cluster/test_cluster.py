@@ -163,7 +163,9 @@ def test_members_that_do_not_go_together(tmp_path: Path, members: dict[str, Path
         sf.Cluster.create(path, {"north": north}, place_by="(")
     with pytest.raises(sf.OptionError, match="partial: expected refuse or allow"):
         sf.MemberOptions(partial="some")  # type: ignore[arg-type]
-    assert not (path / FILE).exists()
+    with pytest.raises(sf.GalleryError, match="found the address of an object store"):
+        sf.Cluster.create(path, {"north": "s3://bucket/north.gallery"})
+    assert not path.exists()
     sf.Cluster.create(path, {"north": north}).close()
     with pytest.raises(sf.GalleryError, match="expected no cluster there"):
         sf.Cluster.create(path, {"north": north})
@@ -342,7 +344,8 @@ def test_commands(spade: Spade, members: dict[str, Path], tmp_path: Path) -> Non
     run = spade("cluster", "info", path)
     assert (run.status, "cluster update" in run.err) == (1, True)
     assert "6 images on 2 members" in spade("cluster", "update", path).out
-    assert spade("cluster", "evaluate", path, "--shots", 2, tmp_path).status == 2
+    for words in (("evaluate", path, "--shots", 2, tmp_path), ("query", path, image, "--cache", tmp_path)):
+        assert "No such option" in spade("cluster", *words).err
 
 
 def test_evaluate(spade: Spade, members: dict[str, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, features
 from scipy import ndimage
 
@@ -58,6 +59,14 @@ def test_lossy_masks_do_not_grow(tmp_path: Path, suffix: str, options: dict[str,
     found = read(saved(tmp_path / f"mask.{suffix}", image, **options))
     assert np.mean(found != mask) < 0.012
     assert found.sum() == pytest.approx(mask.sum(), rel=0.04)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_white_is_zero(tmp_path: Path, dtype: Any) -> None:
+    mask, path = blobs(), tmp_path / "mask.tif"
+    tifffile.imwrite(path, np.iinfo(dtype).max - (mask * 7).astype(dtype), photometric="miniswhite", byteorder="<")
+    assert np.array_equal(read(path), mask)
+    assert not read(path, ignore_label=7).any()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from spade_faiss.datasets.category import Category, Sample
+from spade_faiss.datasets.folders import from_folders
 from spade_faiss.errors import ImageError
 from tests.helpers.datasets import (
     SIZE,
@@ -195,3 +196,21 @@ def test_magnetic_tile_mask_missing(tmp_path: Path) -> None:
     magnetic_tile(tmp_path)
     (tmp_path / "MT_Uneven/Imgs/exp1_num_7.png").unlink()
     assert "found none of MT_Uneven/Imgs/exp1_num_7.jpg" in refusal(tmp_path)
+
+
+def test_masks_are_named_by_the_whole_name_of_their_image(tmp_path: Path) -> None:
+    """As `export --format masks` names them."""
+    paint_all(tmp_path, *(f"normal/{number}.png" for number in range(5)), "bad/a/0.jpg", "bad/a/0.png", "bad/1.b.png")
+    paint_all(tmp_path, "masks/a/0.jpg.png=2", "masks/a/0.png.png=3", "masks/1.b.png.png=4")
+    (tmp_path / "masks/index.json").touch()
+    category = from_folders(tmp_path / "normal", tmp_path / "bad", tmp_path / "masks")
+    marked = {one.key: int(category.mask_of(one, SIZE).sum()) for one in category.test if one.anomalous}
+    assert marked == {"abnormal/a/0.jpg": 2, "abnormal/a/0.png": 3, "abnormal/1.b.png": 4}
+
+
+def test_a_mask_of_another_image_by_its_stem_stays_that_ones(tmp_path: Path) -> None:
+    paint_all(tmp_path, *(f"normal/{number}.png" for number in range(5)), "bad/0.jpg", "bad/0.jpg.bmp")
+    paint_all(tmp_path, "masks/0.png=2", "masks/0.jpg.png=3")
+    category = from_folders(tmp_path / "normal", tmp_path / "bad", tmp_path / "masks")
+    marked = {one.key: int(category.mask_of(one, SIZE).sum()) for one in category.test if one.anomalous}
+    assert marked == {"abnormal/0.jpg": 2, "abnormal/0.jpg.bmp": 3}

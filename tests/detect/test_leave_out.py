@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 import spade_faiss as sf
 from spade_faiss.detect.baseline import Baseline
 from spade_faiss.detect.known_baseline import KnownBaseline
-from spade_faiss.detect.leave_out import LeaveOut, Left, most_left_out
+from spade_faiss.detect.leave_out import LeaveOut, most_left_out
 from spade_faiss.detect.level_matches import POWERS, LevelMatches, LevelStats
 from spade_faiss.detect.standing import Standing
 from spade_faiss.patch_search.spacing import NEAREST
@@ -264,68 +263,6 @@ def test_a_defect_that_hides_in_two_normal_images(tmp_path: Path) -> None:
     confirmed = sf.Detector(gallery, toy, detectors[0.1].search, WARY.score).query(query)
     assert not {confirmed.neighbours.keys[at] for at in confirmed.left_out} & bad
     assert confirmed.image_score < found.image_score / 1.3
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return how many neighbours each search from now on may leave out."""
-    seen: list[int] = []
-    call = LeaveOut.__call__
-
-    def counting(self: LeaveOut, found: Sequence[LevelMatches]) -> Left:
-        seen.append(self.most)
-        return call(self, found)
-
-    monkeypatch.setattr(LeaveOut, "__call__", counting)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("images", "group", "k", "expected"),
-    [(10, None, None, 1), (20, None, None, 2), (24, r"^\d\d", 20, 2), (30, r"^\d\d", None, 3)],
-)
-@pytest.mark.parametrize("copies", [0, 9])
-def test_normal_images_leave_out_as_many_as_a_query(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    images: int,
-    group: str | None,
-    k: int | None,
-    expected: int,
-    copies: int,
-) -> None:
-    """Else thresholds, and what is rare of normal images, would be of another search than that of a query.
-
-    In a gallery of K images or fewer, one that is compared with the others has fewer neighbours, and so it has
-    without its group. Copies are no neighbours.
-    """
-    folder = make_images(tmp_path / "normal", images)
-    for file in sorted(folder.iterdir())[:copies]:
-        Image.open(file).save(folder / f"{file.stem} again.bmp")
-    gallery, toy = make_gallery(tmp_path / "gallery", folder)
-    detector = sf.Detector(gallery, toy, replace(WARY.search, k=k), WARY.score)
-    seen = counted(monkeypatch)
-    [file] = make_images(tmp_path / "one", 1, seed=99).iterdir()
-    detector.query(file)
-    baseline = detector.baseline()
-    assert baseline is not None
-    assert len(baseline.rises) == images
-    sf.calibrate(detector, false_alarms=0.2, group=group)
-    assert set(seen) == {expected}
-    assert len(seen) >= 2 * images + 1  # the query, the baseline's images, and the calibration's
-
-
-@pytest.mark.parametrize(("places", "expected"), [("same", {2}), ("any", {5})])
-def test_normal_tiles_leave_out_as_many_as_a_query(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: str, expected: set[int]
-) -> None:
-    folder = make_images(tmp_path / "normal", 20, size=(64, 64))
-    gallery, toy = make_gallery(tmp_path / "gallery", folder, sf.FeatureOptions(tile=32))
-    detector = sf.Detector(gallery, toy, replace(WARY.search, tile_places=places), WARY.score)
-    seen = counted(monkeypatch)
-    detector.baseline()
-    [file] = make_images(tmp_path / "one", 1, 99, (64, 64)).iterdir()
-    detector.query(file)
-    assert set(seen) == expected
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 9, 12])

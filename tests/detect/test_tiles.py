@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -388,19 +387,3 @@ def test_neighbours_are_left_out_tile_by_tile(tiled: sf.Gallery, queries: list[P
         [highest] = [tile for tile in detection.searched_tiles if tile.matches is detection.matches]
         assert highest.left_out == detection.left_out
         assert highest.neighbours.keys == detection.neighbours.keys
-
-
-@pytest.mark.parametrize("recipe", ["robust", "wary"])
-def test_an_image_that_is_the_only_one_of_its_size(tmp_path: Path, recipe: str) -> None:
-    """Where tiles are compared at their places, it says nothing of others, and has no threshold of its own."""
-    normal = make_images(tmp_path / "normal", 60, size=(32, 64))
-    make_images(tmp_path / "normal" / "odd", 1, seed=1, size=(32, 160))
-    [query] = make_images(tmp_path / "one", 1, seed=99, size=(32, 64)).iterdir()
-    gallery, toy = make_gallery(tmp_path / "g", normal, sf.FeatureOptions(tile=32, overlap=0))
-    given = replace(sf.RECIPES[recipe].search, k=6, tile_places="same"), sf.RECIPES[recipe].score
-    detector = sf.Detector(gallery, toy, *given)
-    assert np.isfinite(detector.query(query).image_score)
-    with pytest.raises(sf.NotEnoughImagesError, match=r"images of the size of 'odd/000\.png', found none"):
-        sf.calibrate(detector, 0.1)
-    gallery.remove(["odd/000.png"])
-    assert len(sf.calibrate(sf.Detector(gallery, toy, *given), 0.1).image_scores) == 60

@@ -14,7 +14,7 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.datasets.layouts import open_dataset
-from spade_faiss.detect import pipeline
+from spade_faiss.detect import scorer
 from spade_faiss.evaluate import METRICS, EvaluationOptions, evaluate
 from spade_faiss.metrics.pixel import PIXEL_METRICS
 from tests.helpers.command_line import TOY, Spade
@@ -110,14 +110,14 @@ def test_images_that_are_all_the_same_score_the_same(tmp_path: Path) -> None:
 def test_a_map_with_nan_is_an_error_that_names_the_image(
     detector: sf.Detector, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pipeline.anomaly_map
+    whole = scorer.anomaly_map
 
     def with_nan(*args: Any) -> np.ndarray:
         scores = whole(*args)
         scores[3, 4] = np.nan
         return scores
 
-    monkeypatch.setattr(pipeline, "anomaly_map", with_nan)
+    monkeypatch.setattr(scorer, "anomaly_map", with_nan)
     (category,) = open_dataset(dataset)
     with pytest.raises(sf.FeatureError, match=r"test/good/000\.png: expected finite .*, found nan at \(3, 4\)"):
         evaluate(detector, category)

@@ -202,3 +202,19 @@ def test_samples_are_taken_as_they_are_needed(detector: sf.Detector, monkeypatch
     evaluate(detector, many())
     assert taken == done == 150
     assert ahead <= 4 * detector.extractor.batch_size
+
+
+def test_masks_after_anomalous_images_without_one(
+    detector: sf.Detector, dataset: Path, whole: dict[str, float | None]
+) -> None:
+    """All other masks count, as do the normal images before the first of them."""
+    items = [(GREY, True, None), *samples(dataset)]
+    with pytest.raises(sf.ImageError, match="expected no mask, as anomalous images before it have none, found one"):
+        evaluate(detector, items)
+    found = evaluate(detector, items, EvaluationOptions(skip_bad_masks=True))
+    assert [one.path.name for one in found.skipped_masks] == ["image 0"]
+    assert "expected a mask, as later images have one" in found.skipped_masks[0].reason
+    assert found.metrics["pixel_AUROC"] == whole["pixel_AUROC"]
+    bare = [(image, label, None) for image, label, _ in samples(dataset)]
+    found = evaluate(detector, bare, EvaluationOptions(skip_bad_masks=True))
+    assert (found.skipped_masks, found.reasons["pixel_AUROC"]) == ([], "the set has no masks")

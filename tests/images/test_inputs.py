@@ -70,6 +70,17 @@ def test_open_files_that_cannot_be_read(file: Path) -> None:
         decode(io.BytesIO())
 
 
+class Endless(io.FileIO):
+    def read(self, *_: object) -> bytes:
+        raise MemoryError
+
+
+def test_file_larger_than_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spade_faiss.images.regular_file.open", lambda path, *_, **__: Endless(path), raising=False)
+    with pytest.raises(ImageError, match=rf"^{file}: too large to read .*: {file.stat().st_size} bytes$"):
+        decode(file)
+
+
 @pytest.mark.parametrize("given", [None, 5, object(), {"a": 1}, np.float32(1)])
 def test_other_things(given: Any) -> None:
     with pytest.raises(ImageError) as caught:

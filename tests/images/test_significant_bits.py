@@ -154,6 +154,24 @@ def test_largest_value_that_is_a_statistic_is_no_declaration() -> None:
     assert np.array_equal(decode(tiff(GREY_12, **largest(281, 3000, 1))), decode(tiff(GREY_12)))
 
 
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("bits", [9, 10, 12, 16])
+def test_white_of_jpeg_2000_stays_white(bits: int, colour: bool) -> None:
+    """Pillow rounds as it shifts, and 256 becomes 0."""
+    samples = np.full((16, 16, 3) if colour else (16, 16), 2**bits - 1, np.uint16)
+    samples[:8] = 0
+    content = imagecodecs.jpeg2k_encode(samples, level=0, bitspersample=bits, reversible=True)
+    expected = np.full((16, 16, 3), 255)
+    expected[:8] = 0
+    assert np.array_equal(decode(content), expected)
+
+
+def test_signed_jpeg_2000() -> None:
+    samples = (GREY_12.astype(np.int32) - 2048).astype(np.int16)
+    content = imagecodecs.jpeg2k_encode(samples, level=0, bitspersample=12, reversible=True)
+    assert np.array_equal(decode(content), GREY)
+
+
 def test_8_bit_images_do_not_change() -> None:
     for content in (png(COLOUR), tiff(COLOUR, "rgb")):
         assert np.array_equal(decode(content, bits=12), COLOUR)

@@ -193,7 +193,6 @@ def test_a_key_that_no_gallery_takes(tmp_path: Path, images: Path) -> None:
     ("mood", "error", "words"),
     [
         ("killed", sf.WorkerError, r"ended before its work \(killed by signal 9, .*; what was committed is kept"),
-        ("refusing", sf.FeatureError, "^not white$"),
         ("broken", sf.WorkerError, r"^worker process \d+: RuntimeError: out of memory$"),
     ],
 )

@@ -219,3 +219,14 @@ def test_names_that_a_format_cannot_hold(tmp_path: Path, drawn: Masks) -> None:
     assert [task["data"]["image"] for task in tasks] == [
         f"/data/local-files/?d={name}" for name in ("a%01.png", "%C3%BC%20%26.png")
     ]
+
+
+@pytest.mark.parametrize(("format", "name"), [("coco", "gallery.json"), ("masks", "shards2")])
+def test_nothing_is_written_into_a_gallery(
+    tmp_path: Path, results: Path, toy: sf.Extractor, format: Any, name: str
+) -> None:
+    sf.Gallery.create(tmp_path / "g", toy.spec).close()
+    before = {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()}
+    with pytest.raises(sf.OutputError, match=rf"g/{name}: expected a place for labels, found the gallery "):
+        export(results, tmp_path / "g" / name, format)
+    assert {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()} == before

@@ -249,6 +249,7 @@ def test_commands(gallery: sf.Gallery, memory: str, tmp_path: Path, spade: Spade
     for command in (*writing, ["verify", memory, "--repair"], ["build", memory, tmp_path], ["push", memory, memory]):
         run = spade(*command)
         assert (run.status, "read only; pull the gallery" in run.error) == (1, True), command
+    assert "to write" not in spade("evaluate", memory, tmp_path).error  # which only reads
     run = spade("info", memory, "--cache", tmp_path / "small", "--cache-size", "1kB")
     assert "raise it (--cache-size SIZE)" in run.error
     assert "expected an address, as s3://" in spade("push", gallery.path, tmp_path / "there").error

@@ -348,3 +348,12 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_done(
     (tmp_path / "file").touch()
     with pytest.raises(sf.OutputError, match="cannot write"):
         make(detector, [], path=tmp_path / "file" / "report.html")
+
+
+def test_names_whose_bytes_are_no_text(detector: sf.Detector, bad: np.ndarray, tmp_path: Path) -> None:
+    path, scale, originals = tmp_path / "report.html", scale_of(detector), SourceImages(detector.gallery.snapshot())
+    with Report(path, RunFacts.of(detector), scale, "of a\udcff", originals) as report:
+        report.add("b\udcff.png", bad, detector.query(bad), label="c\udcff")
+        report.close(notes=["d\udcff"])
+    text = path.read_text("utf-8")
+    assert all(f"{name}\\udcff" in text for name in ("of a", "b", "c", "d"))

@@ -117,3 +117,14 @@ def test_a_run_that_stops_closes_its_files(tmp_path: Path, detector: sf.Detector
     with pytest.raises(KeyboardInterrupt), ResultFolder(tmp_path / "out", colour_scale(detector)) as results:
         stop(np.zeros((8, 8, 3), np.uint8))
     assert results._results.closed
+
+
+def test_the_page_of_an_earlier_run_goes_before_the_first_image(
+    tmp_path: Path, detector: sf.Detector, white: Path
+) -> None:
+    page, source_images = tmp_path / "out" / "report.html", SourceImages(detector.gallery.snapshot())
+    write(detector, tmp_path / "out", white)
+    page.write_text("of an earlier run")
+    with Report(page, RunFacts.of(detector), colour_scale(detector), "run", source_images) as report:
+        ResultFolder(tmp_path / "out", colour_scale(detector), report).__exit__()
+    assert not page.exists()

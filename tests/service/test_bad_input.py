@@ -255,6 +255,12 @@ def test_settings_that_are_none() -> None:
             ServiceSettings({name: Path("x")})
     with pytest.raises(OptionError, match="deadline"):
         ServiceSettings({"a": Path("x")}, deadline=float("nan"))
+    for argument in ("", "x="):
+        with pytest.raises(OptionError, match="expected a path, found an empty text"):
+            named_galleries((argument,))
+    for name, value in (("normal", (Path("nosuch"),)), ("label_files", Path(__file__))):
+        with pytest.raises(OptionError, match=f"{name}: expected a folder, found"):
+            ServiceSettings({"a": Path("x")}, **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -270,13 +276,13 @@ def test_a_limit_of_pixels_above_that_of_pillow(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
     statuses = []
 
-    def run_here(server: Server) -> None:
+    def run_here(server: Server, _: object) -> None:
         with TestClient(server.config.app, base_url=BASE) as client:
             for size in ((30, 40), (40, 49), (40, 101)):
                 headers = {"Content-Type": "image/png"}
                 statuses.append(client.post(INSPECT, content=png(size=size), headers=headers).status_code)
 
     monkeypatch.setattr(Server, "run", run_here)
-    run(settings_of(workspace, pixels=given))
+    run(settings_of(workspace, pixels=given, port=0))
     assert limit == Image.MAX_IMAGE_PIXELS
     assert statuses == [200, 200 if given >= 1960 else 413, 413]
