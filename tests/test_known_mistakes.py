@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import spade_faiss as sf
-from spade_faiss.detect import matching, pipeline
+from spade_faiss.detect import matching, scorer
 from spade_faiss.images.view import View
 from tests import reference
 
@@ -125,7 +125,7 @@ def images_as_they_are(folder: Path) -> None:
 
 def around(stage: str, wrong: Callable[..., Any]) -> Break:
     """A mistake around a stage of the detector: wrong(stage, *args) -> what the stage should return."""
-    room = matching if hasattr(matching, stage) else pipeline
+    room = matching if hasattr(matching, stage) else scorer
     return lambda patch: patch.setattr(room, stage, partial(wrong, getattr(room, stage)))
 
 
