@@ -24,7 +24,7 @@ from .errors import ImageError, OptionError
 from .gallery.reader import GalleryReader
 from .images.sources import ImageFile
 from .ingest.pipeline import Skipped
-from .metrics.curves import Curve, all_curves, write_csv, write_curves, write_json
+from .metrics.curves import Curve, all_curves, write_curves
 from .metrics.image import IMAGE_METRICS, image_metrics
 from .metrics.pixel import INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit
 from .metrics.ranking import Metrics
@@ -33,7 +33,7 @@ from .report.output_files import map_paths, remove_files, write_map
 from .report.report import Report
 from .store.snapshot import TEXTS_TOGETHER
 from .store.source_images import content_digest
-from .system.atomic_files import output_errors
+from .system.atomic_files import output_errors, write_csv, write_json
 from .system.prefetch import batched
 
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)

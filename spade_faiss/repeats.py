@@ -18,9 +18,9 @@ from .evaluate import METRICS, Evaluation, means, with_settings
 from .extractors.registry import Extractor
 from .gallery.gallery import Gallery
 from .images.tiling import image_key
-from .metrics.curves import write_csv, write_curves, write_json
+from .metrics.curves import write_curves
 from .store.snapshot import TEXTS_TOGETHER, Snapshot
-from .system.atomic_files import output_errors
+from .system.atomic_files import output_errors, write_csv, write_json
 from .system.prefetch import batched
 
 Values = dict[str, float | None]

@@ -13,7 +13,7 @@ import click
 from ..detect.calibration import DEFAULT_FALSE_ALARMS, Calibration
 from ..detect.query_files import query_files, query_one_by_one
 from ..detect.stage_times import StageTimes
-from ..errors import ImageError, OptionError
+from ..errors import ImageError
 from ..gallery.gallery import Gallery
 from ..gallery.reader import GalleryReader
 from ..images.annotations import notes as annotation_notes
@@ -75,15 +75,10 @@ def calibrate_opened(opened: GalleryReader, flags: CalibrateFlags, write: Callab
 
     sample = flags.sample
     detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
-    try:
-        found = find_thresholds(
-            detector, flags.false_alarms, sample=sample.sample, group=sample.group, seed=sample.seed,
-            progress=not flags.quiet,
-        )  # fmt: skip
-    except OptionError as error:
-        if sample.sample is None or sample.sample >= len(opened):
-            raise
-        raise OptionError(str(error).replace("add normal images", "take a larger --sample")) from error
+    found = find_thresholds(
+        detector, flags.false_alarms, sample=sample.sample, group=sample.group, seed=sample.seed,
+        progress=not flags.quiet,
+    )  # fmt: skip
     write(found)
     images = len(Copies(opened.snapshot()).images())  # fewer than tiles
     if copies := min(sample.sample or images, images) - len(found.image_scores):

@@ -75,6 +75,7 @@ COMMANDS = {
     "make one with Cluster.create": "make one with cluster create",
     "make one with Gallery.create": "make one with build",
     "name that as test_normal": "name that as --test-normal",
+    "take a larger sample": "take a larger --sample",
     "sample, seed: expected": "--sample, --seed: expected",
     "add the present file (replace=True)": "add the present file, with add --replace",
     "build it from category.normal alone": "build it from the training images alone, with build --dataset",

@@ -59,7 +59,7 @@ def calibrate(
     snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)
     ids = Copies(snapshot).images()
     size = min(sampling.sample or len(ids), len(ids))
-    conformal_threshold(np.zeros(size), false_alarms)  # before hours are spent
+    conformal_threshold(np.zeros(size), false_alarms, sampled=size < len(ids))  # before hours are spent
     require_group(snapshot, group)
     # One run: another thread may write for as long as this takes.
     pipeline = detector.pipeline(snapshot, doubts=False)

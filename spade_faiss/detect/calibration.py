@@ -39,13 +39,16 @@ def images_needed(false_alarms: float) -> int:
     return math.ceil(1 / false_alarms - ROUNDING) - 1
 
 
-def conformal_threshold(scores: NDArray[np.float64], false_alarms: float, copies: int = 0) -> float:
+def conformal_threshold(
+    scores: NDArray[np.float64], false_alarms: float, copies: int = 0, sampled: bool = False
+) -> float:
     """Return the score of rank ceil((n + 1)(1 - alpha)) of n: a new normal score exceeds it with chance at most alpha.
 
     Args:
         scores: (n,), of images that all differ.
         false_alarms: alpha.
         copies: images that were left out as copies of these, for the error.
+        sampled: whether the gallery has more images than these, likewise.
 
     Raises:
         OptionError: alpha is not in (0, 1), or n is too small for it, with the n that it takes.
@@ -56,9 +59,10 @@ def conformal_threshold(scores: NDArray[np.float64], false_alarms: float, copies
     rank = max(1, math.ceil((n + 1) * (1 - false_alarms) - ROUNDING))
     if rank > n:
         found = f"{n} ({n + copies} images, {copies} of them copies of others)" if copies else str(n)
+        more = "take a larger sample" if sampled else "add normal images"
         raise OptionError(
             f"false_alarms {false_alarms:g}: expected at least {images_needed(false_alarms)} normal images "
-            f"to calibrate with, found {found}; add normal images, or ask for a rate of at least {_least_rate(n):.3g}"
+            f"to calibrate with, found {found}; {more}, or ask for a rate of at least {_least_rate(n):.3g}"
         )
     return float(np.sort(scores)[rank - 1])
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..system.atomic_files import output_errors, write_whole
+from ..system.atomic_files import output_errors, write_csv, write_json
 from .pixel import PixelMetrics
 from .ranking import Reals
 
@@ -90,15 +86,3 @@ def write_curves(folder: Path, categories: Mapping[str, Sequence[Curve]]) -> Non
             for point in zip(*points, strict=True)
         ]
         write_csv(folder / "curves.csv", [("category", "curve", "fpr", "value"), *rows])
-
-
-def write_json(path: Path, values: Any, indent: int | None = None) -> None:
-    """Write values as JSON; after an error, the file is as it was."""
-    write_whole(path, (json.dumps(values, indent=indent) + "\n").encode())
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as CSV in UTF-8, with escapes for names whose bytes are no text; after an error, it is as it was."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    write_whole(path, text.getvalue().encode(errors="backslashreplace"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import io
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -217,3 +219,15 @@ def _disk_errors(doing: str, kind: type[GalleryError | OutputError]) -> Iterator
             errno.EROFS: "it is on a read-only file system",
         }.get(number or 0)
         raise kind(f"{doing}: {reason}" + (f"; {advice}" if advice else "")) from error
+
+
+def write_json(path: Path, values: Any, indent: int | None = None) -> None:
+    """Write values as JSON; after an error, the file is as it was."""
+    write_whole(path, (json.dumps(values, indent=indent) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV in UTF-8, with escapes for names whose bytes are no text; after an error, it is as it was."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_whole(path, text.getvalue().encode(errors="backslashreplace"))

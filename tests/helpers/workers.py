@@ -8,10 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 import spade_faiss as sf
 from spade_faiss.arrays import Pixels
 from spade_faiss.extractors.toy import ToyExtractor
 from spade_faiss.options import Patches
+from tests.helpers.images import write_images
 
 BATCH = 2
 
@@ -55,3 +58,16 @@ def create(path: Path, images_a_shard: int = 4, patches: Patches = "stored") -> 
 
 def toy() -> sf.Extractor:
     return sf.load_extractor("toy", options=sf.FeatureOptions(batch_size=BATCH))
+
+
+def write_images_with_white(folder: Path, n: int, name: str) -> Path:
+    """Write n images, one of which a Moody extractor dislikes."""
+    write_images(folder, n)
+    Image.new("RGB", (40, 40), "white").save(folder / name)
+    return folder
+
+
+def moody_of(folder: Path, mood: str) -> Moody:
+    """Return an extractor in a mood."""
+    (folder / "mood").write_text(mood)
+    return Moody(folder)

@@ -10,23 +10,19 @@ from PIL import Image
 import spade_faiss as sf
 from spade_faiss.images.sources import find_images
 from spade_faiss.ingest.estimate import estimate
-from tests.helpers.images import write_images
-from tests.helpers.workers import Moody, create
+from tests.helpers.workers import Moody, create, moody_of, write_images_with_white
 
 WHITE = "000.png"  # whose features do not fit
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = write_images(tmp_path / "images", 5)
-    Image.new("RGB", (40, 40), "white").save(folder / WHITE)
-    return folder
+    return write_images_with_white(tmp_path / "images", 5, WHITE)
 
 
 @pytest.fixture
 def refusing(tmp_path: Path) -> Moody:
-    (tmp_path / "mood").write_text("refusing")
-    return Moody(tmp_path)
+    return moody_of(tmp_path, "refusing")
 
 
 @pytest.mark.usefixtures("forked_workers")

@@ -23,7 +23,7 @@ from spade_faiss.ingest.runs import runs_of
 from spade_faiss.options import Patches
 from tests.helpers.images import write_images
 from tests.helpers.processes import Program, run
-from tests.helpers.workers import BATCH, Moody, create, toy
+from tests.helpers.workers import BATCH, Moody, create, moody_of, toy, write_images_with_white
 
 pytestmark = pytest.mark.slow  # `make test-fast` leaves the module out
 
@@ -33,15 +33,12 @@ WHITE = "009.png"  # the image that a Moody extractor dislikes
 
 @pytest.fixture
 def moody(tmp_path: Path) -> Moody:
-    (tmp_path / "mood").write_text("good")
-    return Moody(tmp_path)
+    return moody_of(tmp_path, "good")
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = write_images(tmp_path / "images", 22)
-    Image.new("RGB", (40, 40), "white").save(folder / WHITE)
-    return folder
+    return write_images_with_white(tmp_path / "images", 22, WHITE)
 
 
 @pytest.fixture
