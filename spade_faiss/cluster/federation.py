@@ -146,5 +146,5 @@ class Federation(Detector):
         snapshot.members.look_again()
         pyramids = StoredPyramids(snapshot, self.search.verify_reads)
         return FederatedPipeline(
-            snapshot, self.extractor, settings or self._settings, pyramids, self._caches, self._trusted
+            snapshot, self.extractor, settings or self._settings, pyramids, self._caches, self.trusted
         )

@@ -10,6 +10,7 @@ from ..arrays import Ids
 from ..errors import OptionError
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
+from ..store.trusted import trusted_ids
 from .baseline import CHANCE, LogStats
 from .calibration import DEFAULT_FALSE_ALARMS, Calibration, conformal_threshold
 from .detector import Detector
@@ -54,7 +55,7 @@ def calibrate(
     >>> len(calibration.image_scores), bool(calibration.image_threshold == calibration.image_scores.max())
     (12, True)
     """
-    given, detector = detector, detector.uncalibrated()  # whose scale may be of an earlier commit
+    given, detector = detector, detector.uncalibrated()  # whose scale may be a calibration's
     detector.share_caches(given)
     snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)
     ids = Copies(snapshot).images()
@@ -72,7 +73,7 @@ def calibrate(
     scores = image_scores(pipeline, chosen, group, "calibrate", progress)
     found = Calibration(
         snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
-        pipeline.baseline,
+        pipeline.baseline, _excusing(detector, snapshot),
     )  # fmt: skip
     if found.ties:
         raise OptionError(
@@ -80,6 +81,13 @@ def calibrate(
         )
     _warn_of_odd_images(found, snapshot, chosen)
     return found
+
+
+def _excusing(detector: Detector, snapshot: Snapshot) -> tuple[str, ...]:
+    """Return the digests of the trusted images, where these make a difference."""
+    if (detector.search.kappa or 0) < 2 and not detector.search.leave_out:
+        return ()
+    return tuple(sorted(set(snapshot.digests(trusted_ids(snapshot, detector.trusted)))))
 
 
 def _warn_of_odd_images(found: Calibration, snapshot: Snapshot, chosen: Ids) -> None:

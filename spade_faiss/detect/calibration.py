@@ -10,6 +10,7 @@ out together, and have one score.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ FILE = "calibration.json"
 LOCK = "calibration.lock"
 FORMAT = "spade-faiss calibration"
 FORMAT_VERSION = 2
+METHOD = 2  # 1: wrong for groups of robust, and for wary with no more images than neighbours
 DEFAULT_FALSE_ALARMS = 0.01
 ROUNDING = 1e-9  # of a rank that is a whole number on paper
 
@@ -114,6 +116,8 @@ class Calibration:
         image_scores: (n,) float64, of normal images.
         map_maxima: (n,) float64, of their maps.
         baseline: of normal images, where the settings ask for one.
+        trusted: digests of the images that excused their like, see Gallery.trust.
+        method: how the scores were measured; a release that measures them otherwise has the next number.
 
     >>> calibration = sf.calibrate(detector, false_alarms=0.2)
     >>> calibration.false_alarms, calibration.image_scores.shape, calibration.generation == gallery.generation
@@ -127,6 +131,8 @@ class Calibration:
     image_scores: NDArray[np.float64]
     map_maxima: NDArray[np.float64]
     baseline: Baseline | None = None
+    trusted: tuple[str, ...] = ()
+    method: int = METHOD
 
     @cached_property
     def image_threshold(self) -> float:
@@ -161,6 +167,23 @@ class Calibration:
             return f"0 for {int((scores <= TINY).sum())}"
         if self._has_scale and threshold >= HUGE:
             return f"the ceiling, {HUGE:g}, for {int((scores >= HUGE).sum())}"
+        return None
+
+    def outdated(self, generation: int, trusted: Collection[str]) -> str | None:
+        """Return why the rate is not promised any more; None: it is.
+
+        Args:
+            generation: of the gallery.
+            trusted: digests of the images that excuse their like. More of them make no more false alarms.
+
+        >>> calibration = sf.calibrate(detector, false_alarms=0.2)
+        >>> calibration.outdated(gallery.generation, ()), calibration.outdated(99, ())
+        (None, 'it has changed since it was calibrated (generation 1, now 99)')
+        """
+        if generation != self.generation:
+            return f"it has changed since it was calibrated (generation {self.generation}, now {generation})"
+        if missing := len(set(self.trusted).difference(trusted)):
+            return f"{missing} of the {len(self.trusted)} images that were trusted then are not trusted now"
         return None
 
     def p_value(self, image_score: float) -> float:
@@ -246,6 +269,7 @@ class Calibration:
         """
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         values |= {name: getattr(self, name).tolist() for name in ("image_scores", "map_maxima")}
+        values["trusted"] = list(self.trusted)
         values["baseline"] = self.baseline.to_json() if self.baseline else None
         return values
 
@@ -260,7 +284,7 @@ class Calibration:
         Traceback (most recent call last):
         KeyError: 'image_scores'
         """
-        values = dict(values)
+        values = {"trusted": [], "method": 1, **values}  # which earlier releases did not name
         for name in ("image_scores", "map_maxima"):
             values[name] = np.array(values[name], np.float64)
             if values[name].ndim != 1 or not np.isfinite(values[name]).all():
@@ -270,6 +294,10 @@ class Calibration:
             raise ValueError("expected settings, and a rate of false alarms")
         if not (isinstance(values["generation"], int) and (group is None or isinstance(group, str))):
             raise ValueError("expected a generation, and a group that is text")
+        trusted, method = values["trusted"], values["method"]
+        if not (isinstance(trusted, list) and all(isinstance(one, str) for one in trusted) and isinstance(method, int)):
+            raise ValueError("expected a list of digests, and a number of the method")
+        values["trusted"] = tuple(trusted)
         values["baseline"] = Baseline.from_json(values["baseline"]) if values["baseline"] else None
         return cls(**values)
 

@@ -26,7 +26,7 @@ from . import measure_baseline, measure_doubts
 from .baseline import Baseline
 from .caches import Caches
 from .calibration import FILE as CALIBRATION
-from .calibration import Calibration
+from .calibration import METHOD, Calibration
 from .detection import Detection
 from .kept_baseline import identity_of, images_of
 from .known_baseline import KnownBaseline
@@ -38,6 +38,10 @@ from .settings import UNNAMED, Settings
 
 class Detector:
     """Compares images with a gallery of normal ones. Threads may share one, and so may processes, forked or spawned.
+
+    It judges by the calibration, and goes by the trusted images, that the gallery had when it was made. If the gallery
+    moves on to another commit, it warns that the calibration is of an earlier one; without a calibration, it measures
+    the scale of normal images again.
 
     >>> detector = sf.Detector(gallery, toy, sf.SearchOptions(k=5))
     >>> detector.query("test/000.png").neighbours.sq_distances.shape
@@ -82,7 +86,7 @@ class Detector:
         self._given = search, score
         self._calibrated = calibrated
         self._trusting = trusting
-        self._trusted = self._stored_trust() if trusting else {}
+        self.trusted = self._stored_trust() if trusting else {}
         found = self._stored_calibration() if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
@@ -91,6 +95,7 @@ class Detector:
         self._check_kappa(search)
         if self.search.tile_places == "same" and gallery.spec.tile is None:
             raise OptionError(f"tile_places: 'same' goes with a gallery of tiles, found {gallery.path} without")
+        self._told_of: int | None = None  # generation
         self.calibration = self._fitting(found)
         self._known = KnownBaseline(self.calibration.baseline if self.calibration else None)
         self._keeps_baseline = False
@@ -164,16 +169,28 @@ class Detector:
             theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in names) for of in named)
             self._tell(f"no verdicts: {self.gallery.path} was calibrated for {theirs}, not {ours}; calibrate again")
             return None
-        if found.generation != self.gallery.generation:
-            self._tell(
-                f"{self.gallery.path} has changed since it was calibrated (generation {found.generation}, now "
-                f"{self.gallery.generation}): its false-alarm rate is not promised any more; calibrate again"
-            )
+        if why := self._outdated(found, self.gallery.snapshot()):
+            self._tell(why)
         if found.baseline and not found.baseline.fits(self.gallery.spec.level_shapes):
             raise CorruptGalleryError(f"{self.gallery.path}: calibration of another pyramid; calibrate again")
+        if self._is_wrong(found):
+            self._tell(f"{self.gallery.path}: an earlier release calibrated it, and was wrong here; calibrate again")
         if ties := found.ties:  # an earlier release did not refuse them
             self._tell(f"verdicts tell nothing: {self.gallery.path}: {ties}; calibrate again")
         return found
+
+    def _is_wrong(self, found: Calibration) -> bool:
+        """Whether an earlier release made thresholds that are wrong; see METHOD."""
+        by_group = found.group is not None and self.score.positions == "damped"
+        is_small = bool(self.search.leave_out) and len(self.gallery) <= self.k
+        return found.method < METHOD and (by_group or is_small)
+
+    def _outdated(self, calibration: Calibration, snapshot: Snapshot) -> str | None:
+        """Return why the rate is not promised any more, once for each commit that follows another; None: it is."""
+        generation = snapshot.manifest.generation
+        is_told, self._told_of = generation == self._told_of, generation
+        why = None if is_told else calibration.outdated(generation, self.trusted.values())
+        return why and f"{self.gallery.path}: false alarms are not promised any more: {why}; calibrate again"
 
     def _tell(self, text: str) -> None:
         """Say what a user should know of the calibration: a warning, unless a subclass has another place for it."""
@@ -265,13 +282,15 @@ class Detector:
         self._keeps_baseline = True
         if not self.needs_baseline:
             return True
+        snapshot = self.gallery.snapshot()
         with self._lock:
-            self._known.take(partial(self._identity, self.gallery.snapshot()))
+            self._known.turn_to(snapshot.manifest)
+            self._known.take(partial(self._identity, snapshot))
             return self._known.has_doubts
 
     def _identity(self, snapshot: Snapshot) -> dict[str, Any]:
         images, k = self._images_of(snapshot), self._settings.k_of(len(snapshot))
-        return identity_of(snapshot.manifest, self.gallery.path, images, self.settings(), k, self._trusted)
+        return identity_of(snapshot.manifest, self.gallery.path, images, self.settings(), k, self.trusted)
 
     def _images_of(self, snapshot: Snapshot) -> dict[str, Any]:
         """Return what says which images are normal; see kept_baseline.images_of."""
@@ -282,13 +301,14 @@ class Detector:
             return None
         identity = partial(self._identity, snapshot) if self._keeps_baseline else None
         with self._lock:
+            self._known.turn_to(snapshot.manifest)
             return self._known.measured(lambda: self._pipeline(snapshot), doubts, identity)
 
     def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
         """Begin a run over a snapshot; settings: other than the detector's own."""
         pyramids = pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
         settings = settings or self._settings
-        return Pipeline(snapshot, self.extractor, settings, pyramids, self._caches, self._trusted)
+        return Pipeline(snapshot, self.extractor, settings, pyramids, self._caches, self.trusted)
 
     def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None, doubts: bool = True) -> Pipeline:
         """Return a run over one snapshot of the gallery, for several calls that must agree; None: the open one.
@@ -304,6 +324,8 @@ class Detector:
         [True, True]
         """
         snapshot = snapshot or self.gallery.snapshot()
+        if self.calibration and (why := self._outdated(self.calibration, snapshot)):
+            self._tell(why)
         baseline = self._baseline_of(snapshot, doubts)
         if k is None or k == self._settings.k_of(len(snapshot)):
             run = self._pipeline(snapshot).scored_by(baseline, self.calibration)

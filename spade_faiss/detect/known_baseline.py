@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import CorruptGalleryError, MemberError
+from ..store.manifest import Manifest
 from .baseline import Baseline
 from .kept_baseline import keep, read_kept
 from .measure_baseline import measure
@@ -14,7 +15,7 @@ from .pipeline import Pipeline
 
 
 class KnownBaseline:
-    """The baseline of one detector, which asks for it under a lock.
+    """The baseline of one detector at one commit of its gallery. The detector asks for it under a lock.
 
     Attributes:
         baseline: None: it was neither given nor measured yet.
@@ -23,10 +24,20 @@ class KnownBaseline:
 
     def __init__(self, given: Baseline | None) -> None:
         """Begin with a calibration's, which says all that is to be known; None: there is none."""
-        self.baseline = given
-        self.has_doubts = given is not None
-        self._generation: int | None = None  # at which it was measured; None: it was not
+        self._given = given
+        self._manifest: Manifest | None = None  # of the commit that it is of, unless it was given
+        self._forget()
+
+    def _forget(self) -> None:
+        self.baseline = self._given
+        self.has_doubts = self._given is not None
         self._is_kept = False
+
+    def turn_to(self, manifest: Manifest) -> None:
+        """Forget what was measured over another commit."""
+        if self._manifest != manifest:
+            self._manifest = manifest
+            self._forget()
 
     def take(self, identity: Callable[[], dict[str, Any]]) -> None:
         """Take what another process has kept, if nothing is known; see kept_baseline."""
@@ -40,24 +51,19 @@ class KnownBaseline:
         """Return the baseline; what is not known is measured first.
 
         Args:
-            begin: begins a run over the snapshot that is to be compared.
+            begin: begins a run over a snapshot of the commit.
             doubts: find out how much images are doubted.
             identity: of the baseline, by which other processes may share it; None: they may not.
         """
         if identity:
             self.take(identity)
         if self.baseline is None:
-            pipeline = begin()
-            self.baseline, self._generation = measure(pipeline), pipeline.snapshot.manifest.generation
+            self.baseline = measure(begin())
         if doubts and not self.has_doubts:
-            pipeline = begin().scored_by(self.baseline)
-            self.baseline, self.has_doubts = with_doubts_of_sample(pipeline), True
-            if self._generation != pipeline.snapshot.manifest.generation:
-                self._generation = None  # the sample and its doubts are of two commits
-        if identity and self.has_doubts and self._generation is not None and not self._is_kept:
+            self.baseline, self.has_doubts = with_doubts_of_sample(begin().scored_by(self.baseline)), True
+        if identity and self.has_doubts and self._given is None and not self._is_kept:
             self._is_kept = True
-            about = _told(identity)
-            if about is not None and about["generation"] == self._generation:
+            if (about := _told(identity)) is not None:
                 keep(about, self.baseline)
         return self.baseline
 

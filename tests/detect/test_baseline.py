@@ -128,6 +128,34 @@ def test_queries_never_change_the_scale(tmp_path: Path) -> None:
     assert scores[0] == scores[1]
 
 
+@pytest.mark.parametrize("recipe", ["robust", "wary"])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("change", ["add", "remove", "replace"])
+def test_the_scale_is_that_of_the_commit(tmp_path: Path, recipe: str, kept: bool, change: str) -> None:
+    """A detector whose gallery moves on finds what a new one does, and an earlier commit has its own scale still."""
+    options = sf.RECIPES[recipe].search, sf.RECIPES[recipe].score
+    normal, more = make_images(tmp_path / "normal", 12), make_images(tmp_path / "more", 4, seed=3)
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    old = sf.Detector(gallery, extractor, *options)
+    if kept:
+        old.keep_baseline()
+    earlier, [first] = gallery.snapshot(), old.query_batch([more / "002.png"])
+    if change == "remove":
+        gallery.remove(["001.png", "005.png", "006.png"])
+    else:
+        for number, path in enumerate(sorted(more.iterdir())):
+            path.rename(path.with_name(f"more-{number}.png" if change == "add" else f"0{number + 4:02}.png"))
+        gallery.add_images(more, extractor, replace=True)
+    test = make_images(tmp_path / "test", 1, seed=8) / "000.png"
+    if kept:
+        assert not old.keep_baseline()  # of another commit
+    found, expected = old.query(test), sf.Detector(gallery, extractor, *options).query(test)
+    assert found.image_score == expected.image_score
+    np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+    again = next(old.pipeline(earlier).stream([make_images(tmp_path / "again", 4, seed=3) / "002.png"]))
+    assert again.image_score == pytest.approx(first.image_score, rel=1e-6)
+
+
 def test_a_calibration_keeps_the_baseline(tmp_path: Path) -> None:
     normal = make_images(tmp_path / "normal", 12)
     gallery, extractor = make_gallery(tmp_path / "g", normal)
