@@ -28,7 +28,7 @@ from .metrics.curves import Curve, all_curves, write_curves
 from .metrics.image import IMAGE_METRICS, image_metrics
 from .metrics.pixel import INTEGRATION_LIMIT, PIXEL_METRICS, PixelMetrics, check_limit
 from .metrics.ranking import Metrics
-from .options import is_count
+from .options import is_count, make_plain
 from .report.output_files import map_paths, remove_files, write_map
 from .report.report import Report
 from .store.snapshot import TEXTS_TOGETHER
@@ -52,6 +52,7 @@ class EvaluationOptions:
     ignore_label: int | None = None  # pixels whose mask has this value count in no pixel metric, as 255 in Cityscapes
 
     def __post_init__(self) -> None:
+        make_plain(self)
         # Before the queries, which may take hours.
         check_limit(self.integration_limit)
         if self.metrics_size is not None and not is_count(self.metrics_size):
@@ -152,16 +153,18 @@ def evaluate(
 
     Raises:
         ImageError: test images that cannot be read, or masks that are missing or of another size, unless skipped.
-        OptionError: report, maps or `checked` with an iterable.
+        OptionError: report, maps or `checked` with an iterable; or a detector that searches suspicious images alone.
     """
     options = options or EvaluationOptions()
+    if detector.search.localise == "suspicious":
+        raise OptionError("localise: expected 'all', as metrics take the map of every image, found 'suspicious'")
     if not isinstance(category, Category):
         if report is not None or checked is not None or options.maps is not None:
             raise OptionError("report, maps, checked: expected a Category, whose images have names, found an iterable")
         return _evaluate_given(detector, category, options, progress)
     maps = map_paths(options.maps, category) if options.maps else {}
     if checked is None:
-        [checked] = check_categories([category], options, progress)
+        [checked] = check_categories([category], options, progress, [detector.gallery.spec.bits])
     remove_files(maps.values())  # also those of images that are skipped now
     tally = _Tally(category.name, options, category.masks)
     result = tally.result
@@ -223,7 +226,10 @@ def _evaluate_given(
 
 
 def check_categories(
-    categories: Sequence[Category], options: EvaluationOptions | None = None, progress: bool = False
+    categories: Sequence[Category],
+    options: EvaluationOptions | None = None,
+    progress: bool = False,
+    bits: Sequence[int | None] | None = None,
 ) -> list[Checked]:
     """Read all test images and masks of some categories, and warn of what looks wrong.
 
@@ -231,6 +237,8 @@ def check_categories(
         categories: all that will be evaluated.
         options: what to do about bad images and masks.
         progress: a bar on stderr, where that is a terminal.
+        bits: of each category's gallery, as `gallery.spec.bits`: images are read as the queries will read them. None:
+            the galleries chose none.
 
     Returns:
         what was found, by category; for `evaluate`.
@@ -240,7 +248,11 @@ def check_categories(
             counted, the first of them named.
     """
     options = options or EvaluationOptions()
-    checks = [check_category(one, content_digest, options.ignore_label, progress) for one in categories]
+    chosen = bits or [None] * len(categories)
+    checks = [
+        check_category(one, content_digest, options.ignore_label, progress, own)
+        for one, own in zip(categories, chosen, strict=True)
+    ]
     total = sum(len(category.test) for category in categories)
     problems = []
     for what, skips, allowed, reasons in (

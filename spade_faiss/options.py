@@ -41,6 +41,19 @@ def _check(ok: bool, name: str, expected: str, found: object) -> None:
         raise OptionError(f"{name}: expected {expected}, found {found!r}")
 
 
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: NumPy's numbers as Python's, a list as a tuple."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def make_plain(options: Any) -> None:
+    """Make the values of frozen options plain, before they are checked."""
+    for field in fields(options):
+        object.__setattr__(options, field.name, plain(getattr(options, field.name)))
+
+
 def is_count(value: object) -> bool:
     """Return whether a value is a whole number >= 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -62,14 +75,14 @@ def is_window(value: object) -> bool:
     return value is None or (isinstance(value, str) and value == "all")
 
 
-def _is_share(value: object) -> bool:
+def is_share(value: object) -> bool:
     """Return whether a value is a number above 0 and at most 1."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _as_size(value: Any) -> Any:
-    """Turn a side in pixels into a (height, width), and a list into a tuple."""
-    return (value, value) if is_count(value) else tuple(value) if isinstance(value, list) else value
+    """Turn a side in pixels into a (height, width)."""
+    return (value, value) if is_count(value) else value
 
 
 @dataclass(frozen=True)
@@ -127,12 +140,12 @@ class FeatureOptions:
     overlap: int | None = None  # px at least that neighbouring tiles share; None: 1/8 of a tile's shorter side
 
     def __post_init__(self) -> None:
+        make_plain(self)
         # From here on sizes are (height, width), however they were given.
         for name in ("image_size", "crop", "tile"):
             size = _as_size(getattr(self, name))
             _check(size is None or is_size(size), name, "pixels >= 1, a side or (height, width)", size)
             object.__setattr__(self, name, size)
-        object.__setattr__(self, "levels", tuple(self.levels) if isinstance(self.levels, list) else self.levels)
         _check(is_count(self.neighbourhood) and self.neighbourhood % 2 == 1, "neighbourhood", "odd", self.neighbourhood)
         _check(isinstance(self.count_include_pad, bool), "count_include_pad", "True or False", self.count_include_pad)
         known = (None, *get_args(Normalisation))
@@ -154,18 +167,15 @@ class FeatureOptions:
             and all(name and isinstance(name, str) for name in self.levels)
         )
         _check(self.levels is None or bool(named), "levels", "names of at least one level", self.levels)
-        object.__setattr__(self, "strides", tuple(self.strides))
-        rising = (
-            bool(self.strides) and all(map(is_count, self.strides)) and sorted(set(self.strides)) == [*self.strides]
-        )
+        strides = self.strides if isinstance(self.strides, tuple) else ()
+        rising = bool(strides) and all(map(is_count, strides)) and sorted(set(strides)) == [*strides]
         _check(rising, "strides", "pixels, ascending", self.strides)
         self._check_tokens()
 
     def _check_tokens(self) -> None:
         """Check what is for vision transformers only; see above."""
-        object.__setattr__(self, "blocks", tuple(self.blocks) if isinstance(self.blocks, list) else self.blocks)
         shares = self.blocks if isinstance(self.blocks, tuple) else ()
-        rising = bool(shares) and all(map(_is_share, shares)) and sorted(set(shares)) == [*shares]
+        rising = bool(shares) and all(map(is_share, shares)) and sorted(set(shares)) == [*shares]
         _check(self.blocks is None or rising, "blocks", "shares of the depth, above 0 to 1, ascending", self.blocks)
         _check(self.tokens in (None, *get_args(Tokens)), "tokens", "plain or normalised", self.tokens)
         known = (None, *get_args(ImageFeature))
@@ -219,6 +229,7 @@ class IndexOptions:
     device: str = "auto"  # auto (a GPU from 10 000 images on), cpu, cuda, cuda:N
 
     def __post_init__(self) -> None:
+        make_plain(self)
         _check(
             isinstance(self.kind, str) and bool(self.kind),
             "index",
@@ -284,6 +295,7 @@ class SearchOptions:
     localise: Localise = "all"  # suspicious: no patch search for images whose kNN score does not exceed the threshold
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("k", "kappa", "k_score", "nprobe"):
             value = getattr(self, name)
             _check(value is None or is_count(value), name, "a number >= 1", value)
@@ -300,15 +312,13 @@ class SearchOptions:
         )
         _check(self.metric in (None, *get_args(Metric)), "metric", "l2 or cosine", self.metric)
         _check(is_window(self.window), "window", WINDOWS, self.window)
-        if isinstance(self.window, np.generic):  # JSON takes no others than Python's numbers
-            object.__setattr__(self, "window", self.window.item())
         if isinstance(self.window, float) and self.window == 1:  # as a number it would equal one cell
             object.__setattr__(self, "window", "all")
         _check(self.matching in (None, *get_args(Matching)), "matching", "concatenated or by_level", self.matching)
         _check(self.tile_places in (None, *get_args(TilePlaces)), "tile_places", "any or same", self.tile_places)
         known = self.distinct is None or isinstance(self.distinct, bool)
         _check(known, "distinct", "True or False", self.distinct)
-        share = (self.leave_out in (None, 0) and self.leave_out is not False) or _is_share(self.leave_out)
+        share = (self.leave_out in (None, 0) and self.leave_out is not False) or is_share(self.leave_out)
         _check(share and (self.leave_out or 0) <= 0.5, "leave_out", "a share from 0 to 0.5", self.leave_out)
         _check(self.localise in get_args(Localise), "localise", "all or suspicious", self.localise)
         _check(self.engine in get_args(Engine), "engine", " or ".join(get_args(Engine)), self.engine)
@@ -342,6 +352,7 @@ class ScoreOptions:
     truncate: float | None = None  # sigmas at which the Gaussian is cut; None: as the recipe says, else 4
 
     def __post_init__(self) -> None:
+        make_plain(self)
         known = (None, *get_args(ImageScore))
         _check(self.image_score in known, "image_score", "knn, map_max, map or map_top", self.image_score)
         _check(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spade_faiss.errors import OptionError
@@ -24,7 +26,9 @@ def bad(options: type, name: str, values: list[Any]) -> list[Any]:
     [
         *bad(FeatureOptions, "image_size", NO_SIZES),
         *bad(FeatureOptions, "crop", NO_SIZES),
-        *bad(FeatureOptions, "levels", [()]),
+        *bad(FeatureOptions, "levels", [(), 3, "layer1"]),
+        *bad(FeatureOptions, "strides", [4, None, "4", (), (8, 4), (4, 4.5)]),
+        *bad(FeatureOptions, "blocks", [0.5, "0.5", ()]),
         *bad(FeatureOptions, "neighbourhood", [*NO_COUNTS, 2, 4]),
         *bad(FeatureOptions, "dtype", ["float64", "half", "", None]),
         *bad(FeatureOptions, "batch_size", [*NO_COUNTS, None]),
@@ -122,3 +126,26 @@ def test_crop_larger_than_the_image(image_size: Any, crop: Any) -> None:
 def test_a_recipes_description_under_its_earlier_name() -> None:
     for recipe in RECIPES.values():
         assert recipe.what == recipe.description == recipe.to_json()["what"]
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        (SearchOptions, {"k": 3, "kappa": 2, "k_score": 1, "nprobe": 4, "window": 5, "leave_out": 0.25}),
+        (SearchOptions, {"distinct": True, "verify_reads": False, "cache_bytes": 0, "window": 0.5}),
+        (ScoreOptions, {"min_region": 4, "sigma": 2.5, "truncate": 3}),
+        (IndexOptions, {"nlist": 2, "nprobe": 1, "train_images": 40, "recall": 0.5, "memory": 1024}),
+        (FeatureOptions, {"image_size": 64, "crop": 32, "neighbourhood": 3, "batch_size": 2, "bits": 12, "overlap": 0}),
+        (FeatureOptions, {"image_size": (64, 48), "strides": (4, 8), "blocks": (0.25, 1.0), "count_include_pad": True}),
+        (FeatureOptions, {"strides": [4, 8], "levels": ["layer1"]}),
+    ],
+)
+def test_numbers_of_numpy_are_taken_as_pythons(options: type, values: dict[str, Any]) -> None:
+    def of_numpy(value: Any) -> Any:
+        return [of_numpy(one) for one in value] if isinstance(value, (tuple, list)) else np.array([value])[0]
+
+    if "overlap" in values:
+        values["tile"] = 32
+    found, expected = options(**{name: of_numpy(value) for name, value in values.items()}), options(**values)
+    assert found == expected
+    json.dumps([getattr(found, name) for name in values])

@@ -156,8 +156,10 @@ def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, ope
             images = [*category.normal, *(ImageFile(sample.path, sample.key) for sample in category.test)]
             refuse_among_images(flags.output, [dataset] if dataset else [], images)
     paths = gallery_paths(gallery, categories)
+    bits = []  # of each gallery; a missing one is reported before hours are spent on the others
     for path in paths:
-        opened(path).close()  # a missing one is reported before hours are spent on the others
+        with opened(path) as one:
+            bits.append(one.spec.bits)
     if draws:
         from ..datasets.draws import draw
         from ..detect.calibration import conformal_threshold
@@ -169,7 +171,7 @@ def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, ope
                     conformal_threshold(np.zeros(len(normal)), flags.draw.false_alarms)
                 except OptionError as error:
                     raise OptionError(f"{category.name}: {error}") from error
-    checks = check_categories(categories, options, progress=not flags.quiet)  # as are bad images
+    checks = check_categories(categories, options, not flags.quiet, bits)  # as are bad images
     if flags.output is not None:
         clear_earlier_evaluation(flags.output)
     plans = [_Plan(*one, flags, options, opened) for one in zip(paths, categories, checks, strict=True)]

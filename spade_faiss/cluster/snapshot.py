@@ -114,4 +114,5 @@ class FederatedSnapshot(Snapshot):
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
     ) -> tuple[Ids, Array]:
         """See Snapshot."""
-        return self.members.search(self._as_queries(image_features), k, without, nprobe)
+        queries, k = self._as_search(image_features, k)
+        return self.members.search(queries, k, without, nprobe)

@@ -46,7 +46,11 @@ class _Look:
 
 
 def check_category(
-    category: Category, digest_of: Callable[[bytes], str], ignore_label: int | None = None, progress: bool = False
+    category: Category,
+    digest_of: Callable[[bytes], str],
+    ignore_label: int | None = None,
+    progress: bool = False,
+    bits: int | None = None,
 ) -> Checked:
     """Decode all test images and masks of a category, several at once while they fit reading.DECODE_BYTES.
 
@@ -55,6 +59,7 @@ def check_category(
         digest_of: the digest of a file's bytes.
         ignore_label: see Category.marks_of.
         progress: a bar on stderr, where that is a terminal.
+        bits: of the gallery that the images will be compared with, see decode: an image is read as its query reads it.
     """
     gate = decoding_gate()
 
@@ -64,7 +69,11 @@ def check_category(
         except ImageError as error:
             return _Look(image_error=str(error))
         with gate.room(image_bytes(content)):
-            return _look(category, sample, content, digest_of(content), ignore_label)
+            try:
+                pixels = decode(content, str(sample.path), bits)
+            except ImageError as error:
+                return _Look(image_error=str(error))
+            return _look(category, sample, pixels, digest_of(content), ignore_label)
 
     threads, checked = min(8, os.cpu_count() or 1), Checked()
     looks = read_ahead(category.test, look, threads, 2 * threads)
@@ -88,11 +97,7 @@ def check_category(
     return checked
 
 
-def _look(category: Category, sample: Sample, content: bytes, digest: str, ignore_label: int | None) -> _Look:
-    try:
-        pixels = decode(content, str(sample.path))
-    except ImageError as error:
-        return _Look(image_error=str(error))
+def _look(category: Category, sample: Sample, pixels: Pixels, digest: str, ignore_label: int | None) -> _Look:
     two_valued = _has_two_values(pixels)
     if not category.masks or not sample.anomalous:
         return _Look(digest, two_valued=two_valued)

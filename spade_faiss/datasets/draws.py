@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ..errors import OptionError
 from ..images.sources import ImageFile
-from ..options import is_count
+from ..options import is_count, is_share, make_plain
 from .category import Category
 
 Item = TypeVar("Item")
@@ -25,9 +25,10 @@ class Draws:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.shots is not None and not is_count(self.shots):
             raise OptionError(f"shots: expected a number of normal images >= 1, found {self.shots!r}")
-        if self.contaminate is not None and not 0 < self.contaminate < 1:
+        if self.contaminate is not None and not (is_share(self.contaminate) and self.contaminate < 1):
             raise OptionError(
                 f"contaminate: expected a share of the normal images in (0, 1), as 0.05, found {self.contaminate!r}"
             )

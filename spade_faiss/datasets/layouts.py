@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImageError, OptionError
+from ..images.suffixes import image_suffixes
 from ..options import is_count
 from .category import Category, few
 from .folder_layouts import (
@@ -45,6 +46,9 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {  # what sets are that are not
     "a class of DAGM 2007": (("Train/Label",), "copy photos and labels into folders for normal, abnormal and masks"),
     "Real3D-AD": (("train/*.pcd",), "it holds no photos"),
 }
+
+OTHERS = "for others, name the folders of normal and of abnormal images (from_folders, --normal and --abnormal)"
+NO_LAYOUT = "a gallery takes a folder of normal images without a layout (Gallery.add_images, build GALLERY FOLDER)"
 
 
 def open_dataset(path: str | Path, layout: str | None = None, **settings: int) -> list[Category]:
@@ -124,7 +128,10 @@ def _assumed(name: str, layout: str | None) -> str:
 
 def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
     """Return the layout's name, and the folders that have it: the root itself, else folders in it."""
-    inside = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    try:
+        inside = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    except OSError as error:
+        raise ImageError(f"{root}: folder cannot be listed: {error.strerror or error}") from error
     for folders in ([root], inside):
         found = {name: [path for path in folders if _fits(path, name)] for name in LAYOUTS if layout in (None, name)}
         if layout is None:
@@ -147,9 +154,23 @@ def _recognise(root: Path, layout: str | None) -> tuple[str, list[Path]]:
             if all(any(path.glob(pattern)) for pattern in patterns):
                 raise ImageError(f"{path}: expected a known layout, found {what}, which is not read; {advice}")
     known = (f"{name}: {' and '.join(LAYOUTS[name])}" for name in LAYOUTS if layout in (None, name))
+    images = _images_in(root)
+    held = [few(path.name for path in inside)] if inside or not images else []
+    if images:
+        held.append(f"{len(images)} image{'s' if len(images) > 1 else ''} directly in it ({few(images)})")
     raise ImageError(
         f"{root}: expected a data set, or a folder of categories, in a known layout ({'; '.join(known)}), found "
-        f"{few(path.name for path in inside)}; for others, name the folders of normal and of abnormal images"
+        f"{' and '.join(held)}; {f'{NO_LAYOUT}; {OTHERS}' if images else OTHERS}"
+    )
+
+
+def _images_in(folder: Path) -> list[str]:
+    """Return the names of the images that lie directly in a folder."""
+    suffixes = image_suffixes()
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
 
 

@@ -10,11 +10,12 @@ from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ImageError
-from ..images.decode import read_file
-from ..images.depth import BITS_PER_SAMPLE, white_is_zero
+from ..images.decode import content_of, read_file
+from ..images.depth import BITS_PER_SAMPLE, colour_samples, depth_of, white_is_zero
+from ..images.metadata import has_more_frames
 
 Bools = NDArray[np.bool_]
 MaskLike = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
@@ -66,20 +67,61 @@ def read_marks(
         ignore_label: pixels of this value are ignored: a grey value, or an index of a palette.
 
     Raises:
-        ImageError: the mask cannot be read, has another size, or is lossy and has labels to ignore; the message starts
-            with its path.
+        ImageError: the mask cannot be read, has another size, several pages, NaN, or marks in the lower half of 16-bit
+            colour; or it is lossy and has labels to ignore. The message starts with its path.
     """
     if frame is not None:
         labels = load_rows(path, None, 3)[frame]
         _check_size(str(path), labels.shape, image_size)
+        _refuse_nan(str(path), labels)
         return _without(Marks(np.asarray(labels > 0)), labels, ignore_label)
     content = read_file(path)
     try:
         image = Image.open(io.BytesIO(content))
-        lossy = _is_lossy(image, content)
+        lossy, pages = _is_lossy(image, content), has_more_frames(image)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: cannot be read: expected an image, found something that no decoder knows") from error
     except Exception as error:  # decoders raise nearly anything
         raise ImageError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
+    if pages:
+        raise ImageError(f"{path}: expected a mask of one page, found several; unite them in one")
+    if not lossy and _may_fit(image, image_size):
+        _refuse_lower_bits(image, content, str(path), ignore_label)
     return _marks_of_image(image, lossy, str(path), image_size, ignore_label)
+
+
+def _may_fit(image: Image.Image, image_size: tuple[int, int] | None) -> bool:
+    """Return whether a mask is to be decoded: nothing larger than the image is, which may have been turned."""
+    return image_size is None or sorted(image.size) == sorted(image_size)
+
+
+def _refuse_lower_bits(image: Image.Image, content: bytes, name: str, ignore_label: int | None) -> None:
+    """Refuse a mask of 16-bit colour that marks or labels in the lower 8 bits, which Pillow drops.
+
+    Raises:
+        ImageError: it is one, or cannot be read.
+    """
+    if image.mode[0] in "IF" or depth_of(image, content) is None:
+        return
+    advice = "save the mask as grey, or with 8 bits a channel"
+    if ignore_label is not None:
+        raise ImageError(
+            f"{name}: expected exact labels, as ignore_label={ignore_label} needs, found colours of 16 bits; {advice}"
+        )
+    try:
+        samples = colour_samples(content, image.format, name)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise nearly anything
+        raise ImageError(f"{name}: cannot be read: {str(error) or type(error).__name__}") from error
+    lost = samples[(samples > 0) & (samples < 256)]
+    if lost.size:
+        raise ImageError(f"{name}: expected colours of 16 bits to be 0 or at least 256, found {lost.min()}; {advice}")
+
+
+def _refuse_nan(name: str, labels: NDArray[Any]) -> None:
+    if np.isnan(labels).any():
+        raise ImageError(f"{name}: expected numbers, found NaN; replace it")
 
 
 def _marks_of_image(
@@ -92,13 +134,14 @@ def _marks_of_image(
     """
     size = image.size[::-1]
     try:
-        if image_size is None or sorted(size) == sorted(image_size):  # nothing larger than the image is decoded
+        if _may_fit(image, image_size):
             turned = _positive(image, ImageOps.exif_transpose(image))
             size = turned.size[::-1]
             labels, marks = _labels(turned), Marks(_marked(turned, lossy))
     except Exception as error:  # decoders raise nearly anything
         raise ImageError(f"{name}: cannot be read: {str(error) or type(error).__name__}") from error
     _check_size(name, size, image_size)
+    _refuse_nan(name, labels)
     if lossy and ignore_label is not None:
         raise ImageError(
             f"{name}: expected a lossless format, as ignore_label={ignore_label} needs exact labels, "
@@ -109,6 +152,8 @@ def _marks_of_image(
 
 def _positive(image: Image.Image, turned: Image.Image) -> Image.Image:
     """Return a turned mask with black as 0, also where white is 0 in a TIFF of 16 bits."""
+    if turned.mode == "La":  # grey times alpha, which Pillow converts to LA alone
+        return turned.convert("LA")
     if not white_is_zero(image):
         return turned
     tags: Any = image
@@ -131,14 +176,15 @@ def given_marks(mask: MaskLike, name: str, image_size: tuple[int, int], ignore_l
         return read_marks(Path(mask), None, image_size, ignore_label)
     name = f"{name}: its mask"
     if isinstance(mask, Image.Image):
-        lossy = mask.format in ("JPEG", "MPO", "AVIF")
+        lossy, content = mask.format in ("JPEG", "MPO", "AVIF"), content_of(mask)
+        if content is not None and not _is_lossy(mask, content) and _may_fit(mask, image_size):
+            _refuse_lower_bits(mask, content, name, ignore_label)
         return _marks_of_image(mask, lossy, name, image_size, ignore_label)
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "biuf":
         found = f"{mask.shape} {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise ImageError(f"{name}: expected a path, a PIL image or an (H, W) array, found {found}")
     _check_size(name, mask.shape, image_size)
-    if np.isnan(mask).any():
-        raise ImageError(f"{name}: expected numbers, found NaN; replace it")
+    _refuse_nan(name, mask)
     return _without(Marks(np.asarray(mask > 0)), mask, ignore_label)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..arrays import Ids
 from ..errors import OptionError
+from ..options import plain
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
 from ..store.trusted import trusted_ids
@@ -55,6 +56,7 @@ def calibrate(
     >>> len(calibration.image_scores), bool(calibration.image_threshold == calibration.image_scores.max())
     (12, True)
     """
+    false_alarms = plain(false_alarms)
     given, detector = detector, detector.uncalibrated()  # whose scale may be a calibration's
     detector.share_caches(given)
     snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)

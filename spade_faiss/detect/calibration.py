@@ -20,8 +20,9 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptGalleryError, OptionError
+from ..errors import CorruptGalleryError, GalleryNotFoundError, OptionError
 from ..object_store.address import refuse_address
+from ..options import plain
 from ..system.atomic_files import storage_errors, write_whole
 from ..system.sealed_json import read_format, sealed
 from .baseline import ALIKE, HUGE, TINY, Baseline
@@ -55,8 +56,8 @@ def conformal_threshold(
     Raises:
         OptionError: alpha is not in (0, 1), or n is too small for it, with the n that it takes.
     """
-    if not ROUNDING <= false_alarms < 1:
-        raise OptionError(f"false_alarms: expected a rate between 0 and 1, found {false_alarms}")
+    if not isinstance(false_alarms, (int, float)) or not ROUNDING <= false_alarms < 1:
+        raise OptionError(f"false_alarms: expected a rate between 0 and 1, found {false_alarms!r}")
     n = len(scores)
     rank = max(1, math.ceil((n + 1) * (1 - false_alarms) - ROUNDING))
     if rank > n:
@@ -178,7 +179,7 @@ class Calibration:
 
         >>> calibration = sf.calibrate(detector, false_alarms=0.2)
         >>> calibration.outdated(gallery.generation, ()), calibration.outdated(99, ())
-        (None, 'it has changed since it was calibrated (generation 1, now 99)')
+        (None, 'it has changed since it was calibrated (generation 2, now 99)')
         """
         if generation != self.generation:
             return f"it has changed since it was calibrated (generation {self.generation}, now {generation})"
@@ -217,8 +218,8 @@ class Calibration:
         >>> calibration.promising(0.1).image_threshold > calibration.image_threshold
         True
         """
-        found = replace(self, false_alarms=false_alarms)
-        conformal_threshold(found.image_scores, false_alarms)
+        found = replace(self, false_alarms=plain(false_alarms))
+        conformal_threshold(found.image_scores, found.false_alarms)
         if found.ties:
             raise OptionError(f"false_alarms {false_alarms:g}: {found.ties}; ask for another rate")
         return found
@@ -244,10 +245,11 @@ class Calibration:
         verdict = "anomalous" if regions else "normal"
         return Judgement(verdict, self.p_value(image_score), self.scaled(image_score), regions, labels, peak)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write calibration.json into the folder of the gallery; every Detector over it then gives verdicts.
 
         Raises:
+            GalleryNotFoundError: there is no such folder.
             GalleryError: the file cannot be written.
 
         >>> sf.calibrate(detector, false_alarms=0.2).write(gallery.path)
@@ -256,6 +258,9 @@ class Calibration:
         """
         values = {**self.to_json(), "format": FORMAT, "format_version": FORMAT_VERSION}
         refuse_address(folder)
+        folder = Path(folder)
+        if not folder.is_dir():  # the lock would make it
+            raise GalleryNotFoundError(f"{folder}: expected the folder of a gallery, found none")
         # Not the writer's lock, which may be held for hours; two at once would write the same temporary file.
         with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
             write_whole(folder / FILE, sealed(values))
@@ -302,7 +307,7 @@ class Calibration:
         return cls(**values)
 
     @classmethod
-    def read(cls, folder: Path) -> Calibration | None:
+    def read(cls, folder: str | Path) -> Calibration | None:
         """Read the calibration of a gallery; None if it has none.
 
         Raises:
@@ -311,7 +316,7 @@ class Calibration:
         >>> sf.Calibration.read(gallery.path) is None  # not calibrated yet
         True
         """
-        return cls.read_file(folder / FILE)
+        return cls.read_file(Path(folder) / FILE)
 
     @classmethod
     def read_file(cls, path: Path) -> Calibration | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ..arrays import Ids
@@ -14,9 +14,8 @@ from ..errors import CorruptGalleryError, NotEnoughImagesError, OptionError
 from ..extractors.registry import Extractor
 from ..gallery.reader import GalleryReader
 from ..images.inputs import ImageLike
-from ..images.sources import ImageFile
 from ..options import ScoreOptions, SearchOptions
-from ..pyramids.recomputed import pyramids_of
+from ..pyramids.recomputed import Places, places, pyramids_of
 from ..store.copies import Copies
 from ..store.snapshot import Snapshot
 from ..store.trusted import FILE as TRUSTED
@@ -55,7 +54,7 @@ class Detector:
         search: SearchOptions | None = None,
         score: ScoreOptions | None = None,
         calibrated: bool = True,
-        normal: Sequence[str | Path | ImageFile] = (),
+        normal: Places = (),
         trusting: bool = True,
     ) -> None:
         """Check that everything fits together.
@@ -82,7 +81,7 @@ class Detector:
         gallery.spec.require(extractor.spec, str(gallery.path))
         self.gallery = gallery
         self.extractor = extractor
-        self._normal = tuple(normal)
+        self._normal = places(normal)
         self._given = search, score
         self._calibrated = calibrated
         self._trusting = trusting
@@ -90,7 +89,7 @@ class Detector:
         found = self._stored_calibration() if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
         self.search, self.score = self._settings.search, self._settings.score
-        self._check_number_of_images()
+        self._check_number_of_images(len(gallery))
         self._settings.check(str(gallery.path), [(h, w) for _, h, w in gallery.spec.level_shapes])
         self._check_kappa(search)
         if self.search.tile_places == "same" and gallery.spec.tile is None:
@@ -125,8 +124,7 @@ class Detector:
     def _stored_trust(self) -> Trusted:
         return read_trusted_file(self.gallery.file(TRUSTED))
 
-    def _check_number_of_images(self) -> None:
-        n = len(self.gallery)
+    def _check_number_of_images(self, n: int) -> None:
         if not n:
             raise NotEnoughImagesError(f"{self.gallery.path}: expected normal images, found none; add some")
         for name, given in (("k", self.search.k), ("k_score", self.search.k_score)):
@@ -202,7 +200,8 @@ class Detector:
         >>> detector.uncalibrated().settings() == detector.settings()
         True
         """
-        given = self.gallery, self.extractor, self.search, self.score
+        search = replace(self.search, localise="all")  # without thresholds nothing is suspicious
+        given = self.gallery, self.extractor, search, self.score
         return type(self)(*given, calibrated=False, normal=self._normal, trusting=self._trusting)
 
     def share_caches(self, other: Detector) -> None:
@@ -324,6 +323,8 @@ class Detector:
         [True, True]
         """
         snapshot = snapshot or self.gallery.snapshot()
+        snapshot.manifest.spec.require(self.extractor.spec, str(self.gallery.path))  # another one may lie there now
+        self._check_number_of_images(len(snapshot))
         if self.calibration and (why := self._outdated(self.calibration, snapshot)):
             self._tell(why)
         baseline = self._baseline_of(snapshot, doubts)
@@ -383,9 +384,11 @@ class Detector:
 
         Raises:
             NotEnoughImagesError: there is no other image, or all are copies of one.
+            OptionError: an id that is not in the gallery.
 
         >>> [found] = detector.leave_one_out([0])
         >>> "000.png" in found.neighbours.keys
         False
         """
-        yield from self.pipeline().leave_one_out(ids, without)
+        pipeline = self.pipeline()
+        yield from pipeline.leave_one_out(pipeline.snapshot.present(list(ids)).tolist(), without)

@@ -108,32 +108,31 @@ Cell = tuple[TileMatches, int, int]  # of the finest grid: its tile, row and col
 
 
 def _worst_cell(detection: Detection, tiles: list[TileMatches], view: View, number: int) -> Cell:
-    """Return the cell with the highest score of those whose centre lies in a region; else that of its peak."""
+    """Return the cell whose centre has the highest score of those in a region; else that of its peak.
+
+    Distances alone do not say it: the scores may be damped, see ScoreOptions.positions.
+    """
     assert detection.judgement is not None
     assert detection.judgement.labels is not None
-    region = detection.judgement.labels == number
-    best: tuple[float, Cell] | None = None
+    within = np.where(detection.judgement.labels == number, detection.anomaly_map, -np.inf)
+    best, found = (-np.inf, 0.0), None
     for tile in tiles:
-        inside = cut(region, tile.box)
-        if not inside.any():
-            continue
-        scores = np.where(_at_centres(inside, tile, view), tile.sq_distances.mean(axis=2, dtype=np.float64), -np.inf)
+        scores = _at_centres(cut(within, tile.box), tile, view)
         row, column = divmod(int(scores.argmax()), scores.shape[1])
-        if scores[row, column] > (best[0] if best else -np.inf):
-            best = scores[row, column], (tile, row, column)
-    if best is None:
-        return _cell_at_maximum(np.where(region, detection.anomaly_map, -np.inf), tiles, view)
-    return best[1]
+        height = float(scores[row, column]), float(tile.sq_distances[row, column].mean())  # where tiles overlap
+        if height[0] > -np.inf and height > best:
+            best, found = height, (tile, row, column)
+    return found or _cell_at_maximum(within, tiles, view)
 
 
-def _at_centres(inside: NDArray[np.bool_], tile: TileMatches, view: View) -> NDArray[np.bool_]:
-    """Return for each cell of a tile whether the pixel at its centre is set in an (H, W) mask of the tile."""
+def _at_centres(scores: NDArray[Any], tile: TileMatches, view: View) -> NDArray[Any]:
+    """Return for each cell of a tile the score of the pixel at its centre, of the (H, W) scores of the tile."""
     size, (h, w) = tile.size, tile.sq_distances.shape[:2]
     cells = [view.cell_box(size, (h, w), row, 0) for row in range(h)]
     rows = [min(size[0] - 1, int((box[1] + box[3]) / 2)) for box in cells]
     cells = [view.cell_box(size, (h, w), 0, column) for column in range(w)]
     columns = [min(size[1] - 1, int((box[0] + box[2]) / 2)) for box in cells]
-    found: NDArray[np.bool_] = inside[np.ix_(rows, columns)]
+    found: NDArray[Any] = scores[np.ix_(rows, columns)]
     return found
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Ids
 from ..errors import NotEnoughImagesError, OptionError
-from ..options import is_count
+from ..options import is_count, make_plain
 from ..store.snapshot import TEXTS_TOGETHER, Snapshot
 from ..system.prefetch import batched
 from ..system.progress import progress_bar
@@ -30,17 +30,19 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         sample, seed = self.sample, self.seed
         if not (sample is None or is_count(sample)) or not (is_count(seed) or seed == 0):
             raise OptionError(f"sample, seed: expected whole numbers >= 1 and >= 0, found {sample} and {seed}")
 
 
 def draw(snapshot: Snapshot, sampling: Sampling) -> Ids:
-    """Return the ids of a seeded sample of normal images, or of all, ascending."""
-    ids = snapshot.ids()
+    """Return the ids of a seeded sample of normal images, or of all, ascending; of images in tiles, all tiles."""
+    tiles = snapshot.tiles
+    ids = snapshot.ids() if tiles is None else tiles.first_rows()
     size = min(sampling.sample or len(ids), len(ids))
     chosen: Ids = np.random.default_rng(sampling.seed).choice(ids, size, replace=False)
-    return np.sort(chosen)
+    return np.sort(chosen) if tiles is None else tiles.rows_of(tiles.image_of(chosen).tolist())
 
 
 def normal_scores(pipeline: Pipeline, chosen: Ids, group: str | None, what: str, progress: bool) -> NDArray[np.float64]:
@@ -155,6 +157,8 @@ def first_group(match: re.Match[str]) -> str:
 
 
 def _compiled(group: str) -> re.Pattern[str]:
+    if not isinstance(group, str):
+        raise OptionError(f"group: expected a regular expression as text, found {group!r}")
     try:
         return re.compile(group)
     except re.error as error:

@@ -98,7 +98,7 @@ def _decode_pil(image: bytes | Image.Image, name: str, bits: int | None) -> tupl
     try:
         if isinstance(image, bytes):
             return _decode_file(image, name, bits)
-        content = _content_of(image)
+        content = content_of(image)
         if content is not None:
             return _decode_file(content, name, bits)
         return _decode_opened(image, None, name, bits)
@@ -140,10 +140,10 @@ def _decode_file(content: bytes, name: str, bits: int | None) -> tuple[Pixels, F
         return found
 
 
-def _content_of(image: Image.Image) -> bytes | None:
+def content_of(image: Image.Image) -> bytes | None:
     """Return the file of a PIL image that is not loaded yet and may be deep; it has bits that Pillow would drop."""
     file, format = getattr(image, "fp", None), image.format
-    deep = format in ("JPEG2000", "PPM") or (format in ("PNG", "TIFF") and depth_of(image, None) is not None)
+    deep = format in ("JPEG2000", "PPM") or (format in ("PNG", "TIFF", "SGI") and depth_of(image, None) is not None)
     if file is None or not deep or not getattr(image, "tile", None) or image.tell() != 0:
         return None
     try:
@@ -186,6 +186,8 @@ def _decode_opened(image: Image.Image, content: bytes | None, name: str, bits: i
         samples = from_white(samples, significant) if negative else samples
     elif content is None:
         raise ImageError(f"{name}: expected a path or a file for 16-bit colour, of which PIL images keep 8 bits")
+    elif image.mode == "CMYK":  # its inks would be taken for red, green and blue
+        raise ImageError(f"{name}: expected grey or RGB of more than 8 bits a value, found CMYK; convert it to RGB")
     else:
         samples = _turned_samples(colour_samples(content, image.format, name), _turn_of_file(content, image, turn))
     high_byte = None if declared or bits else int(samples.max(initial=0)) >> 8
@@ -241,6 +243,8 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
         return to_8_bits(grey_samples(image, name), FULL, name, "")
     if image.mode == "F":
         raise ImageError(f"{name}: expected 8 or 16 bits a channel, found floating point; convert it to 8 or 16 bits")
+    if image.mode == "La":  # grey times alpha, which Pillow converts to LA alone
+        image = image.convert("LA")
     if "transparency" in image.info:  # without this step, Pillow warns
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

@@ -26,6 +26,9 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # TIFF's photometric interpretation
 
 Samples = NDArray[np.uint16]  # (H, W) or (H, W, 3)
 
+for _decoder in ("PIL", "tifffile"):  # they log what they also raise, and Python would print it beside our line
+    logging.getLogger(_decoder).addHandler(logging.NullHandler())
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -54,7 +57,14 @@ def depth_of(image: Image.Image, content: bytes | None) -> Depth | None:
     if image.format == "JPEG2000" and content is not None:
         bits = _jpeg2000_bits(content)
         return None if bits <= 8 else Depth() if bits == FULL else Depth(bits, "precision")
+    if image.format == "SGI":
+        return Depth() if _sgi_is_deep(image) else None
     return Depth() if image.mode.startswith("I") else None
+
+
+def _sgi_is_deep(image: Image.Image) -> bool:
+    """Return whether a file has 16 bits a value, by how Pillow will read it: it keeps the upper 8 in mode L or RGB."""
+    return any(tile[0] == "SGI16" or (tile[0] == "sgi_rle" and tile[3][-1] == 2) for tile in getattr(image, "tile", ()))
 
 
 def rawmode(image: Image.Image) -> str:
@@ -135,7 +145,9 @@ def colour_samples(content: bytes, format: str | None, name: str, bits: int = FU
         if samples.dtype == np.int16:  # JPEG 2000 may have signed values
             samples = (samples + np.int32(2 ** (_jpeg2000_bits(content) - 1))).astype(np.uint16)
     else:
-        raise ImageError(f"{name}: expected 16-bit colour as PNG, TIFF, PPM or JPEG 2000, found {format}; convert it")
+        raise ImageError(
+            f"{name}: expected PNG, TIFF, PPM or JPEG 2000, to read all 16 bits of a value, found {format}; convert it"
+        )
     return _without_alpha(samples, name)
 
 
@@ -209,7 +221,6 @@ def tiff_page(content: bytes) -> tuple[Any, Depth, int]:
     """
     import tifffile
 
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # it logs what it also raises
     page: Any = tifffile.TiffFile(io.BytesIO(content)).pages[0]
     bits = page.bitspersample
     if not isinstance(bits, int) or not 8 < bits <= FULL or page.sampleformat != 1:
@@ -228,8 +239,13 @@ def _tiff_samples(content: bytes, name: str, bits: int) -> Samples:
     samples = page.asarray(maxworkers=1)
     if page.planarconfig == 2 and samples.ndim == 3:  # channel by channel
         samples = np.moveaxis(samples, 0, -1)
-    if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
-        raise ImageError(f"{name}: expected grey or RGB of {page.bitspersample} bits, found {page.photometric}")
+    bands = samples.shape[2] if samples.ndim == 3 else 1
+    if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) or (bands > 2 and page.photometric != RGB):
+        found = getattr(page.photometric, "name", page.photometric)
+        raise ImageError(
+            f"{name}: expected grey of {page.bitspersample} bits, or colours with the photometric interpretation RGB, "
+            f"found {bands} bands with {found}; save those that are red, green and blue as RGB"
+        )
     samples = _without_alpha(samples, name)
     return from_white(samples, min(bits, page.bitspersample)) if page.photometric == WHITE_IS_ZERO else samples
 

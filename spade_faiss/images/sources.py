@@ -6,7 +6,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from pathlib import Path
 
 from ..errors import ImageError
@@ -82,8 +84,9 @@ def list_sources(sources: Sequence[str | Path | ImageFile]) -> Listing:
     """List the images of files and folders (searched to any depth), each folder in the order of its keys.
 
     In folders, images are the files with a suffix that Pillow knows here; see image_suffixes. What is hidden, what a
-    NAS or a system has put there, and results and galleries of this program are passed over and counted. An ImageFile
-    is kept as it is. A file that two sources hold is listed once. If two files would have the same key, all keys are
+    NAS or a system has put there, and results and galleries of this program are passed over and counted. Links are
+    followed: a folder with two names is listed under both, but once where links lead in a circle. An ImageFile is kept
+    as it is. A file that two sources hold is listed once. If two files would have the same key, all keys are
     paths from the nearest folder that holds all sources.
 
     Args:
@@ -121,6 +124,7 @@ class _Places:
         self._sources: list[Path | None] = []  # that each image was found in; None: given as an ImageFile
         self._known: dict[str, int] = {}  # absolute path -> number of the image
         self._roots: dict[Path, str] = {}  # source -> its real path
+        self._given: dict[str, ImageFile] = {}  # by key
 
     def add(self, image: ImageFile, source: Path | None) -> None:
         """Add an image, unless another source has its file already."""
@@ -132,8 +136,10 @@ class _Places:
             if path in self._known:
                 return
             self._known[path] = len(self._images)
-        elif image in self._images[-1:]:
+        elif self._given.get(image.key) == image:
             return
+        else:
+            self._given[image.key] = image
         self._images.append(image)
         self._sources.append(source)
 
@@ -246,6 +252,7 @@ class _Folder:
     key: str  # of its images, up to their names
     real: str
     above: tuple[str, ...]  # real paths of the folders above it, for links that lead back
+    known: frozenset[str] = frozenset()  # real paths that are not listed again, as a link of a circle led here
 
 
 class _Walk:
@@ -257,6 +264,9 @@ class _Walk:
         self.unlisted: list[Unlisted] = []
         self._images: list[ImageFile] = []
         self._suffixes = image_suffixes()
+        self._listed: set[str] = set()  # real paths
+        self._back: list[tuple[int, str, _Folder]] = []  # what links of a circle lead to: a heap by depth and key
+        self._inner_folders: dict[str, list[str]] = {}  # of a folder, all as real paths
 
     def images(self) -> list[ImageFile]:
         """Return the images in the order of their keys.
@@ -265,8 +275,9 @@ class _Walk:
             ImageError: the folder itself cannot be listed. One below it that cannot is unlisted.
         """
         todo = [_Folder(str(self.source), "", os.path.realpath(self.source), ())]
-        while todo:
+        while todo := todo or self._not_yet_listed():
             folder = todo.pop()
+            self._listed.add(folder.real)
             try:
                 with os.scandir(folder.path) as found:
                     entries = sorted(found, key=lambda entry: entry.name)
@@ -311,13 +322,49 @@ class _Walk:
         if name.startswith("."):
             self.passed_over.add(why.HIDDEN, name)
             return []
-        real = f"{folder.real}/{name}"
+        real, above = f"{folder.real}/{name}", (folder.real, *folder.above)
         if entry.is_symlink() or os.name == "nt":
             real = os.path.realpath(entry.path)
-            if real in (folder.real, *folder.above):
-                self.passed_over.add(why.LOOPS, name)
-                return []
-        return [_Folder(entry.path, f"{folder.key}{name}/", real, (folder.real, *folder.above))]
+        if real in above or real in folder.known:
+            self.passed_over.add(why.LOOPS, name)
+            return []
+        inner = _Folder(entry.path, f"{folder.key}{name}/", real, above, folder.known)
+        if entry.is_symlink() and self._leads_to(real, folder.real):
+            heappush(self._back, (inner.key.count("/"), inner.key, inner))
+            return []
+        return [inner]
+
+    def _not_yet_listed(self) -> list[_Folder]:
+        """Return the next folder that only links of a circle lead to, at the end of all others; none is left: []."""
+        while self._back:
+            _, _, folder = heappop(self._back)
+            if folder.real not in self._listed:
+                return [replace(folder, known=frozenset(self._listed))]
+            self.passed_over.add(why.LOOPS, Path(folder.path).name)
+        return []
+
+    def _leads_to(self, start: str, goal: str) -> bool:
+        """Return whether folders and links lead from one folder to another, both real paths."""
+        todo, seen = [start], {start}
+        while todo:
+            for inner in self._folders_in(todo.pop()):
+                if inner == goal:
+                    return True
+                if inner not in seen:
+                    seen.add(inner)
+                    todo.append(inner)
+        return False
+
+    def _folders_in(self, real: str) -> list[str]:
+        """Return the real paths of the folders in a folder that would be searched; what cannot be listed has none."""
+        if real not in self._inner_folders:
+            found = self._inner_folders[real] = []
+            with suppress(OSError), os.scandir(real) as entries:
+                for entry in entries:
+                    with suppress(OSError):  # a link to itself
+                        if not entry.name.startswith(".") and not system_folder(entry.name) and entry.is_dir():
+                            found.append(os.path.realpath(entry.path) if entry.is_symlink() else entry.path)
+        return self._inner_folders[real]
 
     def _take(self, folder: _Folder, entry: os.DirEntry[str], own: bool) -> None:
         """Take a file if it is an image; `own`: it lies in a folder that this program has written."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..arrays import Pixels
 from ..errors import FeatureError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
@@ -84,13 +85,25 @@ def _block(images: list[ReadImage], extractor: Extractor) -> Block:
     keys = [tiling.keys(image.file.key, image.size) for image in images]
     owners = [image for image, own in zip(images, keys, strict=True) for _ in own]
     views = [view for image in images for view in image.views or ()]
-    parts = [extractor.extract(some) for some in batched(views, extractor.batch_size)]
+    parts = [_fitting(some, extractor) for some in batched(views, extractor.batch_size)]
     return Block(
         [key for own in keys for key in own],
         parts[0] if len(parts) == 1 else _joined(parts),
         [image.digest for image in owners],
         [absolute(image.file) for image in owners],
     )
+
+
+def _fitting(views: list[Pixels], extractor: Extractor) -> Features:
+    """Extract views together, and check the features here, where it is known whose they are.
+
+    Raises:
+        FeatureError: features of another number of images, of other shapes, NaN, infinity or too large for the gallery.
+    """
+    features = extractor.spec.cast(extractor.extract(views))
+    if len(features) != len(views):
+        raise FeatureError(f"extractor {extractor.spec.name}: expected features of {len(views)}, found {len(features)}")
+    return features
 
 
 def _joined(parts: list[Features]) -> Features:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FeatureError, OptionError
+from ..options import is_share
 from .ranking import (
     Counts,
     Keys,
@@ -233,7 +234,7 @@ class PixelMetrics:
 
 def check_limit(integration_limit: float) -> None:
     """Raise an OptionError unless AUPRO can be integrated up to that FPR."""
-    if not 0 < integration_limit <= 1:
+    if not is_share(integration_limit):
         raise OptionError(f"integration_limit: expected an FPR in (0, 1], found {integration_limit!r}")
 
 

@@ -27,6 +27,14 @@ ADVICE = (
 )
 
 
+Places = str | Path | ImageFile | Sequence[str | Path | ImageFile]  # of image files: folders, or the files
+
+
+def places(given: Places) -> tuple[str | Path | ImageFile, ...]:
+    """Return places of image files, of which one may be given by itself."""
+    return (given,) if isinstance(given, (str, Path, ImageFile)) else tuple(given)
+
+
 class RecomputedPyramids:
     """Re-extracts the levels of a snapshot's images from their files. Threads may share one."""
 
@@ -70,9 +78,7 @@ class RecomputedPyramids:
             raise _source_error(self._snapshot, row_id, error) from error
 
 
-def pyramids_of(
-    snapshot: Snapshot, extractor: Extractor, normal: Sequence[str | Path | ImageFile] = (), verify: bool = True
-) -> PyramidSource:
+def pyramids_of(snapshot: Snapshot, extractor: Extractor, normal: Places = (), verify: bool = True) -> PyramidSource:
     """Return the reader of a snapshot's levels: from its shards, or from the image files.
 
     Args:
@@ -86,7 +92,7 @@ def pyramids_of(
     return RecomputedPyramids(snapshot, extractor, _source_images(snapshot, normal))
 
 
-def missing_sources(snapshot: Snapshot, normal: Sequence[str | Path | ImageFile] = ()) -> list[tuple[int, SourceError]]:
+def missing_sources(snapshot: Snapshot, normal: Places = ()) -> list[tuple[int, SourceError]]:
     """Return the ids of images whose files are missing or have changed, each with its error.
 
     A gallery that stores levels needs no files: nothing is missing.
@@ -107,7 +113,8 @@ def missing_sources(snapshot: Snapshot, normal: Sequence[str | Path | ImageFile]
     return [(row_id, error) for row_id, error in found if error is not None]
 
 
-def _source_images(snapshot: Snapshot, normal: Sequence[str | Path | ImageFile]) -> SourceImages:
+def _source_images(snapshot: Snapshot, normal: Places) -> SourceImages:
+    normal = places(normal)
     folders = [Path(place) for place in normal if not isinstance(place, ImageFile)]
     return SourceImages(snapshot, folders, [place for place in normal if isinstance(place, ImageFile)])
 

@@ -20,6 +20,7 @@ from ..arrays import Array, Ids
 from ..errors import FeatureError, OptionError
 from ..images.keys import other_forms
 from ..images.tiling import image_key
+from ..options import is_count, plain
 from ..system.forks import remember
 from ..system.prefetch import batched
 from . import level_reader
@@ -265,22 +266,46 @@ class Snapshot:
         self, image_features: Array, k: int, without: Ids | None = None, nprobe: int | None = None
     ) -> tuple[Ids, Array]:
         """Find the k nearest images; see Gallery.search."""
-        queries = self._as_queries(image_features)
+        queries, k = self._as_search(image_features, k)
         return self.indexes.image_index().search(
             queries, k, without, nprobe, self.removed_mask if self.manifest.removed else None
         )
 
-    def _as_queries(self, image_features: Array) -> Array:
-        d = self.manifest.spec.image_dim
+    def _as_search(self, image_features: Array, k: int) -> tuple[Array, int]:
+        """Return queries in float32, and the number of their neighbours as Python's.
+
+        Raises:
+            FeatureError: another shape, or values that are not finite.
+            OptionError: k is no number of images.
+        """
+        d, k = self.manifest.spec.image_dim, plain(k)
         queries = np.asarray(image_features)
         if queries.ndim != 2 or queries.shape[1] != d or queries.dtype.kind != "f":
             raise FeatureError(f"image features: expected (m, {d}) floats, found {queries.shape} {queries.dtype}")
+        with np.errstate(over="ignore"):
+            queries = queries.astype(np.float32, copy=False)
         if not np.isfinite(queries).all():
-            raise FeatureError("image features: expected finite values, found NaN or infinity")
-        return queries
+            raise FeatureError("image features: expected finite values in float32, found NaN or infinity")
+        if not is_count(k):
+            raise OptionError(f"k: expected a number >= 1, found {k!r}")
+        return queries, k
+
+    def present(self, ids: Sequence[int] | Ids) -> Ids:
+        """Return ids that a user gives as an array.
+
+        Raises:
+            OptionError: one that is not in the gallery, or was removed.
+        """
+        checked = self._checked(ids)
+        if gone := checked[self.removed_mask[checked]].tolist() if self.manifest.removed else []:
+            raise OptionError(f"ids: expected those of images in {self.folder}, found {gone[0]}, which was removed")
+        return checked
 
     def _checked(self, ids: Sequence[int] | Ids) -> Ids:
-        checked = np.asarray(ids, np.int64)
+        given = np.asarray(ids)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise OptionError(f"ids: expected whole numbers, found {ids!r}"[:200])
+        checked = given.astype(np.int64, copy=False)
         for row_id in checked[(checked < 0) | (checked >= self._starts[-1])]:
             self._locate(row_id)
         return checked

@@ -6,13 +6,14 @@ import io
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, features
 from scipy import ndimage
 
-from spade_faiss.datasets.masks import read_marks
+from spade_faiss.datasets.masks import given_marks, read_marks
 from spade_faiss.errors import ImageError
 from spade_faiss.metrics.pixel import PixelMetrics
 
@@ -236,3 +237,96 @@ def test_a_mask_cut_short_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(buffer.getvalue()[:60])
     with pytest.raises(ImageError, match="cannot be read"):
         read_marks(tmp_path / "m.png")
+
+
+# --- what Pillow would drop of a mask --------------------------------------------------------------------------------
+
+MARK = np.zeros((24, 32), np.uint16)
+MARK[:4, :4] = 1
+
+
+def deep_mask(path: Path, value: int, kind: str) -> Path:
+    """Write a mask of 16-bit colour, or of grey and alpha, with 16 pixels of a value."""
+    grey = MARK * np.uint16(value)
+    if kind == "PNG grey and alpha":
+        path.write_bytes(imagecodecs.png_encode(np.dstack([grey, np.full_like(grey, 65535)])))
+    elif kind == "PNG":
+        path.write_bytes(imagecodecs.png_encode(np.dstack([grey, np.zeros_like(grey), grey])))
+    else:
+        tifffile.imwrite(path, np.dstack([grey] * 3), photometric="rgb")
+    return path
+
+
+@pytest.mark.parametrize("value", [1, 3, 128, 255])
+@pytest.mark.parametrize("kind", ["PNG", "PNG grey and alpha", "TIFF"])
+def test_low_marks_in_16_bit_colour_are_not_lost(tmp_path: Path, value: int, kind: str) -> None:
+    """Pillow keeps the upper 8 bits: such a mask marked nothing, in silence."""
+    path = deep_mask(tmp_path / "mask", value, kind)
+    said = rf"expected colours of 16 bits to be 0 or at least 256, found {value}; save the mask as grey"
+    with pytest.raises(ImageError, match=said) as caught:
+        read_marks(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    with pytest.raises(ImageError, match=said), Image.open(path) as opened:
+        given_marks(opened, "part 7", (24, 32))
+
+
+@pytest.mark.parametrize("value", [256, 4095, 65535])
+@pytest.mark.parametrize("kind", ["PNG", "PNG grey and alpha", "TIFF"])
+def test_high_marks_in_16_bit_colour_count(tmp_path: Path, value: int, kind: str) -> None:
+    path = deep_mask(tmp_path / "mask", value, kind)
+    assert np.array_equal(read_marks(path).anomalous, MARK > 0)
+    with Image.open(path) as opened:
+        assert np.array_equal(given_marks(opened, "part 7", (24, 32)).anomalous, MARK > 0)
+    with pytest.raises(ImageError, match="expected exact labels, as ignore_label=255 needs, found colours of 16 bits"):
+        read_marks(path, ignore_label=255)
+    with pytest.raises(ImageError, match="expected 8 x 8 pixels"):  # a mask that cannot fit is not decoded
+        read_marks(path, image_size=(8, 8))
+
+
+def test_damaged_16_bit_colour(tmp_path: Path) -> None:
+    path = deep_mask(tmp_path / "mask", 65535, "PNG")
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ImageError, match=r"mask: cannot be read: "):
+        read_marks(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_is_no_mark_and_no_background(tmp_path: Path, dtype: str) -> None:
+    values = np.where(MARK > 0, np.nan, 0).astype(dtype)
+    with pytest.raises(ImageError, match="expected numbers, found NaN"):
+        given_marks(values, "part 7", (24, 32))
+    np.save(tmp_path / "video.npy", np.stack([np.zeros((24, 32), dtype), values]))
+    assert not read_marks(tmp_path / "video.npy", frame=0).anomalous.any()
+    with pytest.raises(ImageError, match=r"video\.npy: expected numbers, found NaN"):
+        read_marks(tmp_path / "video.npy", frame=1)
+    if dtype == "float32":
+        tifffile.imwrite(tmp_path / "mask.tif", values)
+        with pytest.raises(ImageError, match=r"mask\.tif: expected numbers, found NaN"):
+            read_marks(tmp_path / "mask.tif")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png"])
+def test_a_mask_of_several_pages_is_refused(tmp_path: Path, suffix: str) -> None:
+    """A page for each defect: those after the first were not read, in silence."""
+    pages = [Image.fromarray((turned * 255).astype(np.uint8)) for turned in (MARK, MARK[::-1], MARK[:, ::-1])]
+    path = tmp_path / f"mask.{suffix}"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with pytest.raises(ImageError, match=r"expected a mask of one page, found several; unite them in one$"):
+        read_marks(path)
+    pages[0].save(path, save_all=True)
+    assert np.array_equal(read_marks(path).anomalous, MARK > 0)
+
+
+def test_grey_times_alpha_is_a_mask(tmp_path: Path) -> None:
+    samples = np.dstack([MARK * 200, np.full_like(MARK, 255)]).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "mask.tif", samples, photometric="minisblack", extrasamples=["assocalpha"])
+    assert np.array_equal(read_marks(tmp_path / "mask.tif").anomalous, MARK > 0)
+
+
+@pytest.mark.parametrize("content", [b"GIF89 no image", b"II*\0" + bytes(9)])
+def test_a_mask_that_no_decoder_knows_is_named_once(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mask.png").write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        read_marks(tmp_path / "mask.png")
+    assert str(caught.value).startswith(f"{tmp_path / 'mask.png'}: cannot be read: ")
+    assert "BytesIO" not in str(caught.value)

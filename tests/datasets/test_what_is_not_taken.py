@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from spade_faiss.datasets.folders import from_folders
-from spade_faiss.datasets.layouts import open_dataset
+from spade_faiss.datasets.layouts import LAYOUTS, open_dataset
+from tests.helpers.command_line import Spade
 from tests.helpers.datasets import Build, kolektor_sdd, loco, mvtec, paint, paint_all, real_iad, refusal
 
 
@@ -63,3 +64,43 @@ def test_mask_of_real_iad_that_is_no_text(tmp_path: Path) -> None:
     table["test"][1]["mask_path"] = 3
     path.write_text(json.dumps(table))
     assert refusal(tmp_path).startswith(f"{path}: expected lists train and test")
+
+
+# --- folders of images without a layout -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("layout", [None, "mvtec", "visa"])
+def test_images_without_a_layout_are_counted(tmp_path: Path, count: int, layout: str | None) -> None:
+    names = [f"{number}.{suffix}" for number, suffix in enumerate(("png", "JPG", "bmp", "tif", "webp")[:count])]
+    paint_all(tmp_path, *names)
+    (tmp_path / "notes.txt").touch()
+    paint_all(tmp_path, ".hidden.png")
+    said = refusal(tmp_path, layout)
+    found = {1: "1 image directly in it (0.png)", 3: "3 images directly in it (0.png, 1.JPG, 2.bmp)"}
+    assert f", found {found.get(count, '5 images directly in it (0.png, 1.JPG, 2.bmp and 2 more)')}; " in said
+    assert f"{layout or 'kolektor_sdd2'}: {' and '.join(LAYOUTS[layout or 'kolektor_sdd2'])}" in said
+    assert "images without a layout (Gallery.add_images, build GALLERY FOLDER); for others, " in said
+
+
+def test_images_beside_folders_without_a_layout_are_counted(tmp_path: Path) -> None:
+    paint_all(tmp_path, "0.png", "1.png", "fine/0.png", "odd/0.png")
+    assert ", found fine, odd and 2 images directly in it (0.png, 1.png); " in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["build", "g", "--dataset"], ["evaluate", "g"], ["evaluate", "g", "--shots", "2"]])
+def test_the_command_line_says_what_to_run_instead(tmp_path: Path, words: list[str], spade: Spade) -> None:
+    paint_all(tmp_path / "parts", "0.png", "1.png")
+    run = spade(*words, tmp_path / "parts")
+    assert (run.status, run.out, run.err.count("\n")) == (1, "", 1)
+    assert ", found 2 images directly in it (0.png, 1.png); " in run.err
+    assert "images without a layout (Gallery.add_images, build GALLERY FOLDER); for others, " in run.err
+    assert run.err.endswith("of normal and of abnormal images (from_folders, --normal and --abnormal)\n")
+
+
+def test_a_data_set_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    assert refusal(tmp_path) == f"{tmp_path}: folder cannot be listed: Permission denied"

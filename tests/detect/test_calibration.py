@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -319,6 +322,46 @@ def test_a_gallery_of_one_image(tmp_path: Path) -> None:
         sf.calibrate(sf.Detector(gallery, extractor), 0.1)
     with pytest.raises(sf.NotEnoughImagesError):
         sf.calibrate(sf.Detector(gallery, extractor), 0.5)
+
+
+def test_a_detector_of_suspicious_images_can_be_calibrated_again(tmp_path: Path, normal: Path) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    first = sf.calibrate(sf.Detector(gallery, extractor), 0.2)
+    first.write(gallery.path)
+    detector = sf.Detector(gallery, extractor, sf.SearchOptions(localise="suspicious"))
+    assert sf.calibrate(detector, 0.2).to_json() == first.to_json()
+    assert detector.uncalibrated().query(normal / "000.png").is_searched
+
+
+@pytest.mark.parametrize("rate", [np.float32(0.2), np.float64(0.2), "0.2", None, 0, 1, True, float("nan")])
+def test_a_rate_is_a_number_that_can_be_written(tmp_path: Path, normal: Path, rate: Any) -> None:
+    gallery, extractor = make_gallery(tmp_path / "g", normal)
+    detector = sf.Detector(gallery, extractor)
+    if not isinstance(rate, np.generic):
+        for wrong in (lambda: sf.calibrate(detector, rate), lambda: sf.calibrate(detector, 0.2).promising(rate)):
+            with pytest.raises(sf.OptionError, match="false_alarms: expected a rate between 0 and 1, found"):
+                wrong()
+        return
+    found = sf.calibrate(detector, rate)
+    found.promising(rate).write(str(gallery.path))
+    again = sf.Calibration.read(str(gallery.path))
+    assert again is not None
+    assert again.false_alarms == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("group", [re.compile("0"), 3, b"0", ["0"]])
+def test_a_group_is_a_text(tmp_path: Path, normal: Path, group: Any) -> None:
+    detector = sf.Detector(*make_gallery(tmp_path / "g", normal))
+    for ask in (partial(sf.calibrate, false_alarms=0.2), sf.find_suspects):
+        with pytest.raises(sf.OptionError, match="group: expected a regular expression as text, found"):
+            ask(detector, group=group)
+
+
+def test_no_calibration_is_written_where_no_gallery_is(tmp_path: Path) -> None:
+    found = Calibration(1, {}, 0.5, None, np.ones(3), np.ones(3))
+    with pytest.raises(sf.GalleryNotFoundError, match=r"typo\.gallery: expected the folder of a gallery, found none"):
+        found.write(tmp_path / "typo.gallery")
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_suspicious_images_are_localised(tmp_path: Path, normal: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.detect.calibration import Judgement
 from spade_faiss.detect.explanation import Match, correspondences, match_arrays
 from spade_faiss.detect.regions import find_regions
 from spade_faiss.images.view import View
+from tests.helpers.galleries import make_gallery
 
 VIEW = View((8, 8), (8, 8))
 THRESHOLD = 5.0
@@ -110,3 +113,34 @@ def test_match_arrays_need_no_pickle(cells: np.ndarray, kappa: int) -> None:
         assert found["sq_distance"].shape == (8, 8, kappa)
         assert found["grid"].tolist() == [8, 8]
         assert found["region"].tolist() == [0, 0, 80, 80]
+
+
+def test_where_scores_are_damped_the_cell_is_that_of_the_highest_score(tmp_path: Path) -> None:
+    """Distances are larger at the wild border, and count less there."""
+    folder = tmp_path / "normal"
+    folder.mkdir()
+
+    def write(path: Path, seed: int, defect: int | None = None) -> None:
+        rng = np.random.default_rng(seed)
+        pixels = rng.integers(110, 130, (64, 64, 3)).astype(np.uint8)
+        rng.integers(0, 255, (64, 16, 3))
+        pixels[:, :16] = rng.integers(0, 255)
+        if defect is not None:
+            pixels[24:40, 8:40] = defect
+        Image.fromarray(pixels).save(path)
+
+    for seed in range(40):
+        write(folder / f"{seed:03d}.png", seed)
+    write(tmp_path / "test.png", 999, 200)
+    gallery, toy = make_gallery(tmp_path / "g", folder)
+    search, score = sf.RECIPES["robust"].search, replace(sf.RECIPES["robust"].score, sigma=0)
+    sf.calibrate(sf.Detector(gallery, toy, search, score), false_alarms=0.1).write(gallery.path)
+    detector = sf.Detector(gallery, toy)
+    found = detector.query(tmp_path / "test.png")
+    baseline = detector.baseline()
+    assert baseline is not None
+    raw = found.sq_distances.mean(axis=2, dtype=np.float64)
+    damped = baseline.damped(raw)
+    assert damped.flat[raw.argmax()] < 0.7 * damped.max()
+    shown = correspondences(found, gallery.spec.view, regions=1)[0]
+    assert damped[shown.row, shown.column] > 0.95 * damped.max()

@@ -277,6 +277,13 @@ def test_suspects_are_tiles_of_images(tmp_path: Path) -> None:
     assert worst.key == "004.png#xywh=136,0,64,64"
 
 
+def test_a_sample_of_an_audit_is_of_images(tiled: sf.Gallery) -> None:
+    keys = [one.key for one in sf.find_suspects(detector_of(tiled), sample=3, seed=2)]
+    images = {key.split("#")[0] for key in keys}
+    assert len(images) == 3
+    assert sorted(keys) == sorted(one for one in tiled.keys(tiled.snapshot().ids()) if one.split("#")[0] in images)
+
+
 def test_explanations_say_where_in_the_image(tmp_path: Path) -> None:
     normal = textures(tmp_path / "normal", 12, size=(64, 200))
     gallery, _ = make_gallery(tmp_path / "g", normal, sf.FeatureOptions(tile=64))

@@ -102,6 +102,7 @@ def test_contamination_is_a_share_of_the_normal_images_that_train(shots: int | N
         (12, 4, {"contaminate": 0}, r"in \(0, 1\), as 0.05, found 0"),
         (12, 4, {"contaminate": 1}, "found 1"),
         (12, 4, {"contaminate": float("nan")}, "found nan"),
+        (12, 4, {"contaminate": "0.05"}, "found '0.05'"),
         (12, 4, {"contaminate": 0.3}, "found 0.3 of 12 normal images, which is 4 of the 4 anomalous ones; give a sm"),
         (12, 4, {"contaminate": 0.9}, "which is 11 of the 4 anomalous ones"),
         (12, 4, {"contaminate": 0.04}, "at least 1 image, found 0.04 of the 12 normal images of tiles; give 0.083 or"),

@@ -149,9 +149,21 @@ def test_test_images_in_the_gallery_are_warned_of(detector: sf.Detector, dataset
 
 
 def test_settings_out_of_range() -> None:
-    for wrong in ({"metrics_size": 0}, {"metrics_size": 2.5}, {"integration_limit": 0}, {"integration_limit": 1.1}):
-        with pytest.raises(sf.OptionError, match="expected"):
-            EvaluationOptions(**wrong)
+    for name, values in (("metrics_size", [0, 2.5, "3"]), ("integration_limit", [0, 1.1, "0.3", None, True])):
+        for value in values:
+            with pytest.raises(sf.OptionError, match=f"{name}: expected"):
+                EvaluationOptions(**{name: value})
+    assert EvaluationOptions(integration_limit=np.float64(0.3), metrics_size=np.int32(9)) == EvaluationOptions(0.3, 9)
+
+
+def test_maps_that_were_not_searched_are_not_evaluated(detector: sf.Detector, dataset: Path) -> None:
+    gallery, toy, knn = detector.gallery, detector.extractor, sf.ScoreOptions(image_score="knn")
+    sf.calibrate(sf.Detector(gallery, toy, score=knn), 0.2).write(gallery.path)
+    cascade = sf.Detector(gallery, toy, sf.SearchOptions(localise="suspicious"))
+    [category] = open_dataset(dataset)
+    for given in (category, iter([])):
+        with pytest.raises(sf.OptionError, match="localise: expected 'all', as metrics take the map of every image"):
+            evaluate(cascade, given)
 
 
 def test_the_command_line(tmp_path: Path, detector: sf.Detector, dataset: Path, spade: Spade) -> None:

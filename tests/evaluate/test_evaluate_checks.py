@@ -171,3 +171,86 @@ def test_a_label_that_is_all_there_is(detector: sf.Detector, dataset: Path) -> N
 def test_labels_out_of_range(wrong: object) -> None:
     with pytest.raises(sf.OptionError, match="ignore_label: expected"):
         EvaluationOptions(ignore_label=wrong)  # type: ignore[arg-type]
+
+
+# --- a gallery's choice of bits -------------------------------------------------------------------------------------
+
+
+def make_deep(folder: Path, bits: int, count: int = 6) -> Path:
+    """Write a set of grey images of so many bits in 16, which do not say so; those of the kind cut have a mark."""
+    rng = np.random.default_rng(bits)
+    for part in ("train/good", "test/good", "test/cut"):
+        (folder / part).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 2 ** (bits - 1), (40, 48), dtype=np.uint16)
+            if part == "test/cut":
+                pixels[10:20, 10:20] = 2**bits - 1
+            Image.fromarray(pixels).save(folder / part / f"{number:03}.png")
+    return folder
+
+
+def detector_of_bits(path: Path, dataset: Path, bits: int) -> sf.Detector:
+    extractor = sf.load_extractor("toy", options=sf.FeatureOptions(bits=bits))
+    gallery = sf.Gallery.create(path, extractor.spec)
+    gallery.add_images(dataset / "train/good", extractor, strict=True)
+    return sf.Detector(gallery, extractor, sf.SearchOptions(k=3), sf.ScoreOptions(image_score="map_max"))
+
+
+def make_too_bright(path: Path, bits: int) -> None:
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] = 2**bits
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12, 14])
+def test_images_are_checked_with_the_bits_of_the_gallery(
+    tmp_path: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read as 16 bits, all could be read, and the run broke off at the first that the query refuses."""
+    made = make_deep(tmp_path / "set", bits)
+    detector = detector_of_bits(tmp_path / "g", made, bits)
+    (category,) = open_dataset(made)
+    assert evaluate(detector, category).metrics["image_AUROC"] == pytest.approx(1)  # a warning would be an error here
+    for name in ("test/cut/003.png", "test/good/005.png"):
+        make_too_bright(made / name, bits)
+    found = evaluate(detector, category, EvaluationOptions(skip_bad_images=True))
+    assert {item.path for item in found.skipped_images} == {made / "test/cut/003.png", made / "test/good/005.png"}
+    monkeypatch.setattr(Detector, "stream", no_query)
+    with pytest.raises(sf.ImageError, match=rf"^2 of 12 test images cannot be read .* values of {bits} bits") as caught:
+        evaluate(detector, category)
+    assert str(made / "test/cut/003.png") in str(caught.value)
+
+
+def test_dark_images_of_many_values_are_no_masks(tmp_path: Path) -> None:
+    """9 bits read as 16 have two values: as masks have."""
+    made = make_deep(tmp_path / "set", 9)
+    for path in (made / "test").rglob("*.png"):
+        if path.name > "001.png":  # most images are bright: their own values do not excuse the others
+            pixels = np.random.default_rng(0).integers(0, 256, (40, 48), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    (category,) = open_dataset(made)
+    [checked] = check_categories([category], bits=[9])
+    assert checked.two_valued == []
+    with pytest.warns(UserWarning, match="2 of 12 test images have two values only"):
+        check_categories([category])
+
+
+def test_each_category_is_checked_with_the_bits_of_its_own_gallery(tmp_path: Path, spade: Spade) -> None:
+    for bits in (10, 12):
+        made = make_deep(tmp_path / f"set/of {bits}", bits)
+        words = (tmp_path / f"of {bits}.gallery", made / "train", *TOY, "--bits", bits)
+        assert spade("build", *words, "--quiet").status == 0
+    words = (tmp_path / "{category}.gallery", tmp_path / "set", "--quiet", "--image-score", "map_max")
+    run = spade("evaluate", *words)
+    assert (run.status, run.err.count("cannot be read")) == (0, 0)
+    for bits in (10, 12):
+        make_too_bright(tmp_path / f"set/of {bits}/test/good/004.png", bits)
+    run = spade("evaluate", *words, "--output", tmp_path / "out")
+    assert run.status == 1
+    assert "error: 2 of 24 test images cannot be read (--skip-bad-images leaves them out): " in run.err
+    assert all(f"expected values of {bits} bits" in run.err for bits in (10, 12))
+    assert not (tmp_path / "out").exists()
+    run = spade("evaluate", *words, "--shots", 3)
+    assert (run.status, "2 of 24 test images cannot be read" in run.err) == (1, True)
+    run = spade("evaluate", *words, "--skip-bad-images")
+    assert (run.status, run.err.count("spade-faiss: skipped: ")) == (3, 2)

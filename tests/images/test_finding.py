@@ -9,6 +9,7 @@ from PIL import Image
 
 from spade_faiss.errors import ImageError
 from spade_faiss.images.decode import decode
+from spade_faiss.images.passed_over import LOOPS
 from spade_faiss.images.sources import find_images
 
 
@@ -95,11 +96,49 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert keys(tmp_path / "source") == ["a/1.png"]
 
 
-def test_folders_that_link_to_each_other(tmp_path: Path) -> None:
-    for one, other in (("a", "b"), ("b", "a")):
+def link(place: Path, target: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(target, target_is_directory=True)
+
+
+@pytest.mark.parametrize("names", ["ab", "abc", "abcdefgh"])
+def test_folders_that_link_to_each_other(tmp_path: Path, names: str) -> None:
+    """Every folder links to every other one; the walk would find each image once a way that leads to it."""
+    for one in names:
         write(tmp_path / one / f"{one}.png")
-        (tmp_path / one / "link").symlink_to(tmp_path / other, target_is_directory=True)
-    assert {"a/a.png", "b/b.png"} <= set(keys(tmp_path))  # and it ends
+        for other in names.replace(one, ""):
+            link(tmp_path / one / f"to {other}", tmp_path / other)
+    listing = find_images([tmp_path])
+    assert [image.key for image in listing] == [f"{one}/{one}.png" for one in names]
+    assert listing.passed_over.counts == {LOOPS: len(names) * (len(names) - 1)}
+
+
+@pytest.mark.parametrize("names", ["ab", "abc", "abcdefgh"])
+def test_what_only_links_of_a_circle_lead_to_is_listed_once(tmp_path: Path, names: str) -> None:
+    for number, one in enumerate(names):
+        write(tmp_path / one / f"{one}.png")
+        link(tmp_path / one / "next", tmp_path / names[(number + 1) % len(names)])
+    found = [image.path.name for image in find_images([tmp_path / "a"])]
+    assert sorted(found) == [f"{one}.png" for one in names]
+    assert keys(tmp_path / "a")[:2] == ["a.png", "next/b.png"]
+
+
+def test_link_to_a_folder_above_the_source(tmp_path: Path) -> None:
+    write(tmp_path / "set/source/1.png")
+    write(tmp_path / "set/other/2.png")
+    link(tmp_path / "set/source/up", tmp_path / "set")
+    assert keys(tmp_path / "set/source") == ["1.png", "up/other/2.png"]
+    link(tmp_path / "set/source/deeper/up", tmp_path / "set/other")
+    assert keys(tmp_path / "set/source") == ["1.png", "deeper/up/2.png"]  # what the circle leads to is there already
+
+
+def test_two_links_to_a_folder_are_two_names_of_it(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere/1.png")
+    for name in ("a", "b", "c/d"):
+        link(tmp_path / "source" / name, tmp_path / "elsewhere")
+    write(tmp_path / "source/e/2.png")
+    link(tmp_path / "source/f", tmp_path / "source/e")
+    assert keys(tmp_path / "source") == ["a/1.png", "b/1.png", "c/d/1.png", "e/2.png", "f/2.png"]
 
 
 def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,114 @@ def test_signed_jpeg_2000() -> None:
     samples = (GREY_12.astype(np.int32) - 2048).astype(np.int16)
     content = imagecodecs.jpeg2k_encode(samples, level=0, bitspersample=12, reversible=True)
     assert np.array_equal(decode(content), GREY)
+
+
+def sgi(samples: np.ndarray, packed: bool) -> bytes:
+    """Return an SGI of 16 bits a value, plain or run-length encoded without runs.
+
+    The SGI Image File Format, version 1.00: rows from the bottom up, channel by channel.
+    """
+    samples = np.atleast_3d(samples)
+    (height, width, channels), kind = samples.shape, int(packed)
+    fields = 474, kind, 2, 2 if channels == 1 else 3, width, height, channels, 0, 65535
+    header = struct.pack(">hBBHHHHll", *fields).ljust(512, b"\0")
+    rows = [row.astype(">u2").tobytes() for channel in np.moveaxis(samples, 2, 0) for row in channel[::-1]]
+    if not packed:
+        return header + b"".join(rows)
+    coded = [struct.pack(">H", 0x80 | width) + row + b"\0\0" for row in rows]
+    size = len(coded[0])
+    starts = [512 + 8 * len(rows) + size * number for number in range(len(rows))]
+    return header + struct.pack(f">{2 * len(rows)}I", *starts, *[size] * len(rows)) + b"".join(coded)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sgi_of_16_bits_is_read_as_16_or_refused(channels: int, packed: bool) -> None:
+    """Pillow keeps the upper 8 bits: a gallery of 12 would compare black images."""
+    full = RNG.integers(0, 65536, (24, 32, channels), dtype=np.uint16)
+    expected = np.broadcast_to((full if channels == 1 else full[..., :3]) >> 8, (24, 32, 3))
+    content = sgi(full, packed)
+    for bits in (None, 16):
+        assert np.array_equal(decode(content, bits=bits), expected)
+    dark = sgi(full >> 4, packed)
+    for bits in (10, 12):
+        for given in (dark, Image.open(io.BytesIO(dark))):
+            with pytest.raises(ImageError, match=r"^part 7: expected PNG, .* all 16 bits .*, found SGI; convert it$"):
+                decode(given, "part 7", bits=bits)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sgi_of_8_bits_does_not_change(channels: int) -> None:
+    buffer, pixels = io.BytesIO(), np.dstack([COLOUR, COLOUR[..., 0]])[..., :channels]
+    Image.fromarray(pixels).save(buffer, "SGI")
+    assert np.array_equal(decode(buffer.getvalue(), bits=12), COLOUR)
+
+
+def test_a_run_of_dark_sgi_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "dark.sgi").write_bytes(sgi(COLOUR_12, packed=False))
+    extractor = sf.load_extractor("toy")
+    with sf.Gallery.create(tmp_path / "g", extractor.spec) as gallery:
+        [note] = gallery.add_images(tmp_path / "dark.sgi", extractor).notes
+    assert "1 image with 16 bits a value, and no value above 4095" in note
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("bits", [None, 12, 16])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("bands", [3, 4, 5, 7])
+def test_bands_of_grey_are_not_taken_for_colours(bands: int, photometric: str, bits: int | None, planes: bool) -> None:
+    """A multispectral TIFF: which of its bands are red, green and blue, nothing says."""
+    samples = RNG.integers(0, 4096, (24, 32, bands), dtype=np.uint16)
+    laid_out = np.moveaxis(samples, -1, 0).copy() if planes else samples
+    content = tiff(laid_out, photometric, planarconfig="separate" if planes else "contig")
+    said = (
+        rf"^part 7: expected grey of 16 bits, or colours .* RGB, found {bands} bands with {photometric.upper()}; save"
+    )
+    with pytest.raises(ImageError, match=said):
+        decode(content, "part 7", bits=bits)
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("bands", [4, 5, 6])
+def test_further_bands_of_rgb_are_dropped(bands: int, planes: bool) -> None:
+    samples = np.dstack([COLOUR_12, *[GREY_12] * (bands - 3)])
+    laid_out = np.moveaxis(samples, -1, 0).copy() if planes else samples
+    content = tiff(laid_out, "rgb", planarconfig="separate" if planes else "contig")
+    assert np.array_equal(decode(content, bits=12), COLOUR)
+
+
+def test_alpha_of_grey_is_dropped() -> None:
+    content = tiff(np.dstack([GREY_12, GREY_12[::-1]]), extrasamples=["unassalpha"], planarconfig="contig")
+    assert np.array_equal(decode(content, bits=12), GREY)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_inks_of_deep_jpeg_2000_are_not_taken_for_colours(bits: int) -> None:
+    samples = RNG.integers(0, 2**bits, (24, 32, 4), dtype=np.uint16)
+    options = {"level": 0, "reversible": True, "bitspersample": bits, "codecformat": "jp2"}
+    with pytest.raises(ImageError, match=r"^part 7: expected grey or RGB .*, found CMYK; convert it to RGB$"):
+        decode(imagecodecs.jpeg2k_encode(samples, colorspace="CMYK", **options), "part 7")
+    colours = samples[..., :3].copy()
+    expected = (colours >> (bits - 8)).astype(np.uint8)
+    assert np.array_equal(decode(imagecodecs.jpeg2k_encode(colours, colorspace="SRGB", **options)), expected)
+
+
+def test_grey_times_alpha_is_read() -> None:
+    """Pillow converts its mode La to LA alone; the image was said to be damaged."""
+    grey = COLOUR[..., 0]
+    content = tiff(np.dstack([grey, np.full_like(grey, 255)]), extrasamples=["assocalpha"], planarconfig="contig")
+    with Image.open(io.BytesIO(content)) as opened:
+        assert opened.mode == "La"
+        assert np.array_equal(decode(opened), GREY)
+    assert np.array_equal(decode(content), GREY)
+
+
+def test_decoders_print_nothing_beside_the_line_of_a_command(tmp_path: Path) -> None:
+    """Pillow logs bands that it cannot decode, which are read otherwise; Python prints what no handler takes."""
+    (tmp_path / "bands.tif").write_bytes(tiff(np.dstack([COLOUR_12, *[GREY_12] * 4]), "rgb", planarconfig="contig"))
+    program = f"from spade_faiss.images.decode import decode; decode({str(tmp_path / 'bands.tif')!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_8_bit_images_do_not_change() -> None:

@@ -212,6 +212,14 @@ def test_image_files_of_the_caller_keep_their_keys(tmp_path: Path) -> None:
     assert len(list_sources([ImageFile(one, "a"), ImageFile(one, "a")])) == 1
 
 
+@pytest.mark.parametrize("order", ["aba", "abba", "aabbab", "abcabc"])
+def test_image_files_given_twice_are_one_image_wherever_they_are(tmp_path: Path, order: str) -> None:
+    files = {name: ImageFile(image(tmp_path / f"{name}.png"), name) for name in "abc"}
+    assert list_sources([files[name] for name in order]) == [files[name] for name in sorted(set(order))]
+    with pytest.raises(ImageError, match="two images would have the key 'a'"):
+        list_sources([files["a"], ImageFile(files["b"].path, "a"), files["a"]])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems take both names for one")
 def test_two_names_that_differ_in_normalisation_only(tmp_path: Path) -> None:
     """Linux holds both, a gallery would take them for one image: the second is named, not left out in silence."""
