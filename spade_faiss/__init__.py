@@ -8,6 +8,7 @@ level, c channels, d dimensions of an image feature, (H, W) pixels of an image. 
 option says cosine.
 """
 
+from .system import interrupts as interrupts  # isort: skip # before what takes long to import
 from .system import faiss_guard as faiss_guard  # isort: skip
 
 from ._version import __version__ as __version__

@@ -158,6 +158,7 @@ def add(path: Path, sources: tuple[Path, ...], flags: ClusterAddFlags) -> None:
     from ..cluster.cluster import Cluster
 
     ingest = flags.ingest
+    ingest.check()
     with Cluster.update(path, timeout=ingest.wait) as opened:  # an interrupted run leaves members ahead
         extractor = flags.network.extractor_of(opened)
         report = opened.add_images(

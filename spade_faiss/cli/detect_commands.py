@@ -20,7 +20,7 @@ from ..images.annotations import notes as annotation_notes
 from ..images.annotations import with_photos
 from ..images.sources import ImageFile, Listing, list_sources
 from ..ingest.pipeline import Skipped
-from ..options import Localise, ScoreOptions, SearchOptions
+from ..options import FeatureOptions, Localise, ScoreOptions, SearchOptions
 from ..report.colour_scale import colour_scale
 from ..report.output_files import refuse_among_images
 from ..report.report import Report
@@ -74,6 +74,7 @@ def calibrate_opened(opened: GalleryReader, flags: CalibrateFlags, write: Callab
     from ..store.copies import Copies
 
     sample = flags.sample
+    args.check_normal(opened, flags.normal, False, flags.quiet)
     detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
     found = find_thresholds(
         detector, flags.false_alarms, sample=sample.sample, group=sample.group, seed=sample.seed,
@@ -127,6 +128,8 @@ def audit(gallery: Path, flags: AuditFlags) -> None:
     if flags.output is not None:
         args.check_output(flags.output)
     with flags.cache.open(gallery, flags.network.device) as opened:
+        shows = flags.output is not None and not flags.report.no_report
+        args.check_normal(opened, flags.normal, shows, flags.quiet)
         detector = args.detector_of(opened, flags.search, flags.network, flags.normal, calibrated=False)
         suspects = find_suspects(
             detector, sample=sample.sample, group=sample.group, seed=sample.seed, progress=not flags.quiet
@@ -218,6 +221,7 @@ def query(gallery: Path, sources: tuple[Path, ...], flags: QueryFlags) -> None:
 
 def query_opened(opened: GalleryReader, files: Listing, flags: QueryFlags) -> list[Skipped]:
     """Query a gallery or a cluster, and print and write what is found; returns the images that were skipped."""
+    args.check_normal(opened, flags.normal, flags.output is not None and not flags.report.no_report, flags.quiet)
     detector = args.detector_of(opened, flags.search, flags.network, flags.normal, quiet=flags.quiet)
     if detector.search.k is None and detector.k < detector.default_k and not flags.quiet:
         note(f"K = {detector.k}, all images of the gallery")
@@ -263,9 +267,12 @@ def listed(sources: Sequence[Path], flags: QueryFlags) -> Listing:
     """List the images to query; says what is passed over and what looks like masks.
 
     Raises:
+        OptionError: an option of the query outside its range, which is told before any note.
         ImageError: as list_sources; with --strict, what cannot be listed.
         OutputError: --output would lie among these images.
     """
+    flags.search.search_options(flags.network.device), flags.search.score_options()
+    FeatureOptions(batch_size=flags.network.batch_size)
     files = with_photos(list_sources(sources))
     for one in files.unlisted if flags.strict else ():
         raise ImageError(one.reason)

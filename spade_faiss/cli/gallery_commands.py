@@ -241,6 +241,7 @@ def build(gallery: Path, sources: tuple[Path, ...], flags: BuildFlags) -> None:
     put {category} into GALLERY; each gets its own. Run again, `build` continues where it was stopped.
     """
     flags.index_options.check(flags.index)
+    flags.ingest.check()
     options = flags.features.options(recipe_named(flags.recipe).features, flags.network)
     galleries = training_images(gallery, sources, flags.dataset, flags.labelled)
     extractor = load_extractor(flags.extractor, flags.network.weights, options)
@@ -281,6 +282,7 @@ class AddFlags:
 @takes(AddFlags)
 def add(gallery: Path, sources: tuple[Path, ...], flags: AddFlags) -> None:
     """Add the normal images in SOURCE..., files and folders, to GALLERY."""
+    flags.ingest.check()
     with Gallery.open(gallery) as opened:
         exit_status(_add(opened, sources, flags.network.extractor_of(opened), flags.ingest))
 

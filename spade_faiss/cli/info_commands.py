@@ -22,7 +22,7 @@ from . import options as args
 from .cache_options import CacheFlags
 from .device_info import print_devices
 from .flags import flag, require_folders, takes
-from .messages import one_line, with_options
+from .messages import one_line, with_options, without_repair
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def verify(gallery: Path, flags: VerifyFlags) -> None:
         refuse_address(gallery)
     require_folders(flags.normal)
     with flags.cache.open(gallery) as opened:
+        args.check_normal(opened, flags.normal, flags.repair, quiet=False)
         problems = opened.verify(flags.files, flags.normal)
         if flags.repair and problems:
             needs = opened.needs_extractor(problems, flags.normal)
@@ -198,7 +199,7 @@ def _print_repair(done: Repair) -> None:
 
 def print_problems(images: int, problems: Sequence[Problem], as_json: bool) -> None:
     """Print what verify has found."""
-    messages = [with_options(problem.message) for problem in problems]
+    messages = [with_options(without_repair(problem.message)) for problem in problems]
     if as_json:
         found = [
             {"file": problem.file, "key": problem.key, "what": message}

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
 Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 it could not be done, 2 wrong usage,
-3 done but some inputs were skipped.
+3 done but some inputs were skipped, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .._version import __version__
 from ..errors import SpadeError
+from ..system import interrupts
 from .backbone_command import export_backbone
 from .bench import bench
 from .cluster_commands import cluster
@@ -30,7 +32,20 @@ from .object_commands import pull, push
 from .serve_command import serve
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Program(click.Group):
+    """Ends by Ctrl-C with the status that shells know; click would say `Aborted!`, with that of an error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):
+                click.echo(err=True)  # ends the line with the terminal's ^C
+            sys.exit(interrupts.STATUS)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="spade-faiss")
 def cli() -> None:
     """Find defects by comparing images with normal ones only, however many there are."""
@@ -45,6 +60,7 @@ for command in (
 
 def main() -> None:
     """Run the command line; an error becomes one line on stderr."""
+    interrupts.raise_as_usual()
     # A thread that writes or answers gets its turn 50 times sooner beside one that computes.
     sys.setswitchinterval(1e-4)
     warnings.filterwarnings("ignore", module="PIL")  # an image that Pillow cannot read gets a line of its own

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -80,8 +81,10 @@ COMMANDS = {
     "add the present file (replace=True)": "add the present file, with add --replace",
     "build it from category.normal alone": "build it from the training images alone, with build --dataset",
 }
+PUSHED = "the folder that was pushed"
 # Of features that no option of the command line sets, but a recipe does.
 TOKENS = re.compile(r"take (?:(?:(?:image_feature|tokens)=\"\w+\"|levels or strides)(?:, )?)+")
+REPAIR = re.compile(r"mend (.+?) with Gallery\.repair")  # what is said of a damaged shard
 UNSAFE = ("Cc", "Zl", "Zp")  # Unicode categories that end a line or move the cursor
 BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # these reverse the text
 
@@ -99,6 +102,7 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         command = context.command if context else None
     if command is None:
         return text
+    text = REPAIR.sub(_repair_command, text)
     for call, run in COMMANDS.items():
         text = text.replace(call, run)
     if {"--recipe", "--extractor"} <= {name for parameter in command.params for name in parameter.opts}:
@@ -108,6 +112,17 @@ def with_options(message: object, command: click.Command | None = None) -> str:
         if option.split()[0].rstrip(":") in known:
             text = text.replace(parameter, option)
     return text
+
+
+def _repair_command(found: re.Match[str]) -> str:
+    if found[1] == PUSHED:
+        return f"mend {PUSHED} (`spade-faiss verify GALLERY --repair`)"
+    return f"mend it: `spade-faiss verify {shlex.quote(found[1])} --repair`"
+
+
+def without_repair(text: str) -> str:
+    """Return a message of the library without the advice to repair, for a command that checks or repairs."""
+    return re.sub(rf"; {REPAIR.pattern}(, and push it again)?$", "", text)
 
 
 def one_line(text: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import click
 from PIL import Image
 
-from ..errors import OutputError
+from ..errors import GalleryError, OptionError, OutputError
 from ..extractors.late import LateExtractor
 from ..extractors.registry import Extractor
 from ..options import FeatureOptions, Runtime
 from ..report.output_files import refuse_foreign
 from ..report.report import CARDS
+from ..store.source_images import SourceImages
 from .flags import PATH, GalleryPlace, Seconds, flag, require_folders
-from .messages import LOG
+from .messages import LOG, note
 from .search_flags import SearchFlags
 
 if TYPE_CHECKING:
@@ -192,6 +194,15 @@ class IngestFlags:
     strict: Strict
     quiet: Quiet
 
+    def check(self) -> None:
+        """Refuse a number of processes that cannot be, before anything is printed or computed.
+
+        Raises:
+            OptionError: it is not positive.
+        """
+        if self.workers is not None and self.workers < 1:
+            raise OptionError(f"workers: expected a number >= 1, found {self.workers}")
+
     def machines(self) -> int | Machines:
         """Return what makes shards: so many processes, or the machines of a Ray cluster."""
         if self.ray is None:
@@ -239,6 +250,33 @@ def check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise OutputError(f"cannot write {output}: expected a folder, or a name that is free, found a file")
     refuse_foreign(output)
+
+
+def check_normal(opened: GalleryReader, normal: Sequence[Path], reads_files: bool, quiet: bool) -> None:
+    """Note what --normal names in vain.
+
+    Args:
+        opened: the gallery.
+        normal: what was given.
+        reads_files: whether the command reads the images' files though patches are stored, as for a report.
+        quiet: do not say that nothing needs the files; a folder that holds none of them is named all the same.
+
+    Raises:
+        click.UsageError: a path is no folder.
+    """
+    require_folders(normal)
+    if normal and opened.patches == "stored" and not reads_files:
+        if not quiet:
+            note(f"--normal has no effect: {opened.path} stores its patches, and nothing else here reads image files")
+        return
+    originals = SourceImages(opened.snapshot())
+    with contextlib.suppress(GalleryError):  # of damage; the command itself meets it, too
+        for folder in normal:
+            if originals.is_any_in(folder) is False:
+                note(
+                    f"--normal {folder}: expected files of the images in {opened.path}, found none; name the folder "
+                    "that it was built from"
+                )
 
 
 def detector_of(

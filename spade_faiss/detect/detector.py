@@ -163,8 +163,7 @@ class Detector:
         if found.settings != self.settings():
             own = self.settings()
             names = [name for name in {**own, **found.settings} if own.get(name) != found.settings.get(name)]
-            named = (UNNAMED | found.settings, UNNAMED | own)
-            theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in names) for of in named)
+            theirs, ours = (", ".join(self._shown(of, name) for name in names) for of in (found.settings, own))
             self._tell(f"no verdicts: {self.gallery.path} was calibrated for {theirs}, not {ours}; calibrate again")
             return None
         if why := self._outdated(found, self.gallery.snapshot()):
@@ -176,6 +175,13 @@ class Detector:
         if ties := found.ties:  # an earlier release did not refuse them
             self._tell(f"verdicts tell nothing: {self.gallery.path}: {ties}; calibrate again")
         return found
+
+    def _shown(self, settings: dict[str, Any], name: str) -> str:
+        """Return a setting for a message; a number of neighbours that was not given is the default one."""
+        value = (UNNAMED | settings).get(name)
+        if value is None and name in ("k", "k_score"):
+            value = settings.get("k") or min(self.default_k, len(self.gallery))
+        return f"{name} {value}"
 
     def _is_wrong(self, found: Calibration) -> bool:
         """Whether an earlier release made thresholds that are wrong; see METHOD."""

@@ -196,9 +196,9 @@ class ImageIndex:
             # Lists that end before they gave as many candidates as wanted have no more of them.
             if found >= k and (chosen >= search.wanted or (ids < 0).any()):
                 break
+            if search.fetch == len(self) and found >= k:
+                break
             if search.fetch == len(self) and (not ivf or search.nprobe == ivf.nlist):
-                if found >= k:
-                    break
                 if self._features is not None:  # a graph yields no more if most of what it leads through is removed
                     return nearest_of_all(queries, k, search.without, removed, self._features)
                 raise NotEnoughImagesError(

@@ -28,6 +28,16 @@ UPLOADS = 4  # parts in flight: with those, 256 MiB in memory
 CONNECTIONS = 32  # at a time: an object store answers each in tens of milliseconds, and many at once
 BLOCK = 16 * MIB  # of an object that is read in a stream
 S3 = ("s3", "s3a")
+PACKAGES = {  # by other schemes: what to install, which brings fsspec along
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("http", "https"), "fsspec[http]"),
+    **dict.fromkeys(("sftp", "ssh"), "fsspec[sftp]"),
+    **dict.fromkeys(("smb",), "fsspec[smb]"),
+    **dict.fromkeys(("hdfs", "arrow_hdfs"), "fsspec[arrow]"),
+    **dict.fromkeys(("hf",), "huggingface_hub"),
+    **dict.fromkeys(("oss",), "ossfs"),
+}
 PUSH_AGAIN = "push the gallery again (check=True)"
 LOCK = "push.lock"  # beside gallery.json, where the store is a folder
 
@@ -266,10 +276,12 @@ def _filesystem(scheme: str, address: Address) -> Any:
             options = {"config_kwargs": {"max_pool_connections": CONNECTIONS}, "use_listings_cache": False}
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
-        extra = "spade-faiss[s3]" if scheme in S3 else "fsspec and what it names"
+        package = "spade-faiss[s3]" if scheme in S3 else PACKAGES.get(scheme)
+        if package is None and getattr(error, "name", None) == "fsspec":
+            package = "fsspec"
+        advice = "install the package that this names" if package is None else f"pip install '{package}'"
         raise OptionError(
-            f"{address}: expected a package that reads {scheme}, found none ({first_line(error)}); "
-            f"pip install '{extra}'"
+            f"{address}: expected a package that reads {scheme}, found none ({first_line(error)}); {advice}"
         ) from error
     except ValueError as error:
         raise OptionError(

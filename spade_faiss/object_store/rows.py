@@ -87,7 +87,7 @@ class RowsFile(PooledFile):
             self._starts = [int(offset) for offset, _ in values["extents"]]
             lengths = [int(length) for _, length in values["extents"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptGalleryError(f"{path}: its rows cannot be opened: {error}") from error
+            raise CorruptGalleryError(f"{path}: its rows cannot be opened: {error.__cause__ or error}") from error
         self._ends = [start + length for start, length in zip(self._starts, lengths, strict=True)]
         self._places = [START + length + before for before in (0, *accumulate(lengths))]
         self.size = size

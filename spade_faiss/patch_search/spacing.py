@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..arrays import Array
 from ..system.devices import as_arrays, as_typed, torch_device
 from ..system.threads import in_one_thread
+from ..system.transfers import as_tensor
 from .bounds.gallery import BoundsGallery
 from .bounds.kept import KeptLevel
 from .bounds.panels import nth_of
@@ -183,7 +184,7 @@ def spacing_of(gallery: BoundsGallery, matches: NDArray[np.int64], number: int =
     reach = _reach(gallery, patches, matches[rows, 1:], count)
     query = np.ascontiguousarray(patches.T)
     if query.dtype != gallery.levels[0].dtype:  # as it is stored: loops are compiled for one type
-        query = torch.from_numpy(query).half().numpy()
+        query = torch.from_numpy(query).to(as_tensor(gallery.levels[0]).dtype).numpy()
     sq_distances, at = search_prepared(gallery, [query], count + 1, True, reach)
     is_own = at // gallery.n == places[:, None] // gallery.n
     return mean_of_others(sq_distances, is_own)[which.reshape(-1)]

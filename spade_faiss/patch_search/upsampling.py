@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,20 +19,19 @@ def shift_of(level: Array) -> torch.Tensor:
     """Return roughly the mean of each channel of a (c, h, w) level, as (c, 1, 1).
 
     Subtracting it from both sides leaves distances unchanged, and |q|^2 + |x|^2 - 2 q x loses fewer digits. It is a
-    multiple of a power of two near the level's spread, so that features with few digits stay exact.
+    multiple of a power of two near the channel's spread: features with few digits stay exact, and of a mean that is
+    far larger than the spread little is left.
     """
     flat = level.reshape(len(level), -1)
-    step = max(1, BLOCK // flat.shape[1])
-
-    def blocks() -> Iterator[NDArray[np.float64]]:
-        """Some channels at a time, so that they stay in a core's cache."""
-        return (flat[start : start + step].astype(np.float64) for start in range(0, len(flat), step))
-
-    means = np.concatenate([block.mean(axis=1) for block in blocks()])
-    mean = means.mean()
-    spread = np.sqrt(sum(float(np.square(block - mean).sum()) for block in blocks()) / flat.size)
-    quantum = 2.0 ** np.floor(np.log2(max(spread, 1e-30)))
-    return torch.from_numpy(np.rint(means / quantum) * quantum).float().reshape(-1, 1, 1)
+    step, shifts = max(1, BLOCK // flat.shape[1]), []
+    for start in range(0, len(flat), step):  # some channels at a time, which stay in a core's cache
+        block = flat[start : start + step].astype(np.float64)
+        means = block.mean(axis=1)
+        block -= means[:, None]
+        spreads = np.sqrt(np.einsum("ij,ij->i", block, block) / block.shape[1])
+        quanta = 2.0 ** np.floor(np.log2(np.maximum(spreads, 1e-30)))
+        shifts.append(np.rint(means / quanta) * quanta)
+    return torch.from_numpy(np.concatenate(shifts)).float().reshape(-1, 1, 1)
 
 
 def shifts_of(query: list[Array], gallery: Sequence[Array | torch.Tensor]) -> list[torch.Tensor | None]:

@@ -44,11 +44,11 @@ class Calibrations:
         self._running: str | None = None
         self._changed = threading.Condition()
         self._ending = False
-        self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
+        self.thread = threading.Thread(target=self._work, name="calibration", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
-        self._thread.start()
+        self.thread.start()
 
     def ask(self, order: Order) -> None:
         """Calibrate a gallery when its turn comes.
@@ -71,8 +71,8 @@ class Calibrations:
             self._ending = True
             self._orders.clear()
             self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        if self.thread.is_alive():
+            self.thread.join(timeout=5)
 
     def _work(self) -> None:
         if hasattr(os, "setpriority"):

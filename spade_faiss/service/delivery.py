@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import logging
@@ -51,6 +52,12 @@ def _parts(url: str, *schemes: str) -> urllib.parse.SplitResult | None:
     return parts if good else None
 
 
+def _credentials(parts: urllib.parse.SplitResult) -> tuple[str, str | None]:
+    """Return the name and the password in a URL, where what would end them stands as %XX."""
+    password = None if parts.password is None else urllib.parse.unquote(parts.password)
+    return urllib.parse.unquote(parts.username or ""), password
+
+
 class Webhook(Target):
     """An HTTP server that takes POSTs of JSON. Redirects are not followed."""
 
@@ -62,6 +69,10 @@ class Webhook(Target):
                 f"%XX, found {url!r}"
             )
         self._parts = parts
+        self._headers = {"Content-Type": "application/json"}
+        if parts.username:
+            user = ":".join(part or "" for part in _credentials(parts)).encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
 
     def send(self, body: str) -> None:
         """See Target."""
@@ -69,9 +80,7 @@ class Webhook(Target):
         connection = kind(str(self._parts.hostname), self._parts.port, timeout=TIMEOUT)
         query = f"?{self._parts.query}" if self._parts.query else ""
         try:
-            connection.request(
-                "POST", (self._parts.path or "/") + query, body.encode(), {"Content-Type": "application/json"}
-            )
+            connection.request("POST", (self._parts.path or "/") + query, body.encode(), self._headers)
             status = connection.getresponse().status
         except (http.client.HTTPException, ValueError) as error:  # an answer that is not HTTP
             raise OSError(f"{type(error).__name__}: {error}") from error
@@ -87,8 +96,9 @@ class Mqtt(Target):
     def __init__(self, url: str) -> None:
         parts = _parts(url, "mqtt")
         topic = parts.path.strip("/") if parts else ""
-        if parts is None or not topic or "+" in topic:  # '+' is for subscribers
-            raise OptionError(f"mqtt: expected mqtt://HOST[:PORT]/TOPIC, TOPIC without '+', found {url!r}")
+        # '+' and '#' are for subscribers; what follows '?' or '#' would be no part of the topic.
+        if parts is None or not topic or "+" in topic or "?" in url or "#" in url:
+            raise OptionError(f"mqtt: expected mqtt://HOST[:PORT]/TOPIC, TOPIC without '+', '#' and '?', found {url!r}")
         try:
             from paho.mqtt import client as paho
             from paho.mqtt.enums import CallbackAPIVersion
@@ -97,7 +107,7 @@ class Mqtt(Target):
         self._topic = topic
         self._client = paho.Client(CallbackAPIVersion.VERSION2)
         if parts.username:
-            self._client.username_pw_set(parts.username, parts.password)
+            self._client.username_pw_set(*_credentials(parts))
         self._client.connect_async(str(parts.hostname), parts.port or 1883)
         self._client.loop_start()
 

@@ -30,6 +30,7 @@ from .settings import ServiceSettings
 logger = logging.getLogger("spade_faiss.service")
 Stamp = tuple[tuple[int, int, int] | None, ...]  # of the files that say what a gallery is
 GREY = 128  # of the picture that a first search is for
+PATIENCE = 5.0  # seconds that the thread which looks for commits gets to end: it may be loading one
 AGAIN = 5.0  # seconds until a commit that could not be taken up is tried again
 
 
@@ -85,8 +86,9 @@ class Generation:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the gallery has changed since its calibration, so that no rate is promised."""
-        return self.calibration is not None and self.calibration.generation != self.number
+        """Whether the gallery or its trust has changed since its calibration, so that no rate is promised."""
+        found = self.calibration
+        return found is not None and found.outdated(self.number, self.detector.trusted.values()) is not None
 
     @cached_property
     def scale(self) -> Scale:
@@ -226,10 +228,18 @@ class ServedGallery:
             old.retire()
         return True
 
-    def unload(self) -> None:
-        """Let go of it; it is loaded again when it is asked for."""
-        with self._lock:
+    def unload(self, wait: bool = True) -> None:
+        """Let go of it; it is loaded again when it is asked for.
+
+        Args:
+            wait: until it is loaded, where a thread is at that, which may take minutes; False: leave it to the thread.
+        """
+        if not self._lock.acquire(blocking=wait):
+            return
+        try:
             old, self._current, self._stamp = self._current, None, ()
+        finally:
+            self._lock.release()
         if old is not None:
             old.retire()
 
@@ -250,11 +260,11 @@ class Registry:
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="generations", daemon=True)
+        self.thread = threading.Thread(target=self._watch, name="generations", daemon=True)
 
     def start(self) -> None:
         """Begin to look for commits."""
-        self._thread.start()
+        self.thread.start()
 
     def __iter__(self) -> Iterator[ServedGallery]:
         return iter(self._served.values())
@@ -303,12 +313,12 @@ class Registry:
             self.look()
 
     def close(self) -> None:
-        """Stop looking, and let go of all galleries."""
+        """Stop looking, and let go of all galleries, but for one that is being loaded: that ends with the process."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self.thread.is_alive():
+            self.thread.join(timeout=PATIENCE)
         for served in self._served.values():
-            served.unload()
+            served.unload(wait=False)
 
 
 def _stamp(folder: Path) -> Stamp:

@@ -54,11 +54,11 @@ class InferencePool:
         self._seconds = FIRST_GUESS
         self._changed = threading.Condition()
         self._ending = False
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
         """Begin to search."""
-        self._thread.start()
+        self.thread.start()
 
     @property
     def depth(self) -> int:
@@ -109,8 +109,8 @@ class InferencePool:
         with self._changed:
             self._ending = True
             self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self.thread.is_alive():
+            self.thread.join()
 
     def _run(self) -> None:
         while True:

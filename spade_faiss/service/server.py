@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from types import FrameType
 
 import uvicorn
@@ -22,6 +26,8 @@ from .settings import ServiceSettings
 from .tokens import VARIABLE
 
 DRAIN = 30  # seconds that open requests get when the service ends
+GRACE = 2  # seconds that a thread gets whose work is given up, before the process ends without it
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # errors for which an address of several is left out
 BACKLOG = 2048  # connections that wait until they are taken up
 logger = logging.getLogger("spade_faiss.service")
 
@@ -62,8 +68,41 @@ def run(settings: ServiceSettings) -> None:
         if not (path / MANIFEST).exists():
             raise GalleryNotFoundError(f"{path}: expected a gallery to serve, found none; make one with Gallery.create")
     refuse_foreign(settings.data)
-    with listening(settings.host, settings.port) as opened:  # before anything else begins
+    with ExitStack() as stack:
+        opened = all_listening(settings.host, settings.port)  # before anything else begins
+        for one in opened:
+            stack.enter_context(one)
         _serve(settings, opened)
+
+
+def all_listening(host: str, port: int) -> list[socket.socket]:
+    """Return a socket for each address that a name stands for, as localhost for 127.0.0.1 and ::1; all have one port.
+
+    Raises:
+        OptionError: as listening; an address of a name that this machine does not have is left out.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else []
+    except (OSError, UnicodeError):
+        found = []  # listening says why
+    addresses = list(dict.fromkeys(str(one[4][0]) for one in found if one[0] in (socket.AF_INET, socket.AF_INET6)))
+    if len(addresses) < 2:
+        return [listening(host, port)]
+    opened: list[socket.socket] = []
+    absent: OptionError | None = None
+    for address in addresses:
+        try:
+            opened.append(listening(address, port))
+            port = opened[0].getsockname()[1]
+        except OptionError as error:
+            if getattr(error.__cause__, "errno", None) not in ABSENT:
+                for one in opened:
+                    one.close()
+                raise
+            absent = absent or error
+    if absent and not opened:
+        raise absent
+    return opened
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -82,7 +121,7 @@ def listening(host: str, port: int) -> socket.socket:
         raise OptionError(f"host, port: expected an address to listen at, found {host!r} and {port}: {why}") from error
 
 
-def _serve(settings: ServiceSettings, opened: socket.socket) -> None:
+def _serve(settings: ServiceSettings, opened: list[socket.socket]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
@@ -102,7 +141,20 @@ def _serve(settings: ServiceSettings, opened: socket.socket) -> None:
         ws="none",
     )
     config.loaded_app_service = app.state.service  # type: ignore[attr-defined]
-    Server(config).run([opened])
-    for thread in threading.enumerate():
-        if thread.name == "warming":  # the interpreter cannot end in order while a thread is in compiled code
-            thread.join(DRAIN)
+    Server(config).run(opened)
+    _let_go(app.state.service.threads)
+
+
+def _let_go(threads: Sequence[threading.Thread]) -> None:
+    """End the process without the threads whose work is given up, if one is still at it.
+
+    The interpreter cannot end in order while a thread is in compiled code: it would abort. All is written by now.
+    """
+    end = time.monotonic() + GRACE
+    for thread in filter(threading.Thread.is_alive, threads):
+        thread.join(max(0.0, end - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(0)

@@ -86,6 +86,8 @@ class Service:
         self.delivery = Delivery(self.database, settings, self.metrics)
         self.watch = FolderWatch(settings, self.database)
         self.is_ready = False
+        self._ending = False
+        self._warming = threading.Thread(target=self._warm, name="warming", daemon=True)
         self.problem: str | None = None  # why the first gallery cannot be served
         self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="helper")
         self._errands = ThreadPoolExecutor(ERRANDS, thread_name_prefix="errand")
@@ -97,25 +99,37 @@ class Service:
         self.pool.start()
         self.calibrations.start()
         self.delivery.start()
-        threading.Thread(target=self._warm, name="warming", daemon=True).start()
+        self._warming.start()
 
     def _warm(self) -> None:
         for served in self.registry:
             try:
                 with self.registry.loaded(served.name)[0].leased() as generation:
                     _ = generation.warmed, generation.scale
+                if self._ending:
+                    return
                 self._generation_changed(served)
                 self.is_ready = True
             except SpadeError as error:
+                if self._ending:
+                    return
                 self.problem = str(error)
                 logger.error("%s: cannot be served: %s", served.name, error)
             except Exception as error:
+                if self._ending:  # its gallery was closed
+                    return
                 self.problem = type(error).__name__
                 logger.exception("%s: cannot be served", served.name)
             return  # the others are loaded when they are asked for
 
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """The threads that compute. `close` does not wait for all of them: nobody needs what they are at."""
+        return (self._warming, self.registry.thread, self.pool.thread, self.calibrations.thread)
+
     def close(self) -> None:
-        """Answer what waits, then end all threads and close the log."""
+        """Answer what waits, then end all threads and close the log. A gallery that is being loaded is let go."""
+        self._ending = True
         self.events.end()
         self.watch.close()
         self.pool.close()

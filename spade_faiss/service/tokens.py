@@ -16,6 +16,7 @@ VARIABLE = "SPADE_FAISS_TOKEN"  # of the environment: a token that may do everyt
 COOKIE = "spade_faiss_session"
 LEAST = 16  # characters of a token
 HEX = re.compile("[0-9a-f]{64}")
+COMMENT = re.compile(r"(?:^|(?<=\s))#.*")  # a token may have one inside
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Tokens:
             self._add(everything, Caller("environment", "curate"), f"environment variable {VARIABLE}")
         if file is not None:
             try:
-                lines = file.read_text("utf-8").splitlines()
+                lines = file.read_text("utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise OptionError(f"tokens: {file}: cannot be read: {error}") from error
             for number, line in enumerate(lines, start=1):
-                words = line.split("#")[0].split()
+                words = COMMENT.sub("", line).split()
                 if not words:
                     continue
                 if len(words) != 3 or words[1] not in SCOPES:

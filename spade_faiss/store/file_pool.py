@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptGalleryError
 from ..system.forks import free_at_forks, remember
+from .damage import damaged
 
 MOST_OPEN = 1024  # files, even if the process may open far more
 
@@ -25,9 +25,9 @@ class PooledFile:
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             status = os.fstat(self.descriptor)
         except OSError as error:
-            raise CorruptGalleryError(f"{path}: cannot be opened: {error.strerror or error}") from error
+            raise damaged(path, f"cannot be opened: {error.strerror or error}", error) from error
         if status.st_size != size:
-            raise CorruptGalleryError(f"{path}: expected {size} bytes, found {status.st_size}")
+            raise damaged(path, f"expected {size} bytes, found {status.st_size}")
         self.stamp = f"{status.st_ino} {status.st_mtime_ns}"  # of this file, whatever takes its path later
 
     def for_hdf5(self) -> Any:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array
-from ..errors import CorruptGalleryError
 from ..system.forks import free_at_forks
+from .damage import damaged
 from .file_pool import PooledFile
 from .shard_format import StoredDataset, damaged_level, is_whole
 
@@ -91,16 +91,17 @@ class LevelReader:
         chunks = [chunk for chunk in chunks if chunk.size == expected]
         rows = [chunk.chunk_offset[0] for chunk in chunks]
         if sorted(rows) != list(range(n)):
-            raise CorruptGalleryError(
-                f"{self._path}: level {number}: expected {n} chunks of {expected} bytes, not compressed, "
-                f"found {len(rows)}"
+            raise damaged(
+                self._path,
+                f"level {number}: expected {n} chunks of {expected} bytes, not compressed, found {len(rows)}",
             )
         offsets = np.empty(n, np.int64)
         for row, chunk in zip(rows, chunks, strict=True):
             if not 0 <= chunk.byte_offset <= self._size - expected:
-                raise CorruptGalleryError(
-                    f"{self._path}: level {number} of image {self._key(row)!r}: expected it within the file's "
-                    f"{self._size} bytes, found it at {chunk.byte_offset}"
+                raise damaged(
+                    self._path,
+                    f"level {number} of image {self._key(row)!r}: expected it within the file's {self._size} bytes, "
+                    f"found it at {chunk.byte_offset}",
                 )
             offsets[row] = chunk.byte_offset
         return offsets
@@ -113,7 +114,7 @@ class LevelReader:
                 file.read_into(target.data.cast("B"), int(self._offsets[number, row]))
             except OSError as error:
                 what = f"level {number} of image {self._key(row)!r}"
-                raise CorruptGalleryError(f"{self._path}: {what} cannot be read: {error.strerror or error}") from error
+                raise damaged(self._path, f"{what} cannot be read: {error.strerror or error}", error) from error
             if verify:
                 self.check(row, number, target)
 

@@ -177,7 +177,7 @@ class Manifest:
         try:
             manifest._require_on_disk(folder)
         except ValueError as error:
-            raise CorruptGalleryError(f"{path}: damaged or edited: {type(error).__name__}: {error}") from error
+            raise _damaged(path, error) from error
         return manifest
 
     @classmethod
@@ -211,7 +211,7 @@ class Manifest:
         except CorruptGalleryError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise CorruptGalleryError(f"{path}: damaged or edited: {type(error).__name__}: {error}") from error
+            raise _damaged(path, error) from error
 
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> Manifest:
@@ -251,6 +251,13 @@ class Manifest:
                 f"images: expected {manifest.rows - manifest.removed} from the shards, found {values['images']}"
             )
         return manifest
+
+
+def _damaged(path: Path, error: Exception) -> CorruptGalleryError:
+    return CorruptGalleryError(
+        f"{path}: damaged or edited: {type(error).__name__}: {error}; nothing can repair this file: put a copy of it "
+        "back, or build the gallery again"
+    )
 
 
 def _line(shard: ShardEntry) -> str:

@@ -17,9 +17,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from ..arrays import Ids
-from ..errors import CorruptGalleryError
+from ..errors import CorruptGalleryError, first_line
 from ..options import MIB
 from ..system.forks import remember
+from .damage import damaged
 from .file_pool import FilePool, PooledFile
 from .manifest import ShardEntry
 from .shard_format import Names, ShardSchema, StoredDataset, dataset_of, open_hdf5
@@ -64,7 +65,7 @@ class _Place:
             raise self.unreadable(f"names of images {first} to {first + count - 1}", error) from error
 
     def unreadable(self, what: str, error: OSError) -> CorruptGalleryError:
-        return CorruptGalleryError(f"{self.path}: {what} cannot be read: {error.strerror or error}")
+        return damaged(self.path, f"{what} cannot be read: {error.strerror or error}", error)
 
 
 class RowReader:
@@ -116,7 +117,7 @@ class RowReader:
             except OSError as error:
                 raise place.unreadable(f"image feature {row}", error) from error
             if xxhash.xxh3_64_intdigest(target) != place.image_checksums[row]:
-                raise CorruptGalleryError(f"{place.path}: image feature {row} is not what was written (checksum)")
+                raise damaged(place.path, f"image feature {row} is not what was written (checksum)")
         return out
 
     def texts(self, ids: Ids, name: str) -> list[str]:
@@ -228,7 +229,7 @@ class RowReader:
             of_images = datasets["checksums"].read()[:, 1].copy()
             return _Place(path, entry.bytes, columns["image"], of_images, columns["checksums"], names)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise CorruptGalleryError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
+            raise damaged(path, f"damaged: {first_line(error)}", error) from error
 
 
 def _column(dataset: StoredDataset, name: str, n: int, kind: str) -> _Column:

@@ -28,6 +28,7 @@ from ..errors import CorruptGalleryError, FeatureError, OptionError
 from ..extractors.features import Features
 from ..extractors.spec import ExtractorSpec
 from ..options import Patches
+from .damage import damaged
 
 DAMAGED_NAMES = "key, digest or path is not what was written (checksum)"
 DAMAGED_IMAGE = "image feature is not what was written (checksum)"
@@ -173,7 +174,7 @@ class Names:
             CorruptGalleryError: they are not what was written.
         """
         if self.differ(row):
-            raise CorruptGalleryError(f"{self._path}: image {self.shown(row)!r}: {DAMAGED_NAMES}")
+            raise damaged(self._path, f"image {self.shown(row)!r}: {DAMAGED_NAMES}")
 
     def were(self, row: int, key: str, digest: str, source: str | None) -> bool:
         """Return whether the checksum of an image was computed from these names."""
@@ -288,4 +289,4 @@ def is_whole(level: Array, checksum: int) -> bool:
 
 def damaged_level(path: Path, key: str, number: int) -> CorruptGalleryError:
     """Return the error for a level that does not match its checksum."""
-    return CorruptGalleryError(f"{path}: image {key!r}: level {number} is not what was written (checksum)")
+    return damaged(path, f"image {key!r}: level {number} is not what was written (checksum)")

@@ -11,7 +11,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from ..arrays import Array
-from ..errors import CorruptGalleryError
+from ..errors import CorruptGalleryError, first_line
+from .damage import damaged
 from .file_pool import PooledFile
 from .level_reader import LevelReader
 from .shard_format import (
@@ -50,7 +51,7 @@ class ShardReader:
         self._size = size
         try:
             if opened is None and (found := path.stat().st_size) != size:
-                raise CorruptGalleryError(f"{path}: expected {size} bytes, found {found}")
+                raise damaged(path, f"expected {size} bytes, found {found}")
             self._file: Any = open_hdf5(opened or path)
             self._levels = [
                 self._dataset(f"levels/{number}", (images, *shape), schema.spec.dtype)
@@ -66,11 +67,11 @@ class ShardReader:
         except CorruptGalleryError:
             raise
         except FileNotFoundError as error:
-            raise CorruptGalleryError(f"{path}: expected a shard of {images} images, found nothing there") from error
+            raise damaged(path, f"expected a shard of {images} images, found nothing there", error) from error
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             # An error of the system has a number; that of HDF5 about the content has none.
             what = "cannot be opened" if getattr(error, "errno", None) else "damaged"
-            raise CorruptGalleryError(f"{path}: {what}: {str(error).splitlines()[0]}") from error
+            raise damaged(path, f"{what}: {first_line(error)}", error) from error
 
     def _dataset(self, name: str, shape: tuple[int, ...], dtype: str) -> StoredDataset:
         dataset = dataset_of(self._file, name, self._size)
@@ -97,7 +98,7 @@ class ShardReader:
         feature = np.empty(self._image.shape[1:], np.float32)
         self._read("image features", lambda: self._image.read_row(row, feature))
         if xxhash.xxh3_64_intdigest(feature.data) != self._checksums[row, 1]:
-            raise CorruptGalleryError(f"{self.path}: image {self.names.shown(row)!r}: {DAMAGED_IMAGE}")
+            raise damaged(self.path, f"image {self.names.shown(row)!r}: {DAMAGED_IMAGE}")
         return feature
 
     def reader(self, key: Callable[[int], str], open_file: Callable[[], PooledFile]) -> LevelReader:
@@ -164,4 +165,4 @@ class ShardReader:
         try:
             return read()
         except (OSError, RuntimeError) as error:
-            raise CorruptGalleryError(f"{self.path}: {what} cannot be read: {str(error).splitlines()[0]}") from error
+            raise damaged(self.path, f"{what} cannot be read: {first_line(error)}", error) from error

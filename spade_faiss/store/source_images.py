@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,9 +16,14 @@ from ..images.decode import decode, read_file
 from ..images.keys import comparable, other_forms
 from ..images.sources import ImageFile
 from ..images.tiling import cut, image_key
+from ..system.prefetch import batched
 from .snapshot import Snapshot
 
 FILE_DIGEST = "sha256:"  # begins the digest of an image file; that of appended features begins differently
+DRAWN = 200  # images that is_any_in looks for in a folder
+COMPARED = 20  # files whose contents it compares: of those drawn, and of each TOGETHER that are listed
+LISTED = 20_000  # files that it looks up
+TOGETHER = 1000
 PIXELS_DIGEST = "pixels-sha256:"  # begins the digest of an image that came without a file
 
 
@@ -85,6 +92,44 @@ class SourceImages:
                 return content, path
             reason = "not the file that is in the gallery"
         raise ImageError(reason)
+
+    def is_any_in(self, folder: Path) -> bool | None:
+        """Return whether a folder holds the file of any image: by its key's path and its digest.
+
+        Images are drawn first, then the folder's files are looked up.
+
+        Returns:
+            None: not known, as the folder holds too many files, or files that cannot be looked up.
+        """
+        ids = self._snapshot.ids()
+        drawn = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), DRAWN)).astype(np.int64))]
+        places = [
+            (int(row_id), path)
+            for row_id, key in zip(drawn, self._snapshot.image_keys(drawn), strict=True)
+            if (path := next((one for form in (key, *other_forms(key)) if _is_file(one := folder / form)), None))
+        ]
+        if any(self._is_file_of(row_id, path) for row_id, path in places[:COMPARED]):
+            return True
+        if len(drawn) == len(ids) and len(places) <= COMPARED:
+            return False
+        if self._snapshot.manifest.spec.tile is not None:  # a tile's key does not follow from its image's
+            return None
+        names = islice((Path(at) / name for at, _, files in os.walk(folder) for name in files), LISTED + 1)
+        for listed, paths in enumerate(batched(names, TOGETHER)):
+            if listed * TOGETHER >= LISTED:
+                return None
+            found = self._snapshot.find_all([path.relative_to(folder).as_posix() for path in paths])
+            near = [(row_id, path) for row_id, path in zip(found, paths, strict=True) if row_id is not None]
+            if any(self._is_file_of(row_id, path) for row_id, path in near[:COMPARED]):
+                return True
+        return False
+
+    def _is_file_of(self, row_id: int, path: Path) -> bool:
+        [digest] = self._snapshot.digests([row_id])
+        try:
+            return not digest.startswith(FILE_DIGEST) or content_digest(read_file(path)) == digest
+        except ImageError:
+            return False
 
     def _candidates(self, key: str, kept: str | None) -> Iterator[Path]:
         if kept is not None and _is_file(Path(kept)):

@@ -277,3 +277,27 @@ def test_a_query_by_command(
     assert "Query against tiles.gallery" in (tmp_path / "store/report.html").read_text()
     audited = spade("audit", memory, "-k", 2, "--json", "--quiet", "--cache", tmp_path / "cache")
     assert len(audited.out.splitlines()) == len(toy_gallery)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "missing", "advice"),
+    [
+        ("s3", "s3fs", "pip install 'spade-faiss[s3]'"),
+        ("s3a", "aiobotocore", "pip install 'spade-faiss[s3]'"),
+        ("gs", "gcsfs", "pip install 'gcsfs'"),
+        ("abfs", "adlfs", "pip install 'adlfs'"),
+        ("sftp", "paramiko", "pip install 'fsspec[sftp]'"),
+        ("dropbox", "dropboxdrivefs", "install the package that this names"),
+        ("dropbox", "fsspec", "pip install 'fsspec'"),
+    ],
+)
+def test_a_package_that_is_missing_is_one_that_exists(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, missing: str, advice: str
+) -> None:
+    def without(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(fsspec, "filesystem", without)
+    with pytest.raises(sf.OptionError) as caught:
+        buckets.Bucket(Address(f"{scheme}://bucket/tiles.gallery"))
+    assert str(caught.value).endswith(f"found none (No module named {missing!r}); {advice}")

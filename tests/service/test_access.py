@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spade_faiss.errors import OptionError
+from spade_faiss.service.errors import ServiceError
 from spade_faiss.service.server import run
 from spade_faiss.service.tokens import Tokens
 from tests.service.conftest import NAME, Served, png, settings_of
@@ -94,6 +95,22 @@ def test_token_files_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokens").write_text(text)
     with pytest.raises(OptionError, match="tokens"):
         Tokens(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("token", ["read#0123456789abcdef", "#read-0123456789abcd", "read-0123456789abcdef#"])
+def test_a_token_may_have_what_begins_a_comment(tmp_path: Path, token: str) -> None:
+    text = f"# who may what\nann read {token}  # a comment\n  #bob curate x\n"
+    if token.startswith("#"):  # that is a comment, and says so
+        (tmp_path / "tokens").write_text(text)
+        with pytest.raises(OptionError, match="line 2: expected NAME SCOPE TOKEN"):
+            Tokens(tmp_path / "tokens")
+        return
+    for mark in ("", "\ufeff"):  # as editors of Windows put in front
+        (tmp_path / "tokens").write_text(mark + text, "utf-8")
+        tokens = Tokens(tmp_path / "tokens")
+        assert tokens.caller(token, None).name == "ann"
+        with pytest.raises(ServiceError, match="not known"):
+            tokens.caller(token.split("#")[0], None)
 
 
 def test_metrics_count_what_happened(serve: Callable[..., Any]) -> None:

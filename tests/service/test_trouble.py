@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import http.server
 import os
 import shutil
 import sqlite3
@@ -214,6 +216,7 @@ WEBHOOKS = [
 ]  # fmt: skip
 TOPICS = [
     "mqtt://host:99999/a", "mqtt://host:0/a", "mqtt://[/a", "mqtt://a..b/a", "mqtt://host/a/+/b", "mqtt://host",
+    "mqtt://host/a#b", "mqtt://host/a/#", "mqtt://host/a?qos=2", "mqtt://user:p#w@host/a",
     "mqtt://host/\udcff",
 ]  # fmt: skip
 
@@ -231,6 +234,38 @@ def test_addresses_that_are_none(target: type[Webhook | Mqtt], url: str) -> None
 )
 def test_webhooks_that_are_some(url: str) -> None:
     Webhook(url)
+
+
+@pytest.mark.parametrize(
+    ("before", "name", "password"),
+    [
+        ("", None, None), ("line:secret@", "line", "secret"), ("line@", "line", None),
+        ("a%40b:p%2Fq%3A%25@", "a@b", "p/q:%"),
+        ("m%C3%BC:%C3%9F@", "m\u00fc", "\u00df"),
+    ],
+)  # fmt: skip
+def test_the_name_and_password_in_an_address_are_sent(before: str, name: str | None, password: str | None) -> None:
+    seen = []
+
+    class Asked(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Asked) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        Webhook(f"http://{before}127.0.0.1:{server.server_port}/x").send("{}")
+        thread.join()
+    whole = base64.b64encode(f"{name}:{password or ''}".encode()).decode()
+    assert seen == [None if name is None else f"Basic {whole}"]
+    broker = Mqtt(f"mqtt://{before}127.0.0.1:1/topic")
+    try:
+        assert (broker._client.username or None) == name
+        assert broker._client.password == password
+    finally:
+        broker.close()
 
 
 class Unwell:

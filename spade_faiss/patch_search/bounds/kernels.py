@@ -93,7 +93,7 @@ def search_row(
                     continue
                 if not (rough == last_rough and are_equal(last, patch, channels)):  # copies are common
                     last, last_rough = patch, rough
-                    last_distance = measure(mine, patch, channels, distinct)
+                    last_distance = np.float64(np.float32(measure(mine, patch, channels, distinct)))  # as ties go by
                 if distinct:
                     if last_distance < near[row] or (last_distance == near[row] and place < near_at[row]):
                         near[row], near_at[row] = last_distance, place

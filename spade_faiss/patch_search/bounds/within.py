@@ -177,7 +177,7 @@ def measure_listed(
         own, limit = mine + 4 * channels * row, np.float32(bound * slack[0] + slack[1])
         if about(own, patch, parts, limit) > limit:
             continue
-        distance = measure(own, patch, channels, distinct)
+        distance = np.float64(np.float32(measure(own, patch, channels, distinct)))  # as ties go by
         if not distinct:
             offer(best[row], best_at[row], np.float32(distance), place, anywhere)
         elif distance < near[row] or (distance == near[row] and place < near_at[row]):

@@ -36,7 +36,7 @@ def _taps(old: int, new: int, device: torch.device) -> tuple[torch.Tensor, torch
 def _shift(levels: torch.Tensor) -> torch.Tensor:
     """Return upsampling.shift_of levels (b, c, h, w), as (b, c) float32."""
     values = levels.double().flatten(2)
-    quantum = torch.exp2(values.flatten(1).std(1, correction=0).clamp(min=1e-30).log2().floor())[:, None]
+    quantum = torch.exp2(values.std(2, correction=0).clamp(min=1e-30).log2().floor())
     return (torch.round(values.mean(2) / quantum) * quantum).float()
 
 

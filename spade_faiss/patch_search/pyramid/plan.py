@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
+LARGEST_SCALE = 2.0**20  # of small values: neighbours of up to 1e12 are within float32 at that, squared
 BLOCK_PATCHES = 192  # query patches compared at a time, at least; their blended coarser products stay in cache
 BFLOAT16_SPEED = 7  # how much faster products in bfloat16 are than in float32, where they pay
 BFLOAT16 = 2.0**-8  # largest relative rounding error of a bfloat16
@@ -244,9 +245,12 @@ class _Operands:
 
 
 def _scale(native: list[Floats]) -> float:
-    """Return a power of two that brings levels (c, cells) of extreme size near 1."""
+    """Return a power of two that brings levels (c, cells) of extreme size near 1, as far as neighbours allow it.
+
+    These are scaled alike, and may be far larger.
+    """
     size = max(float(np.sqrt(np.mean(np.square(level, dtype=np.float64)))) for level in native)
-    return 1.0 if size == 0 or 1e-10 < size < 1e10 else float(2.0 ** -np.rint(np.log2(size)))
+    return 1.0 if size == 0 or 1e-10 < size < 1e10 else float(min(2.0 ** -np.rint(np.log2(size)), LARGEST_SCALE))
 
 
 def _block_of_rows(height: int, width: int) -> int:
