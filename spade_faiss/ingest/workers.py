@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -197,35 +197,42 @@ class _Workers:
         head, end = 0, len(self._todo)  # the first run that is not yielded, and the one after the last
         working = list(self._workers)
         while working and head < end:
-            self._hand_out(head)
             try:
+                with _interrupts_after():
+                    self._hand_out(head)
                 ready = set(wait([worker.connection for worker in working]))
+                with _interrupts_after():
+                    for worker in [worker for worker in working if worker.connection in ready]:
+                        if not self._receive(worker, done, progress):
+                            working.remove(worker)
             except KeyboardInterrupt as error:
                 if self._failure is not None:
                     raise
                 self._fail(error)
                 continue
-            for worker in [worker for worker in working if worker.connection in ready]:
-                try:
-                    message = worker.connection.recv()
-                except (EOFError, OSError):
-                    working.remove(worker)
-                    self._fail(worker.died())
-                    continue
-                if isinstance(message, int):
-                    progress(message)
-                elif isinstance(message, SpadeError):
-                    self._fail(message)
-                elif isinstance(message, Outcome):
-                    done[message.number], worker.state = message, "idle"
-                else:
-                    worker.state = "idle"
             while head in done:
                 yield done.pop(head)
                 head += 1
         yield from (done[number] for number in sorted(done))  # after a failure, which leaves gaps
         if self._failure is not None:
             raise self._failure
+
+    def _receive(self, worker: _Worker, done: dict[int, Outcome], progress: Callable[[int], object]) -> bool:
+        """Take a message of a worker; returns whether it goes on."""
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._fail(worker.died())
+            return False
+        if isinstance(message, int):
+            progress(message)
+        elif isinstance(message, SpadeError):
+            self._fail(message)
+        elif isinstance(message, Outcome):
+            done[message.number], worker.state = message, "idle"
+        else:
+            worker.state = "idle"
+        return True
 
     def _hand_out(self, head: int) -> None:
         """Give a run to each idle worker, unless the first uncommitted run is too far behind."""
@@ -246,6 +253,23 @@ class _Workers:
                 worker.process.kill()
             with contextlib.suppress(OSError):
                 worker.connection.send(None)
+
+
+@contextlib.contextmanager
+def _interrupts_after() -> Iterator[None]:
+    """Let a Ctrl-C wait until a block is done, so that messages are sent and received whole."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    pressed = list[Any]()
+    signal.signal(signal.SIGINT, lambda *given: pressed.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        handler(*pressed[0])
 
 
 @contextlib.contextmanager
