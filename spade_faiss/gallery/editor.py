@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import FeatureError, OptionError
 from ..extractors.features import Features
 from ..extractors.registry import Extractor
+from ..images.tiling import image_key, listed_keys
 from ..index.factory import check_kind
 from ..object_store.address import refuse_address
 from ..store.locks import ReaderLock
 from ..store.secondary_indexes import IndexState
-from ..store.trusted import change_trusted, read_trusted
+from ..store.trusted import change_trusted, given_images
 from ..store.writer import Appended, GalleryWriter
 from .reader import GalleryReader
 from .repair import Repair, repair
@@ -45,15 +46,19 @@ class GalleryEditor(GalleryReader):
             FeatureError: wrong shapes, NaN or infinity, keys that do not fit.
             KeyConflictError: a key is there with other content.
             GalleryError: another process is writing, or the disk is full or refuses.
+            SpecMismatchError: the gallery at this path was made again with another spec since it was opened.
 
         Example:
             >>> gallery.append(["black"], toy.extract([np.zeros((32, 32, 3), np.uint8)]))
             Appended(added=1, replaced=0, unchanged=0)
         """
+        keys = listed_keys(keys, FeatureError)
         with self.writer(timeout) as writer:
+            if writer.snapshot.manifest.spec.tile is not None:
+                _require_whole_images(keys)
             return writer.append(keys, features, digests, replace)
 
-    def remove(self, keys: Sequence[str], timeout: float = 0) -> None:
+    def remove(self, keys: Iterable[str], timeout: float = 0) -> None:
         """Remove images by key, without rewriting shards; see compact.
 
         Args:
@@ -63,19 +68,18 @@ class GalleryEditor(GalleryReader):
         Raises:
             GalleryLockedError: another process is writing.
             CorruptGalleryError: trusted.json was damaged or edited; then none is removed.
-            OptionError: a key that is not in the gallery; then none is removed.
+            GalleryError: the disk is full or refuses; then none is removed.
+            OptionError: a key that is not in the gallery, or is that of a tile; then none is removed.
 
         Example:
             >>> gallery.remove(["000.png", "001.png"])
             >>> len(gallery)
             10
         """
-        read_trusted(self.path)  # before anything is removed
         with self.writer(timeout) as writer:
             writer.remove(keys)
-        change_trusted(self.path, drop=keys)
 
-    def trust(self, keys: Sequence[str]) -> None:
+    def trust(self, keys: Iterable[str]) -> None:
         """Mark images as trusted: a person has looked at them and confirmed that they are normal.
 
         A recipe whose scores average over several neighbours (kappa above 1) wants several normal images of a kind
@@ -87,7 +91,7 @@ class GalleryEditor(GalleryReader):
             keys: of the images.
 
         Raises:
-            OptionError: a key that is not in the gallery; then none is marked.
+            OptionError: a key that is not in the gallery, or is that of a tile; then none is marked.
             CorruptGalleryError: trusted.json was damaged or edited.
             GalleryError: trusted.json cannot be written.
 
@@ -98,20 +102,17 @@ class GalleryEditor(GalleryReader):
         """
         refuse_address(self.path)
         snapshot = self._snapshot
-        found = snapshot.find_all(keys)
-        if None in found:
-            key = keys[found.index(None)]
-            raise OptionError(f"{self.path}: expected keys of images in it, found {key!r}, which is not")
-        ids = [row_id for row_id in found if row_id is not None]
-        change_trusted(self.path, dict(zip(snapshot.keys(ids), snapshot.digests(ids), strict=True)))
+        ids = given_images(snapshot, keys)
+        change_trusted(self._place, dict(zip(snapshot.keys(ids), snapshot.digests(ids), strict=True)))
 
-    def distrust(self, keys: Sequence[str]) -> None:
+    def distrust(self, keys: Iterable[str]) -> None:
         """Take trusted images for ordinary ones again.
 
         Args:
             keys: of the images; those that are not trusted are passed over.
 
         Raises:
+            OptionError: something else than several texts.
             CorruptGalleryError: as trust.
             GalleryError: as trust.
 
@@ -122,7 +123,11 @@ class GalleryEditor(GalleryReader):
             ['004.png']
         """
         refuse_address(self.path)
-        change_trusted(self.path, drop=keys)
+        keys = listed_keys(keys)
+        for key in keys:
+            if not isinstance(key, str):
+                raise OptionError(f"keys: expected texts, found {key!r:.80}")
+        change_trusted(self._place, drop=keys, tiles=self.spec.tile is not None)
 
     def compact(self, timeout: float = 0) -> int:
         """Rewrite shards that hold removed images or are small.
@@ -160,11 +165,11 @@ class GalleryEditor(GalleryReader):
             >>> print(gallery.reindex("flat"))
             Flat, ...
         """
-        old = self._snapshot.manifest.index_options
-        given = {"kind": kind, **options}
-        new = with_changes(old, **{name: value for name, value in given.items() if value is not None})
-        check_kind(new, self.spec.image_dim)
+        given = {name: value for name, value in {"kind": kind, **options}.items() if value is not None}
         with self.writer(timeout) as writer:
+            manifest = writer.snapshot.manifest.on(self._device)  # not what this object has open: it may be older
+            new = with_changes(manifest.index_options, **given)
+            check_kind(new, manifest.spec.image_dim)
             writer.write_index(new)
         return self.index_state()
 
@@ -187,6 +192,7 @@ class GalleryEditor(GalleryReader):
 
         Raises:
             GalleryLockedError: it did not finish in time; the message has its process id.
+            SpecMismatchError: the gallery at this path was made again with another spec since it was opened.
 
         Example:
             >>> with gallery.writer() as writer:
@@ -196,22 +202,28 @@ class GalleryEditor(GalleryReader):
             (12, True)
         """
         refuse_address(self.path)
+        spec, writing, before = self.spec, GalleryWriter(self._place, timeout), None
         try:
-            with GalleryWriter(self.path, timeout) as writer:
+            with writing as writer:
+                found = writer.snapshot.manifest
+                found.spec.require(spec, f"{self.path}: made again with another spec since it was opened, refresh() it")
+                before = found.generation
                 yield writer
                 writer.finish()
                 self.refresh()
                 # Files of older generations go, unless somebody still reads one. Nobody else can sweep meanwhile.
                 self._snapshot.release()
                 writer.sweep()
-                self._snapshot.hold(ReaderLock(self.path))
+                self._snapshot.hold(ReaderLock(self._place))
         finally:
-            self.refresh()
+            # What failed before it had committed anything leaves this object at its generation.
+            if before not in (None, writing.snapshot.manifest.generation):
+                self.refresh()
 
     def repair(
         self,
         extractor: Extractor | None = None,
-        normal: Sequence[str | Path] = (),
+        normal: str | Path | Sequence[str | Path] = (),
         drop_unreadable: bool = False,
     ) -> Repair:
         """Mend what verify finds: rebuild image index and key table, re-extract damaged images from their files.
@@ -220,8 +232,8 @@ class GalleryEditor(GalleryReader):
 
         Args:
             extractor: the one that made the gallery; None: damaged images are not re-extracted. See needs_extractor.
-            normal: folders that the gallery was built from. A file counts only if it has the digest that the gallery
-                keeps.
+            normal: folders that the gallery was built from, or one of them. A file counts only if it has the digest
+                that the gallery keeps.
             drop_unreadable: remove what is left: damaged images, and whole shards that cannot be opened. Their keys
                 may be lost with them: add the images again.
 
@@ -233,7 +245,23 @@ class GalleryEditor(GalleryReader):
             >>> gallery.repair(toy, ["normal"])
             Repair(extracted=[], dropped=[], dropped_images=0, derived=False)
         """
-        if extractor is not None:
-            self.spec.require(extractor.spec, str(self.path))
+        folders = [Path(folder) for folder in ([normal] if isinstance(normal, (str, Path)) else normal)]
         with self.writer() as writer:
-            return repair(writer, extractor, [Path(folder) for folder in normal], drop_unreadable)
+            if extractor is not None:
+                writer.snapshot.manifest.spec.require(extractor.spec, str(self.path))
+            return repair(writer, extractor, folders, drop_unreadable)
+
+
+def _require_whole_images(keys: Sequence[str]) -> None:
+    """Refuse the key of a tile without its image's: it would be taken for a tile of whatever image has that key.
+
+    Raises:
+        FeatureError: there is one.
+    """
+    there = set(keys)
+    for key in keys:
+        if image_key(key) not in there:
+            raise FeatureError(
+                f"keys: expected all tiles of an image together, found {key!r} without {image_key(key)!r}; append them "
+                "together, or give the image another key"
+            )

@@ -177,6 +177,7 @@ class Gallery(GalleryEditor):
         paths = paths if isinstance(paths, Listing) else list(paths)
         options = IngestOptions(replace, strict, progress)
         with self.writer(timeout) as writer:
+            writer.snapshot.manifest.spec.require(extractor.spec, str(self.path))  # another may have made it again
             first = writer.snapshot.manifest.rows
             if workers == 1:
                 report = ingest(writer, paths, extractor, options)
@@ -226,6 +227,7 @@ class Gallery(GalleryEditor):
         """
         self.spec.require(extractor.spec, str(self.path))
         with self.writer(timeout) as writer:
+            writer.snapshot.manifest.spec.require(extractor.spec, str(self.path))  # another may have made it again
             first = writer.snapshot.manifest.rows
             report = ingest_given(writer, images, extractor, IngestOptions(replace, strict, progress))
         report.copies = copies_from(self._snapshot, first) if report.added else 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,11 +11,12 @@ from ..arrays import Array, Ids
 from ..extractors.registry import Extractor, load_extractor
 from ..extractors.spec import ExtractorSpec
 from ..images.sources import ImageFile
+from ..images.tiling import listed_keys
 from ..object_store.address import Address, is_address
 from ..object_store.files import RemoteFiles, open_snapshot
 from ..options import FeatureOptions, Patches, Runtime
 from ..pyramids.cache import PyramidCache
-from ..pyramids.recomputed import pyramids_of
+from ..pyramids.recomputed import Places, pyramids_of
 from ..recipes import Recipe
 from ..store.locks import ReaderLock
 from ..store.manifest import Manifest
@@ -37,6 +39,7 @@ class GalleryReader:
     ) -> None:
         """Open a gallery; see open."""
         self.path = path
+        self._place = _kept_place(path)
         self._device = device
         self._cache = cache, cache_bytes
         self._snapshot = self._last_commit()
@@ -73,7 +76,7 @@ class GalleryReader:
         return cls(place, device, Path(cache) if cache is not None else None, cache_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._device, *self._cache)
+        return type(self), (self._place, self._device, *self._cache), {"path": self.path}
 
     def __repr__(self) -> str:
         manifest = self._snapshot.manifest  # once: another thread may refresh
@@ -82,10 +85,10 @@ class GalleryReader:
         return f"{name}({str(self.path)!r}, {images} images, {manifest.spec.name}, generation {manifest.generation})"
 
     def _last_commit(self) -> Snapshot:
-        if is_address(self.path):
-            return open_snapshot(Address(self.path), self._device, *self._cache)
-        lock = ReaderLock(self.path)  # taken before the manifest names the files
-        return Snapshot(self.path, Manifest.read(self.path).on(self._device), lock)
+        if is_address(self._place):
+            return open_snapshot(Address(self._place), self._device, *self._cache)
+        lock = ReaderLock(self._place)  # taken before the manifest names the files
+        return Snapshot(self._place, Manifest.read(self._place).on(self._device), lock)
 
     def refresh(self) -> None:
         """Move on to the last commit. Ids from before are no longer valid.
@@ -213,18 +216,20 @@ class GalleryReader:
             ['011.png', '000.png']
         """
         snapshot = self._snapshot
-        return snapshot.keys(snapshot.ids() if ids is None else ids)
+        return snapshot.keys(snapshot.ids() if ids is None else snapshot.present(ids))
 
-    def ids(self, keys: Sequence[str]) -> list[int]:
+    def ids(self, keys: Iterable[str]) -> list[int]:
         """Return the ids of keys.
 
         Raises:
             KeyError: a key that is not in the gallery.
+            OptionError: one text in place of several, or something else than texts.
 
         Example:
             >>> gallery.ids(["011.png", "000.png"])
             [11, 0]
         """
+        keys = listed_keys(keys)
         found = self._snapshot.find_all(keys)
         if None in found:
             raise KeyError(keys[found.index(None)])
@@ -280,7 +285,7 @@ class GalleryReader:
         Args:
             ids: the images.
             extractor: the one that made the gallery; needed if it recomputes patches.
-            normal: where the image files may be, besides where they were: folders, or the files.
+            normal: where the image files may be, besides where they were: folders, or the files; or one of them.
 
         Raises:
             CorruptGalleryError: a shard is missing, cut short, or not what was written, naming file, key and level.
@@ -292,10 +297,12 @@ class GalleryReader:
             >>> [level.shape for level in gallery.read([4, 7])]
             [(2, 3, 8, 8), (2, 3, 4, 4), (2, 3, 2, 2)]
         """
+        snapshot = self._snapshot
+        ids = snapshot.present(ids)
         if extractor is None:
-            return self._snapshot.levels(ids)
-        self.spec.require(extractor.spec, str(self.path))
-        return PyramidCache(0).read(pyramids_of(self._snapshot, extractor, normal), ids)
+            return snapshot.levels(ids)
+        snapshot.manifest.spec.require(extractor.spec, str(self.path))
+        return PyramidCache(0).read(pyramids_of(snapshot, extractor, normal), ids)
 
     def index_state(self) -> IndexState:
         """Return how the image index is made and searched, and whether the gallery has outgrown it.
@@ -326,7 +333,7 @@ class GalleryReader:
 
         Args:
             files: if the gallery recomputes patches, read every image file as well.
-            normal: where those may be, besides where they were: folders, or the files.
+            normal: where those may be, besides where they were: folders, or the files; or one of them.
 
         Example:
             >>> gallery.verify()
@@ -340,7 +347,7 @@ class GalleryReader:
         finally:
             snapshot.close()
 
-    def needs_extractor(self, problems: Sequence[Problem], normal: Sequence[str | Path | ImageFile] = ()) -> bool:
+    def needs_extractor(self, problems: Sequence[Problem], normal: Places = ()) -> bool:
         """Return whether repair needs an extractor to mend some of these problems.
 
         That is so if one of them is about an image, the features were made from images, and it is known where the
@@ -354,5 +361,13 @@ class GalleryReader:
             >>> gallery.needs_extractor(gallery.verify(), ["normal"])
             False
         """
-        places = bool(normal) or self.patches == "recompute"
-        return places and self.spec.resized is not None and any(problem.key is not None for problem in problems)
+        known = bool(normal) or self.patches == "recompute"
+        return known and self.spec.resized is not None and any(problem.key is not None for problem in problems)
+
+
+def _kept_place(path: Path) -> Path:
+    """Return a path that stays the same folder's when the process moves to another one.
+
+    A user who may not pass through the folders above it has only the relative path.
+    """
+    return path.absolute() if not is_address(path) and os.path.exists(path.absolute()) else path  # noqa: PTH110

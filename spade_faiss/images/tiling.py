@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Pixels
-from ..errors import ImageError
+from ..errors import FeatureError, ImageError, OptionError
 from .view import View
 
 Values = TypeVar("Values", bound=NDArray[Any])
@@ -29,6 +30,27 @@ SHARED = 8  # part of a tile's shorter side that neighbours share unless an over
 def image_key(key: str) -> str:
     """Return the key of the image that a tile is of."""
     return PLACE.sub("", key)
+
+
+def tile_key(key: str, box: Box) -> str:
+    """Return the key of a further tile of an image."""
+    left, top, right, bottom = box
+    return f"{key}#xywh={left},{top},{right - left},{bottom - top}"
+
+
+def listed_keys(keys: Iterable[str], error: type[FeatureError | OptionError] = OptionError) -> list[str]:
+    """Return the keys that a caller gave as a list.
+
+    Raises:
+        FeatureError, OptionError: as `error` says: a single text, which would be taken letter by letter, or no several.
+    """
+    try:
+        found = None if isinstance(keys, (str, bytes)) else list(keys)
+    except TypeError:
+        found = None
+    if found is None:
+        raise error(f"keys: expected several, found {keys!r:.80}; put a single key into a list: [KEY]")
+    return found
 
 
 def place_of(key: str) -> Box | None:
@@ -66,12 +88,17 @@ class Tiling:
         return [self.view.apply(cut(pixels, box)) for box in self.boxes(pixels.shape[:2])]
 
     def keys(self, key: str, image_size: tuple[int, int]) -> list[str]:
-        """Return the keys of the tiles of an (H, W) image, in the order of its boxes."""
-        places = [
-            f"#xywh={left},{top},{right - left},{bottom - top}"
-            for left, top, right, bottom in self.boxes(image_size)[1:]
-        ]
-        return [key, *(key + place for place in places)]
+        """Return the keys of the tiles of an (H, W) image, in the order of its boxes.
+
+        Raises:
+            FeatureError: the image's key would be that of another image's tile.
+        """
+        if self.tile is not None and place_of(key) is not None:
+            raise FeatureError(
+                f"keys: expected one of a whole image, found {key!r}, which a tile of {image_key(key)!r} has; "
+                "give the image another key"
+            )
+        return [key, *(tile_key(key, box) for box in self.boxes(image_size)[1:])]
 
     def number(self, key: str, image_size: tuple[int, int]) -> int:
         """Return the number of a tile among those of its (H, W) image, by the tile's key.

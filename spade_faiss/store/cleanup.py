@@ -6,6 +6,8 @@ import contextlib
 import re
 from pathlib import Path
 
+import filelock
+
 from ..system.atomic_files import TEMPORARY, storage_errors
 from ..system.failpoints import failpoint
 from .locks import ReaderLock
@@ -32,11 +34,30 @@ def sweep(folder: Path, manifest: Manifest) -> None:
     """Delete shards and secondary indexes that the last commit does not name, unless a reader may use them."""
     named = {folder / entry.file for entry in (*manifest.shards, manifest.index, manifest.keys) if entry}
     patterns = ("shards/*.h5", "index/*.faiss", "index/*.npy")
-    found = [path for pattern in (*patterns, "*" + TEMPORARY) for path in folder.glob(pattern)]
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
     with contextlib.suppress(BlockingIOError), ReaderLock(folder, exclusive=True):
         for path in sorted(set(found) - named):
             _delete(path)
             failpoint("swept away", path)
+        for path in sorted(folder.glob("*" + TEMPORARY)):
+            _delete_unless_written(path)
+
+
+def _delete_unless_written(temporary: Path) -> None:
+    """Delete what a killed process has left of a file beside the manifest, each of which has a lock of its own.
+
+    Whoever holds that lock is writing this very file: trusted.json under trusted.lock, and so on.
+    """
+    lock = filelock.FileLock(temporary.with_name(f"{temporary.name.partition('.')[0]}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except OSError:  # it is being written, or nothing can be now
+        return
+    try:
+        _delete(temporary)
+        failpoint("swept away", temporary)
+    finally:
+        lock.release()
 
 
 def _delete(path: Path) -> None:

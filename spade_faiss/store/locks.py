@@ -45,6 +45,7 @@ class WriterLock:
             ) from error
         with contextlib.suppress(OSError):  # on a full disk, the first write that matters fails
             (self._folder / HOLDER).write_text(str(os.getpid()))
+            (self._folder / READERS).touch()  # a copy may lack it, as empty files are left out
 
     def _holder(self) -> str:
         for _ in range(20):  # a process that has just taken the lock is about to write its id
@@ -67,7 +68,11 @@ class WriterLock:
 
 
 class ReaderLock:
-    """Shared by every open gallery: files of an older generation are deleted only when nobody holds it."""
+    """Shared by every open gallery: files of an older generation are deleted only when nobody holds it.
+
+    A gallery that was copied without its empty files lacks the lock's file until somebody writes. Until then readers,
+    who need not be able to write, lock the folder itself.
+    """
 
     def __init__(self, folder: Path, exclusive: bool = False) -> None:
         """Take the lock.
@@ -75,16 +80,35 @@ class ReaderLock:
         Raises:
             BlockingIOError: `exclusive`, and a reader holds it.
         """
-        self._descriptor: int | None = None
+        self._descriptors: list[int] = []
         try:
-            import fcntl
-
-            self._descriptor = os.open(folder / READERS, os.O_RDONLY)
-            fcntl.flock(self._descriptor, (fcntl.LOCK_EX | fcntl.LOCK_NB) if exclusive else fcntl.LOCK_SH)
+            if exclusive:
+                self._take(folder / READERS, exclusive)
+                self._take_folder(folder)
+            else:
+                try:
+                    self._take(folder / READERS, exclusive)
+                except FileNotFoundError:
+                    self._take(folder, exclusive)
         except (ImportError, OSError):  # a reader holds it, or this system has no such lock (Windows)
             self.close()
             if exclusive:
                 raise BlockingIOError from None
+
+    def _take(self, path: Path, exclusive: bool) -> None:
+        import fcntl
+
+        self._descriptors.append(os.open(path, os.O_RDONLY))
+        fcntl.flock(self._descriptors[-1], (fcntl.LOCK_EX | fcntl.LOCK_NB) if exclusive else fcntl.LOCK_SH)
+
+    def _take_folder(self, folder: Path) -> None:
+        """Take the lock of those who opened the gallery when it lacked the lock's file."""
+        try:
+            self._take(folder, exclusive=True)
+        except BlockingIOError:
+            raise
+        except OSError:  # no folder can be locked here: nobody holds it
+            pass
 
     def __enter__(self) -> ReaderLock:
         return self
@@ -94,8 +118,8 @@ class ReaderLock:
 
     def close(self) -> None:
         """Give the lock back."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
+        descriptors, self._descriptors = self._descriptors, []
+        for descriptor in descriptors:
             os.close(descriptor)
 
     __del__ = close  # an unclosed gallery that is garbage does not block writers

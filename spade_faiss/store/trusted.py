@@ -7,7 +7,7 @@ generation has the image without the trust.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import filelock
 import numpy as np
 
 from ..arrays import Ids
-from ..errors import CorruptGalleryError
+from ..errors import CorruptGalleryError, OptionError
 from ..images.keys import comparable
+from ..images.tiling import image_key, listed_keys, place_of
 from ..system.atomic_files import storage_errors, write_whole
 from ..system.sealed_json import read_format, sealed
 from .snapshot import Snapshot
@@ -50,13 +51,14 @@ def read_trusted_file(path: Path) -> dict[str, str]:
     return images
 
 
-def change_trusted(folder: Path, add: Trusted | None = None, drop: Collection[str] = ()) -> None:
+def change_trusted(folder: Path, add: Trusted | None = None, drop: Collection[str] = (), tiles: bool = False) -> None:
     """Trust images, and trust others no longer.
 
     Args:
         folder: of the gallery.
         add: digests by key.
         drop: keys, in any form of Unicode normalisation; those that are not trusted are passed over.
+        tiles: whether images are in tiles: earlier releases trusted a single tile, which is dropped with its image.
 
     Raises:
         CorruptGalleryError: as read_trusted.
@@ -67,11 +69,33 @@ def change_trusted(folder: Path, add: Trusted | None = None, drop: Collection[st
     # Not the writer's lock, which may be held for hours.
     with storage_errors(f"cannot write {folder / FILE}"), filelock.FileLock(folder / LOCK):
         old, gone = read_trusted(folder), set(map(comparable, drop))
-        new = {key: digest for key, digest in old.items() if comparable(key) not in gone} | dict(add or {})
+        new = {
+            key: digest
+            for key, digest in old.items()
+            if gone.isdisjoint((comparable(key), comparable(image_key(key) if tiles else key)))
+        } | dict(add or {})
         if new == old:
             return
         values: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": new}
         write_whole(folder / FILE, sealed(values))
+
+
+def given_images(snapshot: Snapshot, keys: Iterable[str]) -> list[int]:
+    """Return the ids of images by the keys that a caller gave; of those in tiles, of their first tiles.
+
+    Raises:
+        OptionError: a key that is not in the gallery, or is that of a further tile; or as listed_keys.
+    """
+    keys = listed_keys(keys)
+    found = snapshot.find_all(keys)
+    if None in found:
+        key = keys[found.index(None)]
+        raise OptionError(f"{snapshot.folder}: expected keys of images in it, found {key!r}, which is not")
+    if snapshot.manifest.spec.tile is not None and (tile := next((key for key in keys if place_of(key)), None)):
+        raise OptionError(
+            f"{snapshot.folder}: expected keys of whole images, found {tile!r}, a tile of one; give {image_key(tile)!r}"
+        )
+    return [row_id for row_id in found if row_id is not None]
 
 
 def trusted_ids(snapshot: Snapshot, trusted: Trusted) -> Ids:

@@ -15,9 +15,9 @@ from types import TracebackType
 
 import numpy as np
 
-from ..errors import GalleryError, KeyConflictError, OptionError
+from ..errors import FeatureError, GalleryError, KeyConflictError
 from ..extractors.features import Features
-from ..images.tiling import place_of
+from ..images.tiling import listed_keys, place_of
 from ..options import IndexOptions
 from ..system.atomic_files import publish, storage_errors
 from ..system.failpoints import failpoint
@@ -28,6 +28,7 @@ from .secondary_indexes import index_lags, keys_lag, with_index, write_keys
 from .shard_format import check_keys, check_texts, features_digest
 from .shard_writer import ShardWriter
 from .snapshot import Snapshot
+from .trusted import change_trusted, given_images
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class GalleryWriter:
         self._finished: list[ShardEntry] = []  # complete shards that no commit names yet
         self._pending: dict[str, str] = {}  # key -> digest, of rows since the last commit
         self._tombstones: set[int] = set()  # ids to remove with the next commit
+        self._removed: set[str] = set()  # keys of whole images among them, which nobody trusts any longer
 
     def __enter__(self) -> GalleryWriter:
         with storage_errors(f"cannot write to {self.folder}"):
@@ -90,7 +92,7 @@ class GalleryWriter:
         if self._shard is not None:
             self._shard.abort()
         self._shard, self._halfway = None, False
-        self._finished, self._pending, self._tombstones = [], {}, set()
+        self._finished, self._pending, self._tombstones, self._removed = [], {}, set(), set()
         with contextlib.suppress(GalleryError, OSError):  # the next writer tries again
             self.snapshot.close()
             self.snapshot = Snapshot(self.folder, Manifest.read(self.folder))  # a commit may fail after it took effect
@@ -155,7 +157,7 @@ class GalleryWriter:
             GalleryError: the disk is full or refuses.
         """
         self._check_process()
-        manifest = self.snapshot.manifest
+        keys, manifest = listed_keys(keys, FeatureError), self.snapshot.manifest
         features = manifest.schema.stored(features)
         check_keys(keys, len(features))
         sources = manifest.schema.kept_sources(sources, digests, len(features), self.folder)
@@ -254,21 +256,17 @@ class GalleryWriter:
             self._shard, self._halfway = None, halfway
             failpoint("finished a shard")
 
-    def remove(self, keys: Sequence[str]) -> None:
-        """Remove images by key; their rows stay in the shards until compact().
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove images by key, and end their trust; their rows stay in the shards until compact().
 
         Raises:
-            OptionError: a key is not in the gallery; no image is removed.
+            OptionError: a key is not in the gallery, or is that of a tile; no image is removed.
         """
         if self._pending:
             self.commit()
-        found = self.snapshot.find_all(keys)
-        if None in found:
-            key = keys[found.index(None)]
-            raise OptionError(f"{self.folder}: expected keys of images in it, found {key!r}, which is not")
-        if tile := next(filter(self._is_further_tile, keys), None):
-            raise OptionError(f"{self.folder}: expected keys of whole images, found {tile!r}, a tile of one")
-        self._tombstones |= self._with_tiles(found)
+        keys = listed_keys(keys)
+        self._tombstones |= self._with_tiles(given_images(self.snapshot, keys))
+        self._removed.update(keys)
 
     def put_in_place(
         self,
@@ -311,6 +309,8 @@ class GalleryWriter:
         self._finished = [entry for entry in self._finished if entry not in self.snapshot.manifest.shards]
         if self._finished or self._tombstones:
             manifest = self.snapshot.manifest
+            # First: what fails from here on leaves images that are not trusted, which can be removed again.
+            change_trusted(self.folder, drop=self._removed, tiles=manifest.spec.tile is not None)
             shards = self.snapshot.shards_without(self._tombstones)
             self._publish(replace(manifest, shards=(*shards, *self._finished)))
 
@@ -383,7 +383,7 @@ class GalleryWriter:
         failpoint("committed")
         self.snapshot.close()
         self.snapshot = self.snapshot.followed_by(manifest, self._pending)
-        self._finished, self._pending, self._tombstones = [], {}, set()
+        self._finished, self._pending, self._tombstones, self._removed = [], {}, set(), set()
 
     def _check_process(self) -> None:
         """Refuse to write in a forked process, beside its parent and into the same files."""

@@ -58,6 +58,39 @@ def test_names_that_are_not_there(gallery: sf.Gallery) -> None:
             gallery.keys([wrong])
 
 
+@pytest.mark.parametrize("ids", [[5], [0, 5], np.array([5], np.uint8)])
+def test_removed_ids_are_not_answered(gallery: sf.Gallery, ids: Any) -> None:
+    gallery.remove([KEYS[5]])
+    for ask in (gallery.keys, gallery.read):
+        with pytest.raises(sf.OptionError, match="found 5, which was removed"):
+            ask(ids)
+
+
+@pytest.mark.parametrize("ids", [[1.7], [True, False], ["a"], [np.nan], [[1, 2]], (n for n in (1, 2)), 3, None])
+def test_ids_are_whole_numbers(gallery: sf.Gallery, ids: Any) -> None:
+    for ask in (gallery.keys, gallery.read)[ids is None :]:
+        with pytest.raises(sf.OptionError, match="ids: expected whole numbers, found"):
+            ask(ids)
+        with pytest.raises(sf.OptionError, match="ids: expected whole numbers, found"):
+            gallery.snapshot().keys(ids)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "3", None, True])
+def test_k_is_a_number(gallery: sf.Gallery, features: sf.Features, k: Any) -> None:
+    with pytest.raises(sf.OptionError, match="k: expected a number >= 1, found"):
+        gallery.search(features.image, k)
+
+
+@pytest.mark.parametrize("k", [np.int64(2), np.uint8(2)])
+def test_numbers_of_numpy_are_numbers(gallery: sf.Gallery, features: sf.Features, k: Any) -> None:
+    assert gallery.search(features.image, k)[0].tolist() == gallery.search(features.image, 2)[0].tolist()
+
+
+def test_features_beyond_float32_are_refused(gallery: sf.Gallery, features: sf.Features) -> None:
+    with pytest.raises(sf.FeatureError, match="expected finite values in float32"):
+        gallery.search(features.image.astype(np.float64) * 1e300, 2)
+
+
 def test_more_neighbours_than_images_names_both(gallery: sf.Gallery, features: sf.Features) -> None:
     with pytest.raises(sf.NotEnoughImagesError, match=rf"K = {N + 1} .* found {N}"):
         gallery.search(features.image, N + 1)
