@@ -114,7 +114,7 @@ class Cluster(GalleryReader):
         return cls(folder, options=options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._device, self.options)
+        return type(self), (self._place, self._device, self.options), {"path": self.path}
 
     def __repr__(self) -> str:
         snapshot = self._snapshot
@@ -124,9 +124,9 @@ class Cluster(GalleryReader):
         )
 
     def _last_commit(self) -> Snapshot:
-        self.cluster = ClusterManifest.read(self.path)
+        self.cluster = ClusterManifest.read(self._place)
         members = Members(self.cluster, opener(self.options), self.options.partial == "allow")
-        return FederatedSnapshot(self.path, members)
+        return FederatedSnapshot(self._place, members)
 
     def snapshot(self) -> FederatedSnapshot:
         """Return the open generation, for several calls that must agree on ids.
@@ -318,15 +318,15 @@ class Cluster(GalleryReader):
         >>> sf.Federation(cluster, toy).query("normal/000.png").verdict
         'normal'
         """
-        with writing(self.path, timeout):
-            manifest = ClusterManifest.read(self.path)
+        with writing(self._place, timeout):
+            manifest = ClusterManifest.read(self._place)
             if manifest.generation != calibration.generation:
                 raise GalleryError(
                     f"{self.path}: expected generation {calibration.generation}, which was calibrated, found "
                     f"{manifest.generation}; calibrate again"
                 )
             self.cluster = replace(manifest, calibration=calibration)
-            self.cluster.write(self.path)
+            self.cluster.write(self._place)
 
     def add_images(
         self,
@@ -361,13 +361,13 @@ class Cluster(GalleryReader):
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         files = with_photos(without_twin_names(list_sources(paths)))
         report = begun_report(files)
-        with writing(self.path, timeout):
-            manifest = ClusterManifest.read(self.path)
+        with writing(self._place, timeout):
+            manifest = ClusterManifest.read(self._place)
             entries = []
             for entry, share in zip(manifest.members, shared_out(manifest, files), strict=True):
                 after, own = add_images(entry, share, extractor, replace, workers)
                 entries.append(after)
                 take(report, own)
-            commit(self.path, manifest, entries, self.options)
+            commit(self._place, manifest, entries, self.options)
         self.refresh()
         return report

@@ -369,3 +369,18 @@ def test_ray_that_is_not_installed(cluster: sf.Cluster, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(sf.OptionError, match=r"install spade-faiss\[ray\]"):
         sf.Cluster.open(cluster.path, options=sf.MemberOptions(ray="local"))
+
+
+def test_a_relative_path_is_that_of_when_it_was_opened(
+    cluster: sf.Cluster, toy: sf.Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(cluster.path.parent)
+    opened = sf.Cluster.open(cluster.path.name)
+    pickled, keys = pickle.dumps(opened), cluster.keys()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for one in (opened, pickle.loads(pickled)):
+        one.refresh()
+        assert (one.keys(), str(one.path)) == (keys, cluster.path.name)
+        one.write_calibration(sf.calibrate(sf.Federation(one, toy), false_alarms=0.3))
+    assert not list((tmp_path / "elsewhere").iterdir())
