@@ -61,10 +61,11 @@ class Bucket:
         """Reach a store.
 
         Raises:
-            OptionError: the scheme is unknown, or its package is not installed.
+            OptionError: it names no place in a store; or the scheme is unknown, or its package is not installed.
         """
         found = SCHEME.match(str(address))
-        assert found is not None
+        if found is None or not str(address)[found.end() :].strip("/"):
+            raise OptionError(f"expected an address as s3://bucket/tiles.gallery, found {str(address)!r}")
         self.address = address
         self.scheme = found[1].lower()
         self.fetched = 0  # bytes

@@ -66,6 +66,7 @@ class Commit:
     manifest: Manifest
     objects: dict[str, StoredObject]  # by the file that each is
     condemned: tuple[str, ...] = ()  # objects that may be deleted at any time: no later commit names one
+    push: str = ""  # a random number, so that no content ever comes again; earlier releases wrote none
 
     @cached_property
     def content(self) -> bytes:
@@ -75,12 +76,19 @@ class Commit:
             "format_version": FORMAT_VERSION,
             "manifest": self.manifest_bytes.decode(),
             "condemned": list(self.condemned),
+            **({"push": self.push} if self.push else {}),
         }
         lines = ",\n  ".join(
             json.dumps({"file": file, "object": one.object, "bytes": one.bytes}) for file, one in self.objects.items()
         )
         body = f'{json.dumps(head, indent=1)[:-2]},\n "objects": [\n  {lines}\n ]'.encode()
         return body + CHECKSUM + xxhash.xxh3_64_hexdigest(body).encode() + END
+
+    def is_same(self, other: Commit) -> bool:
+        """Return whether another commit names the same objects, whoever pushed it."""
+        return (self.manifest_bytes, self.objects, self.condemned) == (
+            other.manifest_bytes, other.objects, other.condemned,
+        )  # fmt: skip
 
     @property
     def checksum(self) -> str:
@@ -133,11 +141,12 @@ class Commit:
             manifest = values["manifest"].encode()
             objects = {one["file"]: _stored(one) for one in values["objects"]}
             condemned = tuple(name for name in values["condemned"] if OBJECT_NAME.fullmatch(name))
+            push = str(values.get("push", ""))
         except CorruptGalleryError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CorruptGalleryError(f"{path}: damaged or edited: {type(error).__name__}: {error}") from error
-        commit = cls(manifest, Manifest.parse(manifest, path), objects, condemned)
+        commit = cls(manifest, Manifest.parse(manifest, path), objects, condemned, push)
         commit._require_objects(path)
         return commit
 

@@ -7,6 +7,7 @@ the objects that are up already.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -261,8 +262,12 @@ def _put(job: _Push, manifest: bytes, sweep: bool) -> Commit:
     """Put gallery.json, unless the same is there."""
     before, address = job.there.commit, str(job.bucket.address)
     still = tuple(name for name in before.condemned if name in job.listing) if before else ()
-    commit = Commit(manifest, job.manifest, job.objects, job.unnamed() if sweep else still)
-    if before is None or before.content != commit.content:
+    # The store compares contents to find out whether somebody has pushed meanwhile, so that none may come again.
+    push = secrets.token_hex(8)
+    commit = Commit(manifest, job.manifest, job.objects, job.unnamed() if sweep else still, push)
+    if before is not None and before.is_same(commit):
+        commit = before
+    else:
         remember(job.folder, address, commit.checksum)
         failpoint("remembered", Path(FILE))
         job.bucket.replace(FILE, commit.content, job.there.version)

@@ -301,3 +301,14 @@ def test_a_package_that_is_missing_is_one_that_exists(
     with pytest.raises(sf.OptionError) as caught:
         buckets.Bucket(Address(f"{scheme}://bucket/tiles.gallery"))
     assert str(caught.value).endswith(f"found none (No module named {missing!r}); {advice}")
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///", "memory://", "file://", "file:///", "http://", "gs:////"])
+def test_an_address_without_a_place(gallery: sf.Gallery, tmp_path: Path, address: str) -> None:
+    for use in (
+        sf.Gallery.open,
+        lambda place: sf.push(gallery.path, place),
+        lambda place: sf.pull(place, tmp_path / "p"),
+    ):
+        with pytest.raises(sf.OptionError, match=r"expected an address as s3://bucket/tiles\.gallery, found"):
+            use(address)

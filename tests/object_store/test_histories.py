@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from PIL import Image
 
 import spade_faiss as sf
 from spade_faiss.object_store import pull as pulling
+from spade_faiss.object_store.address import Address
+from spade_faiss.object_store.bucket import Bucket
 from spade_faiss.object_store.files import checksum_of
 from spade_faiss.object_store.origins import FILE as ORIGINS
 from spade_faiss.pyramids.cache import PyramidCache
@@ -161,3 +165,56 @@ def test_a_detector_answers_from_the_last_push(memory: str, tmp_path: Path, engi
         expected = sf.Detector(made, toy, search).query(query)
     assert np.array_equal(found.anomaly_map, expected.anomaly_map)
     assert not np.array_equal(found.anomaly_map, before.anomaly_map)
+
+
+def test_what_a_sweep_has_deleted_is_not_relied_on_however_often_others_push(
+    gallery: sf.Gallery, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push finds its own objects; then others sweep these away and leave the same gallery as when it began."""
+    with sf.Gallery.create(tmp_path / "other", gallery.spec) as other:
+        append(other, 0, 2)
+    for _ in range(2):
+        sf.push(other.path, memory)
+    replace = Bucket.replace
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def late(self: Bucket, *args: Any) -> None:
+        monkeypatch.setattr(Bucket, "replace", replace)
+        assert sf.push(other.path, memory, sweep=True).swept > 0
+        sf.push(other.path, memory)
+        replace(self, *args)
+
+    monkeypatch.setattr(Bucket, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sf.push(gallery.path, memory, replace=True)
+    monkeypatch.setattr(Bucket, "replace", late)
+    with pytest.raises(sf.GalleryLockedError, match="another push has replaced it"):
+        sf.push(gallery.path, memory, replace=True)
+    assert same(sf.Gallery.open(memory, cache=tmp_path / "cache"), other)
+    sf.push(gallery.path, memory, replace=True)
+    assert same(sf.Gallery.open(memory, cache=tmp_path / "cache"), gallery)
+
+
+def test_a_push_of_what_is_there_changes_nothing_for_others(gallery: sf.Gallery, memory: str, tmp_path: Path) -> None:
+    sf.push(gallery.path, memory)
+    sf.pull(memory, tmp_path / "pulled")
+    before = Bucket(Address(memory)).read("gallery.json")
+    assert sf.push(gallery.path, memory).uploaded == 0
+    assert Bucket(Address(memory)).read("gallery.json") == before
+    with sf.Gallery.open(tmp_path / "pulled") as pulled:
+        append(pulled, N, N + 1)
+    assert sf.push(tmp_path / "pulled", memory).uploaded > 0
+
+
+def test_what_an_earlier_release_has_pushed_is_ours(
+    gallery: sf.Gallery, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        token = secrets.token_hex
+        patch.setattr(secrets, "token_hex", lambda size: "" if size == 8 else token(size))  # it wrote no such number
+        sf.push(gallery.path, memory)
+    assert b'"push"' not in (Bucket(Address(memory)).read("gallery.json") or b"")
+    append(gallery, N, N + 1)
+    assert sf.push(gallery.path, memory).uploaded > 0
