@@ -18,14 +18,14 @@ from ..gallery.reader import GalleryReader
 from ..images.sources import ImageFile
 from ..metrics.pixel import INTEGRATION_LIMIT
 from ..report.colour_scale import colour_scale
-from ..report.output_files import clear_earlier_evaluation, refuse_among_images, refuse_foreign
+from ..report.output_files import clear_earlier_evaluation, clear_earlier_run, refuse_among_images, refuse_foreign
 from ..report.report import Report
 from ..report.run_facts import RunFacts
 from ..store.source_images import SourceImages
 from . import options as args
 from .dataset_options import DrawFlags, LabelledFlags, gallery_paths, open_labelled
 from .flags import PATH, flag, takes
-from .messages import exit_status, name_skipped, note
+from .messages import exit_status, name_skipped, note, one_line
 from .search_flags import SearchFlags
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def evaluate_with(gallery: Path, dataset: Path | None, flags: EvaluateFlags, ope
     checks = check_categories(categories, options, not flags.quiet, bits)  # as are bad images
     if flags.output is not None:
         clear_earlier_evaluation(flags.output)
+        clear_earlier_run(flags.output)
     plans = [_Plan(*one, flags, options, opened) for one in zip(paths, categories, checks, strict=True)]
     run = _evaluate_draws(plans, draws) if draws else _evaluate_galleries(plans)
     skipped = list({item.path: item for one in run for item in (*one.skipped_images, *one.skipped_masks)}.values())
@@ -336,6 +337,7 @@ def _figure(value: float | None, std: float | None = None) -> str:
 
 def _print_rows(rows: Sequence[tuple[str, dict[str, str]]]) -> None:
     names = list(rows[0][1])
+    rows = [(one_line(name), figures) for name, figures in rows]
     first = max(len("category"), *(len(name) for name, _ in rows))
     width = max(12, *(len(figure) for _, figures in rows for figure in figures.values()))
     click.echo(f"{'category':{first}} " + " ".join(f"{name:>{width}}" for name in names))

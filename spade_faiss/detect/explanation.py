@@ -104,25 +104,29 @@ def _with_shared_keys(tile: TileMatches, keys: list[str], kappa: int) -> tuple[N
     return np.concatenate([shared[matches[..., :1]], matches[..., 1:]], axis=-1), sq_distances
 
 
+NEARLY = 0.9  # of a region's highest score at the centre of a cell
 Cell = tuple[TileMatches, int, int]  # of the finest grid: its tile, row and column
 
 
 def _worst_cell(detection: Detection, tiles: list[TileMatches], view: View, number: int) -> Cell:
-    """Return the cell whose centre has the highest score of those in a region; else that of its peak.
+    """Return the cell with the largest distance of those at whose centres a region scores highest; else its peak's.
 
-    Distances alone do not say it: the scores may be damped, see ScoreOptions.positions.
+    Distances alone do not say it: the scores may be damped, see ScoreOptions.positions. And scores do not tell
+    neighbouring cells apart: the map is smooth.
     """
     assert detection.judgement is not None
     assert detection.judgement.labels is not None
     within = np.where(detection.judgement.labels == number, detection.anomaly_map, -np.inf)
-    best, found = (-np.inf, 0.0), None
-    for tile in tiles:
-        scores = _at_centres(cut(within, tile.box), tile, view)
-        row, column = divmod(int(scores.argmax()), scores.shape[1])
-        height = float(scores[row, column]), float(tile.sq_distances[row, column].mean())  # where tiles overlap
-        if height[0] > -np.inf and height > best:
-            best, found = height, (tile, row, column)
-    return found or _cell_at_maximum(within, tiles, view)
+    scores = [_at_centres(cut(within, tile.box), tile, view) for tile in tiles]
+    least = NEARLY * max(float(one.max()) for one in scores)
+    if least == -np.inf:  # it lies between the centres
+        return _cell_at_maximum(within, tiles, view)
+    found = []
+    for tile, own in zip(tiles, scores, strict=True):
+        distances = np.where(own >= least, tile.sq_distances.mean(axis=2, dtype=np.float64), -np.inf)
+        row, column = divmod(int(distances.argmax()), distances.shape[1])
+        found.append((distances[row, column], (tile, row, column)))
+    return max(found, key=lambda pair: pair[0])[1]
 
 
 def _at_centres(scores: NDArray[Any], tile: TileMatches, view: View) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array, Ids, Pixels
 from ..errors import NotEnoughImagesError
-from ..extractors.features import Features
+from ..extractors.features import Features, require_rows
 from ..extractors.registry import Extractor
 from ..images.decode import decode
 from ..images.inputs import ImageLike, held, require_several
@@ -302,7 +302,7 @@ class Pipeline:
 
     def _extract(self, views: Sequence[Pixels], watch: Stopwatch) -> Features:
         with watch("extract"):
-            return self.extractor.extract(views)
+            return require_rows(self.extractor.extract(views), len(views), self.extractor.spec.name)
 
     def _retrieve(
         self, image_features: Array, watch: Stopwatch, places: Sequence[Box | None], without: Ids | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arrays import Array
+from ..errors import FeatureError
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,16 @@ class Features:
 
     def __getitem__(self, rows: slice | list[int]) -> Features:
         return Features(self.image[rows], [level[rows] for level in self.levels])
+
+
+def require_rows(features: Features, images: int, extractor: str) -> Features:
+    """Return features, if they are of so many images: else rows would be taken for those of others.
+
+    Raises:
+        FeatureError: they are of another number.
+    """
+    found = {len(features.image), *map(len, features.levels)}
+    if found != {images}:
+        numbers = " and ".join(map(str, sorted(found)))
+        raise FeatureError(f"extractor {extractor}: expected features of {images}, found {numbers}")
+    return features

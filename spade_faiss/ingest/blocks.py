@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import Pixels
 from ..errors import FeatureError
-from ..extractors.features import Features
+from ..extractors.features import Features, require_rows
 from ..extractors.registry import Extractor
 from ..system.prefetch import batched
 from .image_reader import ReadImage, absolute
@@ -100,10 +100,7 @@ def _fitting(views: list[Pixels], extractor: Extractor) -> Features:
     Raises:
         FeatureError: features of another number of images, of other shapes, NaN, infinity or too large for the gallery.
     """
-    features = extractor.spec.cast(extractor.extract(views))
-    if len(features) != len(views):
-        raise FeatureError(f"extractor {extractor.spec.name}: expected features of {len(views)}, found {len(features)}")
-    return features
+    return require_rows(extractor.spec.cast(extractor.extract(views)), len(views), extractor.spec.name)
 
 
 def _joined(parts: list[Features]) -> Features:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..arrays import Array, Pixels
 from ..errors import ImageError, SourceError
+from ..extractors.features import require_rows
 from ..extractors.registry import Extractor
 from ..extractors.spec import ExtractorSpec
 from ..images.reading import decoding_gate, view_of
@@ -63,7 +64,8 @@ class RecomputedPyramids:
         views = read_ahead(ids, self._view, min(READERS, os.cpu_count() or 1), 2 * size)
         slots = iter(out)
         for batch in batched(views, size):
-            levels = self.spec.cast(self._extractor.extract(batch)).levels  # in the dtype that a gallery would store
+            features = require_rows(self._extractor.extract(batch), len(batch), self.spec.name)
+            levels = self.spec.cast(features).levels  # in the dtype that a gallery would store
             for row, slot in zip(range(len(batch)), slots, strict=False):
                 for target, level in zip(slot, levels, strict=True):
                     target[...] = level[row]

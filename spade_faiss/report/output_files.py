@@ -124,7 +124,8 @@ def clear_earlier_run(folder: Path) -> None:
         for path in sorted(folders, key=lambda path: -len(path.parts)):
             with contextlib.suppress(OSError):  # something else is in it
                 path.rmdir()
-        for name in (SKIPPED, RUN, PAGE):  # a report is written last: until then the page would be of other results
+        # A report is written last: until then the page would be of other results. The results say what else there is.
+        for name in (SKIPPED, RUN, PAGE, SCALE, RESULTS):
             _removed(folder / name)
 
 

@@ -27,6 +27,7 @@ from .output_files import (
     SCALE,
     SKIPPED,
     OutputNames,
+    clear_earlier_evaluation,
     clear_earlier_run,
     concerns_one_image,
     json_line,
@@ -97,6 +98,7 @@ class ResultFolder:
         self._names = OutputNames(folder)
         refuse_foreign(folder)
         clear_earlier_run(folder)
+        clear_earlier_evaluation(folder)  # whose page would be of other images
         with output_errors(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / SCALE).write_text(json.dumps(asdict(scale)) + "\n")

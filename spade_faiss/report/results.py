@@ -39,7 +39,7 @@ class Result:
     @property
     def path(self) -> Path:
         """The image's file, where it was when it was queried."""
-        return Path(self.line["path"])
+        return Path(self.run.directory or "", self.line["path"])
 
     @property
     def regions(self) -> list[Region]:
@@ -177,6 +177,8 @@ def _record(values: dict[str, Any]) -> RunRecord:
     _require(values, {"images": (int, type(None)), "thresholds": (dict, type(None))})
     if values["thresholds"] is not None:
         _require(values["thresholds"], {"image": NUMBER, "pixel": NUMBER, "false_alarms": NUMBER})
+    values = {"directory": None, **values}  # which earlier releases did not name
+    _require(values, {"directory": (str, type(None))})
     return RunRecord(**{one.name: values[one.name] for one in fields(RunRecord)})
 
 

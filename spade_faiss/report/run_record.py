@@ -25,6 +25,7 @@ class RunRecord:
     thresholds: Mapping[str, float] | None  # "image", "pixel" and "false_alarms"; None: nothing was judged
     min_region: int = 1  # px; smaller regions do not count
     images: int | None = None  # lines of results.jsonl; None: the run has not ended
+    directory: str | None = None  # that relative paths of images start from; None: an earlier release did not say
 
     @classmethod
     def of(cls, detector: Detector) -> RunRecord:
@@ -39,7 +40,7 @@ class RunRecord:
             }
         gallery = detector.gallery
         path = gallery.path if is_address(gallery.path) else gallery.path.resolve()
-        return cls(str(path), gallery.generation, thresholds, detector.score.min_region)
+        return cls(str(path), gallery.generation, thresholds, detector.score.min_region, directory=str(Path.cwd()))
 
     def finished(self, images: int) -> RunRecord:
         """Return it with the number of images, which ends it."""

@@ -21,6 +21,7 @@ INDEX_LAG = 0.02  # both files are rewritten when they lack this share of the ro
 KEYS_LAG = 32  # the key table also when it lacks this many shards: a look-up opens each of them
 SMALL_GROWTH = 2  # a small index is retrained by itself when the images have grown by this factor since it was trained
 OUTGROWN_GROWTH = 2  # a large one is reported as outgrown then, and is only rebuilt on request
+REMOVED = 0.5  # likewise when more than this share of the rows of an IVF index is removed
 OUTGROWN_IMBALANCE = 2  # likewise when the imbalance of its lists has grown by this factor
 
 
@@ -45,6 +46,8 @@ class IndexState:
             why.append(
                 f"lists of uneven length (imbalance {facts.imbalance:.1f}, {facts.imbalance_trained:.1f} at first)"
             )
+        if facts.nprobe and manifest.removed > REMOVED * manifest.rows:
+            why.append(f"{manifest.removed} of {manifest.rows} images removed, which its recall was measured with")
         if facts.recall is not None and facts.recall < wanted.recall:
             why.append(f"recall {facts.recall:.3f}, less than the {wanted.recall:g} wanted")
         return cls(entry, manifest.rows, tuple(why))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
+from spade_faiss.arrays import Pixels
+from spade_faiss.extractors.toy import ToyExtractor
+from spade_faiss.options import Patches
 from tests.helpers.galleries import make_gallery
 from tests.helpers.images import make_images
 from tests.helpers.recomputed import create
@@ -81,3 +85,31 @@ def test_one_folder_may_be_given_by_itself(tmp_path: Path, normal: Path, as_give
         )
         assert gallery.verify(normal=given) == []
         assert len(gallery.read([0], toy, normal=given)) == 3
+
+
+class Padded(ToyExtractor):
+    """Gives rows for images that nobody has asked for, or too few."""
+
+    rows = 1
+
+    def extract(self, pixels: Sequence[Pixels]) -> sf.Features:
+        found = super().extract(pixels)
+        if self.rows < 0:
+            return found[: self.rows]
+        levels = [np.concatenate([level[: self.rows], level]) for level in found.levels]
+        return sf.Features(np.concatenate([found.image[: self.rows], found.image]), levels)
+
+
+@pytest.mark.parametrize("rows", [1, 2, -1])
+@pytest.mark.parametrize("patches", ["stored", "recompute"])
+def test_rows_of_other_images_are_not_taken(tmp_path: Path, normal: Path, patches: Patches, rows: int) -> None:
+    toy = make_gallery(tmp_path / "toy", normal)[1]
+    with create(tmp_path / "g", toy, patches) as gallery:
+        gallery.add_images(normal, toy)
+        padded = Padded(sf.FeatureOptions())
+        padded.rows = rows
+        with pytest.raises(sf.FeatureError, match=r"extractor toy: expected features of \d+, found \d+"):
+            sf.Detector(gallery, padded).query_batch([normal / "000.png", normal / "001.png"])
+        if patches == "recompute":
+            with pytest.raises(sf.FeatureError, match=r"extractor toy: expected features of 3, found \d"):
+                gallery.read([0, 1, 2], padded)

@@ -250,6 +250,22 @@ def test_info_says_when_the_index_was_outgrown(
     assert gallery.reindex().outgrown == ()
 
 
+@pytest.mark.parametrize(("kind", "is_told"), [("ivf", True), ("flat", False)])
+def test_info_says_when_the_recall_was_measured_with_images_that_are_gone(
+    tmp_path: Path, xb: np.ndarray, kind: str, is_told: bool
+) -> None:
+    gallery = gallery_of(tmp_path / "g", xb[:1000], kind=kind, recall=0.95, nlist=10 if kind == "ivf" else None)
+    keys = gallery.keys()
+    gallery.remove(keys[:500])
+    assert gallery.index_state().outgrown == ()
+    gallery.remove(keys[500:501])
+    told = ("501 of 1000 images removed, which its recall was measured with",)
+    assert gallery.index_state().outgrown == (told if is_told else ())
+    assert gallery.reindex().outgrown == (told if is_told else ())
+    gallery.compact()
+    assert gallery.index_state().outgrown == ()
+
+
 @pytest.mark.slow
 def test_reindex_to_another_kind_and_back(tmp_path: Path, xb: np.ndarray, xq: np.ndarray) -> None:
     xb = xb[:1500]

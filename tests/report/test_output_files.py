@@ -12,7 +12,7 @@ import pytest
 import spade_faiss as sf
 from spade_faiss.images.sources import ImageFile
 from spade_faiss.report.colour_scale import colour_scale
-from spade_faiss.report.output_files import OutputNames, concerns_one_image
+from spade_faiss.report.output_files import EVALUATED, PAGE, OutputNames, clear_earlier_run, concerns_one_image
 from spade_faiss.report.result_folder import ResultFolder
 
 PIXELS = np.zeros((40, 48, 3), np.uint8)
@@ -82,3 +82,17 @@ def test_two_keys_that_a_file_system_takes_for_one(tmp_path: Path) -> None:
     (tmp_path / "maps" / "ä.png.npy").touch()  # as if "Ä.png" had been written under either name
     next(names.choices("Ä.png"))
     assert next(names.choices("ä.png"))["map"].startswith("maps/ä.png~")
+
+
+def test_a_run_of_another_kind_leaves_no_mix(tmp_path: Path, detector: sf.Detector) -> None:
+    """Of a query and an evaluation into one folder, only the later one is there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in EVALUATED:
+        (out / name).write_text('{"categories": []}')
+    (out / PAGE).write_text("of the evaluation")
+    assert write(detector, out, "000.png") == []
+    assert not {*EVALUATED, PAGE} & {path.name for path in out.iterdir()}
+    (out / "mine.txt").write_text("of somebody else")
+    clear_earlier_run(out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]

@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 
 import spade_faiss as sf
+from spade_faiss.images.sources import ImageFile
 from spade_faiss.labels import export
+from spade_faiss.report.colour_scale import colour_scale
+from spade_faiss.report.result_folder import ResultFolder
 from spade_faiss.report.results import Results
+from spade_faiss.report.run_record import RunRecord
+from tests.helpers.images import write_images
 from tests.helpers.results import RUN, masks, write_results
 
 
@@ -117,3 +122,24 @@ def test_the_record_says_who_wrote_it(folder: Path) -> None:
     assert (values["format"], values["format_version"], values["created_by"]) == (
         "spade-faiss results", 1, sf.__version__,
     )  # fmt: skip
+
+
+def test_a_path_is_that_of_when_it_was_queried(
+    tmp_path: Path, toy_gallery: sf.Gallery, toy: sf.Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads the results may be in another folder, with a file of the same relative path."""
+    image = write_images(tmp_path / "here" / "test", 1).parent / "test" / "000.png"
+    write_images(tmp_path / "there" / "test", 1, seed=4)
+    monkeypatch.chdir(tmp_path / "here")
+    detector, relative = sf.Detector(toy_gallery, toy), image.relative_to(tmp_path / "here")
+    with ResultFolder(tmp_path / "results", colour_scale(detector), run=RunRecord.of(detector)) as results:
+        for file in (ImageFile(relative, "relative"), ImageFile(image, "absolute")):
+            results.write(file, np.zeros((40, 48, 3), np.uint8), detector.query(file.path))
+        results.close([])
+    monkeypatch.chdir(tmp_path / "there")
+    assert [one.path for one in Results.open(tmp_path / "results")] == [image, image]
+    record = tmp_path / "results" / "run.json"
+    values = json.loads(record.read_text())
+    del values["directory"]  # as earlier releases wrote it
+    record.write_text(json.dumps(values))
+    assert [one.path for one in Results.open(tmp_path / "results")] == [relative, image]
