@@ -49,6 +49,11 @@ def add_images(
         if not files:
             return after, IngestReport(copies=0)
         report = gallery.add_images(files, extractor, replace=replaced, workers=workers)
+    return as_it_is(entry), report
+
+
+def as_it_is(entry: MemberEntry) -> MemberEntry:
+    """Return what a cluster has to know of a member's gallery as it is now."""
     after, gallery = known(entry.name, entry.path, entry.node)
     gallery.close()
-    return after, report
+    return after

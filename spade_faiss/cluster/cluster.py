@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..arrays import Array, Ids
 from ..detect.calibration import Calibration
-from ..errors import GalleryError, OptionError
+from ..errors import GalleryError, OptionError, SpadeError
 from ..extractors.registry import Extractor
 from ..gallery.reader import GalleryReader
 from ..gallery.verify import Problem
@@ -21,7 +22,7 @@ from ..pyramids.cache import PyramidCache
 from ..pyramids.reader import StoredPyramids
 from ..store.snapshot import Snapshot
 from ..system.atomic_files import storage_errors
-from .adding import add_images, shared_out, take
+from .adding import add_images, as_it_is, shared_out, take
 from .manifest import FILE, ClusterManifest, require_different, writing
 from .members import Members
 from .membership import MemberOptions, check, commit, named, now, opener, repeated_key
@@ -281,7 +282,7 @@ class Cluster(GalleryReader):
 
         Raises:
             OptionError: no member has that name.
-            MemberError: what lies there is not the member's gallery.
+            MemberError: what lies there is not the member's gallery, or not the whole of it.
 
         >>> import shutil
         >>> _ = sf.Cluster.create("plant.cluster", ["toy.gallery"])
@@ -296,7 +297,7 @@ class Cluster(GalleryReader):
             entry = replace(manifest.member(name), path=str(Path(to).absolute()), node=node)
             opened = opener(options)(entry)
             try:
-                opened.call("process")()
+                opened.call("require_files")()
             finally:
                 opened.close()
             members = tuple(entry if member.name == name else member for member in manifest.members)
@@ -307,11 +308,11 @@ class Cluster(GalleryReader):
         """Keep a calibration in cluster.json; every Federation over the cluster then gives verdicts.
 
         Args:
-            calibration: that sf.calibrate returned for a Federation over this cluster.
+            calibration: that sf.calibrate returned for a Federation over this cluster, as it is open.
             timeout: seconds to wait for another process that is changing the cluster.
 
         Raises:
-            GalleryError: the cluster has changed since.
+            GalleryError: the cluster has changed since, or another was made in its place.
 
         >>> cluster = sf.Cluster.create("plant.cluster", ["toy.gallery"])
         >>> cluster.write_calibration(sf.calibrate(sf.Federation(cluster, toy), false_alarms=0.2))
@@ -324,6 +325,10 @@ class Cluster(GalleryReader):
                 raise GalleryError(
                     f"{self.path}: expected generation {calibration.generation}, which was calibrated, found "
                     f"{manifest.generation}; calibrate again"
+                )
+            if manifest.images() != self.cluster.images():
+                raise GalleryError(
+                    f"{self.path}: expected the members that were opened, found others; open it and calibrate again"
                 )
             self.cluster = replace(manifest, calibration=calibration)
             self.cluster.write(self._place)
@@ -352,6 +357,7 @@ class Cluster(GalleryReader):
         Raises:
             MemberError: a member cannot be opened.
             OptionError: place_by gives a key no member.
+            GalleryError: a member cannot be written. What others were given by then is in the cluster.
 
         >>> cluster = sf.Cluster.create("plant.cluster", ["toy.gallery"])
         >>> report = cluster.add_images("test", toy, replace=True)
@@ -363,11 +369,16 @@ class Cluster(GalleryReader):
         report = begun_report(files)
         with writing(self._place, timeout):
             manifest = ClusterManifest.read(self._place)
-            entries = []
-            for entry, share in zip(manifest.members, shared_out(manifest, files), strict=True):
-                after, own = add_images(entry, share, extractor, replace, workers)
-                entries.append(after)
-                take(report, own)
+            entries, shares = list(manifest.members), shared_out(manifest, files)
+            try:
+                for number, share in enumerate(shares):
+                    entries[number], own = add_images(entries[number], share, extractor, replace, workers)
+                    take(report, own)
+            except Exception:
+                with suppress(SpadeError):  # else the members that have been written would be ahead of the cluster
+                    entries[number] = as_it_is(entries[number])
+                    commit(self._place, manifest, entries, self.options)
+                raise
             commit(self._place, manifest, entries, self.options)
         self.refresh()
         return report

@@ -122,6 +122,23 @@ class Federation(Detector):
             return not self.needs_baseline or self._known.has_doubts
         return super().keep_baseline()
 
+    def require_whole(self, snapshot: Snapshot) -> None:
+        """Check that no member is missing: what is found out about all normal images must not be about some of them.
+
+        Raises:
+            MemberError: some are; it names them.
+
+        >>> federation = sf.Federation(sf.Cluster.open("plant.cluster"), toy)
+        >>> federation.require_whole(federation.gallery.snapshot())
+        """
+        assert isinstance(snapshot, FederatedSnapshot)
+        snapshot.members.look_again()
+        if missing := snapshot.members.missing:
+            raise MemberError(
+                f"{self.gallery.path}: expected all members, found {', '.join(map(repr, missing))} missing: "
+                "calibration and audit are of all normal images; open the cluster again when all can be reached"
+            )
+
     def _images_of(self, snapshot: Snapshot) -> dict[str, Any]:
         assert isinstance(snapshot, FederatedSnapshot)
         members, ids = snapshot.members, snapshot.ids()

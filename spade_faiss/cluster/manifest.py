@@ -62,6 +62,10 @@ class ClusterManifest:
         """Return the names of the members."""
         return [member.name for member in self.members]
 
+    def images(self) -> list[tuple[str, int, str]]:
+        """Return what says which images the members have, wherever they lie: name, generation and checksum of each."""
+        return [(member.name, member.generation, member.manifest) for member in self.members]
+
     def member(self, name: str) -> MemberEntry:
         """Return a member by its name.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class Member(Protocol):
     def call(self, method: str, *args: Any) -> Answer:
         """Begin a method of MemberGallery; returns what waits for its answer.
 
-        The answer raises what the method raised, or MemberError: the member is lost.
+        The answer raises what the method raised, or MemberError: the member is lost, or its files are.
         """
         ...
 
@@ -63,6 +64,17 @@ class Member(Protocol):
         ...
 
 
+@contextmanager
+def as_member_errors(name: str) -> Iterator[None]:
+    """Raise what is wrong with a member's files as a MemberError that names it: it cannot answer, and others can."""
+    try:
+        yield
+    except MemberError:
+        raise
+    except OSError as error:  # as every GalleryError is
+        raise MemberError(f"member {name!r}: {error}") from error
+
+
 class LocalMember:
     """A member in this process, which answers when it is waited for."""
 
@@ -72,7 +84,12 @@ class LocalMember:
 
     def call(self, method: str, *args: Any) -> Answer:
         """See Member."""
-        return lambda: getattr(self.gallery, method)(*args)
+
+        def answer() -> Any:
+            with as_member_errors(self.name):
+                return getattr(self.gallery, method)(*args)
+
+        return answer
 
     def share(self, value: Any) -> Any:
         """See Member."""
@@ -163,6 +180,23 @@ class MemberGallery:
     def process(self) -> int:
         """Return the id of the process that has the gallery open."""
         return os.getpid()
+
+    def require_files(self) -> None:
+        """Check that the files of the gallery are there, with the sizes that its manifest says.
+
+        Raises:
+            MemberError: one is not.
+        """
+        manifest = self.manifest()
+        files = (*manifest.shards, manifest.index, manifest.keys)
+        for name, size in [(file.file, file.bytes) for file in files if file]:
+            path = self._snapshot.files.path(name)
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                raise MemberError(
+                    f"member {self.entry.name!r}: expected {path} with {size} bytes, found "
+                    f"{'no such file' if found is None else found}; copy the whole gallery"
+                )
 
     # Names and image features.
 

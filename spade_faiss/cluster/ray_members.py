@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import MemberError, OptionError, first_line
 from .manifest import MemberEntry
-from .member import Answer, Member, MemberGallery, known
+from .member import Answer, Member, MemberGallery, as_member_errors, known
 
 LOCAL = "local"
 RETRIES = 3  # times that a call is made again when the member's process has died
@@ -164,12 +164,16 @@ def _require_listener(address: str) -> None:
 
 @contextmanager
 def _as_member_errors(ray: Any, name: str) -> Iterator[None]:
-    """Raise what a member raised as it was, and what Ray says of a lost member as a MemberError that names it."""
+    """Raise what Ray says of a lost member, and what is wrong with a member's files, as a MemberError that names it.
+
+    What else a member raised is raised as it was.
+    """
     try:
         yield
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Exception):
-            raise error.cause from None
+            with as_member_errors(name):
+                raise error.cause from None
         raise MemberError(f"member {name!r}: {first_line(error)}") from error
     except ray.exceptions.GetTimeoutError as error:
         raise MemberError(f"member {name!r}: expected an answer in {ANSWER_SECONDS:g} s, found none") from error

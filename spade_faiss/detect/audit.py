@@ -76,16 +76,20 @@ def find_suspects(
     Raises:
         OptionError: sample, seed or group is none, or the group matches no key.
         NotEnoughImagesError: an image has no other to be compared with.
+        MemberError: a member of the cluster is missing, even if queries go on without it (partial="allow").
 
     >>> [suspect.key for suspect in sf.find_suspects(detector, sample=2)]
     ['...png', '...png']
     """
-    require_group(detector.gallery.snapshot(), group)  # before hours are spent
+    snapshot = detector.gallery.snapshot()
+    detector.require_whole(snapshot)
+    require_group(snapshot, group)  # before hours are spent
     # One run: another thread may write for as long as this takes. And what images say of each other is to be found out.
-    pipeline = detector.pipeline(doubts=False)
+    pipeline = detector.pipeline(snapshot, doubts=False)
     ids = draw(pipeline.snapshot, Sampling(sample, group, seed))
     classes = pipeline.copies.of(ids)
     scores = normal_scores(pipeline, ids, group, "audit", progress)
+    detector.require_whole(snapshot)  # nor was any lost meanwhile
     _, distinct = np.unique([same[0] for same in classes], return_index=True)  # copies count once
     stats = [LogStats.of(column.tolist()) for column in scores[distinct].T]
     outlier_scores = np.max([one.distance(column) for one, column in zip(stats, scores.T, strict=True)], axis=0)

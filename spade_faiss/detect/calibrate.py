@@ -51,6 +51,7 @@ def calibrate(
         OptionError: too few images for the rate, with the number it takes; a group that is no regular expression or
             matches no key; or scores that tie, so that a threshold would be 0 or beyond all scores.
         NotEnoughImagesError: an image has no other to be compared with.
+        MemberError: a member of the cluster is missing, even if queries go on without it (partial="allow").
 
     >>> calibration = sf.calibrate(detector, false_alarms=0.1)
     >>> len(calibration.image_scores), bool(calibration.image_threshold == calibration.image_scores.max())
@@ -60,6 +61,7 @@ def calibrate(
     given, detector = detector, detector.uncalibrated()  # whose scale may be a calibration's
     detector.share_caches(given)
     snapshot, sampling = detector.gallery.snapshot(), Sampling(sample, group, seed)
+    detector.require_whole(snapshot)
     ids = Copies(snapshot).images()
     size = min(sampling.sample or len(ids), len(ids))
     conformal_threshold(np.zeros(size), false_alarms, sampled=size < len(ids))  # before hours are spent
@@ -73,6 +75,7 @@ def calibrate(
     require_others(pipeline, chosen)
     pipeline = with_doubts(pipeline, chosen, group, progress)  # whatever an earlier calibration says
     scores = image_scores(pipeline, chosen, group, "calibrate", progress)
+    detector.require_whole(snapshot)  # nor was any lost meanwhile
     found = Calibration(
         snapshot.manifest.generation, detector.settings(), false_alarms, group, scores[:, 0], scores[:, 1],
         pipeline.baseline, _excusing(detector, snapshot),

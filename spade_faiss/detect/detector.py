@@ -83,8 +83,7 @@ class Detector:
         self.extractor = extractor
         self._normal = places(normal)
         self._given = search, score
-        self._calibrated = calibrated
-        self._trusting = trusting
+        self._calibrated, self._trusting = calibrated, trusting
         self.trusted = self._stored_trust() if trusting else {}
         found = self._stored_calibration() if calibrated else None
         self._settings = Settings.of(search, score, found.settings if found else None, gallery.recipe)
@@ -109,10 +108,7 @@ class Detector:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of: unpickled, it looks at the last commit; the extractor has to be picklable."""
-        search, score = self._given
-        return type(self), (
-            self.gallery, self.extractor, search, score, self._calibrated, self._normal, self._trusting,
-        )  # fmt: skip
+        return type(self), (self.gallery, self.extractor, *self._given, self._calibrated, self._normal, self._trusting)
 
     def after_fork(self) -> None:
         """Replace the inherited lock."""
@@ -160,8 +156,7 @@ class Detector:
         """Return a calibration if it is one for these settings; warn if not, or if the gallery has changed since."""
         if found is None:
             return None
-        if found.settings != self.settings():
-            own = self.settings()
+        if found.settings != (own := self.settings()):
             names = [name for name in {**own, **found.settings} if own.get(name) != found.settings.get(name)]
             theirs, ours = (", ".join(self._shown(of, name) for name in names) for of in (found.settings, own))
             self._tell(f"no verdicts: {self.gallery.path} was calibrated for {theirs}, not {ours}; calibrate again")
@@ -293,6 +288,12 @@ class Detector:
             self._known.take(partial(self._identity, snapshot))
             return self._known.has_doubts
 
+    def require_whole(self, snapshot: Snapshot) -> None:
+        """Check that no normal images of a snapshot are out of reach, as those of a lost member of a cluster are.
+
+        >>> detector.require_whole(gallery.snapshot())
+        """
+
     def _identity(self, snapshot: Snapshot) -> dict[str, Any]:
         images, k = self._images_of(snapshot), self._settings.k_of(len(snapshot))
         return identity_of(snapshot.manifest, self.gallery.path, images, self.settings(), k, self.trusted)
@@ -312,8 +313,7 @@ class Detector:
     def _pipeline(self, snapshot: Snapshot, settings: Settings | None = None) -> Pipeline:
         """Begin a run over a snapshot; settings: other than the detector's own."""
         pyramids = pyramids_of(snapshot, self.extractor, self._normal, self.search.verify_reads)
-        settings = settings or self._settings
-        return Pipeline(snapshot, self.extractor, settings, pyramids, self._caches, self.trusted)
+        return Pipeline(snapshot, self.extractor, settings or self._settings, pyramids, self._caches, self.trusted)
 
     def pipeline(self, snapshot: Snapshot | None = None, k: int | None = None, doubts: bool = True) -> Pipeline:
         """Return a run over one snapshot of the gallery, for several calls that must agree; None: the open one.

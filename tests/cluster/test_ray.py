@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -147,6 +148,20 @@ def test_a_machine_that_is_lost(
         assert not any(key.startswith("south") for key in found.neighbours.keys)
     with pytest.raises(sf.MemberError, match="member 'south'"):
         opened(tmp_path / "c")
+
+
+def test_a_member_whose_files_are_damaged(
+    machines: Any, galleries: dict[str, Path], queries: list[Path], tmp_path: Path
+) -> None:
+    members = {"north": galleries["north"], "south": shutil.copytree(galleries["south"], tmp_path / "south.gallery")}
+    sf.Cluster.create(tmp_path / "c", members).close()
+    for shard in (members["south"] / "shards").iterdir():
+        shard.write_bytes(shard.read_bytes()[:-1])
+    toy = sf.load_extractor("toy")
+    with opened(tmp_path / "c") as refusing, opened(tmp_path / "c", "allow") as allowing:
+        with pytest.raises(sf.MemberError, match=r"^member 'south': .*expected \d+ bytes, found"):
+            sf.Federation(refusing, toy).query(queries[0])
+        assert sf.Federation(allowing, toy).query(queries[0]).missing == ("south",)
 
 
 def test_a_member_that_is_not_as_known_says_so(machines: Any, galleries: dict[str, Path], tmp_path: Path) -> None:
