@@ -102,6 +102,17 @@ class Generation:
         self.detector.query(np.full((max(8, height), max(8, width), 3), GREY, np.uint8))
         return True
 
+    def require(self, name: str, version: str | None) -> None:
+        """Check that it is the version of a gallery that a request asks for, if it asks for one.
+
+        Raises:
+            ServiceError: it is another one.
+        """
+        if version not in (None, str(self.number)):
+            raise ServiceError(
+                404, "unknown_version", f"Gallery {name} is at generation {self.number}, found version {version!r}."
+            )
+
     def source_images(self, folders: tuple[Path, ...]) -> SourceImages:
         """Return where the pictures of its images may be."""
         return SourceImages(self.gallery.snapshot(), folders)
@@ -252,7 +263,8 @@ class Registry:
 
         Args:
             settings: which ones.
-            changed: called, in the thread that looks, when a gallery is at another commit or calibration.
+            changed: called when a gallery is at another commit or calibration, in the thread that looks; and when one
+                was loaded, in the thread that has asked for it.
         """
         self._settings = settings
         self._changed = changed
@@ -291,7 +303,15 @@ class Registry:
             self._served[other].unload()
             with self._lock:
                 self._recent.pop(other, None)
-        return served, served.load()
+        is_new = not served.is_loaded and served.take_up()  # by this thread, and no other one
+        generation = served.load()
+        if is_new:
+            try:
+                self._changed(served)
+            except Exception:  # whoever asks for the gallery gets it
+                if not self._stop.is_set():
+                    logger.exception("%s: nobody is told that it is loaded", name)
+        return served, generation
 
     def look(self) -> None:
         """Take up the new commits of all galleries that are loaded."""

@@ -15,7 +15,7 @@ from ..detect.detection import Detection
 from ..detect.pipeline import Pipeline
 from ..detect.query import Decoded
 from .errors import ServiceError
-from .generations import Generation, ServedGallery
+from .generations import Generation
 
 logger = logging.getLogger("spade_faiss.service")
 FIRST_GUESS = 0.5  # seconds an image, until some were measured
@@ -33,9 +33,12 @@ class Found:
 
 @dataclass
 class Job:
-    """An image that waits to be searched. Whoever cancels its future before then saves the search."""
+    """An image that waits to be searched. Whoever cancels its future before then saves the search.
 
-    gallery: ServedGallery
+    Its request keeps the generation open, so that all its images are searched in the one that they were made for.
+    """
+
+    generation: Generation
     image: Decoded
     deadline: float  # of time.monotonic()
     k: int | None = None
@@ -44,7 +47,7 @@ class Job:
 
 
 class InferencePool:
-    """Searches images one after the other, those of one gallery together."""
+    """Searches images one after the other, those of one generation together."""
 
     def __init__(self, size: int) -> None:
         """Start with an empty queue that takes so many images."""
@@ -123,15 +126,13 @@ class InferencePool:
                     continue
             self._stream(head)
 
-    def _next(self, like: Job | None = None, generation: Generation | None = None) -> Job | None:
+    def _next(self, like: Job | None = None) -> Job | None:
         """Take the next image whose client still waits; with `like`, only if it goes into the same stream."""
         with self._changed:
             while self._waiting:
                 job = self._waiting[0]
-                if like is not None and (job.gallery is not like.gallery or job.k != like.k):
+                if like is not None and (job.generation is not like.generation or job.k != like.k):
                     return None
-                if generation is not None and job.gallery.current is not generation:
-                    return None  # a commit came: the stream ends, and the next one is over the new generation
                 self._waiting.popleft()
                 if not job.future.set_running_or_notify_cancel():
                     continue
@@ -143,20 +144,24 @@ class InferencePool:
 
     def _stream(self, head: Job) -> None:
         """Search an image, and what waits behind it for the same generation."""
-        taken: deque[Job] = deque()
+        taken, generation = deque[Job](), head.generation
+        if not generation.enter():  # its request was given up
+            self._fail([head], ServiceError(503, "ending", "The request was given up.", {"Retry-After": "1"}))
+            return
+
+        def images() -> Iterator[Decoded]:
+            job: Job | None = head
+            while job is not None:
+                taken.append(job)
+                yield job.image
+                job = self._next(head)
+
         try:
-            with head.gallery.leased() as generation:
-
-                def images() -> Iterator[Decoded]:
-                    job: Job | None = head
-                    while job is not None:
-                        taken.append(job)
-                        yield job.image
-                        job = self._next(head, generation)
-
-                self._search(generation, generation.run(head.k), images(), taken)
+            self._search(generation, generation.run(head.k), images(), taken)
         except Exception as error:
             self._fail(taken or [head], error)
+        finally:
+            generation.leave()
 
     def _search(self, generation: Generation, run: Pipeline, images: Iterator[Decoded], taken: deque[Job]) -> None:
         """Stream images; if one fails, those after it that were taken already are searched one by one."""

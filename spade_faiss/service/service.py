@@ -7,8 +7,9 @@ import base64
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -59,6 +60,7 @@ class Post:
     who: str
     request: str
     wish: Wish = field(default_factory=Wish)
+    version: str | None = None  # generation that it asks for; None: the newest
 
 
 class Service:
@@ -108,7 +110,6 @@ class Service:
                     _ = generation.warmed, generation.scale
                 if self._ending:
                     return
-                self._generation_changed(served)
                 self.is_ready = True
             except SpadeError as error:
                 if self._ending:
@@ -149,7 +150,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._errands, lambda: function(*arguments))
 
     def _generation_changed(self, served: ServedGallery) -> None:
-        """Tell pages and metrics of a new commit or calibration, and have the thresholds found again."""
+        """Tell pages and metrics of what is in memory now, and have thresholds found again that are stale."""
         generation = served.current
         if generation is None:
             return
@@ -170,20 +171,42 @@ class Service:
             is_gone: whether the client has left; then what was not begun is not searched.
 
         Raises:
-            ServiceError: there is no room, or the gallery is not served.
+            ServiceError: there is no room, the gallery is not served, or is not at the version that is asked for.
             SpadeError: the gallery cannot be loaded.
         """
         start, count = time.monotonic(), len(post.images)
         self.registry.named(post.gallery)
         self.pool.reserve(count)
-        reserved = count
+        reserved = True
         try:
-            served, generation = await self.loaded(post.gallery)
+            async with self._leased(post.gallery) as generation:
+                generation.require(post.gallery, post.version)
+                reserved = False
+                return await self._inspected(post, generation, start, is_gone)
+        finally:
+            if reserved:
+                self.pool.release(count)
+
+    @asynccontextmanager
+    async def _leased(self, name: str) -> AsyncIterator[Generation]:
+        """Use the newest generation of a gallery for a whole request; raises as Registry.loaded."""
+        _, generation = await self.loaded(name)
+        while not generation.enter():
+            _, generation = await self.loaded(name)
+        try:
+            yield generation
+        finally:
+            generation.leave()
+
+    async def _inspected(self, post: Post, generation: Generation, start: float, is_gone: Gone) -> list[dict[str, Any]]:
+        """Inspect images, which room is reserved for, in one generation."""
+        reserved = count = len(post.images)
+        try:
             calls = [self.helped(self._prepared, name, content, generation) for name, content in post.images]
             prepared = await asyncio.gather(*calls)
             whole = [one for one in prepared if isinstance(one, Prepared)]
             deadline = start + self.settings.deadline
-            jobs = [Job(served, one.image, deadline, post.wish.k) for one in whole]
+            jobs = [Job(generation, one.image, deadline, post.wish.k) for one in whole]
             self.pool.release(count - len(jobs))
             reserved = len(jobs)
             self.pool.submit(jobs)

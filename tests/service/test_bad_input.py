@@ -93,6 +93,24 @@ def test_content_types(shared: Served) -> None:
     assert error(shared.client.post(INSPECT, data={"image": "text"}, files={}), 415) == "wrong_content_type"
 
 
+def test_the_case_of_a_content_type(serve: Callable[..., Any]) -> None:
+    with serve() as served:
+        part = served.inspect(png(), "Image/PNG").json()["id"]
+        body, kind = f'{{"inspection": "{part}"}}', {"Content-Type": "Application/JSON; charset=utf-8"}
+        assert served.client.post(f"/v1/galleries/{NAME}/normal", content=body, headers=kind).status_code == 200
+
+
+def test_more_images_than_may_wait(serve: Callable[..., Any]) -> None:
+    with serve(queue=3) as served:
+        for count, status in ((3, 200), (4, 413), (40, 413)):
+            files = [("image", (f"{number}.png", png(number), "image/png")) for number in range(count)]
+            answer = served.client.post(INSPECT, files=files)
+            assert answer.status_code == status
+            if status == 413:
+                assert error(answer, 413) == "too_many_images"
+        assert served.service.pool.depth == 0
+
+
 def test_unknown_names(shared: Served) -> None:
     client = shared.client
     assert error(client.post("/v1/galleries/none/inspect", content=png(), headers={"Content-Type": "image/png"}), 404)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,67 @@ def done(served: Served) -> list[str]:
     """Who has asked for the calibrations that were made, the oldest first."""
     changes = served.get("/v1/changes")["changes"][::-1]
     return [one["who"] for one in changes if (one["what"], one["state"]) == ("calibrate", "done")]
+
+
+@pytest.mark.parametrize("step", ["calibrate", "end"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_kill_while_it_is_calibrated(
+    serve: Callable[..., Any], workspace: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The log says whether the new thresholds are in force."""
+    stopped = threading.Event()
+
+    def stop(*given: Any, **named: Any) -> None:
+        stopped.set()
+        raise SystemExit  # nothing after it is done
+
+    with serve() as served:
+        served.client.delete(f"/v1/galleries/{NAME}/normal/003.png")
+        monkeypatch.setattr(calibrations if step == "calibrate" else served.service.changes, step, stop)
+        served.service.calibrations.ask(Order(NAME, 0.1))
+        assert stopped.wait(20)
+    monkeypatch.undo()
+    with serve() as served:
+        change = served.get("/v1/changes")["changes"][0]
+        assert (change["what"], written(workspace).generation) == ("calibrate", 3 if step == "end" else 2)
+        assert change["state"] == ("done" if step == "end" else "failed")
+
+
+def test_a_gallery_that_is_loaded_later_with_stale_thresholds(serve: Callable[..., Any], workspace: Path) -> None:
+    """They are found again, and metrics tell of it, also when it was unloaded and is loaded again."""
+    path = workspace / "second.gallery"
+    shutil.copytree(workspace / "tiles.gallery", path)
+    with serve(galleries={NAME: workspace / "tiles.gallery", "second": path}, loaded=1, recalibrate=True) as served:
+        for key, generation in (("000.png", 3), ("001.png", 4)):
+            assert not served.service.registry.named("second").is_loaded
+            with sf.Gallery.open(path) as gallery:
+                gallery.remove([key])
+            assert served.get("/v1/galleries/second")["generation"] == generation
+            assert f'generation{{gallery="second"}} {generation}.0' in served.client.get("/metrics").text
+            until(lambda expected=generation: calibrated(path) == expected)
+            until(lambda: not served.service.calibrations.is_at("second"))
+            served.get(f"/v1/galleries/{NAME}")  # unloads the second one
+        assert done(served) == ["service", "service"]
+
+
+def test_a_gallery_is_loaded_though_nobody_can_be_told(
+    serve: Callable[..., Any], workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = workspace / "tiles.gallery"
+    with serve(galleries={NAME: path, "second": path}) as served:
+
+        def fail(name: str) -> None:
+            raise RuntimeError(name)
+
+        monkeypatch.setattr(served.service.metrics.generation, "labels", fail)
+        assert served.get("/v1/galleries/second")["loaded"] is True
+    assert sum("nobody is told" in record.getMessage() for record in caplog.records) == 1
+
+
+def calibrated(path: Path) -> int:
+    found = sf.Calibration.read(path)
+    assert found is not None
+    return found.generation
 
 
 @pytest.mark.parametrize("automatic", [True, False])

@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.service.web import routes_v2
 from tests.service.conftest import NAME, Served, png, until
+
+INFER = f"/v2/models/{NAME}/infer"
 
 
 def detector_of(workspace: Path) -> sf.Detector:
@@ -142,6 +145,64 @@ def test_galleries_are_loaded_when_asked_for_and_so_many_at_once(serve: Callable
             assert (answer["gallery"], answer["image_score"]) == (name, first["image_score"])
             assert loaded() == expected
         assert served.inspect(png()).json()["image_score"] == first["image_score"]  # loaded again
+
+
+def committing(served: Served, workspace: Path, before: Callable[..., Any]) -> Callable[..., Any]:
+    """A function before which there is a commit, the first time, that is taken up."""
+    keys = ["000.png"]
+
+    def later(*given: Any) -> Any:
+        if keys:
+            with sf.Gallery.open(workspace / "tiles.gallery") as gallery:
+                gallery.remove([keys.pop()])
+            until(lambda: served.generation == 3)
+        return before(*given)
+
+    return later
+
+
+@pytest.mark.parametrize("protocol", ["v1", "v2"])
+def test_a_request_of_several_images_sees_one_generation(
+    serve: Callable[..., Any], workspace: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Though a commit comes while the first of them is searched; the next request sees that."""
+    with serve() as served:
+        pool = served.service.pool
+        following = committing(served, workspace, pool._next)
+        pool_next = pool._next
+        monkeypatch.setattr(pool, "_next", lambda *like: following(*like) if like else pool_next())
+        for expected in (2, 3):
+            if protocol == "v1":
+                files = [("image", (f"{seed}.png", png(seed), "image/png")) for seed in range(3)]
+                found = served.client.post(f"/v1/galleries/{NAME}/inspect", files=files).json()["inspections"]
+            else:
+                answer = served.client.post(INFER, json=tensor(3)).json()
+                assert answer["model_version"] == str(expected)
+                [output] = [one for one in answer["outputs"] if one["name"] == "inspection"]
+                found = [served.get(f"/v1/inspections/{uid}") for uid in output["data"]]
+            assert [one["generation"] for one in found] == [expected] * 3
+        until(lambda: served.service.registry.named(NAME).current._users == 0)
+
+
+@pytest.mark.parametrize("version", ["2", None])
+def test_a_commit_before_a_version_is_inferred_in(
+    serve: Callable[..., Any], workspace: Path, monkeypatch: pytest.MonkeyPatch, version: str | None
+) -> None:
+    with serve() as served:
+        monkeypatch.setattr(routes_v2.tensors, "read", committing(served, workspace, routes_v2.tensors.read))
+        address = INFER.replace("/infer", f"/versions/{version}/infer") if version else INFER
+        answer = served.client.post(address, json=tensor(2))
+        if version:
+            assert (answer.status_code, "found version '2'" in answer.json()["error"]) == (404, True)
+            assert served.get("/v1/inspections")["inspections"] == []
+        else:
+            assert answer.json()["model_version"] == "3"
+        assert served.service.pool.depth == 0
+
+
+def tensor(count: int) -> dict[str, Any]:
+    data = [base64.b64encode(png(seed)).decode() for seed in range(count)]
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [count], "data": data}]}
 
 
 def test_what_waits_is_answered_at_the_end(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from PIL import Image
 
 import spade_faiss as sf
+from spade_faiss.images.sources import ImageFile
 from spade_faiss.service.normal_set import Author
 from tests.service.conftest import NAME, png, until
 
 NORMAL = f"/v1/galleries/{NAME}/normal"
+PNG = {"Content-Type": "image/png"}
 
 
 def test_a_false_alarm_becomes_normal_and_is_taken_back(serve: Callable[..., Any]) -> None:
@@ -40,6 +43,39 @@ def test_a_false_alarm_becomes_normal_and_is_taken_back(serve: Callable[..., Any
             assert served.client.get(picture, params={"key": key}).status_code == 404
         assert served.inspect(png()).json()["image_score"] == pytest.approx(first["image_score"], rel=1e-6)
         assert served.client.post(f"/v1/changes/{change['id']}/undo").status_code == 409
+
+
+def test_adding_what_is_there_is_not_taken_back(serve: Callable[..., Any]) -> None:
+    """Its image is another change's; and one that is gone is not taken out again."""
+    with serve() as served:
+        parts = [served.inspect(png()).json()["id"] for _ in range(2)]
+        first, twin = (served.client.post(NORMAL, json={"inspection": part}).json() for part in parts)
+        assert (first["facts"], twin["facts"]) == ({"new": True}, {"new": False})
+        assert twin["generation_before"] == twin["generation_after"] == first["generation_after"]
+        for facts in (twin["facts"], {}):  # a log of before says it by the generations
+            with served.service.database.writing() as connection:
+                connection.execute("UPDATE changes SET facts = ? WHERE id = ?", (json.dumps(facts), twin["id"]))
+            refused = served.client.post(f"/v1/changes/{twin['id']}/undo")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_to_be_undone")
+        assert served.get(NORMAL)["total"] == 25
+        assert served.client.delete(f"{NORMAL}/{first['key']}").status_code == 200
+        gone = served.client.post(f"/v1/changes/{first['id']}/undo")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "unknown_key")
+        assert served.get("/v1/changes")["changes"][0]["what"] == "remove"  # a refusal is no change
+
+
+def test_another_process_adds_the_same_image_first(serve: Callable[..., Any], workspace: Path) -> None:
+    """What is new is what the commit says, not what was in memory."""
+    with serve(poll_seconds=3600) as served:
+        key = served.client.post(NORMAL, content=png(), headers=PNG).json()["key"]
+        served.client.delete(f"{NORMAL}/{key}")
+        with sf.Gallery.open(workspace / "tiles.gallery") as gallery:
+            file = workspace / "service" / "normal" / NAME / key
+            gallery.add_images([ImageFile(file, key)], gallery.load_extractor())
+        twin = served.client.post(NORMAL, content=png(), headers=PNG).json()
+        assert twin["facts"] == {"new": False}
+        assert twin["generation_after"] > twin["generation_before"]
+        assert served.client.post(f"/v1/changes/{twin['id']}/undo").status_code == 409
 
 
 def test_an_image_taken_out_is_put_back(serve: Callable[..., Any]) -> None:
@@ -149,6 +185,31 @@ def test_a_kill_during_a_change_is_mended(
         assert (change["state"], there) == (("done", True) if step == "committed" else ("failed", False))
         assert served.get(f"/v1/inspections/{first['id']}")["label"] == ("false_alarm" if there else None)
         assert served.get("/v1/inspections")["inspections"][0]["id"] == first["id"]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_kill_while_a_rate_is_set(
+    serve: Callable[..., Any], workspace: Path, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    """The log says done of a rate that is in force, and it can be taken back."""
+
+    def stop(*given: Any) -> None:
+        raise SystemExit  # nothing after it is done
+
+    with serve() as served:
+        where = (served.service.changes, "end") if is_written else (sf.Calibration, "write")
+        monkeypatch.setattr(*where, stop)
+        with pytest.raises(SystemExit):
+            served.service.normal_set.set_false_alarms(NAME, 0.3, Author("a", "b"))
+    monkeypatch.undo()
+    with serve() as served:
+        [change] = served.get("/v1/changes")["changes"]
+        calibration = sf.Calibration.read(workspace / "tiles.gallery")
+        assert calibration is not None
+        assert (change["state"], calibration.false_alarms) == (("done", 0.3) if is_written else ("failed", 0.1))
+        if is_written:
+            assert served.client.post(f"/v1/changes/{change['id']}/undo").status_code == 200
+            assert served.get(f"/v1/galleries/{NAME}")["calibration"]["false_alarms"] == 0.1
 
 
 def test_an_audit_names_the_oddest(serve: Callable[..., Any]) -> None:

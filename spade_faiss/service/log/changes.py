@@ -32,17 +32,26 @@ class Changes:
             )
             return int(cursor.lastrowid or 0)
 
-    def end(self, number: int, generation: int | None, label: tuple[str, str] | None = None) -> None:
+    def end(
+        self,
+        number: int,
+        generation: int | None,
+        label: tuple[str, str] | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
         """Write that a change was made, and in the same transaction what it says of an inspection.
 
         Args:
             number: of the change.
             generation: that it made.
             label: id of an inspection and its label.
+            facts: what is known of it now, beside what was when it began.
         """
+        known = json.dumps(self.numbered(number)["facts"] | (facts or {}))
         with self._database.writing() as connection:
             connection.execute(
-                "UPDATE changes SET state = ?, generation_after = ? WHERE id = ?", (DONE, generation, number)
+                "UPDATE changes SET state = ?, generation_after = ?, facts = ? WHERE id = ?",
+                (DONE, generation, known, number),
             )
             if label is not None:
                 connection.execute(

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..errors import ServiceError
@@ -67,8 +67,12 @@ async def _parts(request: Request, most: int) -> list[tuple[str, bytes]]:
         async with request.form(max_files=most, max_fields=most, max_part_size=FIELD_BYTES) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
             found = [(printable(file.filename or "image"), await file.read()) for file in files]
-    except MultiPartException as error:
-        raise ServiceError(400, "bad_multipart", f"The multipart body is not one: {error.message}") from error
+    except HTTPException as error:  # 400, bad_request; of too many files only its words tell
+        if "Too many files" not in error.detail:
+            raise
+        raise ServiceError(
+            413, "too_many_images", f"Expected at most {most} images in a request, found more."
+        ) from error
     if not found:
         raise ServiceError(422, "no_image", "Expected at least one file in the multipart body, found none.")
     return found

@@ -88,7 +88,7 @@ NORMAL_BODY: dict[str, Any] = {
 async def add_normal(request: Request, service: Ours, caller: Curator, name: Name) -> Any:
     """Add an image, or an inspected one by its id, in one commit; answer with the new generation."""
     service.registry.named(name)
-    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         try:
             wanted = InspectedImage.model_validate_json(await request.body())
         except ValidationError as error:

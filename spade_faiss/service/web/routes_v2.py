@@ -50,10 +50,7 @@ async def server() -> Any:
 async def _model(service: Service, name: str, version: str | None) -> Generation:
     """Return the newest generation of a gallery, which must be the version that is asked for."""
     _, generation = await service.loaded(name)
-    if version is not None and version != str(generation.number):
-        raise ServiceError(
-            404, "unknown_version", f"Gallery {name} is at generation {generation.number}, found version {version!r}."
-        )
+    generation.require(name, version)
     return generation
 
 
@@ -99,7 +96,7 @@ async def infer(
     wanted = await service.helped(tensors.read, body, request.headers.get(LENGTH_HEADER), service.settings.queue)
     has_map = any(one.name == "anomaly_map" for one in wanted.outputs)
     images = [(f"{wanted.id or 'image'}", content) for content in wanted.images]
-    post = Post(name, images, caller.name, request_id_of(request), Wish("npy" if has_map else "none"))
+    post = Post(name, images, caller.name, request_id_of(request), Wish("npy" if has_map else "none"), version)
     answers = await service.inspect(post, request.is_disconnected)
     for answer in answers:
         if "status" in answer:

@@ -113,6 +113,7 @@ async function falseAlarm() {
   say("Adding it to the normal images …");
   const change = await ask(inGallery("/normal"), "POST", { inspection: part.id });
   replacePart(part.id, { label: "false_alarm" });
+  if (change.facts.new === false) return say("It was in the normal set already.");
   undoable(`${part.name} is normal`, change);
   say(`It is normal: generation ${change.generation_before} is now ${change.generation_after}.`);
 }
@@ -235,7 +236,7 @@ async function changes() {
   const undone = new Set(found.changes.filter((one) => one.state === "done").map((one) => one.undoes));
   at("changes").replaceChildren(...found.changes.map((one) => {
     const button = make("button", { type: "button" }, "Take back");
-    button.hidden = start.scope !== "curate" || one.state !== "done" || undone.has(one.id) || one.what === "calibrate";
+    button.hidden = start.scope !== "curate" || one.state !== "done" || undone.has(one.id) || one.what === "calibrate" || one.facts.new === false;
     button.addEventListener("click", () => trying(async () => { await ask(`/v1/changes/${one.id}/undo`, "POST"); if (one.inspection) replacePart(one.inspection, { label: null }); await Promise.all([changes(), normal()]); }, button));
     const what = one.what === "threshold" ? `false alarms ${perThousand(one.facts.before)} → ${perThousand(one.facts.after)} per 1 000` : CHANGES[one.what] || one.what;
     const generation = one.generation_after === null ? "–" : one.generation_before === null ? String(one.generation_after) : `${one.generation_before} → ${one.generation_after}`;
