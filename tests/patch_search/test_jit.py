@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ import pytest
 from spade_faiss.patch_search import compiled
 
 
-def loop_in(folder: Path, module: str) -> Any:
-    """A function in a file of its own, which nothing has compiled."""
+def loop_in(folder: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function in a file of its own, which nothing has compiled.
+
+    Its module can be imported: what is kept of a function is taken by that, once nobody has the function any more.
+    """
     (folder / "added.py").write_text("def add(a, b):\n    return a + b\n")
     spec: Any = importlib.util.spec_from_file_location(module, folder / "added.py")
     added = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, module, added)
     spec.loader.exec_module(added)
     return added.add
 
@@ -26,7 +32,7 @@ def test_machine_code_is_not_taken_where_any_source_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller holds the code of what it calls, which may be in another file."""
-    add = loop_in(tmp_path, "added")
+    add = loop_in(tmp_path, "added", monkeypatch)
 
     def is_taken() -> bool:
         function: Any = compiled.jit(add)
@@ -34,6 +40,7 @@ def test_machine_code_is_not_taken_where_any_source_has_changed(
         return sum(function.stats.cache_hits.values()) == 1
 
     assert not is_taken()
+    gc.collect()
     assert is_taken()
     now = compiled.sources()
     monkeypatch.setattr(compiled, "sources", lambda: (*now[1:], (now[0][0], now[0][1] + 1, now[0][2])))
@@ -61,11 +68,12 @@ def said_of(function: Any, caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_log_says_once_that_loops_are_compiled_and_whether_they_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = loop_in(tmp_path, "spade_faiss.added")
+    add = loop_in(tmp_path, "spade_faiss.added", monkeypatch)
     (line,) = said_of(compiled.jit(add), caplog)
     assert line.endswith("they are kept for later runs")
+    gc.collect()
     assert not said_of(compiled.jit(add), caplog), "what is taken from the folder takes no time"
-    assert not said_of(numba.njit(loop_in(tmp_path, "somebody.added")), caplog), "not ours to speak of"
+    assert not said_of(numba.njit(loop_in(tmp_path, "somebody.added", monkeypatch)), caplog), "not ours to speak of"
 
     def njit(**options: Any) -> Any:
         if "cache" in options:
