@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -198,6 +199,8 @@ def test_python_runs(page: Path, workspace: Path, tmp_path: Path, monkeypatch: p
         pytest.importorskip(needed)
     blocks = blocks_of(page, "python")
     shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "results" / "run.json"  # as if the commands had run here
+    record.write_text(record.read_text().replace(json.dumps(str(workspace)), json.dumps(str(tmp_path))))
     if any('create("tiles.gallery"' in block.code for block in blocks):
         shutil.rmtree(tmp_path / "tiles.gallery")
     monkeypatch.chdir(tmp_path)
