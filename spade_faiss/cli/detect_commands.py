@@ -271,7 +271,8 @@ def listed(sources: Sequence[Path], flags: QueryFlags) -> Listing:
         ImageError: as list_sources; with --strict, what cannot be listed.
         OutputError: --output would lie among these images.
     """
-    flags.search.search_options(flags.network.device), flags.search.score_options()
+    flags.search.search_options(flags.network.device)
+    flags.search.score_options()
     FeatureOptions(batch_size=flags.network.batch_size)
     files = with_photos(list_sources(sources))
     for one in files.unlisted if flags.strict else ():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -129,11 +128,12 @@ def _hashes_by_id(table: KeyTable | None) -> NDArray[np.uint64]:
 def _differing_features(snapshot: Snapshot, index: ImageIndex | None) -> NDArray[np.bool_]:
     """Return whether a flat index has another image feature than the shard, by id; False where it is not flat."""
     differ, entry = np.zeros(snapshot.manifest.rows, np.bool_), snapshot.manifest.index
-    vectors = index._index if index is not None else None
-    if entry is None or not isinstance(vectors, faiss.IndexFlat):
+    if entry is None or index is None:
         return differ
     for first in range(0, entry.images, COMPARED):
-        some = vectors.reconstruct_n(first, min(COMPARED, entry.images - first))
+        some = index.stored(first, min(COMPARED, entry.images - first))
+        if some is None:
+            break
         found = np.array([xxhash.xxh3_64_intdigest(vector.data) for vector in some], np.uint64)
         ids = np.arange(first, first + len(found))
         differ[ids] = found != snapshot.rows.image_checksums(ids)

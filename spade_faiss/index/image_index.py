@@ -218,6 +218,13 @@ class ImageIndex:
         order = np.lexsort((ids, distances), axis=1)[:, :k]
         return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
 
+    def stored(self, first: int, count: int) -> NDArray[np.float32] | None:
+        """Return the image features of some rows as the index has them, (count, d); None: it is not flat."""
+        if not isinstance(self._index, faiss.IndexFlat):
+            return None
+        found: NDArray[np.float32] = self._index.reconstruct_n(first, count)
+        return found
+
     def _planned(self, k: int, without: Ids | None, nprobe: int | None, removed: NDArray[np.bool_] | None) -> _Search:
         """Plan a search; see search."""
         if k < 1:

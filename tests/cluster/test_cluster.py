@@ -19,22 +19,16 @@ from spade_faiss.cluster.manifest import FILE, writing
 from spade_faiss.cluster.member import Answer, LocalMember
 from spade_faiss.cluster.placing import placed
 from spade_faiss.system import failpoints
+from tests.helpers.clusters import make_members
 from tests.helpers.command_line import Spade
-from tests.helpers.galleries import make_gallery, random_features_of
+from tests.helpers.galleries import random_features_of
 from tests.helpers.images import make_images
 
 
 @pytest.fixture
 def members(tmp_path: Path) -> dict[str, Path]:
     """Two galleries of the toy extractor, of 3 and 2 images."""
-    made = {}
-    for name, n, seed in (("north", 3, 1), ("south", 2, 2)):
-        folder = make_images(tmp_path / "images" / name, n, seed)
-        for file in sorted(folder.iterdir()):
-            file.rename(file.with_name(f"{name}-{file.name}"))
-        made[name] = tmp_path / f"{name}.gallery"
-        make_gallery(made[name], folder)[0].close()
-    return made
+    return make_members(tmp_path, 3, 2)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import spade_faiss as sf
 from spade_faiss.cluster.members import Members
 from spade_faiss.store.locks import WriterLock
-from tests.helpers.galleries import make_gallery
+from tests.helpers.clusters import make_members
 from tests.helpers.images import make_images
 
 ALLOW = sf.MemberOptions(partial="allow")
@@ -21,14 +21,7 @@ ALLOW = sf.MemberOptions(partial="allow")
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A cluster of two galleries of the toy extractor, of 6 and 5 images."""
-    members = {}
-    for name, n, seed in (("north", 6, 1), ("south", 5, 2)):
-        folder = make_images(tmp_path / "images" / name, n, seed)
-        for file in sorted(folder.iterdir()):
-            file.rename(file.with_name(f"{name}-{file.name}"))
-        members[name] = tmp_path / f"{name}.gallery"
-        make_gallery(members[name], folder)[0].close()
-    sf.Cluster.create(tmp_path / "c", members).close()
+    sf.Cluster.create(tmp_path / "c", make_members(tmp_path, 6, 5)).close()
     return tmp_path / "c"
 
 
